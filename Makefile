@@ -1,0 +1,65 @@
+# Every target works on a fresh machine with make and Python 3.11 or newer: what is needed is installed into .venv.
+SHELL := /bin/sh
+USABLE = -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do if $$p $(USABLE); then echo $$p; break; fi; done)
+find_python = $(shell for p in python$(1) $$HOME/.pyenv/versions/$(1).*/bin/python; do if $$p $(USABLE); then echo $$p; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_FLAGS ?= -n 2 --dist worksteal
+
+.PHONY: help train test lint format docs bench test-matrix clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+train: $(VENV)/.installed  ## Train IQN on CartPole-v1
+	$(BIN)/quantilax train configs/gymnax/cartpole.yaml iqn
+
+test: $(VENV)/.installed-test  ## Run the whole test suite
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test  ## Put the code into its style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a warning is an error
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.installed-test  ## Compare speed with rejax, each in its own environment
+	$(BIN)/python -m benchmarks.throughput --against rejax
+
+test-matrix:  ## Run the tests on the oldest and newest supported Python and JAX
+	$(MAKE) test-one NAME=oldest FOUND="$(call find_python,3.11)" PIP_CONSTRAINT=constraints/oldest.txt
+	$(MAKE) test-one NAME=newest FOUND="$(or $(call find_python,3.13),$(call find_python,3.12))"
+
+test-one:
+	@test -n "$(FOUND)" || { echo "error: no Python for the $(NAME) environment found; install Python 3.11 and 3.12 or 3.13"; exit 2; }
+	$(FOUND) -m venv --clear .venv-$(NAME)
+	.venv-$(NAME)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(PIP_CONSTRAINT),-c $(PIP_CONSTRAINT)) -e '.[test]'
+	.venv-$(NAME)/bin/python -m pip list | grep -i -E '^(jax|jaxlib|flax|optax|gymnax|numpy) '
+	.venv-$(NAME)/bin/python -m pytest $(PYTEST_FLAGS)
+
+clean:  ## Remove environments and caches, keep runs
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache site
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv found; install one (Debian: apt install python3 python3-venv)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@

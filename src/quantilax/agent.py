@@ -1,0 +1,171 @@
+"""What users hold: a frozen view of an algorithm, an environment and a config.
+
+from quantilax import IQN
+
+algo = IQN.create(env="CartPole-v1", total_timesteps=50_000)
+state, (lengths, returns) = algo.train(jax.random.key(0))
+"""
+
+import warnings
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from quantilax import algorithms, envs, pytree, train
+from quantilax.pytree import ConfigError
+from quantilax.types import (
+    Algorithm,
+    Discrete,
+    Environment,
+    Metrics,
+    Observation,
+    Policy,
+    Record,
+    State,
+    as_key,
+)
+
+
+class ConfigWarning(UserWarning):
+    """A setting known to mislead, with the remedy."""
+
+
+class Curve(NamedTuple):
+    """One row per evaluation: `lengths, returns = curve`; see `Agent.records` for more."""
+
+    lengths: Int[Array, "rows episodes"]
+    returns: Float[Array, "rows episodes"]
+
+
+_init = jax.jit(train.init, static_argnums=0)
+_train = jax.jit(train.train, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(algorithm: Algorithm, env: Environment, config: Any, state: State) -> tuple[State, Metrics]:
+    return algorithm.step(env, config, state)
+
+
+@pytree.dataclass
+class Agent:
+    """An algorithm on an environment with a config: `IQN.create(...)` makes one. A pytree whose leaves are floats."""
+
+    algorithm: Algorithm = pytree.field(static=True)
+    env: Any
+    config: Any
+
+    def train(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Curve]:
+        """Train from scratch in one XLA program: the final state and the curve, row 0 before training.
+
+        `jax.jit(jax.vmap(algo.train))(keys)` trains several seeds at once; the steps of the rows are `evaluation_steps`.
+        """
+        state, record = self.records(key)
+        return state, Curve(record.lengths, record.returns)
+
+    def records(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Record]:
+        """Train as `train` does: the final state, and every row's record (step, lengths, returns, metrics)."""
+        return _train(*self._arguments(), as_key(key))
+
+    def init(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> State:
+        """Return the state before training, warm-up done."""
+        return _init(*self._arguments(), as_key(key))
+
+    def step(self, state: State) -> tuple[State, Metrics]:
+        """Run one iteration: collect once per environment, then the gradient steps."""
+        return _step(*self._arguments(), state)
+
+    def policy(self, state: State) -> Policy:
+        """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more."""
+
+        def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"]) -> Int[Array, ""]:
+            return self.algorithm.policy(self.env, self.config, state)(obs, as_key(key))
+
+        return act
+
+    def quantiles(
+        self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
+    ) -> Float[Array, "*batch N A"]:
+        """Quantiles Z of the return at fractions `taus` in [0, 1], for every action.
+
+        Args:
+            state: of one run (map over several with `jax.vmap`).
+            obs: one observation, or any number of leading axes of them.
+            taus: the fractions.
+        """
+        Z = self.algorithm.quantiles
+        if Z is None:
+            raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn")
+        taus = jnp.asarray(taus, jnp.float32)
+        shape = self.env.observation_space.shape
+        obs = jnp.asarray(obs)
+        if taus.ndim != 1 or obs.shape[obs.ndim - len(shape) :] != shape:
+            raise ValueError(
+                f"expected observations (..., {', '.join(map(str, shape))}) and taus (N,), got {obs.shape} and {taus.shape}"
+            )
+        batch = obs.shape[: obs.ndim - len(shape)]
+        z = jax.vmap(lambda x: Z(self.config, state, x, taus))(obs.reshape(-1, *shape))
+        return z.reshape(*batch, *z.shape[1:])
+
+    def replace(self, **changes: Any) -> "Agent":
+        """Return an agent with some hyperparameters changed; floats may be tracers, so `jax.vmap` sweeps them."""
+        config: Any = pytree.replace(self.config, **changes)
+        config.check()
+        return Agent(algorithm=self.algorithm, env=self.env, config=config)
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Environment steps, warm-up included, at which the rows of the curve are measured."""
+        return train.evaluation_steps(self.config)
+
+    def _arguments(self) -> tuple[Algorithm, Environment, Any]:
+        return self.algorithm, train.leaves_as_arrays(self.env), train.leaves_as_arrays(self.config)
+
+
+def create(algorithm: Algorithm, env: Any, hyperparameters: dict[str, Any], where: str = "") -> Agent:
+    """Build an agent from what a YAML section holds, check it, and warn of settings known to mislead.
+
+    Raises:
+        ConfigError: one line, prefixed with `where`.
+    """
+    try:
+        environment = envs.as_environment(env)
+        config: Any = pytree.from_dict(algorithm.config, hyperparameters)
+        if not isinstance(environment.action_space, Discrete):
+            raise ConfigError(
+                f"env: {environment.name} has continuous actions and {algorithm.name} needs discrete ones;"
+                " choose another environment (quantilax list)"
+            )
+        config.check()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+    for line in train.advice(config):
+        warnings.warn(f"{where}: {line}" if where else line, ConfigWarning, stacklevel=3)
+    return Agent(algorithm=algorithm, env=environment, config=config)
+
+
+class Creator(NamedTuple):
+    """Makes agents of one algorithm."""
+
+    algorithm: Algorithm
+
+    def create(self, env: Any, **hyperparameters: Any) -> Agent:
+        """Return an agent for an environment: a name, a gymnax environment, or an object of your own.
+
+        Args:
+            env: see `quantilax.types.Environment` for what an object of your own needs.
+            hyperparameters: fields of the algorithm's `Config`; the rest keep their defaults.
+
+        Raises:
+            ConfigError: an unknown field, a wrong type, a value out of range, an environment that does not fit.
+
+        Warns:
+            ConfigWarning: settings known to mislead, with the remedy.
+        """
+        return create(self.algorithm, env, hyperparameters)
+
+
+IQN = Creator(algorithms.get("iqn"))
+PQN = Creator(algorithms.get("pqn"))

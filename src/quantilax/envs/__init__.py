@@ -1,0 +1,113 @@
+"""Environments: the contract (see `quantilax.types.Environment`), one adapter per library, and probes with known returns."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantilax import pytree
+from quantilax.envs import probes
+from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.types import Box, Discrete, Environment, TimeStep
+
+__all__ = ["as_environment", "make", "names"]
+
+MEMBERS = ("name", "observation_space", "action_space", "max_episode_steps", "reset", "step")
+
+
+@pytree.dataclass
+class Opaque:
+    """An environment object that is no pytree: part of the treedef as a whole, by identity."""
+
+    env: Any = pytree.field(static=True)
+
+    def __getattr__(self, member: str) -> Any:
+        """Pass the contract's members through."""
+        if member not in MEMBERS:
+            raise AttributeError(member)
+        return getattr(self.env, member)
+
+
+def make(name: str) -> Environment:
+    """Return the environment of that name: a probe (`probe/...`) or one of gymnax.
+
+    Raises:
+        ConfigError: where there is none, with a suggestion.
+    """
+    if name in probes.PROBES:
+        return probes.PROBES[name]()
+    if name.startswith("probe/"):
+        raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, probes.PROBES, 'probes')}")
+    from quantilax.envs import gymnax  # takes seconds: only for those who need it
+
+    return gymnax.make(name)
+
+
+def names() -> dict[str, tuple[str, ...]]:
+    """Names that `make` knows, by library."""
+    from quantilax.envs import gymnax
+
+    return {"gymnax": gymnax.names(), "quantilax": tuple(probes.PROBES)}
+
+
+def as_environment(env: Any) -> Environment:
+    """Return what fulfils the contract: for a name `make`'s, for a gymnax environment its adapter, else the checked object.
+
+    Raises:
+        ConfigError: where the object lacks a member, or its `reset` or `step` return something else than the contract says.
+    """
+    if isinstance(env, str):
+        return make(env)
+    if hasattr(env, "step_env") and hasattr(env, "default_params"):
+        from quantilax.envs import gymnax
+
+        return gymnax.Gymnax(env=env, params=env.default_params)
+    missing = [member for member in MEMBERS if not hasattr(env, member)]
+    if missing:
+        raise ConfigError(
+            f"env: {type(env).__name__} has no '{missing[0]}'; pass a name, a gymnax environment or an object with"
+            f" {', '.join(MEMBERS)}"
+        )
+    if jax.tree_util.all_leaves([env]):  # not registered as a pytree
+        env = Opaque(env=env)
+    _check_contract(env)
+    return env
+
+
+def _check_contract(env: Environment) -> None:
+    space = env.observation_space
+    if not isinstance(space, Box) or not isinstance(env.action_space, Discrete | Box):
+        raise ConfigError(
+            f"env: {env.name}'s observation_space must be a quantilax.types.Box and its action_space a Discrete or Box"
+        )
+
+    def one_step(key: jax.Array) -> Any:
+        state, obs = env.reset(key)
+        actions = env.action_space
+        action = jnp.zeros((), jnp.int32) if isinstance(actions, Discrete) else jnp.zeros(actions.shape)
+        return (state, obs), env.step(key, state, action)
+
+    try:
+        (state, obs), (next_state, time_step) = jax.eval_shape(one_step, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"env: {env.name}'s reset or step does not fit the contract: {reason}") from error
+    if not isinstance(time_step, TimeStep):
+        raise ConfigError(f"env: {env.name}'s step must return (state, quantilax.types.TimeStep)")
+    if str(jax.tree.structure(state)) != str(jax.tree.structure(next_state)):
+        raise ConfigError(f"env: {env.name}'s state changes its structure from reset to step")
+    for label, value, shape, kind in (
+        ("reset's observation", obs, space.shape, None),
+        ("TimeStep.obs", time_step.obs, space.shape, None),
+        ("TimeStep.next_obs", time_step.next_obs, space.shape, None),
+        ("TimeStep.reward", time_step.reward, (), np.floating),
+        ("TimeStep.terminated", time_step.terminated, (), np.bool_),
+        ("TimeStep.truncated", time_step.truncated, (), np.bool_),
+    ):
+        if not hasattr(value, "shape") or value.shape != tuple(shape):
+            raise ConfigError(
+                f"env: {env.name}: {label} must have shape {tuple(shape)}, got {getattr(value, 'shape', value)}"
+            )
+        if kind is not None and not jnp.issubdtype(value.dtype, kind):
+            raise ConfigError(f"env: {env.name}: {label} must be of type {kind.__name__}, got {value.dtype}")

@@ -1,0 +1,106 @@
+"""Adapter for gymnax 1.x (https://github.com/RobertTLange/gymnax), whose `step` returns six values and resets by itself."""
+
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
+
+from quantilax import pytree
+from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.types import Box, Discrete, TimeStep
+
+
+class _Later(types.ModuleType):
+    """Stands in for a module until something is looked up in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def _later(*names: str) -> Iterator[None]:
+    """Put off the import of modules within the block."""
+    stand_ins = {name: _Later(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+with _later("seaborn", "matplotlib.pyplot"):  # for gymnax's renderers, which nothing here calls: 3 of its 4 seconds
+    import gymnax
+
+
+@pytree.dataclass
+class Gymnax:
+    """A gymnax environment under the contract; its parameters (physics, time limit) are leaves."""
+
+    env: Any = pytree.field(static=True)
+    params: PyTree
+
+    @property
+    def name(self) -> str:
+        """Its registered name."""
+        return self.env.name
+
+    @property
+    def observation_space(self) -> Box:
+        """Shape and dtype of an observation."""
+        space = self.env.observation_space(self.env.default_params)
+        return Box(tuple(space.shape), space.dtype)
+
+    @property
+    def action_space(self) -> Discrete | Box:
+        """Discrete, or a box of real numbers."""
+        space = self.env.action_space(self.env.default_params)
+        return Discrete(int(space.n)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype)
+
+    @property
+    def max_episode_steps(self) -> Int[Array, ""]:
+        """The time limit."""
+        return self.params.max_steps_in_episode
+
+    def reset(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        """Begin an episode."""
+        obs, state = self.env.reset(key, self.params)
+        return state, obs
+
+    def step(self, key: Key[Array, ""], state: PyTree, action: Int[Array, ""]) -> tuple[PyTree, TimeStep]:
+        """Take one step; gymnax resets after a last one and keeps the true successor aside."""
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, self.params)
+        return state, TimeStep(
+            obs=obs,
+            next_obs=info["final_observation"],
+            reward=jnp.asarray(reward, jnp.float32),
+            terminated=terminated,
+            truncated=truncated,
+        )
+
+
+@cache
+def _environment(name: str) -> Any:
+    return gymnax.make(name)[0]  # one object per name: it is part of the treedef
+
+
+def make(name: str) -> Gymnax:
+    """Return the gymnax environment of that name, with its default parameters."""
+    if name not in names():
+        raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, names(), 'environments')}")
+    env = _environment(name)
+    return Gymnax(env=env, params=jax.tree.map(jnp.asarray, env.default_params))
+
+
+def names() -> tuple[str, ...]:
+    """Names that gymnax knows, yours registered with it included."""
+    return tuple(gymnax.registered_envs)

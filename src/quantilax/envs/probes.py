@@ -1,0 +1,204 @@
+"""Probes: tiny environments whose distribution of returns is known, to test algorithms on (yours too).
+
+| name | what it tells apart |
+|---|---|
+| `probe/bimodal` | learns the distribution, not only its mean |
+| `probe/geometric` | bootstraps: the return's distribution only comes from many steps |
+| `probe/time_limit` | a time limit is no death: the value is 1 / (1 - gamma) |
+| `probe/terminal` | an episode's end is one: nothing is bootstrapped over it, nor from an observation after a reset |
+| `probe/corridor` | credit over several steps, exploration, control |
+
+Each is a pytree: its floats are leaves. `quantile_function(tau, gamma)` is the true one of the return from a first observation.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from quantilax import pytree
+from quantilax.types import Box, Discrete, Environment, TimeStep
+
+
+def _time_step(
+    obs: Float[Array, "D"],
+    next_obs: Float[Array, "D"],
+    reward: Array | float,
+    terminated: Array | bool,
+    truncated: Array | bool,
+) -> TimeStep:
+    return TimeStep(
+        obs=obs,
+        next_obs=next_obs,
+        reward=jnp.asarray(reward, jnp.float32),
+        terminated=jnp.asarray(terminated, bool),
+        truncated=jnp.asarray(truncated, bool),
+    )
+
+
+@pytree.dataclass
+class Bimodal:
+    """One step: action 0 gives `low` or `high` with equal chances, action 1 gives `safe`."""
+
+    low: float = pytree.field(-1.0, "reward of the bad outcome of action 0")
+    high: float = pytree.field(2.0, "reward of the good outcome of action 0")
+    safe: float = pytree.field(0.25, "reward of action 1")
+
+    name = "probe/bimodal"
+    observation_space = Box((1,))
+    action_space = Discrete(2)
+    max_episode_steps = 1
+
+    def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
+        """True quantiles of the return of each action."""
+        risky = jnp.where(tau < 0.5, self.low, self.high)
+        return jnp.stack([risky, jnp.full_like(tau, self.safe)], axis=-1)
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "1"]]:
+        """Begin an episode."""
+        return jnp.zeros((), jnp.int32), jnp.ones(1)
+
+    def step(
+        self, key: Key[Array, ""], state: Int[Array, ""], action: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], TimeStep]:
+        """Pay, and end the episode."""
+        risky = jnp.where(jax.random.bernoulli(key), self.high, self.low)
+        reward = jnp.where(action == 0, risky, self.safe)
+        return state, _time_step(jnp.ones(1), jnp.ones(1), reward, True, False)
+
+
+@pytree.dataclass
+class Geometric:
+    """Each step pays 1 and ends the episode with probability `p`: a return of (1 - gamma^L) / (1 - gamma), L geometric."""
+
+    p: float = pytree.field(0.3, "probability that a step is the last", gt=0, le=1)
+
+    name = "probe/geometric"
+    observation_space = Box((1,))
+    action_space = Discrete(1)
+    max_episode_steps = 10_000
+
+    def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
+        """True quantiles of the return of the one action: P(L <= n) = 1 - (1 - p)^n."""
+        length = jnp.maximum(jnp.ceil(jnp.log1p(-tau) / jnp.log1p(-jnp.asarray(self.p))), 1)
+        return ((1 - gamma**length) / (1 - gamma))[:, None]
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "1"]]:
+        """Begin an episode."""
+        return jnp.zeros((), jnp.int32), jnp.ones(1)
+
+    def step(
+        self, key: Key[Array, ""], state: Int[Array, ""], action: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], TimeStep]:
+        """Pay 1; end with probability p."""
+        return state, _time_step(jnp.ones(1), jnp.ones(1), 1.0, jax.random.bernoulli(key, self.p), False)
+
+
+@pytree.dataclass
+class TimeLimit:
+    """Each step pays 1 for ever, cut off every `limit` steps; time is not observed."""
+
+    limit: int = pytree.field(4, "steps before an episode is cut off", ge=1)
+
+    name = "probe/time_limit"
+    observation_space = Box((1,))
+    action_space = Discrete(2)
+
+    @property
+    def max_episode_steps(self) -> int:
+        """The time limit."""
+        return self.limit
+
+    def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
+        """1 / (1 - gamma), whatever the action."""
+        return jnp.full((len(tau), 2), 1 / (1 - gamma))
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "1"]]:
+        """Begin an episode."""
+        return jnp.zeros((), jnp.int32), jnp.ones(1)
+
+    def step(
+        self, key: Key[Array, ""], state: Int[Array, ""], action: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], TimeStep]:
+        """Pay 1; cut off at the limit."""
+        truncated = state + 1 >= self.limit
+        return jnp.where(truncated, 0, state + 1), _time_step(jnp.ones(1), jnp.ones(1), 1.0, False, truncated)
+
+
+@pytree.dataclass
+class Terminal:
+    """Two steps, seen as (1, 0), (0, 1) and, at the end, (0, 0): the first pays 0, the second `reward`, then it is over."""
+
+    reward: float = pytree.field(1.0, "what the second step pays")
+
+    name = "probe/terminal"
+    observation_space = Box((2,))
+    action_space = Discrete(1)
+    max_episode_steps = 2
+
+    def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
+        """Gamma times the reward."""
+        return jnp.full((len(tau), 1), gamma * self.reward)
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "2"]]:
+        """Begin an episode."""
+        return jnp.zeros((), jnp.int32), jax.nn.one_hot(0, 2)
+
+    def step(
+        self, key: Key[Array, ""], state: Int[Array, ""], action: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], TimeStep]:
+        """Go on, pay at the end."""
+        last = state == 1
+        next_obs = jax.nn.one_hot(state + 1, 2)  # zeros at the end
+        obs = jnp.where(last, jax.nn.one_hot(0, 2), next_obs)
+        return jnp.where(last, 0, 1), _time_step(obs, next_obs, jnp.where(last, self.reward, 0.0), last, False)
+
+
+@pytree.dataclass
+class Corridor:
+    """`cells` cells in a row, from the leftmost: action 1 goes right, action 0 left; 1 is paid for leaving at the right end.
+
+    The optimal return is 1 and takes `cells` steps; an episode is cut off after 4 `cells` steps.
+    """
+
+    cells: int = pytree.field(6, "length of the corridor", ge=2)
+
+    name = "probe/corridor"
+    action_space = Discrete(2)
+
+    @property
+    def observation_space(self) -> Box:
+        """One-hot position."""
+        return Box((self.cells,))
+
+    @property
+    def max_episode_steps(self) -> int:
+        """The time limit."""
+        return 4 * self.cells
+
+    def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
+        """Of the optimal policy: gamma^(cells - 1) to the right; to the left, which leaves it in place, one step later."""
+        right = jnp.full_like(tau, gamma ** (self.cells - 1))
+        return jnp.stack([gamma * right, right], axis=-1)
+
+    def reset(self, key: Key[Array, ""]) -> tuple[tuple[Array, Array], Float[Array, "cells"]]:
+        """Begin an episode at the leftmost cell."""
+        return (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), jax.nn.one_hot(0, self.cells)
+
+    def step(
+        self, key: Key[Array, ""], state: tuple[Array, Array], action: Int[Array, ""]
+    ) -> tuple[tuple[Array, Array], TimeStep]:
+        """Go one cell; leave at the right end."""
+        cell, t = state
+        cell = jnp.maximum(cell + jnp.where(action == 1, 1, -1), 0)
+        terminated = cell == self.cells
+        truncated = (t + 1 >= self.max_episode_steps) & ~terminated
+        done = terminated | truncated
+        next_obs = jax.nn.one_hot(cell, self.cells)
+        obs = jnp.where(done, jax.nn.one_hot(0, self.cells), next_obs)
+        reward = jnp.where(terminated, 1.0, 0.0)
+        return (jnp.where(done, 0, cell), jnp.where(done, 0, t + 1)), _time_step(
+            obs, next_obs, reward, terminated, truncated
+        )
+
+
+PROBES: dict[str, type[Environment]] = {env.name: env for env in (Bimodal, Geometric, TimeLimit, Terminal, Corridor)}

@@ -1,0 +1,37 @@
+"""Exploration: the schedule of epsilon, and the epsilon-greedy choice."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+Number = Float[Array, ""] | float
+
+
+def linear_schedule(start: Number, end: Number, duration: Number, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Go linearly from `start` at step 0 to `end` at step `duration`, and stay there."""
+    share = jnp.clip(jnp.asarray(step, jnp.float32) / jnp.maximum(duration, 1.0), 0.0, 1.0)
+    return start + (end - start) * share
+
+
+def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "A"], epsilon: Number) -> Int[Array, ""]:
+    """Choose the action of largest value or, with probability `epsilon`, any action with equal chances."""
+    key_explore, key_action = jax.random.split(key)
+    explore = jax.random.uniform(key_explore) < epsilon
+    random_action = jax.random.randint(key_action, (), 0, q.shape[-1])
+    return jnp.where(explore, random_action, jnp.argmax(q, axis=-1).astype(random_action.dtype))
+
+
+def advice(eps_start: float, eps_end: float, exploration_fraction: float) -> list[str]:
+    """Lines on schedules that never come to an end."""
+    if exploration_fraction >= 1 and eps_start > eps_end:
+        return [
+            f"exploration never ends: epsilon only reaches eps_end={eps_end} at the last step"
+            f" (exploration_fraction={exploration_fraction}), so little is learned near the greedy policy;"
+            " set exploration_fraction to 0.5 or less"
+        ]
+    if eps_end > 0.2:
+        return [
+            f"exploration never ends: epsilon stays at eps_end={eps_end} and the buffer fills with random actions;"
+            " set eps_end to 0.05 or less"
+        ]
+    return []

@@ -1,0 +1,81 @@
+"""The equations, each on one example; callers map over batches with `jax.vmap`.
+
+| symbol | name | meaning |
+|---|---|---|
+| tau, tau' | `tau` | fractions of the online and of the target network, in [0, 1] |
+| Z_tau | `z` | estimated quantiles of the return at `tau` |
+| delta | `delta` | TD errors, target minus estimate |
+| kappa | `kappa` | where the Huber loss turns from a parabola into a line |
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def huber(u: Float[Array, "*shape"], kappa: Float[Array, ""] | float = 1.0) -> Float[Array, "*shape"]:
+    """Huber loss: `u^2 / 2` where `|u| <= kappa`, else `kappa (|u| - kappa / 2)`.
+
+    Source: Huber (1964); Dabney et al. (2018), equation 4. Example: `huber(3.0, 1.0) == 2.5`.
+    """
+    magnitude = jnp.abs(u)
+    quadratic = jnp.minimum(magnitude, kappa)
+    return quadratic * (magnitude - 0.5 * quadratic)
+
+
+def quantile_huber(
+    delta: Float[Array, "*shape"], tau: Float[Array, "*#shape"], kappa: Float[Array, ""] | float = 1.0
+) -> Float[Array, "*shape"]:
+    """Quantile Huber loss `rho^kappa_tau(delta) = |tau - 1{delta < 0}| huber_kappa(delta) / kappa`.
+
+    Args:
+        delta: TD errors, target minus estimate.
+        tau: the fraction that each estimate stands for, broadcast against `delta`.
+        kappa: > 0. Some libraries leave the division by kappa out: the same only at kappa = 1.
+
+    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, equation 3.
+    """
+    return jnp.abs(tau - (delta < 0)) * huber(delta, kappa) / kappa
+
+
+def quantile_regression(
+    z: Float[Array, "N"],
+    tau: Float[Array, "N"],
+    targets: Float[Array, "N_prime"],
+    kappa: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """IQN's loss of one transition: `1/N' sum_i sum_j rho^kappa_{tau_i}(targets_j - z_i)`.
+
+    The SUM over the N estimated quantiles and the MEAN over the N' targets, as the paper has it.
+    No gradient is stopped here: pass targets through `jax.lax.stop_gradient`.
+
+    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, equation 3 and algorithm 1.
+    """
+    delta = targets[None, :] - z[:, None]  # (N, N')
+    rho = quantile_huber(delta, tau[:, None], kappa)
+    return rho.mean(axis=1).sum(axis=0)
+
+
+def lambda_returns(
+    reward: Float[Array, "T"],
+    discount: Float[Array, "T"],
+    value: Float[Array, "T"],
+    trace: Float[Array, "T"],
+) -> Float[Array, "T"]:
+    """Lambda-returns `G_t = r_t + discount_t [(1 - trace_t) value_t + trace_t G_{t+1}]`, with `G_T = value_{T-1}`.
+
+    Args:
+        reward: r_t, what the action at x_t gave.
+        discount: gamma (1 - terminated_t).
+        value: v(x_{t+1}), the value of the TRUE successor of step t: not that of x_t, nor of an observation after a reset.
+        trace: lambda; 0 at the last step of an episode, where t + 1 belongs to another one.
+
+    Source: Sutton (1988); for Q-learning Gallici et al. (2024), https://arxiv.org/abs/2407.04811, equation 15.
+    """
+
+    def backward(g: Float[Array, ""], step: tuple[Float[Array, ""], ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        r, d, v, lambda_ = step
+        g = r + d * ((1 - lambda_) * v + lambda_ * g)
+        return g, g
+
+    return jax.lax.scan(backward, value[-1], (reward, discount, value, trace), reverse=True)[1]

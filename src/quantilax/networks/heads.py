@@ -1,0 +1,78 @@
+"""Heads: from features psi(x) to values of the actions."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from quantilax.networks.torsos import MLP, linear
+
+# sin(2 pi u) / u on |u| <= 1/4 as a polynomial in u^2, lowest power first; its minimax fit is remade by a test.
+SINE = (6.283185160, -41.341655031, 81.601004061, -76.549781985, 39.536703599)
+
+
+def cosines(tau: Float[Array, "N"], n: int) -> Float[Array, "N n"]:
+    """`cos(pi i tau)` for i = 1, ..., n (the paper prints 0, ..., n - 1; i = 0 is a constant, which the bias already gives).
+
+    By reduction to turns and a polynomial, about twice as fast on a CPU as XLA's cosine and closer to the true value,
+    since the argument never leaves [-1/4, 1/4]: `x = i tau / 2` turns, `r = x - round(x)`, `cos = sin(2 pi (1/4 - |r|))`.
+    """
+    turns = tau[:, None] * (0.5 * jnp.arange(1, n + 1, dtype=jnp.float32))  # (N, n)
+    u = 0.25 - jnp.abs(turns - jnp.round(turns))
+    square = u * u
+    polynomial = jnp.float32(SINE[-1])
+    for coefficient in SINE[-2::-1]:
+        polynomial = polynomial * square + np.float32(coefficient)
+    return u * polynomial
+
+
+class QHead(nnx.Module):
+    """Q(x, a) = W psi(x) + b."""
+
+    def __init__(self, features: int, num_actions: int, *, rngs: nnx.Rngs) -> None:
+        """Make the layer."""
+        self.out = linear(features, num_actions, rngs)
+
+    def __call__(self, psi: Float[Array, "features"]) -> Float[Array, "A"]:
+        """Values of one observation."""
+        return self.out(psi)
+
+
+class CosineEmbedding(nnx.Module):
+    """phi_j(tau) = ReLU(sum_i cos(pi i tau) w_ij + b_j), i = 1, ..., num_cosines. Dabney et al. (2018), equation 4."""
+
+    def __init__(self, num_cosines: int, features: int, *, rngs: nnx.Rngs) -> None:
+        """Make the layer."""
+        self.num_cosines = num_cosines
+        self.linear = linear(num_cosines, features, rngs)
+
+    def __call__(self, tau: Float[Array, "N"]) -> Float[Array, "N features"]:
+        """phi(tau)."""
+        return jax.nn.relu(self.linear(cosines(tau, self.num_cosines)))
+
+
+class ImplicitQuantileHead(nnx.Module):
+    """Z_tau(x, a) = f(psi(x) * phi(tau))_a, `*` elementwise, f an MLP. Dabney et al. (2018), section 3.1."""
+
+    def __init__(
+        self,
+        features: int,
+        num_actions: int,
+        sizes: Sequence[int],
+        num_cosines: int,
+        activation: str,
+        layer_norm: bool,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Make the embedding, the layers of `sizes` and the output."""
+        self.embedding = CosineEmbedding(num_cosines, features, rngs=rngs)
+        self.mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
+        self.out = linear(self.mlp.features, num_actions, rngs)
+
+    def __call__(self, psi: Float[Array, "features"], tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """Z at each fraction, for one observation's features: psi is computed once, whatever the number of fractions."""
+        return self.out(self.mlp.rows(psi[None, :] * self.embedding(tau)))

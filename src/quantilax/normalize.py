@@ -1,0 +1,104 @@
+"""Normalisation of observations and rewards by running moments.
+
+Replay holds what the environment gave; normalisation happens on reading, with the moments of the moment.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from quantilax.types import Observation, Transition
+
+EPSILON = 1e-8
+
+
+class Moments(NamedTuple):
+    """Number, mean and variance of all that was seen."""
+
+    number: Float[Array, ""]
+    mean: Float[Array, "*shape"]
+    variance: Float[Array, "*shape"]
+
+
+class RewardMoments(NamedTuple):
+    """Discounted return so far of each environment's episode, and the moments of all of those."""
+
+    discounted_return: Float[Array, "E"]
+    moments: Moments
+
+
+class Normalizer(NamedTuple):
+    """Moments of what is normalised; None where it is not."""
+
+    observation: Moments | None
+    reward: RewardMoments | None
+
+
+def init(shape: tuple[int, ...], num_envs: int, observations: bool, rewards: bool) -> Normalizer:
+    """Nothing seen yet; `shape` is that of one observation."""
+    return Normalizer(
+        init_moments(shape) if observations else None,
+        RewardMoments(jnp.zeros(num_envs), init_moments(())) if rewards else None,
+    )
+
+
+def update(normalizer: Normalizer, transitions: Transition, gamma: Float[Array, ""] | float) -> Normalizer:
+    """Add one step of each of E environments."""
+    observation, reward = normalizer
+    if observation is not None:
+        observation = update_moments(observation, transitions.obs)
+    if reward is not None:
+        reward = update_reward_moments(
+            reward, transitions.reward, transitions.terminated | transitions.truncated, gamma
+        )
+    return Normalizer(observation, reward)
+
+
+def observations(normalizer: Normalizer, obs: Observation) -> Observation:
+    """`(obs - mean) / std`, for any number of leading axes."""
+    if normalizer.observation is None:
+        return obs
+    _, mean, variance = normalizer.observation
+    return (jnp.asarray(obs, jnp.float32) - mean) / jnp.sqrt(variance + EPSILON)
+
+
+def rewards(normalizer: Normalizer, reward: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """`reward / std` of the discounted returns; their mean stays, since shifting rewards changes the task."""
+    if normalizer.reward is None:
+        return reward
+    return reward / jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+
+
+def transitions(normalizer: Normalizer, batch: Transition) -> Transition:
+    """Normalise a batch's observations and rewards."""
+    return batch._replace(
+        obs=observations(normalizer, batch.obs),
+        next_obs=observations(normalizer, batch.next_obs),
+        reward=rewards(normalizer, batch.reward),
+    )
+
+
+def init_moments(shape: tuple[int, ...]) -> Moments:
+    """Nothing seen yet: mean 0, variance 1."""
+    return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+
+def update_moments(moments: Moments, batch: Float[Array, "B *shape"]) -> Moments:
+    """Add a batch, by the pairwise formula of Chan, Golub & LeVeque (1983); stable in float32."""
+    batch = jnp.asarray(batch, jnp.float32)
+    n = batch.shape[0]
+    number = moments.number + n
+    delta = batch.mean(axis=0) - moments.mean
+    mean = moments.mean + delta * n / number
+    squares = moments.variance * moments.number + batch.var(axis=0) * n + delta**2 * moments.number * n / number
+    return Moments(number, mean, squares / number)
+
+
+def update_reward_moments(
+    state: RewardMoments, reward: Float[Array, "E"], done: Bool[Array, "E"], gamma: Float[Array, ""] | float
+) -> RewardMoments:
+    """Add one step of each environment; the end of an episode starts its return anew."""
+    discounted_return = gamma * state.discounted_return + reward
+    moments = update_moments(state.moments, discounted_return)
+    return RewardMoments(jnp.where(done, 0.0, discounted_return), moments)

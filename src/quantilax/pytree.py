@@ -1,0 +1,247 @@
+"""The rule that everything handed to `train` follows: leaves may vary, the treedef is the compile key.
+
+A class decorated with `dataclass` is a frozen, keyword-only dataclass and a JAX pytree. Its annotations decide what a
+field is:
+
+- `int`, `bool`, `str`, `tuple[...]` and `Literal[...]` are *static*: part of the treedef. A new value is a new program.
+- everything else (`float`, arrays, other pytrees) is a *leaf* or a subtree. A new value runs in the same program, and
+  `jax.vmap` maps over it.
+
+    @dataclass
+    class Config:
+        learning_rate: float = field(1e-3, "step size of Adam", gt=0)   # a leaf: vmap sweeps it
+        batch_size: int = field(64, "transitions in a gradient step", ge=1)  # static: one program per value
+
+`from_dict` and `replace` build instances from what users write, and refuse what they cannot have meant.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+STATIC_TYPES = (int, bool, str, tuple)
+MAX_INT32 = 2**31 - 1
+"""Where the programs' counters end."""
+
+
+class ConfigError(ValueError):
+    """What a user asked for cannot be done: one line that names the field or file, what is wrong and the remedy."""
+
+
+def field(
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    *,
+    paper: Any = None,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    static: bool | None = None,
+) -> Any:
+    """Declare a field: its default, its meaning with its unit, the published value and the values it may take.
+
+    Args:
+        default: the value where none is given; a field without one is required.
+        doc: meaning and unit, in one sentence.
+        paper: the value of the algorithm's publication, where it has one.
+        gt, ge, lt, le: bounds, checked for every number in it.
+        choices: the strings it may be.
+        static: overrules the annotation (for an opaque object that belongs into the treedef).
+    """
+    bounds = {name: b for name, b in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if b is not None}
+    metadata = {"doc": doc, "paper": paper, "bounds": bounds, "choices": choices, "static": static}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@typing.dataclass_transform(field_specifiers=(field,), frozen_default=True, kw_only_default=True)
+def dataclass(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass and a pytree by the rule of this module."""
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    hints = typing.get_type_hints(cls)
+    static: list[str] = []
+    leaves: list[str] = []
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        told = f.metadata.get("static")
+        (static if (is_static(hints[f.name]) if told is None else told) else leaves).append(f.name)
+    jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
+    return cls
+
+
+def is_static(annotation: Any) -> bool:
+    """Say whether a field with this annotation belongs to the treedef (True) or is a leaf or subtree (False)."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return all(is_static(a) for a in typing.get_args(annotation) if a is not type(None))
+    return origin is Literal or (origin or annotation) in STATIC_TYPES
+
+
+def float_fields(cls: type) -> tuple[str, ...]:
+    """Names of the fields of `cls` that are numbers and leaves: those that `jax.vmap` can sweep."""
+    hints = typing.get_type_hints(cls)
+    return tuple(f.name for f in dataclasses.fields(cls) if hints[f.name] is float)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build `cls` from a mapping as a YAML section holds it.
+
+    Numbers written as text (YAML reads `1e-3` as a string) and whole floats for integers (`1e5`) are converted;
+    anything else of a wrong type, out of range, unknown or missing raises `ConfigError`, prefixed with `where`.
+    """
+    converted = convert(cls, values, where)
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    for name in required:
+        if name not in converted:
+            raise ConfigError(f"{_prefix(where)}missing field '{name}'; add it")
+    return cls(**converted)
+
+
+def convert(cls: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Convert and check the given fields of `cls`, as `from_dict` does, without asking for the others."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    converted = {}
+    for name, value in values.items():
+        if name not in fields:
+            hint = did_you_mean(name, fields, "fields")
+            raise ConfigError(f"{_prefix(where)}unknown field '{name}'{hint}")
+        f = fields[name]
+        try:
+            converted[name] = _as(hints[name], value)
+        except (ValueError, TypeError, OverflowError) as error:
+            reason = str(error) if isinstance(error, _MismatchError) else f"expected {_noun(hints[name])}"
+            raise ConfigError(f"{_prefix(where)}{name}: {reason}, got {_shown(value)}") from None
+        _check(f, converted[name], where)
+    return converted
+
+
+def replace(obj: T, **changes: Any) -> T:
+    """Return `obj` with some fields changed, checked as `from_dict` checks them; arrays and tracers pass as they are."""
+    return dataclasses.replace(obj, **convert(type(obj), changes))  # type: ignore[type-var]
+
+
+def to_dict(obj: Any) -> dict[str, Any]:
+    """Return the fields of `obj` as plain Python values, ready for YAML; `from_dict` reads them back."""
+    return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+
+
+def did_you_mean(word: Any, known: Iterable[str], noun: str = "") -> str:
+    """Return `; did you mean 'x'?` for a near miss, else `; known noun: ...` with all there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known {noun}: {', '.join(known)}"
+
+
+class _MismatchError(ValueError):
+    """A conversion that failed, with the expectation as its message."""
+
+
+def _as(annotation: Any, value: Any) -> Any:
+    """Convert `value` to what `annotation` asks for, or raise `_MismatchError`."""
+    converters: dict[Any, Callable[[Any], Any]] = {
+        bool: _as_bool,
+        int: _as_int,
+        float: _as_float,
+        str: _as_str,
+    }
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in converters:
+        return converters[annotation](value)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _MismatchError(f"expected {_noun(annotation)}")
+        return tuple(_as(arguments[0], v) for v in value)
+    return value
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise _MismatchError("expected true or false")
+
+
+def _as_int(value: Any) -> int:
+    if isinstance(value, bool | np.bool_):
+        raise _MismatchError("expected a whole number")
+    if isinstance(value, jax.core.Tracer):
+        raise _MismatchError(
+            "this field is static: one compiled program per value, so it cannot be traced or mapped over"
+        )
+    number = float(value.replace("_", "")) if isinstance(value, str) else value
+    if isinstance(number, int | np.integer):
+        return int(number)
+    if not float(number).is_integer():
+        raise _MismatchError("expected a whole number")
+    return int(number)
+
+
+def _as_float(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        raise _MismatchError("expected a number")
+    if isinstance(value, jax.Array | np.ndarray):  # leaves: arrays and tracers pass
+        return value
+    number = float(value.replace("_", "")) if isinstance(value, str) else float(value)
+    if math.isnan(number):
+        raise _MismatchError("expected a number")
+    return number
+
+
+def _as_str(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise _MismatchError("expected text")
+
+
+def _check(f: dataclasses.Field, value: Any, where: str) -> None:
+    """Raise `ConfigError` where `value` lies outside the field's bounds or choices."""
+    choices = f.metadata.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(f"{_prefix(where)}{f.name}: unknown value '{value}'{did_you_mean(value, choices, 'values')}")
+    tests: dict[str, tuple[str, Callable[[Any, float], Any]]] = {
+        "gt": (">", lambda v, b: v > b),
+        "ge": (">=", lambda v, b: v >= b),
+        "lt": ("<", lambda v, b: v < b),
+        "le": ("<=", lambda v, b: v <= b),
+    }
+    if isinstance(value, jax.core.Tracer):
+        return
+    numbers = () if value is None or isinstance(value, str) else np.ravel(np.asarray(value)).tolist()
+    for name, bound in f.metadata.get("bounds", {}).items():
+        if not all(tests[name][1](v, bound) for v in numbers):
+            wanted = " and ".join(f"{tests[n][0]} {b}" for n, b in f.metadata["bounds"].items())
+            raise ConfigError(f"{_prefix(where)}{f.name}: must be {wanted}, got {_shown(value)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.asarray(value).tolist()
+    return value
+
+
+def _noun(annotation: Any) -> str:
+    if typing.get_origin(annotation) is tuple:
+        return f"a list of {'whole ' if typing.get_args(annotation)[0] is int else ''}numbers"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
+        annotation, str(annotation)
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, jax.core.Tracer) else "a tracer"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _prefix(where: str) -> str:
+    return f"{where}: " if where else ""

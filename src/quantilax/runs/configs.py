@@ -1,0 +1,139 @@
+"""Reading YAML: one file per environment, a section per algorithm or variant.
+
+iqn:
+  env: CartPole-v1
+  learning_rate: 1e-3
+iqn_research:
+  algorithm: iqn          # else the section's name says it
+  env: CartPole-v1
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from quantilax import agent, algorithms, pytree
+from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.types import Algorithm
+
+
+class Section(NamedTuple):
+    """What a section of a file, with the overrides of the command line, asks for."""
+
+    name: str
+    where: str
+    """File and section, for messages."""
+    algorithm: Algorithm
+    env: str
+    hyperparameters: dict[str, Any]
+
+    def create(self) -> agent.Agent:
+        """Build the agent; see `quantilax.agent.create`."""
+        return agent.create(self.algorithm, self.env, self.hyperparameters, self.where)
+
+
+def load_section(path: Path, name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Section:
+    """Read a section of a YAML file, and put the overrides on top.
+
+    Args:
+        path: the file.
+        name: the section; it may be left out where the file has only one.
+        overrides: fields by name, `env` and `algorithm` among them.
+
+    Raises:
+        ConfigError: what is wrong with the file, the section or a field, and the remedy.
+    """
+    sections = _read(path)
+    if name is None:
+        if len(sections) > 1:
+            raise ConfigError(f"{path}: has several sections; name one of {', '.join(sections)}")
+        name = next(iter(sections))
+    if name not in sections:
+        raise ConfigError(f"{path}: no section '{name}'{did_you_mean(name, sections, 'sections')}")
+    where, section, overrides = f"{path}: {name}", sections[name], dict(overrides or {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{where}: expected fields such as 'env: CartPole-v1', got {section!r}")
+
+    merged = {
+        "algorithm": name,
+        **section,
+        **{k: v for k, v in overrides.items() if k in ("algorithm", "env")},
+    }
+    for key in ("algorithm", "env"):
+        if key not in merged:
+            raise ConfigError(f"{where}: missing field '{key}'; add a line such as 'env: CartPole-v1'")
+        if not isinstance(merged[key], str):
+            raise ConfigError(f"{where}: {key}: expected a name, got {merged[key]!r}")
+    try:
+        algorithm = algorithms.get(merged["algorithm"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}; a section not named after one needs a line 'algorithm: iqn'") from None
+    hyperparameters = {
+        **pytree.convert(algorithm.config, _without(section), where),
+        **pytree.convert(algorithm.config, _without(overrides), "command line"),
+    }
+    return Section(name, where, algorithm, merged["env"], hyperparameters)
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """Turn `key=value` arguments into fields; the values are read as YAML.
+
+    Raises:
+        ConfigError: an argument without `=`, or a value that is no YAML.
+    """
+    overrides = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"command line: expected field=value, got '{argument}'; for example learning_rate=1e-3")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"command line: {key}: cannot read '{value}' as a YAML value") from None
+    return overrides
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A loader that refuses a key given twice, of which YAML would silently take the last."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"expected a name, got {key!r}", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; configs lie under configs/<library>/<environment>.yaml") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is no text file; expected YAML in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        sections = yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        raise ConfigError(f"{path}{line}: broken YAML: {reason}") from None
+    if not isinstance(sections, dict) or not sections:
+        raise ConfigError(f"{path}: holds no sections; expected lines such as 'iqn:' with fields indented below")
+    return sections
+
+
+def _without(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in fields.items() if k not in ("algorithm", "env")}

@@ -1,0 +1,152 @@
+"""The loop that every algorithm shares: `segment`, the scan of it (`train`) and the host's loop over it (`fit`).
+
+A segment is the training between two evaluations and the one evaluation after it. `train` scans segments inside one XLA
+program; `fit` runs the same segments one by one, so that a host can draw progress, write files and stop in between. The
+length of a segment is data, not shape: segments of every length, and the evaluation before training (length 0), are one
+compiled program.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
+
+from quantilax import rollout
+from quantilax.types import Algorithm, Config, Environment, Metrics, Record, State
+
+
+def evaluation_steps(config: Config) -> tuple[int, ...]:
+    """Environment steps, warm-up included, at which each row of a curve is measured.
+
+    Row 0 stands before training (after the warm-up); then follow the multiples of `eval_freq`, and the end of the run.
+    Each is rounded down to whole iterations, so no run takes more than `total_timesteps`.
+    """
+    warmup, per = config.warmup_steps, config.steps_per_iteration
+    asked = [*range(config.eval_freq, config.total_timesteps, config.eval_freq), config.total_timesteps]
+    reached = {warmup + (step - warmup) // per * per for step in asked if step > warmup}
+    return tuple(sorted({warmup, *reached}))
+
+
+def segment_iterations(config: Config) -> Int[Array, "rows"]:
+    """Iterations before each row of the curve; 0 before the first."""
+    steps = evaluation_steps(config)
+    return jnp.array([0, *((b - a) // config.steps_per_iteration for a, b in pairwise(steps))])
+
+
+def advice(config: Config) -> list[str]:
+    """Lines on the settings of the loop that mislead, and on those of the algorithm."""
+    lines = []
+    last = evaluation_steps(config)[-1]
+    if config.total_timesteps % config.eval_freq or config.eval_freq % config.steps_per_iteration:
+        lines.append(
+            f"eval_freq={config.eval_freq} does not divide total_timesteps={config.total_timesteps} into equal periods of"
+            f" whole iterations ({config.steps_per_iteration} environment steps): evaluations are unevenly spaced and the"
+            f" last is at step {last}; choose an eval_freq that divides total_timesteps and is a multiple of"
+            f" {config.steps_per_iteration}"
+        )
+    return lines + config.advice()
+
+
+def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> State:
+    """Return the state before training, warm-up done."""
+    return _strong(algorithm.init(env, config, key))
+
+
+def segment(
+    algorithm: Algorithm, env: Environment, config: Config, state: State, iterations: Int[Array, ""]
+) -> tuple[State, Record]:
+    """Run `iterations` steps of the algorithm, then evaluate.
+
+    Evaluating is a pure observer: its key is folded from `state.evaluation_key`, which training never uses.
+    """
+
+    def iteration(_: Int[Array, ""], carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, total = carry
+        state, metrics = algorithm.step(env, config, state)
+        return _strong(state), jax.tree.map(jnp.add, total, metrics)
+
+    zeros = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
+    state, total = jax.lax.fori_loop(0, iterations, iteration, (state, zeros))
+    mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x / jnp.maximum(iterations, 1), jnp.nan), total)
+
+    key = jax.random.fold_in(state.evaluation_key, state.env_steps)
+    lengths, returns = rollout.evaluate(env, algorithm.policy(env, config, state), key, config.eval_episodes)
+    return state, Record(env_step=state.env_steps, lengths=lengths, returns=returns, metrics=mean)
+
+
+def train(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> tuple[State, Record]:
+    """Run a whole training: the final state, and the records stacked into a curve with leading axis `rows`.
+
+    Pure: `jax.jit` it, and `jax.vmap` it over keys and over every leaf of the config and the environment.
+    """
+    body = partial(segment, algorithm, env, config)
+    return jax.lax.scan(body, init(algorithm, env, config, key), segment_iterations(config))
+
+
+class Program(NamedTuple):
+    """The two compiled functions that `fit` calls, each over a leading axis of seeds."""
+
+    init: Callable[..., State]
+    segment: Callable[..., tuple[State, Record]]
+    trace_seconds: float
+    compile_seconds: float
+
+
+def compile_fit(algorithm: Algorithm, env: Environment, config: Config, keys: Key[Array, "S"]) -> Program:
+    """Trace and compile `init` and `segment` for S seeds, ahead of time, so that compile time stands apart."""
+
+    def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
+        return jax.vmap(partial(init, algorithm, env, config))(keys)
+
+    def segment_seeds(
+        env: Environment, config: Config, state: State, iterations: Int[Array, ""]
+    ) -> tuple[State, Record]:
+        return jax.vmap(partial(segment, algorithm, env, config), in_axes=(0, None))(state, iterations)
+
+    start = time.perf_counter()
+    lowered_init = jax.jit(init_seeds).lower(env, config, keys)
+    iterations = jax.ShapeDtypeStruct((), jnp.int32)
+    lowered_segment = jax.jit(segment_seeds, donate_argnums=2).lower(env, config, lowered_init.out_info, iterations)
+    traced = time.perf_counter()
+    compiled = lowered_init.compile(), lowered_segment.compile()
+    return Program(*compiled, trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)
+
+
+def fit(env: Environment, config: Config, keys: Key[Array, "S"], program: Program) -> Iterator[tuple[State, Record]]:
+    """Yield (state, record) after each segment of S seeds, beginning with the evaluation before training.
+
+    The curve equals that of `jax.vmap(train)(keys)`. A yielded state is donated to the next segment: copy what must outlive
+    the turn of the loop.
+    """
+    state = program.init(env, config, keys)
+    for iterations in segment_iterations(config):
+        state, record = program.segment(env, config, state, iterations)
+        yield state, record
+
+
+def leaves_as_arrays(tree: PyTree) -> PyTree:
+    """Turn the Python numbers among the leaves into arrays, so that 1e-3 and an array of it share a program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), tree)
+
+
+def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[str, int]:
+    """Bytes that one run's state takes, in all and for each of its fields, without running anything."""
+    spec = jax.eval_shape(partial(init, algorithm), leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
+
+    def size(tree: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return {"total": size(spec), **{name: size(getattr(spec, name)) for name in vars(spec)}}
+
+
+def _strong(tree: PyTree) -> PyTree:
+    """Drop weak types, which would make a state differ from its successor."""
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x,
+        jax.tree.map(jnp.asarray, tree),
+    )

@@ -1,0 +1,161 @@
+"""The types that the rooms of the house hand to each other.
+
+Symbols in shapes: `E` environments (or episodes), `B` batch, `N` and `N'` fractions, `A` actions.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+Observation: TypeAlias = PyTree
+EnvState: TypeAlias = PyTree
+State: TypeAlias = Any
+Config: TypeAlias = Any
+
+Policy: TypeAlias = Callable[[Observation, Key[Array, ""]], Int[Array, ""]]
+"""(observation, key) -> action, for one observation."""
+
+
+class Discrete(NamedTuple):
+    """Actions 0, 1, ..., n - 1."""
+
+    n: int
+
+
+class Box(NamedTuple):
+    """Arrays of real numbers (or of pixels) of one shape."""
+
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+
+class TimeStep(NamedTuple):
+    """What one step of one environment gives."""
+
+    obs: Observation
+    """The observation to act on next: after a last step, the first of the next episode."""
+    next_obs: Observation
+    """The true successor: after a last step, the terminal (or cut-off) observation."""
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    """The episode ended by its own rules: nothing follows, the return to come is 0."""
+    truncated: Bool[Array, ""]
+    """The episode was cut off (a time limit): the return to come is that of `next_obs`."""
+
+
+class Transition(NamedTuple):
+    """One step of experience (x, a, r, x'); batched with leading axes."""
+
+    obs: Observation
+    action: Int[Array, "*batch"]
+    reward: Float[Array, "*batch"]
+    next_obs: Observation
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+
+    @property
+    def discount(self) -> Float[Array, "*batch"]:
+        """1 - terminated: a time limit still bootstraps, from `next_obs`."""
+        return 1.0 - jnp.asarray(self.terminated, jnp.float32)
+
+
+class Environment(Protocol):
+    """An environment is a pytree with these members; its leaves (physics, say) may vary, its treedef is static.
+
+    `step` resets by itself after a last step, and still gives the true successor as `TimeStep.next_obs`. Both flags may
+    be true at once; `terminated` then wins.
+    """
+
+    @property
+    def name(self) -> str:
+        """What error messages, run directories and plots call it."""
+
+    @property
+    def observation_space(self) -> Box:
+        """Shape and dtype of an observation."""
+
+    @property
+    def action_space(self) -> Discrete | Box:
+        """The actions it takes."""
+
+    @property
+    def max_episode_steps(self) -> Int[Array, ""] | int:
+        """No episode is longer than this; evaluation relies on it to end."""
+
+    def reset(self, key: Key[Array, ""]) -> tuple[EnvState, Observation]:
+        """Begin an episode."""
+
+    def step(self, key: Key[Array, ""], state: EnvState, action: Int[Array, ""]) -> tuple[EnvState, TimeStep]:
+        """Take one step, and reset after a last one."""
+
+
+class Metrics(NamedTuple):
+    """Means over the gradient steps between two evaluations; NaN where there was none."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    """Global norm before clipping."""
+    q: Float[Array, ""]
+    """Mean predicted return of the transitions in the batch."""
+    epsilon: Float[Array, ""]
+    """Exploration: probability of a random action."""
+
+
+class Record(NamedTuple):
+    """What a segment leaves behind: one evaluation, and the metrics of the training before it."""
+
+    env_step: Int[Array, ""]
+    """Environment steps taken so far, warm-up included."""
+    lengths: Int[Array, "E"]
+    returns: Float[Array, "E"]
+    metrics: Metrics
+
+
+class Algorithm(NamedTuple):
+    """An algorithm is a config and four pure functions; see `quantilax.algorithms`.
+
+    The config class is a `quantilax.pytree.dataclass` with the fields `num_envs`, `total_timesteps`, `eval_freq` and
+    `eval_episodes`, the properties `warmup_steps` (environment steps that `init` takes) and `steps_per_iteration`
+    (environment steps that `step` takes), and the methods `derived()` (name -> figure, what follows from it) and `advice()`
+    (lines on settings known to mislead). The state class has the fields `env_steps` and `evaluation_key`.
+    """
+
+    name: str
+    config: type
+    init: Callable[[Environment, Config, Key[Array, ""]], State]
+    """Networks, replay, environments, warm-up included."""
+    step: Callable[[Environment, Config, State], tuple[State, Metrics]]
+    """One iteration: collect once per environment, then the gradient steps."""
+    policy: Callable[[Environment, Config, State], Policy]
+    """The policy that evaluation runs."""
+    quantiles: Callable[[Config, State, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None = None
+    """(config, state, observation, fractions) -> Z, for one observation; None: the algorithm is not distributional."""
+
+
+def num_actions(env: Environment) -> int:
+    """Return the number of actions of an environment with discrete ones."""
+    space = env.action_space
+    if not isinstance(space, Discrete):
+        raise TypeError(f"{env.name} has continuous actions")
+    return space.n
+
+
+def as_key(key: Key[Array, ""] | Shaped[Array, "2"]) -> Key[Array, ""]:
+    """Return a typed key for a typed key (`jax.random.key`) or a raw one (`jax.random.PRNGKey`).
+
+    Raises:
+        TypeError: where `key` is neither; a batch of keys needs `jax.vmap`.
+    """
+    key = jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        typed = key
+    elif key.dtype == jnp.uint32 and key.ndim >= 1:
+        typed = jax.random.wrap_key_data(key)
+    else:
+        raise TypeError(f"expected a key from jax.random.key(seed), got {key.dtype}{list(key.shape)}")
+    if typed.ndim:
+        raise TypeError(f"expected one key, got {typed.shape[0]}; map over several with jax.vmap(algo.train)(keys)")
+    return typed
