@@ -88,7 +88,7 @@ class Agent:
     def quantiles(
         self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
     ) -> Float[Array, "*batch N A"]:
-        """Quantiles Z of the return at fractions `taus` in [0, 1], for every action.
+        """Quantiles Z of the discounted return at fractions `taus` in [0, 1], for every action, in the environment's units.
 
         Args:
             state: of one run (map over several with `jax.vmap`).
@@ -112,7 +112,7 @@ class Agent:
     def replace(self, **changes: Any) -> "Agent":
         """Return an agent with some hyperparameters changed; floats may be tracers, so `jax.vmap` sweeps them."""
         config: Any = pytree.replace(self.config, **changes)
-        config.check()
+        train.check(config)
         return Agent(algorithm=self.algorithm, env=self.env, config=config)
 
     @property
@@ -121,6 +121,12 @@ class Agent:
         return train.evaluation_steps(self.config)
 
     def _arguments(self) -> tuple[Algorithm, Environment, Any]:
+        for name in pytree.float_fields(type(self.config)):
+            shape = jnp.shape(getattr(self.config, name))
+            if shape:
+                raise ConfigError(
+                    f"{name}: expected one number, got an array of shape {shape}; map over it with jax.vmap"
+                )
         return self.algorithm, train.leaves_as_arrays(self.env), train.leaves_as_arrays(self.config)
 
 
@@ -138,10 +144,12 @@ def create(algorithm: Algorithm, env: Any, hyperparameters: dict[str, Any], wher
                 f"env: {environment.name} has continuous actions and {algorithm.name} needs discrete ones;"
                 " choose another environment (quantilax list)"
             )
-        config.check()
+        train.check(config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
-    for line in train.advice(config):
+    numbers = [getattr(config, name) for name in pytree.float_fields(algorithm.config)]
+    concrete = all(isinstance(number, float) for number in numbers)
+    for line in train.advice(config) if concrete else []:
         warnings.warn(f"{where}: {line}" if where else line, ConfigWarning, stacklevel=3)
     return Agent(algorithm=algorithm, env=environment, config=config)
 

@@ -13,10 +13,13 @@ from quantilax.pytree import ConfigError
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=HELP)
+@click.group(context_settings=HELP, invoke_without_command=True)
+@click.pass_context
 @click.version_option(package_name="quantilax", prog_name="quantilax")
-def cli() -> None:
+def cli(context: click.Context) -> None:
     """Distributional reinforcement learning in JAX: IQN and its neighbours, whole training as one XLA program."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
@@ -78,9 +81,10 @@ def train(
         return
     if seed + seeds > 2**32:
         raise ConfigError(f"--seed: {seed} leaves no room for {seeds} seeds below 2^32; choose a smaller one")
+    runs.check_memory(agent, seeds)
+    directory = runs.RunDirectory(out or default_path(agent.env.name, asked.name))
     if not no_cache:
         runs.enable_compilation_cache()
-    directory = runs.RunDirectory(out or default_path(agent.env.name, asked.name))
     try:
         result = runs.run(agent, asked.name, list(range(seed, seed + seeds)), directory, quiet)
     except KeyboardInterrupt:

@@ -9,8 +9,14 @@ Number = Float[Array, ""] | float
 
 def linear_schedule(start: Number, end: Number, duration: Number, step: Int[Array, ""] | int) -> Float[Array, ""]:
     """Go linearly from `start` at step 0 to `end` at step `duration`, and stay there."""
-    share = jnp.clip(jnp.asarray(step, jnp.float32) / jnp.maximum(duration, 1.0), 0.0, 1.0)
-    return start + (end - start) * share
+    share = jnp.where(
+        duration > 0, jnp.clip(jnp.asarray(step, jnp.float32) / jnp.maximum(duration, 1.0), 0.0, 1.0), 1.0
+    )
+    way = jnp.asarray(end - start)
+    gone = jnp.clip(
+        way * share, jnp.minimum(way, 0), jnp.maximum(way, 0)
+    )  # else fused with the sum, or not: other low bits
+    return start + gone
 
 
 def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "A"], epsilon: Number) -> Int[Array, ""]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 def huber(u: Float[Array, "*shape"], kappa: Float[Array, ""] | float = 1.0) -> Float[Array, "*shape"]:
     """Huber loss: `u^2 / 2` where `|u| <= kappa`, else `kappa (|u| - kappa / 2)`.
 
-    Source: Huber (1964); Dabney et al. (2018), equation 4. Example: `huber(3.0, 1.0) == 2.5`.
+    Source: Huber (1964). Example: `huber(3.0, 1.0) == 2.5`.
     """
     magnitude = jnp.abs(u)
     quadratic = jnp.minimum(magnitude, kappa)
@@ -33,7 +33,7 @@ def quantile_huber(
         tau: the fraction that each estimate stands for, broadcast against `delta`.
         kappa: > 0. Some libraries leave the division by kappa out: the same only at kappa = 1.
 
-    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, equation 3.
+    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, section 2.3.
     """
     return jnp.abs(tau - (delta < 0)) * huber(delta, kappa) / kappa
 
@@ -49,7 +49,7 @@ def quantile_regression(
     The SUM over the N estimated quantiles and the MEAN over the N' targets, as the paper has it.
     No gradient is stopped here: pass targets through `jax.lax.stop_gradient`.
 
-    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, equation 3 and algorithm 1.
+    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, algorithm 1.
     """
     delta = targets[None, :] - z[:, None]  # (N, N')
     rho = quantile_huber(delta, tau[:, None], kappa)
@@ -70,7 +70,7 @@ def lambda_returns(
         value: v(x_{t+1}), the value of the TRUE successor of step t: not that of x_t, nor of an observation after a reset.
         trace: lambda; 0 at the last step of an episode, where t + 1 belongs to another one.
 
-    Source: Sutton (1988); for Q-learning Gallici et al. (2024), https://arxiv.org/abs/2407.04811, equation 15.
+    Source: Sutton (1988); for Q-learning Gallici et al. (2024), https://arxiv.org/abs/2407.04811, section 3.
     """
 
     def backward(g: Float[Array, ""], step: tuple[Float[Array, ""], ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:

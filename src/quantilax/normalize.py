@@ -6,17 +6,19 @@ Replay holds what the environment gave; normalisation happens on reading, with t
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from quantilax.types import Observation, Transition
 
 EPSILON = 1e-8
+CLIP = 10.0
+"""Standard deviations: a feature constant so far must not enter as thousands when it moves."""
 
 
 class Moments(NamedTuple):
     """Number, mean and variance of all that was seen."""
 
-    number: Float[Array, ""]
+    number: Int[Array, ""]
     mean: Float[Array, "*shape"]
     variance: Float[Array, "*shape"]
 
@@ -56,11 +58,11 @@ def update(normalizer: Normalizer, transitions: Transition, gamma: Float[Array, 
 
 
 def observations(normalizer: Normalizer, obs: Observation) -> Observation:
-    """`(obs - mean) / std`, for any number of leading axes."""
+    """`(obs - mean) / std`, no further than `CLIP` from 0, for any number of leading axes."""
     if normalizer.observation is None:
         return obs
     _, mean, variance = normalizer.observation
-    return (jnp.asarray(obs, jnp.float32) - mean) / jnp.sqrt(variance + EPSILON)
+    return jnp.clip((jnp.asarray(obs, jnp.float32) - mean) / jnp.sqrt(variance + EPSILON), -CLIP, CLIP)
 
 
 def rewards(normalizer: Normalizer, reward: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -68,6 +70,13 @@ def rewards(normalizer: Normalizer, reward: Float[Array, "*batch"]) -> Float[Arr
     if normalizer.reward is None:
         return reward
     return reward / jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+
+
+def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Undo `rewards` on returns that were learned from normalised rewards."""
+    if normalizer.reward is None:
+        return z
+    return z * jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
 
 
 def transitions(normalizer: Normalizer, batch: Transition) -> Transition:
@@ -81,18 +90,17 @@ def transitions(normalizer: Normalizer, batch: Transition) -> Transition:
 
 def init_moments(shape: tuple[int, ...]) -> Moments:
     """Nothing seen yet: mean 0, variance 1."""
-    return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+    return Moments(jnp.zeros((), jnp.int32), jnp.zeros(shape), jnp.ones(shape))
 
 
 def update_moments(moments: Moments, batch: Float[Array, "B *shape"]) -> Moments:
-    """Add a batch, by the pairwise formula of Chan, Golub & LeVeque (1983); stable in float32."""
+    """Add a batch, by the pairwise formula of Chan, Golub & LeVeque (1983) as a running mean: no sum outgrows float32."""
     batch = jnp.asarray(batch, jnp.float32)
-    n = batch.shape[0]
-    number = moments.number + n
+    number = moments.number + batch.shape[0]
+    weight = batch.shape[0] / number
     delta = batch.mean(axis=0) - moments.mean
-    mean = moments.mean + delta * n / number
-    squares = moments.variance * moments.number + batch.var(axis=0) * n + delta**2 * moments.number * n / number
-    return Moments(number, mean, squares / number)
+    spread = batch.var(axis=0) + (1 - weight) * delta**2
+    return Moments(number, moments.mean + weight * delta, moments.variance + weight * (spread - moments.variance))
 
 
 def update_reward_moments(

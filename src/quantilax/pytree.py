@@ -3,7 +3,7 @@
 A class decorated with `dataclass` is a frozen, keyword-only dataclass and a JAX pytree. Its annotations decide what a
 field is:
 
-- `int`, `bool`, `str`, `tuple[...]` and `Literal[...]` are *static*: part of the treedef. A new value is a new program.
+- `int`, `bool`, `str` and `tuple[...]` are *static*: part of the treedef. A new value is a new program.
 - everything else (`float`, arrays, other pytrees) is a *leaf* or a subtree. A new value runs in the same program, and
   `jax.vmap` maps over it.
 
@@ -21,7 +21,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -36,6 +36,10 @@ MAX_INT32 = 2**31 - 1
 class ConfigError(ValueError):
     """What a user asked for cannot be done: one line that names the field or file, what is wrong and the remedy."""
 
+    def __init__(self, message: str) -> None:
+        """Fold line breaks, of which names typed by users may have some."""
+        super().__init__(" ".join(message.splitlines()))
+
 
 def field(
     default: Any = dataclasses.MISSING,
@@ -47,6 +51,7 @@ def field(
     lt: float | None = None,
     le: float | None = None,
     choices: tuple[str, ...] | None = None,
+    finite: bool = True,
     static: bool | None = None,
 ) -> Any:
     """Declare a field: its default, its meaning with its unit, the published value and the values it may take.
@@ -57,10 +62,11 @@ def field(
         paper: the value of the algorithm's publication, where it has one.
         gt, ge, lt, le: bounds, checked for every number in it.
         choices: the strings it may be.
+        finite: refuse infinities.
         static: overrules the annotation (for an opaque object that belongs into the treedef).
     """
     bounds = {name: b for name, b in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if b is not None}
-    metadata = {"doc": doc, "paper": paper, "bounds": bounds, "choices": choices, "static": static}
+    metadata = {"doc": doc, "paper": paper, "bounds": bounds, "choices": choices, "finite": finite, "static": static}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -79,11 +85,15 @@ def dataclass(cls: type[T]) -> type[T]:
 
 
 def is_static(annotation: Any) -> bool:
-    """Say whether a field with this annotation belongs to the treedef (True) or is a leaf or subtree (False)."""
+    """Say whether a field with this annotation belongs to the treedef (True) or is a leaf or subtree (False).
+
+    Raises:
+        TypeError: for a union of static types, which would leave it open.
+    """
     origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return all(is_static(a) for a in typing.get_args(annotation) if a is not type(None))
-    return origin is Literal or (origin or annotation) in STATIC_TYPES
+    if origin in (typing.Union, types.UnionType) and any(is_static(a) for a in typing.get_args(annotation)):
+        raise TypeError(f"a field is static or a leaf, not {annotation}")
+    return (origin or annotation) in STATIC_TYPES
 
 
 def float_fields(cls: type) -> tuple[str, ...]:
@@ -158,6 +168,8 @@ def _as(annotation: Any, value: Any) -> Any:
     if annotation in converters:
         return converters[annotation](value)
     if origin is tuple:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
         if not isinstance(value, list | tuple):
             raise _MismatchError(f"expected {_noun(annotation)}")
         return tuple(_as(arguments[0], v) for v in value)
@@ -171,29 +183,36 @@ def _as_bool(value: Any) -> bool:
 
 
 def _as_int(value: Any) -> int:
-    if isinstance(value, bool | np.bool_):
-        raise _MismatchError("expected a whole number")
     if isinstance(value, jax.core.Tracer):
-        raise _MismatchError(
-            "this field is static: one compiled program per value, so it cannot be traced or mapped over"
-        )
-    number = float(value.replace("_", "")) if isinstance(value, str) else value
-    if isinstance(number, int | np.integer):
-        return int(number)
-    if not float(number).is_integer():
+        raise _MismatchError("is static, one compiled program per value, so it cannot be traced or mapped over")
+    if isinstance(value, str):
+        value = _number(value.replace("_", ""))
+    kind = np.asarray(value).dtype.kind
+    if kind not in "iuf" or np.ndim(value) or int(value) != value:
         raise _MismatchError("expected a whole number")
-    return int(number)
+    if abs(int(value)) > MAX_INT32:
+        raise _MismatchError(f"must be at most {MAX_INT32}")
+    return int(value)
 
 
 def _as_float(value: Any) -> Any:
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, str):
+        value = float(value.replace("_", ""))
+    kind = (value if isinstance(value, jax.Array) else np.asarray(value)).dtype.kind
+    if kind not in "iuf":
         raise _MismatchError("expected a number")
-    if isinstance(value, jax.Array | np.ndarray):  # leaves: arrays and tracers pass
+    if isinstance(value, jax.core.Tracer):
         return value
-    number = float(value.replace("_", "")) if isinstance(value, str) else float(value)
-    if math.isnan(number):
+    if np.isnan(np.asarray(value)).any():
         raise _MismatchError("expected a number")
-    return number
+    return value if isinstance(value, jax.Array | np.ndarray) else float(value)
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _as_str(value: Any) -> str:
@@ -215,7 +234,10 @@ def _check(f: dataclasses.Field, value: Any, where: str) -> None:
     }
     if isinstance(value, jax.core.Tracer):
         return
-    numbers = () if value is None or isinstance(value, str) else np.ravel(np.asarray(value)).tolist()
+    is_numeric = isinstance(value, bool | int | float | tuple | jax.Array | np.ndarray)
+    numbers = np.ravel(np.asarray(value)).tolist() if is_numeric else ()
+    if f.metadata.get("finite", True) and not all(math.isfinite(v) for v in numbers):
+        raise ConfigError(f"{_prefix(where)}{f.name}: must be finite, got {_shown(value)}")
     for name, bound in f.metadata.get("bounds", {}).items():
         if not all(tests[name][1](v, bound) for v in numbers):
             wanted = " and ".join(f"{tests[n][0]} {b}" for n, b in f.metadata["bounds"].items())
@@ -239,7 +261,10 @@ def _noun(annotation: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, jax.core.Tracer) else "a tracer"
+    try:
+        text = "a tracer" if isinstance(value, jax.core.Tracer) else repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

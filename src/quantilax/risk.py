@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from quantilax.pytree import ConfigError
+
 Fractions = Float[Array, "*shape"]
 Strength = Float[Array, ""] | float
 
@@ -38,6 +40,16 @@ def power(tau: Fractions, eta: Strength) -> Fractions:
 def cpw(tau: Fractions, eta: Strength) -> Fractions:
     """Cumulative probability weighting: `tau^eta / (tau^eta + (1-tau)^eta)^(1/eta)`. Tversky & Kahneman (1992): .71."""
     return tau**eta / (tau**eta + (1 - tau) ** eta) ** (1 / eta)
+
+
+def check(name: str, eta: Strength) -> None:
+    """Raise `ConfigError` where a distortion is not defined at `eta`; what is traced or an array passes."""
+    if not isinstance(eta, float):
+        return
+    if name == "cvar" and not 0 < eta <= 1:
+        raise ConfigError(f"risk_eta: must be > 0 and <= 1 for risk 'cvar', got {eta}")
+    if name == "cpw" and not eta > 0:
+        raise ConfigError(f"risk_eta: must be > 0 for risk 'cpw', got {eta}")
 
 
 DISTORTIONS: dict[str, Callable[[Fractions, Strength], Fractions]] = {

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import rollout
+from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, Metrics, Record, State
 
 
@@ -38,6 +39,16 @@ def segment_iterations(config: Config) -> Int[Array, "rows"]:
     return jnp.array([0, *((b - a) // config.steps_per_iteration for a, b in pairwise(steps))])
 
 
+MAX_EVALUATIONS = 100_000
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for fields that contradict each other, in the loop or in the algorithm."""
+    if config.total_timesteps // config.eval_freq > MAX_EVALUATIONS:
+        raise ConfigError(f"eval_freq: {config.eval_freq} asks for over {MAX_EVALUATIONS:,} evaluations; raise it")
+    config.check()
+
+
 def advice(config: Config) -> list[str]:
     """Lines on the settings of the loop that mislead, and on those of the algorithm."""
     lines = []
@@ -54,6 +65,7 @@ def advice(config: Config) -> list[str]:
 
 def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Return the state before training, warm-up done."""
+    env, config = _opaque((env, config))
     return _strong(algorithm.init(env, config, key))
 
 
@@ -65,14 +77,16 @@ def segment(
     Evaluating is a pure observer: its key is folded from `state.evaluation_key`, which training never uses.
     """
 
-    def iteration(_: Int[Array, ""], carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
-        state, total = carry
+    env, config = _opaque((env, config))
+
+    def iteration(i: Int[Array, ""], carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, mean = carry
         state, metrics = algorithm.step(env, config, state)
-        return _strong(state), jax.tree.map(jnp.add, total, metrics)
+        return _strong(state), jax.tree.map(lambda m, x: m + (x - m) / (i + 1), mean, metrics)
 
     zeros = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
-    state, total = jax.lax.fori_loop(0, iterations, iteration, (state, zeros))
-    mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x / jnp.maximum(iterations, 1), jnp.nan), total)
+    state, mean = jax.lax.fori_loop(0, iterations, iteration, (state, zeros))
+    mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x, jnp.nan), mean)
 
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
     lengths, returns = rollout.evaluate(env, algorithm.policy(env, config, state), key, config.eval_episodes)
@@ -144,9 +158,16 @@ def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[
     return {"total": size(spec), **{name: size(getattr(spec, name)) for name in vars(spec)}}
 
 
+def _opaque(tree: PyTree) -> PyTree:
+    """Hide the leaves' values from XLA, so that a config closed over and one passed in compile to the same arithmetic."""
+    opaque: PyTree = jax.lax.optimization_barrier(tree)
+    return opaque
+
+
 def _strong(tree: PyTree) -> PyTree:
     """Drop weak types, which would make a state differ from its successor."""
-    return jax.tree.map(
-        lambda x: jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x,
-        jax.tree.map(jnp.asarray, tree),
-    )
+
+    def strong(x: Array) -> Array:
+        return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
+
+    return jax.tree.map(lambda x: strong(jnp.asarray(x)), tree)

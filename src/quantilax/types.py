@@ -119,8 +119,9 @@ class Algorithm(NamedTuple):
 
     The config class is a `quantilax.pytree.dataclass` with the fields `num_envs`, `total_timesteps`, `eval_freq` and
     `eval_episodes`, the properties `warmup_steps` (environment steps that `init` takes) and `steps_per_iteration`
-    (environment steps that `step` takes), and the methods `derived()` (name -> figure, what follows from it) and `advice()`
-    (lines on settings known to mislead). The state class has the fields `env_steps` and `evaluation_key`.
+    (environment steps that `step` takes), and the methods `check()` (raises `ConfigError` for fields that contradict each
+    other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead). The state
+    class has the fields `params`, `normalizer`, `env_steps`, `gradient_steps` and `evaluation_key`.
     """
 
     name: str

@@ -32,9 +32,7 @@ class Config:
     """Hyperparameters of IQN. Defaults are practical; `paper` is what Dabney et al. (2018) used on Atari."""
 
     # The loop
-    total_timesteps: int = field(
-        100_000, "environment steps of the run, warm-up included", paper=50_000_000, ge=1, le=MAX_INT32
-    )
+    total_timesteps: int = field(100_000, "environment steps of the run, warm-up included", paper=50_000_000, ge=1)
     eval_freq: int = field(5_000, "environment steps between evaluations", paper=250_000, ge=1)
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations", paper=0.001, ge=0, le=1)
@@ -42,7 +40,7 @@ class Config:
     num_epochs: int = field(2, "gradient steps per iteration", paper=0.25, ge=1)
 
     # Replay
-    buffer_size: int = field(100_000, "transitions kept", paper=1_000_000, ge=1, le=MAX_INT32)
+    buffer_size: int = field(100_000, "transitions kept", paper=1_000_000, ge=1)
     fill_buffer: int = field(1_000, "environment steps with random actions before learning", paper=50_000, ge=0)
     batch_size: int = field(64, "transitions in a gradient step", paper=32, ge=1)
 
@@ -51,7 +49,7 @@ class Config:
     learning_rate_end: float = field(1.0, "share of learning_rate left at the end; 1: constant", paper=1.0, ge=0, le=1)
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", paper=3.125e-4, gt=0)
     max_grad_norm: float = field(
-        10.0, "the gradient's global norm is clipped to it; .inf: never", paper=float("inf"), gt=0
+        10.0, "the gradient's global norm is clipped to it; .inf: never", paper=float("inf"), gt=0, finite=False
     )
 
     # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
@@ -70,7 +68,9 @@ class Config:
         paper="neutral",
         choices=tuple(risk.DISTORTIONS),
     )
-    risk_eta: float = field(1.0, "strength of the distortion; its meaning depends on `risk`")
+    risk_eta: float = field(
+        1.0, "strength of the distortion: cvar (0, 1], cpw > 0; wang and power: < 0 averse, > 0 seeks risk"
+    )
 
     # Exploration
     eps_start: float = field(1.0, "first epsilon", paper=1.0, ge=0, le=1)
@@ -121,6 +121,9 @@ class Config:
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
+        risk.check(self.risk, self.risk_eta)
+        if self.gradient_steps > MAX_INT32:
+            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
         if self.buffer_size < self.num_envs:
             raise ConfigError(
                 f"buffer_size: {self.buffer_size} cannot hold one step of num_envs={self.num_envs}; raise it"
@@ -332,7 +335,7 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tu
         optimizer_state=optimizer_state,
         gradient_steps=gradient_steps,
     )
-    return state, (value, optax.global_norm(gradient), q)
+    return state, (value, optax.tree.norm(gradient), q)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
@@ -344,9 +347,9 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-    """Z_tau(x, .) of the online network, for one observation as the environment gives it."""
+    """Z_tau(x, .) of the online network, for one observation; observation and Z in the environment's units."""
     online = nnx.merge(state.network, state.params)
-    return online.Z(online.psi(normalize.observations(state.normalizer, obs)), tau)
+    return normalize.returns(state.normalizer, online.Z(online.psi(normalize.observations(state.normalizer, obs)), tau))
 
 
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:

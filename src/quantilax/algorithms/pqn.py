@@ -32,8 +32,8 @@ class Config:
     """Hyperparameters of PQN. `paper` is what Gallici et al. (2024) used on Atari."""
 
     # The loop
-    total_timesteps: int = field(500_000, "environment steps of the run", paper=50_000_000, ge=1, le=MAX_INT32)
-    eval_freq: int = field(25_000, "environment steps between evaluations", ge=1)
+    total_timesteps: int = field(491_520, "environment steps of the run", paper=50_000_000, ge=1)
+    eval_freq: int = field(24_576, "environment steps between evaluations", ge=1)
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations", ge=0, le=1)
     num_envs: int = field(32, "E, environments", paper=128, ge=1)
@@ -44,7 +44,9 @@ class Config:
     # Optimisation
     learning_rate: float = field(1e-3, "first step size of RAdam", paper=2.5e-4, ge=0)
     learning_rate_end: float = field(0.0, "share of learning_rate left at the end; 1: constant", paper=0.0, ge=0, le=1)
-    max_grad_norm: float = field(10.0, "the gradient's global norm is clipped to it; .inf: never", paper=10.0, gt=0)
+    max_grad_norm: float = field(
+        10.0, "the gradient's global norm is clipped to it; .inf: never", paper=10.0, gt=0, finite=False
+    )
 
     # Returns
     gamma: float = field(0.99, "discount per environment step", paper=0.99, ge=0, le=1)
@@ -97,6 +99,8 @@ class Config:
                 f"num_minibatches: {self.num_minibatches} does not divide num_envs * num_steps ="
                 f" {self.steps_per_iteration}; choose a divisor"
             )
+        if self.gradient_steps > MAX_INT32:
+            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
         if self.total_timesteps < self.steps_per_iteration:
             raise ConfigError(
                 f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
@@ -245,7 +249,7 @@ def update(config: Config, state: State, rows: PyTree) -> tuple[State, tuple[Arr
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
     state = replace(state, params=params, optimizer_state=optimizer_state, gradient_steps=state.gradient_steps + 1)
-    return state, (value, optax.global_norm(gradient), q)
+    return state, (value, optax.tree.norm(gradient), q)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

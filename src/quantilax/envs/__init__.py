@@ -16,17 +16,36 @@ __all__ = ["as_environment", "make", "names"]
 MEMBERS = ("name", "observation_space", "action_space", "max_episode_steps", "reset", "step")
 
 
+class Identity:
+    """Compares an object by what it is, whatever its own `==` says."""
+
+    def __init__(self, value: Any) -> None:
+        """Hold the object."""
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether both hold the same object."""
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        """Follow the identity."""
+        return id(self.value)
+
+
 @pytree.dataclass
 class Opaque:
-    """An environment object that is no pytree: part of the treedef as a whole, by identity."""
+    """An environment object that is no pytree: static as a whole.
 
-    env: Any = pytree.field(static=True)
+    Programs compiled for it keep what it was then: do not change the object afterwards, make another.
+    """
+
+    env: Identity = pytree.field(static=True)
 
     def __getattr__(self, member: str) -> Any:
         """Pass the contract's members through."""
         if member not in MEMBERS:
             raise AttributeError(member)
-        return getattr(self.env, member)
+        return getattr(self.env.value, member)
 
 
 def make(name: str) -> Environment:
@@ -70,7 +89,7 @@ def as_environment(env: Any) -> Environment:
             f" {', '.join(MEMBERS)}"
         )
     if jax.tree_util.all_leaves([env]):  # not registered as a pytree
-        env = Opaque(env=env)
+        env = Opaque(env=Identity(env))
     _check_contract(env)
     return env
 
@@ -95,12 +114,12 @@ def _check_contract(env: Environment) -> None:
         raise ConfigError(f"env: {env.name}'s reset or step does not fit the contract: {reason}") from error
     if not isinstance(time_step, TimeStep):
         raise ConfigError(f"env: {env.name}'s step must return (state, quantilax.types.TimeStep)")
-    if str(jax.tree.structure(state)) != str(jax.tree.structure(next_state)):
-        raise ConfigError(f"env: {env.name}'s state changes its structure from reset to step")
+    if str(jax.tree.map(_kind, state)) != str(jax.tree.map(_kind, next_state)):
+        raise ConfigError(f"env: {env.name}'s state changes its structure, shapes or dtypes from reset to step")
     for label, value, shape, kind in (
-        ("reset's observation", obs, space.shape, None),
-        ("TimeStep.obs", time_step.obs, space.shape, None),
-        ("TimeStep.next_obs", time_step.next_obs, space.shape, None),
+        ("reset's observation", obs, space.shape, space.dtype),
+        ("TimeStep.obs", time_step.obs, space.shape, space.dtype),
+        ("TimeStep.next_obs", time_step.next_obs, space.shape, space.dtype),
         ("TimeStep.reward", time_step.reward, (), np.floating),
         ("TimeStep.terminated", time_step.terminated, (), np.bool_),
         ("TimeStep.truncated", time_step.truncated, (), np.bool_),
@@ -109,5 +128,10 @@ def _check_contract(env: Environment) -> None:
             raise ConfigError(
                 f"env: {env.name}: {label} must have shape {tuple(shape)}, got {getattr(value, 'shape', value)}"
             )
-        if kind is not None and not jnp.issubdtype(value.dtype, kind):
-            raise ConfigError(f"env: {env.name}: {label} must be of type {kind.__name__}, got {value.dtype}")
+        if not jnp.issubdtype(value.dtype, kind):
+            wanted = getattr(kind, "__name__", kind)
+            raise ConfigError(f"env: {env.name}: {label} must be of type {wanted}, got {value.dtype}")
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -56,9 +56,9 @@ class Gymnax:
 
     @property
     def observation_space(self) -> Box:
-        """Shape and dtype of an observation."""
+        """Shape and dtype of an observation; a discrete one becomes one-hot."""
         space = self.env.observation_space(self.env.default_params)
-        return Box(tuple(space.shape), space.dtype)
+        return Box((int(space.n),)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype)
 
     @property
     def action_space(self) -> Discrete | Box:
@@ -74,18 +74,22 @@ class Gymnax:
     def reset(self, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """Begin an episode."""
         obs, state = self.env.reset(key, self.params)
-        return state, obs
+        return state, self._encode(obs)
 
     def step(self, key: Key[Array, ""], state: PyTree, action: Int[Array, ""]) -> tuple[PyTree, TimeStep]:
         """Take one step; gymnax resets after a last one and keeps the true successor aside."""
         obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, self.params)
         return state, TimeStep(
-            obs=obs,
-            next_obs=info["final_observation"],
+            obs=self._encode(obs),
+            next_obs=self._encode(info["final_observation"]),
             reward=jnp.asarray(reward, jnp.float32),
             terminated=terminated,
             truncated=truncated,
         )
+
+    def _encode(self, obs: PyTree) -> PyTree:
+        space = self.env.observation_space(self.env.default_params)
+        return jax.nn.one_hot(obs, int(space.n)) if hasattr(space, "n") else jnp.asarray(obs, space.dtype)
 
 
 @cache

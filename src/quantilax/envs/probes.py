@@ -50,7 +50,7 @@ class Bimodal:
 
     def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
         """True quantiles of the return of each action."""
-        risky = jnp.where(tau < 0.5, self.low, self.high)
+        risky = jnp.where(tau <= 0.5, jnp.minimum(self.low, self.high), jnp.maximum(self.low, self.high))
         return jnp.stack([risky, jnp.full_like(tau, self.safe)], axis=-1)
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "1"]]:
@@ -70,7 +70,7 @@ class Bimodal:
 class Geometric:
     """Each step pays 1 and ends the episode with probability `p`: a return of (1 - gamma^L) / (1 - gamma), L geometric."""
 
-    p: float = pytree.field(0.3, "probability that a step is the last", gt=0, le=1)
+    p: float = pytree.field(0.3, "probability that a step is the last", ge=0.01, le=1)
 
     name = "probe/geometric"
     observation_space = Box((1,))
@@ -79,7 +79,7 @@ class Geometric:
 
     def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
         """True quantiles of the return of the one action: P(L <= n) = 1 - (1 - p)^n."""
-        length = jnp.maximum(jnp.ceil(jnp.log1p(-tau) / jnp.log1p(-jnp.asarray(self.p))), 1)
+        length = jnp.maximum(jnp.ceil(jnp.log1p(-tau) / jnp.log1p(-jnp.asarray(self.p)) - 1e-4), 1)
         return ((1 - gamma**length) / (1 - gamma))[:, None]
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "1"]]:

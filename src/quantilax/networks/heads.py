@@ -42,7 +42,7 @@ class QHead(nnx.Module):
 
 
 class CosineEmbedding(nnx.Module):
-    """phi_j(tau) = ReLU(sum_i cos(pi i tau) w_ij + b_j), i = 1, ..., num_cosines. Dabney et al. (2018), equation 4."""
+    """phi_j(tau) = ReLU(sum_i cos(pi i tau) w_ij + b_j), i = 1, ..., num_cosines. Dabney et al. (2018), section 3."""
 
     def __init__(self, num_cosines: int, features: int, *, rngs: nnx.Rngs) -> None:
         """Make the layer."""

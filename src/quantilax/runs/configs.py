@@ -18,6 +18,9 @@ from quantilax import agent, algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.types import Algorithm
 
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What PyYAML raises on text that is no YAML, or that it takes for a date or number that there is not."""
+
 
 class Section(NamedTuple):
     """What a section of a file, with the overrides of the command line, asks for."""
@@ -83,14 +86,16 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an argument without `=`, or a value that is no YAML.
     """
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise ConfigError(f"command line: expected field=value, got '{argument}'; for example learning_rate=1e-3")
+        if key in overrides:
+            raise ConfigError(f"command line: {key} is given twice; leave one out")
         try:
             overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except UNREADABLE:
             raise ConfigError(f"command line: {key}: cannot read '{value}' as a YAML value") from None
     return overrides
 
@@ -100,8 +105,10 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
+    seen: set[str] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *base`
+            continue
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"expected a name, got {key!r}", key_node.start_mark)
@@ -125,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         sections = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"

@@ -46,12 +46,18 @@ class RunDirectory:
             ConfigError: where it holds anything, or cannot be made.
         """
         self.path = path
+        made: list[Path] = []
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            for directory in (*reversed(path.parents), path):
+                if not directory.is_dir():
+                    directory.mkdir()
+                    made.append(directory)
             taken = any(path.iterdir())
-        except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"--out: {path} or a parent of it is a file; choose another directory") from None
         except OSError as error:
+            for directory in reversed(made):
+                directory.rmdir()
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise ConfigError(f"--out: {path} or a parent of it is a file; choose another directory") from None
             raise ConfigError(f"--out: {path} cannot be made: {error.strerror}; choose another directory") from None
         if taken:
             raise ConfigError(f"--out: {path} is not empty, and nothing is overwritten; choose another directory")
@@ -87,7 +93,7 @@ class RunDirectory:
         for name, tree in trees.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 leaves[f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
-        np.savez(self.path / "parameters.npz", allow_pickle=False, **leaves)
+        np.savez(self.path / "parameters.npz", **leaves)  # type: ignore[arg-type]
 
 
 def default_path(env: str, section: str) -> Path:
@@ -110,8 +116,9 @@ def config_yaml(name: str, agent: Agent) -> str:
 def provenance() -> dict[str, Any]:
     """Return what is needed to get a run's numbers again: command, versions, commit and machine."""
     packages = ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["quantilax" if program == "cli.py" else program, *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},

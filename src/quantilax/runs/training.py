@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from quantilax import train
 from quantilax.agent import Agent
@@ -42,11 +43,25 @@ def run(agent: Agent, name: str, seeds: list[int], directory: RunDirectory, quie
         quiet: show no progress.
 
     Raises:
-        ConfigError: where the run cannot fit the memory.
-        RunError: NaN or inf in the loss.
+        RunError: NaN or inf in the loss, or no memory left; see `check_memory` for what can be known before.
     """
+    try:
+        return _run(agent, name, seeds, directory, quiet)
+    except KeyboardInterrupt:
+        directory.write_run(seeds=seeds, status="interrupted")
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        directory.write_run(seeds=seeds, status=f"failed: {str(error).splitlines()[0]}")
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            "the device's memory does not suffice; lower batch_size, eval_episodes, buffer_size or --seeds;"
+            f" what was written so far is in {directory.path}"
+        ) from None
+
+
+def _run(agent: Agent, name: str, seeds: list[int], directory: RunDirectory, quiet: bool) -> Result:
     algorithm, env, config = agent._arguments()
-    check_memory(agent, len(seeds))
     directory.write_config(name, agent)
     directory.write_run(seeds=seeds, status="running")
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
@@ -62,7 +77,7 @@ def run(agent: Agent, name: str, seeds: list[int], directory: RunDirectory, quie
             progress.evaluated(record, seconds)
             _check_finite(record.metrics.loss, seeds, int(record.env_step[0]), state.gradient_steps, directory)
 
-    directory.write_parameters(params=state.params, normalizer=state.normalizer)
+    directory.write_parameters(params=nnx.to_pure_dict(state.params), normalizer=state.normalizer)
     title = f"{name} on {agent.env.name}"
     plots.learning_curve(directory.path / "evaluations.csv", directory.path / "learning_curve.png", title)
     compile_seconds = program.trace_seconds + program.compile_seconds

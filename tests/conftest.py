@@ -1,0 +1,66 @@
+"""What all tests share: a compilation cache of their own, and a small config per registered algorithm."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from quantilax import ALGORITHMS, Agent
+from quantilax.agent import create
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(pytestconfig: pytest.Config) -> None:
+    """Compiled programs are kept between runs of the suite; `pytest --cache-clear` forgets them."""
+    cache = Path(pytestconfig.rootpath) / ".pytest_cache" / "d" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+TINY: dict[str, dict[str, Any]] = {
+    "iqn": dict(
+        total_timesteps=240,
+        eval_freq=60,
+        eval_episodes=4,
+        num_envs=4,
+        num_epochs=2,
+        buffer_size=100,
+        fill_buffer=40,
+        batch_size=16,
+        num_tau_samples=4,
+        num_tau_prime_samples=3,
+        num_quantile_samples=5,
+        torso_sizes=(8,),
+        head_sizes=(8,),
+        num_cosines=8,
+        learning_rate_end=0.5,
+    ),
+    "pqn": dict(
+        total_timesteps=256,
+        eval_freq=64,
+        eval_episodes=4,
+        num_envs=4,
+        num_steps=8,
+        num_epochs=2,
+        num_minibatches=2,
+        torso_sizes=(8,),
+    ),
+}
+"""A second of work; a new algorithm in the registry needs a line here."""
+
+
+def tiny(name: str, env: Any = "probe/corridor", **changes: Any) -> Agent:
+    return create(ALGORITHMS[name], env, {**TINY[name], **changes})
+
+
+@pytest.fixture(params=list(ALGORITHMS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Each registered algorithm's name."""
+    return request.param
+
+
+@pytest.fixture
+def algo(name: str) -> Agent:
+    """A tiny agent of each registered algorithm."""
+    return tiny(name)

@@ -1,0 +1,234 @@
+"""What holds for every registered algorithm; a new one is picked up from the registry."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from quantilax import ALGORITHMS, ConfigError, pytree, train
+from quantilax.agent import _train
+from tests.conftest import TINY, tiny
+
+
+def raw(tree):
+    """Leaves as numpy arrays, keys as their data."""
+
+    def data(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return [data(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(raw(a), raw(b), strict=True):
+        assert_array_equal(x, y)
+
+
+def assert_close(a, b):
+    for x, y in zip(raw(a), raw(b), strict=True):
+        assert_allclose(x, y, rtol=2e-4, atol=1e-5)
+
+
+def test_the_curve_has_a_row_before_training_and_one_per_evaluation(algo):
+    state, (lengths, returns) = algo.train(jax.random.key(0))
+    rows = len(algo.evaluation_steps)
+    assert returns.shape == lengths.shape == (rows, algo.config.eval_episodes)
+    assert algo.evaluation_steps[-1] == int(state.env_steps) <= algo.config.total_timesteps
+    assert rows > 3
+
+
+def test_the_steps_of_the_rows_are_exact(algo):
+    _, record = algo.records(jax.random.key(0))
+    assert record.env_step.tolist() == list(algo.evaluation_steps)
+
+
+def test_a_run_repeats_bit_for_bit(algo):
+    assert_same_bits(algo.records(jax.random.key(3)), algo.records(jax.random.key(3)))
+
+
+def test_raw_keys_and_typed_keys_give_the_same_run(algo):
+    assert_same_bits(algo.train(jax.random.key(5)), algo.train(jax.random.PRNGKey(5)))
+
+
+def test_raw_keys_vmap_too(algo):
+    returns = jax.vmap(algo.train)(jax.random.split(jax.random.PRNGKey(5), 2))[1].returns
+    assert returns.shape[0] == 2
+
+
+def test_a_batch_of_keys_without_vmap_is_refused_with_the_remedy(algo):
+    with pytest.raises(TypeError, match=r"jax\.vmap\(algo\.train\)"):
+        algo.train(jax.random.split(jax.random.key(0), 3))
+
+
+def test_vmap_over_seeds_equals_a_loop(name):
+    # Over a short run: the width of a vmap changes low bits, and learning amplifies them.
+    algo = tiny(name, total_timesteps=128, eval_freq=64)
+    keys = jax.random.split(jax.random.key(1), 3)
+    together = jax.vmap(algo.init)(keys), jax.vmap(lambda k: algo.train(k)[0].params)(keys)
+    for i, key in enumerate(keys):
+        one = algo.init(key), algo.train(key)[0].params
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), one)
+
+
+def test_different_seeds_differ_in_weights_and_experience(algo):
+    a, b = (algo.init(jax.random.key(seed)) for seed in (0, 1))
+    assert any(not np.array_equal(x, y) for x, y in zip(raw(a.params), raw(b.params), strict=True))
+    a, b = (algo.train(jax.random.key(seed))[0] for seed in (0, 1))
+    experience = "replay" if hasattr(a, "replay") else "env_state"
+    differ = [
+        not np.array_equal(x, y) for x, y in zip(raw(getattr(a, experience)), raw(getattr(b, experience)), strict=True)
+    ]
+    assert any(differ)
+
+
+def test_the_whole_is_its_segments_bit_for_bit(algo):
+    algorithm, env, config = algo._arguments()
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    whole = jax.jit(jax.vmap(partial(train.train, algorithm, env, config)))(keys)
+    program = train.compile_fit(algorithm, env, config, keys)
+    records = []
+    for state, record in train.fit(env, config, keys, program):  # noqa: B007 the last one counts
+        records.append(jax.device_get(record))
+    curve = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
+    assert_same_bits(whole, (state, curve))
+
+
+def test_a_segment_is_its_parts_bit_for_bit(algo):
+    segment = jax.jit(partial(train.segment, algo.algorithm, *algo._arguments()[1:]))
+    start = algo.init(jax.random.key(0))
+    whole, _ = segment(start, jnp.array(5))
+    part, _ = segment(start, jnp.array(2))
+    parts, _ = segment(part, jnp.array(3))
+    assert_same_bits(whole, parts)
+
+
+def test_evaluation_is_a_pure_observer(name):
+    often, seldom = tiny(name), tiny(name, eval_freq=TINY[name]["total_timesteps"], eval_episodes=7)
+    assert_same_bits(often.train(jax.random.key(2))[0], seldom.train(jax.random.key(2))[0])
+
+
+def test_evaluations_draw_new_episodes_each_time(name):
+    algo = tiny(name, env="probe/bimodal", eval_episodes=64, learning_rate=0.0, eval_epsilon=1.0)
+    _, (_, returns) = algo.train(jax.random.key(0))
+    assert len({tuple(row) for row in returns.tolist()}) == len(algo.evaluation_steps)
+
+
+def test_a_sweep_over_floats_is_one_program(algo):
+    algo.train(jax.random.key(0))
+    before = _train._cache_size()
+    for field in pytree.float_fields(type(algo.config)):
+        algo.replace(**{field: getattr(algo.config, field)}).train(jax.random.key(0))
+        algo.replace(**{field: jnp.float32(0.5)}).train(jax.random.key(0))
+    assert _train._cache_size() == before
+
+
+def test_a_static_field_is_another_program(name):
+    tiny(name).train(jax.random.key(0))
+    before = _train._cache_size()
+    tiny(name, num_epochs=3).train(jax.random.key(0))
+    assert _train._cache_size() == before + 1
+
+
+def test_every_float_field_vmaps(name):
+    algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
+    fields = pytree.float_fields(type(algo.config))
+    values = dict(zip(fields, jnp.linspace(0.2, 0.9, 2 * len(fields)).reshape(-1, 2), strict=True))
+
+    def params(values):
+        return algo.replace(**values).train(jax.random.key(0))[0].params
+
+    together = jax.vmap(params)(values)
+    for i in range(2):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), params({k: v[i] for k, v in values.items()}))
+
+
+def test_the_leaves_of_an_environment_vmap(name):
+    from quantilax.envs.probes import Bimodal
+
+    def returns(safe):
+        return tiny(name, env=Bimodal(safe=safe, low=safe, high=safe)).train(jax.random.key(0))[1].returns
+
+    values = jnp.array([1.0, -3.0])
+    assert_allclose(jax.vmap(returns)(values), jnp.broadcast_to(values[:, None, None], jax.vmap(returns)(values).shape))
+
+
+def test_keys_are_consumed_once(name):
+    algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
+    with jax.debug_key_reuse(True):
+        algorithm, env, config = algo._arguments()
+        jax.jit(partial(train.train, algorithm, env, config))(jax.random.key(0))
+
+
+def test_the_reuse_of_a_key_would_be_noticed():
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda key: jax.random.uniform(key) + jax.random.normal(key))(jax.random.key(0))
+
+
+def test_a_returned_state_goes_on_outside_the_program_that_made_it(algo):
+    state, _ = algo.train(jax.random.key(0))
+    later, metrics = algo.step(state)
+    assert int(later.env_steps) == int(state.env_steps) + algo.config.steps_per_iteration
+    assert np.isfinite(metrics.loss)
+    assert jax.tree.structure(later) == jax.tree.structure(state)
+
+
+def test_a_state_keeps_its_structure_dtypes_and_shapes(algo):
+    state = algo.init(jax.random.key(0))
+    later, _ = algo.step(state)
+    assert jax.tree.structure(state) == jax.tree.structure(later)
+    assert [(x.shape, x.dtype) for x in raw(state)] == [(x.shape, x.dtype) for x in raw(later)]
+
+
+def test_the_policy_maps_one_observation_and_a_key_to_an_action(algo):
+    state = algo.init(jax.random.key(0))
+    act = algo.policy(state)
+    obs = jnp.zeros(algo.env.observation_space.shape)
+    action = act(obs, jax.random.key(1))
+    assert action.shape == ()
+    assert action.dtype == jnp.int32
+    keys = jax.random.split(jax.random.PRNGKey(1), 5)
+    assert jax.vmap(act, in_axes=(None, 0))(obs, keys).shape == (5,)
+
+
+@pytest.mark.parametrize("switch", ["normalize_observations", "normalize_rewards"])
+def test_normalisation_runs_and_matters(name, switch):
+    on, off = (tiny(name, **{switch: value}).train(jax.random.key(0))[0] for value in (True, False))
+    assert not np.array_equal(raw(on.params)[0], raw(off.params)[0])
+    assert all(np.isfinite(x).all() for x in raw(on.params))
+
+
+def test_an_unknown_field_is_refused_with_a_suggestion(name):
+    with pytest.raises(ConfigError, match="unknown field 'learning_rat'; did you mean 'learning_rate'"):
+        tiny(name, learning_rat=1e-3)
+    with pytest.raises(ConfigError, match="unknown field 'gama'; did you mean 'gamma'"):
+        tiny(name).replace(gama=0.9)
+
+
+def test_continuous_actions_are_refused(name):
+    with pytest.raises(ConfigError, match=r"Pendulum-v1 has continuous actions and \w+ needs discrete ones"):
+        tiny(name, env="Pendulum-v1")
+
+
+def test_metrics_are_means_over_the_segment_and_nan_before_training(algo):
+    _, record = algo.records(jax.random.key(0))
+    for row in record.metrics:
+        assert np.isnan(row[0])
+        assert np.isfinite(row[1:]).all()
+    assert bool((jnp.diff(record.metrics.epsilon[1:]) <= 0).all())
+
+
+def test_every_field_says_what_it_means(name):
+    fields = ALGORITHMS[name].config.__dataclass_fields__.values()
+    assert [f.name for f in fields if not f.metadata["doc"]] == []
+
+
+def test_what_follows_from_a_config_is_told(algo):
+    derived = algo.config.derived()
+    state, _ = algo.train(jax.random.key(0))
+    assert derived["gradient_steps"] == int(state.gradient_steps)
+    steps = algo.evaluation_steps
+    assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))

@@ -1,0 +1,207 @@
+"""The environments under the contract of `quantilax.types.Environment`."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs
+from quantilax.envs.probes import PROBES
+
+DISCRETE = [*PROBES, "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
+
+
+def rollout(env, steps, key=0, num_envs=16):
+    """(states, observations acted on, actions, time steps) of random actions, leading axes (steps, num_envs)."""
+
+    def one(carry, key):
+        state, obs = carry
+        key_action, key_step = jax.random.split(key)
+        action = jax.random.randint(key_action, (num_envs,), 0, env.action_space.n)
+        state, step = jax.vmap(env.step)(jax.random.split(key_step, num_envs), state, action)
+        return (state, step.obs), (obs, action, step)
+
+    key_reset, key_run = jax.random.split(jax.random.key(key))
+    start = jax.vmap(env.reset)(jax.random.split(key_reset, num_envs))
+    return jax.jit(lambda: jax.lax.scan(one, start, jax.random.split(key_run, steps))[1])()
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_shapes_and_dtypes_are_those_of_the_spaces(name):
+    env = envs.make(name)
+    assert isinstance(env.observation_space, Box)
+    assert isinstance(env.action_space, Discrete)
+    assert env.name == name
+    obs, _, step = rollout(env, 3)
+    assert obs.shape[2:] == step.next_obs.shape[2:] == env.observation_space.shape
+    assert step.reward.dtype == jnp.float32
+    assert step.terminated.dtype == step.truncated.dtype == jnp.bool_
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_the_next_observation_is_the_true_successor_and_the_next_to_act_on_after_a_reset_another(name):
+    obs, _, step = rollout(envs.make(name), 600)
+    done = np.asarray(step.terminated | step.truncated)
+    assert done.any()
+    assert_array_equal(step.obs[:-1], obs[1:])  # what is acted on next
+    assert_array_equal(np.asarray(step.obs)[~done], np.asarray(step.next_obs)[~done])
+
+
+@pytest.mark.parametrize("name", ["probe/terminal", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"])
+def test_after_a_last_step_the_successor_is_not_the_first_observation_of_the_next_episode(name):
+    _, _, step = rollout(envs.make(name), 600)
+    done = np.asarray(step.terminated | step.truncated)
+    assert (np.abs(np.asarray(step.obs)[done] - np.asarray(step.next_obs)[done]).max(axis=-1) > 0).all()
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_no_episode_is_longer_than_its_limit(name):
+    env = envs.make(name)
+    limit = int(env.max_episode_steps)
+    steps = min(2 * limit + 2, 1200)
+    done = np.asarray(rollout(env, steps)[2].terminated | rollout(env, steps)[2].truncated)
+    longest = max(int(np.diff(np.flatnonzero(np.r_[True, column])).max(initial=0)) for column in done.T)
+    assert 0 < longest <= limit
+
+
+def test_a_time_limit_truncates_and_does_not_terminate():
+    _, _, step = rollout(envs.make("MountainCar-v0"), 200)  # random actions never reach the top
+    assert not step.terminated.any()
+    assert step.truncated[199].all()
+    assert not step.truncated[:199].any()
+
+
+def test_cartpole_is_gymnasiums():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import gymnasium
+
+        oracle = gymnasium.make("CartPole-v1").unwrapped
+    obs, action, step = rollout(envs.make("CartPole-v1"), 120, num_envs=4)
+    ends = 0
+    for e in range(4):
+        for t in range(120):
+            oracle.reset()
+            oracle.state = np.asarray(obs[t, e], np.float64)
+            successor, reward, terminated, _, _ = oracle.step(int(action[t, e]))
+            assert_allclose(step.next_obs[t, e], successor, rtol=1e-4, atol=1e-6)
+            assert bool(step.terminated[t, e]) == terminated
+            assert float(step.reward[t, e]) == reward
+            ends += terminated
+    assert ends > 5
+
+
+@pytest.mark.parametrize("name", list(PROBES))
+def test_a_probes_quantile_function_is_that_of_its_returns(name):
+    # Monte-Carlo returns under the policy that the quantile function is of (always the last action).
+    env, gamma, n = envs.make(name), 0.8, 4000
+    taus = jnp.array([0.15, 0.35, 0.65, 0.85])
+    last = env.action_space.n - 1
+
+    def episode(key):
+        key_reset, key = jax.random.split(key)
+        state, _ = env.reset(key_reset)
+
+        def one(carry, key):
+            state, factor, total = carry
+            state, step = env.step(key, state, jnp.array(last))
+            total = total + factor * step.reward
+            return (state, factor * gamma * (1 - step.terminated), total), None
+
+        return jax.lax.scan(one, (state, 1.0, 0.0), jax.random.split(key, 60))[0][2]
+
+    returns = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), n))
+    assert_allclose(jnp.quantile(returns, taus), env.quantile_function(taus, gamma)[:, last], rtol=1e-4)
+
+
+def test_the_risky_action_of_the_bimodal_probe_has_two_outcomes():
+    env = envs.make("probe/bimodal")
+    rewards = jax.vmap(lambda k: env.step(k, jnp.zeros((), jnp.int32), jnp.array(0))[1].reward)(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    assert set(np.unique(rewards)) == {-1.0, 2.0}
+    assert abs(float((rewards > 0).mean()) - 0.5) < 0.04
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(ConfigError, match="unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'"):
+        envs.make("CartPol-v1")
+    with pytest.raises(ConfigError, match="unknown environment 'probe/bimodel'; did you mean 'probe/bimodal'"):
+        envs.make("probe/bimodel")
+
+
+class Own:
+    """A user's environment: a plain class, no pytree."""
+
+    name = "own"
+    observation_space = Box((2,))
+    action_space = Discrete(3)
+    max_episode_steps = 5
+
+    def reset(self, key):
+        return jnp.zeros((), jnp.int32), jnp.zeros(2)
+
+    def step(self, key, state, action):
+        done = state == 4
+        obs = jnp.zeros(2)
+        return jnp.where(done, 0, state + 1), TimeStep(obs, obs, jnp.float32(action == 2), done, jnp.array(False))
+
+
+SMALL = dict(total_timesteps=400, eval_freq=200, fill_buffer=64, buffer_size=500, eval_episodes=4, torso_sizes=(8,))
+
+
+def test_a_users_own_object_trains():
+    lengths = IQN.create(env=Own(), **SMALL).train(jax.random.key(0))[1].lengths
+    assert set(np.unique(lengths)) == {5}
+
+
+def test_a_gymnax_environment_object_trains():
+    import gymnax
+
+    env, _ = gymnax.make("CartPole-v1")
+    state, _ = IQN.create(env=env, **SMALL).train(jax.random.key(0))
+    assert state.obs.shape == (10, 4)
+
+
+class WithoutStep:
+    name = "own"
+    observation_space = Box((2,))
+    action_space = Discrete(3)
+    max_episode_steps = 5
+
+    def reset(self, key):
+        return 0, jnp.zeros(2)
+
+
+class WrongShape(Own):
+    observation_space = Box((3,))
+
+
+class FiveValues(Own):
+    def step(self, key, state, action):
+        return state, jnp.zeros(2), 0.0, False, {}
+
+
+class FloatFlags(Own):
+    def step(self, key, state, action):
+        state, step = super().step(key, state, action)
+        return state, step._replace(terminated=jnp.float32(0))
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        (WithoutStep(), "WithoutStep has no 'step'"),
+        (WrongShape(), r"reset's observation must have shape \(3,\), got \(2,\)"),
+        (FiveValues(), "does not fit the contract|must return"),
+        (FloatFlags(), "TimeStep.terminated must be of type bool, got float32"),
+        (42, "int has no 'name'"),
+    ],
+)
+def test_an_object_that_breaks_the_contract_is_refused_in_one_line(env, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        IQN.create(env=env)
+    assert "\n" not in str(error.value)

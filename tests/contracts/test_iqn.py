@@ -1,0 +1,339 @@
+"""IQN against an independent evaluation of the paper's equations, and against the known bugs of other implementations."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from numpy.testing import assert_allclose, assert_array_equal
+
+from quantilax import IQN, ConfigError, ConfigWarning, Transition
+from quantilax.algorithms import iqn
+from tests.conftest import tiny
+from tests.hlo import copies_in_loops
+
+
+def perturbed(params, scale=0.5, seed=9):
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten([x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.fixture
+def algo():
+    return tiny("iqn", gamma=0.9, kappa=0.7)
+
+
+@pytest.fixture
+def state(algo):
+    state = algo.init(jax.random.key(0))
+    return replace(state, target_params=perturbed(state.params))
+
+
+def transition(terminated=False, truncated=False):
+    obs, next_obs = jax.random.normal(jax.random.key(4), (2, 6))
+    return Transition(obs, jnp.array(1), jnp.array(0.5), next_obs, jnp.array(terminated), jnp.array(truncated))
+
+
+def numpy_network(params):
+    """Z(x, tau) in numpy, written from the paper alone."""
+    p = jax.tree.map(np.asarray, nnx.to_pure_dict(params))
+
+    def dense(layer, x):
+        return x @ layer["kernel"].astype(np.float64) + layer["bias"]
+
+    def Z(x, tau):
+        psi = np.maximum(dense(p["psi"]["layers"][0], np.asarray(x, np.float64)), 0)
+        cos = np.cos(np.pi * np.outer(tau, np.arange(1, 9)))
+        phi = np.maximum(dense(p["Z"]["embedding"]["linear"], cos), 0)
+        hidden = np.maximum(dense(p["Z"]["mlp"]["layers"][0], psi * phi), 0)
+        return dense(p["Z"]["out"], hidden)
+
+    return Z
+
+
+def numpy_loss(state, t, key, config, double):
+    tau, tau_prime, tau_action = (
+        np.asarray(jax.random.uniform(k, (n,)), np.float64)
+        for k, n in zip(jax.random.split(key, 3), (4, 3, 5), strict=True)
+    )
+    online, target = numpy_network(state.params), numpy_network(state.target_params)
+    a_star = (online if double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
+    z, z_next = online(t.obs, tau)[:, int(t.action)], target(t.next_obs, tau_prime)[:, a_star]
+    total = 0.0
+    for i in range(4):
+        for j in range(3):
+            delta = float(t.reward) + config.gamma * (1 - float(t.terminated)) * z_next[j] - z[i]
+            k = config.kappa
+            huber = 0.5 * delta**2 if abs(delta) <= k else k * (abs(delta) - 0.5 * k)
+            total += abs(tau[i] - (delta < 0)) * huber / k
+    return total / 3
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("terminated", [False, True])
+def test_the_loss_is_the_papers(algo, state, double, terminated):
+    config = replace(algo.config, double=double)
+    for seed in range(5):
+        key, t = jax.random.key(seed), transition(terminated)
+        value, _ = iqn.loss(state.params, state.target_params, state.network, t, key, config)
+        assert_allclose(value, numpy_loss(state, t, key, config, double), rtol=1e-4)
+
+
+def test_double_changes_which_network_selects(algo, state):
+    values = [
+        [
+            iqn.loss(state.params, state.target_params, state.network, transition(), jax.random.key(s), c)[0]
+            for s in range(20)
+        ]
+        for c in (algo.config, replace(algo.config, double=True))
+    ]
+    assert not np.allclose(*values)
+
+
+def loss_of(algo, state, batch):
+    def value(params, target_params):
+        return iqn.batch_loss(params, target_params, state.network, batch, jax.random.key(0), algo.config)[0]
+
+    return value
+
+
+def batch_of(*transitions):
+    return jax.tree.map(lambda *x: jnp.stack(x), *transitions)
+
+
+def test_the_loss_depends_on_the_target_parameters(algo, state):  # bug 1
+    value = loss_of(algo, state, batch_of(transition(), transition()))
+    assert float(value(state.params, state.target_params)) != float(
+        value(state.params, perturbed(state.params, 1.0, 3))
+    )
+
+
+def test_the_loss_has_no_gradient_in_the_target_parameters(algo, state):  # bug 1
+    value = loss_of(algo, state, batch_of(transition(), transition()))
+    for leaf in jax.tree.leaves(jax.grad(value, argnums=1)(state.params, state.target_params)):
+        assert_array_equal(leaf, 0)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.grad(value)(state.params, state.target_params)))
+
+
+def test_a_terminal_transition_does_not_depend_on_the_target_parameters(algo, state):
+    value = loss_of(algo, state, batch_of(transition(terminated=True)))
+    assert float(value(state.params, state.target_params)) == float(value(state.params, state.params))
+
+
+def test_a_truncated_transition_bootstraps_from_its_true_successor(algo, state):  # bug 5
+    cut, going_on = (loss_of(algo, state, batch_of(transition(truncated=t))) for t in (True, False))
+    assert float(cut(state.params, state.target_params)) == float(going_on(state.params, state.target_params))
+    ended = loss_of(algo, state, batch_of(transition(terminated=True, truncated=True)))
+    assert float(ended(state.params, state.target_params)) != float(cut(state.params, state.target_params))
+
+
+def test_the_target_equals_the_online_network_at_step_0(algo):  # bugs 2 and 3: warm-up included
+    state = algo.init(jax.random.key(0))
+    assert int(state.env_steps) == 40
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.target_params), strict=True):
+        assert_array_equal(a, b)
+
+
+def targets_by_hand(algo, updates):
+    """Run single updates and move the target as the config's comment says."""
+    state = algo.init(jax.random.key(0))
+    expected = state.params
+    for n in range(1, updates + 1):
+        state, _ = iqn.update(algo.config, state, jax.random.key(n))
+        if n % algo.config.target_update_freq == 0:
+            p = algo.config.polyak
+            expected = jax.tree.map(lambda t, o, p=p: p * t + (1 - p) * o, expected, state.params)
+    return state.target_params, expected
+
+
+@pytest.mark.parametrize(("polyak", "period"), [(0.9, 1), (0.0, 1), (0.0, 3)])
+def test_the_target_moves_once_per_gradient_step_by_polyak_or_by_hard_copies(polyak, period):  # bug 3
+    got, expected = targets_by_hand(tiny("iqn", polyak=polyak, target_update_freq=period), 7)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_the_target_moves_with_gradient_steps_not_with_iterations(algo):  # bug 3
+    # Six gradient steps in one iteration (num_epochs) with a period of three: two copies, the last with the final weights.
+    algo = tiny("iqn", num_epochs=6, polyak=0.0, target_update_freq=3)
+    state, _ = algo.step(algo.init(jax.random.key(0)))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.target_params), strict=True):
+        assert_array_equal(a, b)
+
+
+def test_gradients_are_clipped_by_their_global_norm():  # bug 4
+    optimizer = iqn.optimizer(tiny("iqn", max_grad_norm=5.0).config)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    _, state = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params))
+    moments = [x for x in jax.tree.leaves(state) if x.shape == (2,)]
+    assert_allclose(
+        moments[0], [0.1 * 3, 0.1 * 4], rtol=1e-5
+    )  # (1 - b1) times the gradient scaled to norm 5: direction kept
+
+
+def test_the_epsilon_of_adam_and_the_learning_rate_reach_the_step():
+    config = tiny("iqn", max_grad_norm=float("inf"), learning_rate=0.1, learning_rate_end=1.0, adam_eps=3.0).config
+    optimizer = iqn.optimizer(config)
+    updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(jnp.zeros(1)))
+    assert_allclose(updates, -0.1 * 4 / (4 + 3.0), rtol=1e-5)  # Adam's first step: lr g / (|g| + eps)
+
+
+def test_the_learning_rate_falls_linearly_to_its_end():
+    algo = tiny("iqn", learning_rate=1.0, learning_rate_end=0.2, adam_eps=1e-8)
+    optimizer, n = iqn.optimizer(algo.config), algo.config.gradient_steps
+    state, sizes = optimizer.init(jnp.zeros(1)), []
+    for _ in range(n + 1):
+        updates, state = optimizer.update(jnp.array([1.0]), state)
+        sizes.append(-float(updates[0]))
+    assert_allclose(sizes[0], 1.0, rtol=1e-4)
+    assert_allclose(sizes[n // 2], 0.6, rtol=1e-2)
+    assert_allclose(sizes[n], 0.2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("risk", ["cvar", "wang", "power", "cpw"])
+def test_risk_distortion_changes_the_acting_policy_and_not_the_loss(state, risk):  # bug 7
+    neutral, averse = tiny("iqn"), tiny("iqn", risk=risk, risk_eta=0.3)
+    values = [
+        loss_of(algo, state, batch_of(transition()))(state.params, state.target_params) for algo in (neutral, averse)
+    ]
+    assert float(values[0]) == float(values[1])
+
+
+def test_an_averse_policy_prefers_the_safe_action_of_equal_mean():
+    # A risky action of mean .5 (quantiles from -1 to 2) against a safe one that always gives .4.
+    neutral = tiny("iqn", num_quantile_samples=2000)
+    network = ByHand()
+    graphdef, params = nnx.split(network)
+    state = replace(neutral.init(jax.random.key(0)), network=graphdef, params=params)
+    act = {
+        risk: tiny("iqn", num_quantile_samples=2000, risk=risk, risk_eta=0.25).policy(state)
+        for risk in ("neutral", "cvar")
+    }
+    obs = jnp.zeros(6)
+    assert int(act["neutral"](obs, jax.random.key(0))) == 0
+    assert int(act["cvar"](obs, jax.random.key(0))) == 1
+
+
+class ByHand(nnx.Module):
+    """Z of action 0: -1 + 3 tau; of action 1: .4, rising at tau > .9 beyond action 0 for the test of a*."""
+
+    def __init__(self):
+        self.unused = nnx.Param(jnp.zeros(1))
+
+    def psi(self, obs):
+        return jnp.zeros(1)
+
+    def Z(self, psi, tau):
+        return jnp.stack([-1 + 3 * tau, jnp.full_like(tau, 0.4)], axis=-1) + self.unused[...] * 0
+
+
+def test_a_star_is_the_argmax_of_the_mean_not_of_each_quantile():  # bug 8
+    # Action 0 has mean .5, action 1 always .4: every target is a quantile of action 0, also where it lies below .4.
+    algo = tiny("iqn", num_quantile_samples=4000, num_tau_prime_samples=50, num_tau_samples=1, gamma=1.0)
+    graphdef, params = nnx.split(ByHand())
+    t = transition()._replace(reward=jnp.array(0.0))
+    key = jax.random.key(0)
+    value, z = iqn.loss(params, params, graphdef, t, key, algo.config)
+    key_tau, key_tau_prime, _ = jax.random.split(key, 3)
+    tau = float(jax.random.uniform(key_tau, (1,))[0])
+    delta = (-1 + 3 * np.asarray(jax.random.uniform(key_tau_prime, (50,)))) - 0.4  # Z(x, a=1) = .4
+    huber = np.where(np.abs(delta) <= 1, 0.5 * delta**2, np.abs(delta) - 0.5)
+    assert_allclose(value, (np.abs(tau - (delta < 0)) * huber).mean(), rtol=1e-4)
+    assert float(z) == pytest.approx(0.4)
+
+
+def test_each_example_draws_its_own_fractions(algo, state):
+    batch = batch_of(*[transition()] * 8)
+    keys = jax.random.split(jax.random.key(0), 8)
+    losses = [iqn.loss(state.params, state.target_params, state.network, transition(), k, algo.config)[0] for k in keys]
+    assert len({float(x) for x in losses}) == 8
+    assert_allclose(loss_of(algo, state, batch)(state.params, state.target_params), np.mean(losses), rtol=1e-5)
+
+
+def test_quantiles_take_any_number_of_leading_axes(algo, state):
+    taus = jnp.array([0.1, 0.5, 0.9])
+    obs = jax.random.normal(jax.random.key(0), (2, 3, 6))
+    Z = algo.quantiles(state, obs, taus)
+    assert Z.shape == (2, 3, 3, 2)
+    assert algo.quantiles(state, obs[0, 0], taus).shape == (3, 2)
+    assert_allclose(Z[1, 2], numpy_network(state.params)(obs[1, 2], taus), rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="expected observations"):
+        algo.quantiles(state, obs[..., :5], taus)
+
+
+def test_an_algorithm_without_quantiles_says_so():
+    algo = tiny("pqn")
+    with pytest.raises(ConfigError, match="pqn learns expected values, no quantiles; use iqn"):
+        algo.quantiles(algo.init(jax.random.key(0)), jnp.zeros(6), jnp.array([0.5]))
+
+
+def test_warm_up_fills_the_replay_with_random_actions_and_counts_its_steps():
+    algo = tiny("iqn", fill_buffer=90, buffer_size=100)
+    state = algo.init(jax.random.key(0))
+    assert int(state.env_steps) == int(state.replay.size) == 92  # whole iterations of four environments
+    share = np.asarray(state.replay.rows.action)[:92].mean()
+    assert 0.3 < share < 0.7
+    assert int(state.gradient_steps) == 0
+
+
+def test_the_replay_holds_what_the_environment_gave_also_with_normalisation():
+    algo = tiny("iqn", normalize_observations=True, normalize_rewards=True)
+    rows = algo.train(jax.random.key(0))[0].replay.rows
+    assert set(np.unique(rows.obs)) == {0.0, 1.0}
+    assert set(np.unique(rows.reward)) <= {0.0, 1.0}
+
+
+def test_training_copies_no_replay_in_its_loops():  # bug 10, and docs/decisions/0002
+    algo = tiny("iqn", buffer_size=54_321)
+    algorithm, env, config = algo._arguments()
+    from quantilax import train
+
+    for seeds in (None, 3):
+        run, key = (lambda k: train.train(algorithm, env, config, k)), jax.random.key(0)
+        if seeds:
+            run, key = jax.vmap(run), jax.random.split(key, seeds)
+        assert copies_in_loops(jax.jit(run).lower(key).compile(), 54_321) == 0
+
+
+GOOD = dict(env="probe/corridor")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(batch_size=8), "batch_size=8 with 1-step targets"),
+        (dict(fill_buffer=32), "fill_buffer=32 is smaller than batch_size=64"),
+        (dict(fill_buffer=100_000), "no gradient step is taken"),
+        (dict(polyak=0.9, target_update_freq=100), "both active"),
+        (dict(eval_freq=7_000), "does not divide"),
+        (dict(buffer_size=40), "buffer_size=40 is smaller than batch_size=64"),
+        (dict(exploration_fraction=1.0), "exploration never ends"),
+        (dict(eps_end=0.5), "exploration never ends"),
+    ],
+)
+def test_a_setting_known_to_mislead_warns_once_with_the_remedy(settings, words):
+    with pytest.warns(ConfigWarning, match=words) as caught:
+        algo = IQN.create(**GOOD, **settings)
+    assert len(caught) == 1
+    assert any(remedy in str(caught[0].message) for remedy in ("set ", "raise ", "lower ", "choose "))
+    algo.replace(learning_rate=1e-4)  # no second warning: it would be an error here
+
+
+def test_the_settings_of_the_investigation_and_the_defaults_do_not_warn():
+    IQN.create(**GOOD)
+    IQN.create(
+        env="CartPole-v1", num_envs=10, batch_size=64, num_epochs=5, buffer_size=100_000, fill_buffer=5_000,
+        learning_rate=3e-4, max_grad_norm=10, total_timesteps=100_000, eval_freq=5_000, target_update_freq=1, polyak=0.95,
+        num_tau_samples=64, num_tau_prime_samples=64, kappa=1.0, eps_start=1, eps_end=0.01, exploration_fraction=0.5,
+        gamma=0.99, normalize_observations=False,
+    )  # fmt: skip
+
+
+def test_fields_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match="buffer_size: 5 cannot hold one step of num_envs=10"):
+        IQN.create(**GOOD, buffer_size=5, batch_size=16)
+    with pytest.raises(ConfigError, match="total_timesteps: 5 is less than one step of num_envs=10"):
+        IQN.create(**GOOD, total_timesteps=5)

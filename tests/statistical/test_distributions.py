@@ -1,0 +1,108 @@
+"""Learned distributions and values against the known ones of the probes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from quantilax import IQN, PQN, envs
+
+TAUS = (jnp.arange(100) + 0.5) / 100
+
+LEARNER = dict(
+    total_timesteps=24_000,
+    eval_freq=24_000,
+    eval_episodes=1,
+    num_envs=8,
+    num_epochs=1,
+    fill_buffer=800,
+    batch_size=64,
+    learning_rate=3e-3,
+    learning_rate_end=0.05,
+    polyak=0.95,
+    target_update_freq=1,
+    kappa=0.05,  # nearly the plain quantile loss: a Huber parabola of width 1 would move the quantiles
+    num_tau_samples=16,
+    num_tau_prime_samples=16,
+    torso_sizes=(32,),
+    head_sizes=(32,),
+    num_cosines=32,
+)
+
+
+def learned(name, gamma, **changes):
+    """(estimated, true) quantiles at TAUS, each (100, actions)."""
+    env = envs.make(name)
+    algo = IQN.create(env=env, gamma=gamma, **{**LEARNER, **changes})
+    state, _ = algo.train(jax.random.key(0))
+    _, obs = env.reset(jax.random.key(1))
+    return np.asarray(algo.quantiles(state, obs, TAUS)), np.asarray(env.quantile_function(TAUS, gamma))
+
+
+def wasserstein(a, b):
+    return np.abs(a - b).mean(axis=0)
+
+
+def test_iqn_recovers_both_modes_of_a_bimodal_return_not_only_its_mean():
+    Z, true = learned("probe/bimodal", gamma=0.9)
+    distance = wasserstein(Z, true)
+    # The distribution that has the right mean and nothing else lies 1.5 away from -1 or 2 with equal chances.
+    assert_allclose(wasserstein(np.full_like(true, true.mean(axis=0)), true), [1.5, 0], atol=1e-6)
+    assert distance[0] < 0.2
+    assert distance[1] < 0.05
+    assert_allclose(Z[[5, 25, 40], 0], -1, atol=0.25)
+    assert_allclose(Z[[60, 75, 94], 0], 2, atol=0.25)
+    assert_allclose(Z.mean(axis=0), true.mean(axis=0), atol=0.15)
+
+
+def test_iqn_recovers_a_return_that_only_bootstrapping_gives():
+    gamma = 0.8
+    Z, true = learned("probe/geometric", gamma)
+    spread = wasserstein(np.full_like(true, true.mean()), true)[0]
+    assert spread > 0.9  # what knowing only the mean would give
+    assert wasserstein(Z, true)[0] < 0.15
+    assert_allclose(Z.mean(), 1 / (1 - gamma * 0.7), rtol=0.05)  # sum of (gamma (1 - p))^n
+
+
+@pytest.mark.parametrize("normalize_rewards", [False, True])
+def test_quantiles_are_in_the_environments_units(normalize_rewards):
+    env = envs.probes.Bimodal(low=-100.0, high=200.0, safe=25.0)
+    algo = IQN.create(
+        env=env, **{**LEARNER, "kappa": 0.05 if normalize_rewards else 5.0, "normalize_rewards": normalize_rewards}
+    )
+    if not normalize_rewards:
+        algo = algo.replace(learning_rate=3e-2)
+    state, _ = algo.train(jax.random.key(0))
+    Z = algo.quantiles(state, jnp.ones(1), jnp.array([0.2, 0.8]))
+    assert_allclose(Z[:, 0], [-100, 200], rtol=0.15)
+
+
+def value(create, name, gamma):
+    """Mean predicted value of what the last segment learned from."""
+    algo = create(name, gamma)
+    _, record = algo.records(jax.random.key(0))
+    return float(record.metrics.q[-1])
+
+
+def iqn(name, gamma):
+    return IQN.create(env=name, gamma=gamma, **{**LEARNER, "eval_freq": 4_000, "kappa": 1.0})
+
+
+def pqn(name, gamma):
+    return PQN.create(
+        env=name, gamma=gamma, total_timesteps=40_960, eval_freq=10_240, eval_episodes=1, num_envs=8, num_steps=16,
+        num_minibatches=4, num_epochs=4, torso_sizes=(32,), learning_rate=3e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("create", [iqn, pqn])
+def test_a_time_limit_is_no_death(create):
+    # 1 / (1 - .9) = 10; stored as death, the values of the four steps would average 2.3.
+    assert value(create, "probe/time_limit", 0.9) == pytest.approx(10, rel=0.04)
+
+
+@pytest.mark.parametrize("create", [iqn, pqn])
+def test_nothing_is_bootstrapped_over_the_end_of_an_episode(create):
+    # First step gamma, second 1: .75 on average; with the next episode's value leaking in it would be far above.
+    assert value(create, "probe/terminal", 0.5) == pytest.approx(0.75, rel=0.04)

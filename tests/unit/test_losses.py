@@ -1,0 +1,104 @@
+"""The equations against numbers derived by hand, loops as the papers print them, and rlax as an independent oracle."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from quantilax import losses
+
+with warnings.catch_warnings():  # its dependencies warn on import; that is why it is an oracle only
+    warnings.simplefilter("ignore")
+    import rlax
+
+THETA = np.array([-0.5, 0.25, 2.0], np.float32)
+TAU = np.array([0.1, 0.5, 0.9], np.float32)
+TARGETS = np.array([-1.0, 0.25, 1.5, 3.0], np.float32)
+
+
+@pytest.mark.parametrize(("kappa", "expected"), [(1.0, [0, 0.5, 1.5, 2.5]), (2.0, [0, 0.5, 2.0, 4.0])])
+def test_huber_is_a_parabola_up_to_kappa_and_a_line_after(kappa, expected):
+    assert_allclose(losses.huber(jnp.array([0.0, 1.0, -2.0, 3.0]), kappa), expected)
+
+
+@pytest.mark.parametrize(("kappa", "expected"), [(1.0, 0.82578125), (0.5, 1.0375), (2.0, 0.5484375)])
+def test_quantile_regression_gives_the_numbers_derived_by_hand(kappa, expected):
+    assert_allclose(losses.quantile_regression(THETA, TAU, TARGETS, kappa), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("tau", "undivided"), [([0.2, 0.7], 2.5), ([0.0, 0.4], 8.5 / 3)])
+def test_quantile_regression_divides_by_kappa(tau, undivided):
+    z, targets = jnp.array([-1.0, 3.0]), jnp.array([-3.0, 4.0, 2.0])
+    assert_allclose(losses.quantile_regression(z, jnp.array(tau), targets, 2.0), undivided / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kappa", [0.3, 1.0, 5.0])
+def test_quantile_regression_is_the_double_sum_of_the_paper(kappa):
+    rng = np.random.default_rng(0)
+    z, tau, targets = rng.normal(size=7) * 3, rng.uniform(size=7), rng.normal(size=5) * 3
+    total = 0.0
+    for i in range(7):  # 1/N' sum_i sum_j |tau_i - 1{delta < 0}| L_kappa(delta) / kappa
+        for j in range(5):
+            delta = targets[j] - z[i]
+            huber = 0.5 * delta**2 if abs(delta) <= kappa else kappa * (abs(delta) - 0.5 * kappa)
+            total += abs(tau[i] - (delta < 0)) * huber / kappa / 5
+    arrays = (jnp.asarray(x, jnp.float32) for x in (z, tau, targets))
+    assert_allclose(losses.quantile_regression(*arrays, kappa), total, rtol=1e-5)
+
+
+def test_quantile_regression_agrees_with_rlax():
+    rng = np.random.default_rng(1)
+    for kappa in (0.5, 1.0, 2.0):
+        z, tau, targets = (
+            jnp.asarray(x, jnp.float32) for x in (rng.normal(size=6), rng.uniform(size=6), rng.normal(size=9))
+        )
+        # One state, one action; rlax leaves the division by kappa out, and takes the mean over taus too: times N.
+        oracle = rlax.quantile_q_learning(
+            z[:, None], tau, jnp.array(0), jnp.array(0.0), jnp.array(1.0), targets[:, None], targets[:, None], kappa
+        )
+        ours = losses.quantile_regression(z, tau, targets, kappa)
+        assert_allclose(ours * kappa, oracle, rtol=1e-5)
+
+
+def test_the_gradient_vanishes_at_the_true_quantiles():
+    # With kappa -> 0 the minimiser over z of the loss at tau is the tau-quantile of the targets.
+    targets = jnp.linspace(-2.0, 5.0, 1001)
+    tau = jnp.array([0.1, 0.5, 0.8])
+    gradient = jax.grad(lambda z: losses.quantile_regression(z, tau, targets, 1e-3))(jnp.quantile(targets, tau))
+    assert_allclose(gradient, 0, atol=2e-3)
+
+
+REWARD = jnp.array([1.0, 0.0, -1.0, 0.0, 1.0])
+DISCOUNT = jnp.array([0.5, 0.9, 1.0, 0.5, 0.8])
+VALUE = jnp.array([3.0, 1.0, 5.0, -5.0, 3.0])
+
+
+def test_lambda_returns_give_the_numbers_derived_by_hand():
+    returns = losses.lambda_returns(REWARD, DISCOUNT, VALUE, jnp.full(5, 0.75))
+    assert_allclose(returns, [1.6460547, 0.72281253, 0.7375, 0.65, 3.4], rtol=1e-6)
+
+
+def test_lambda_returns_agree_with_rlax():
+    rng = np.random.default_rng(2)
+    arguments = [jnp.asarray(x, jnp.float32) for x in (rng.normal(size=20), rng.uniform(size=20), rng.normal(size=20))]
+    trace = jnp.asarray(rng.uniform(size=20), jnp.float32)
+    oracle = rlax.lambda_returns(*arguments, lambda_=trace)
+    assert_allclose(losses.lambda_returns(*arguments, trace), oracle, rtol=1e-5, atol=1e-6)
+
+
+def test_lambda_zero_is_one_step_and_lambda_one_is_monte_carlo():
+    one_step = losses.lambda_returns(REWARD, DISCOUNT, VALUE, jnp.zeros(5))
+    assert_allclose(one_step, REWARD + DISCOUNT * VALUE)
+    g = float(VALUE[-1])
+    for t in reversed(range(5)):
+        g = float(REWARD[t] + DISCOUNT[t] * g)
+    assert_allclose(losses.lambda_returns(REWARD, DISCOUNT, VALUE, jnp.ones(5))[0], g, rtol=1e-6)
+
+
+def test_a_zero_trace_cuts_the_return_from_the_next_episode():
+    trace = jnp.array([0.9, 0.9, 0.0, 0.9, 0.9])  # step 2 is the last of its episode
+    other = losses.lambda_returns(REWARD.at[3:].set(100.0), DISCOUNT, VALUE.at[3:].set(-100.0), trace)
+    assert_allclose(other[:3], losses.lambda_returns(REWARD, DISCOUNT, VALUE, trace)[:3])

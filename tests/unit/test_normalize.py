@@ -1,0 +1,57 @@
+"""Running moments against numpy over all that was seen."""
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose
+
+from quantilax import normalize
+from quantilax.types import Transition
+
+
+def steps(rng: np.random.Generator, n: int) -> Transition:
+    obs = jnp.asarray(rng.normal(100, 3, size=(n, 2)), jnp.float32)
+    done = jnp.asarray(rng.uniform(size=n) < 0.2)
+    return Transition(
+        obs, jnp.zeros(n, jnp.int32), jnp.asarray(rng.normal(size=n), jnp.float32), obs, done, ~done & False
+    )
+
+
+def test_moments_equal_those_of_all_batches_together():
+    rng = np.random.default_rng(0)
+    normalizer, seen = normalize.init((2,), 5, observations=True, rewards=False), []
+    for _ in range(200):
+        batch = steps(rng, 5)
+        normalizer = normalize.update(normalizer, batch, 0.9)
+        seen.append(np.asarray(batch.obs))
+    everything = np.concatenate(seen).astype(np.float64)
+    assert_allclose(normalizer.observation.mean, everything.mean(axis=0), rtol=1e-6)
+    assert_allclose(normalizer.observation.variance, everything.var(axis=0), rtol=1e-4)
+    scaled = normalize.observations(normalizer, everything)
+    assert_allclose(np.asarray(scaled).mean(axis=0), 0, atol=1e-3)
+    assert_allclose(np.asarray(scaled).std(axis=0), 1, rtol=1e-3)
+
+
+def test_rewards_are_divided_by_the_deviation_of_discounted_returns_within_episodes():
+    rng = np.random.default_rng(1)
+    normalizer = normalize.init((2,), 3, observations=False, rewards=True)
+    running, seen = np.zeros(3), []
+    for _ in range(300):
+        batch = steps(rng, 3)
+        normalizer = normalize.update(normalizer, batch, 0.9)
+        running = 0.9 * running + np.asarray(batch.reward)
+        seen.append(running.copy())
+        running[np.asarray(batch.terminated)] = 0
+    assert_allclose(normalize.rewards(normalizer, jnp.array(2.0)), 2.0 / np.concatenate(seen).std(), rtol=1e-4)
+
+
+def test_what_is_not_normalised_passes_as_it_is():
+    normalizer = normalize.init((2,), 3, observations=False, rewards=False)
+    batch = steps(np.random.default_rng(2), 3)
+    normalizer = normalize.update(normalizer, batch, 0.9)
+    assert_allclose(normalize.transitions(normalizer, batch).obs, batch.obs)
+    assert_allclose(normalize.transitions(normalizer, batch).reward, batch.reward)
+
+
+def test_before_anything_is_seen_observations_pass_unscaled():
+    normalizer = normalize.init((2,), 3, observations=True, rewards=True)
+    assert_allclose(normalize.observations(normalizer, jnp.array([3.0, -4.0])), [3.0, -4.0], rtol=1e-6)
