@@ -4,7 +4,7 @@ Symbols in shapes: `E` environments (or episodes), `B` batch, `N` and `N'` fract
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class Transition(NamedTuple):
         return 1.0 - jnp.asarray(self.terminated, jnp.float32)
 
 
+@runtime_checkable
 class Environment(Protocol):
     """An environment is a pytree with these members; its leaves (physics, say) may vary, its treedef is static.
 

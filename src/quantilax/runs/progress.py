@@ -26,6 +26,7 @@ class RunProgress:
     def __init__(self, total_steps: int, quiet: bool = False, console: Console | None = None) -> None:
         """Prepare for a run of `total_steps` environment steps per seed."""
         self.total = total_steps
+        self.first: tuple[int, float] | None = None
         self.console = console or Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.bar = Progress(
             SpinnerColumn(),
@@ -64,8 +65,14 @@ class RunProgress:
         means = np.asarray(record.returns).mean(axis=1)
         spread = f" ({means.min():.1f} to {means.max():.1f} over {seeds} seeds)" if seeds > 1 else ""
         evaluation = f"return {means.mean():.1f}{spread}"
-        speed = f"{step * seeds / max(seconds, 1e-9):,.0f} steps/s"
+        if self.first is None:
+            self.first = step, seconds
+        done, elapsed = (
+            step - self.first[0],
+            seconds - self.first[1],
+        )  # without warm-up and the evaluation before training
+        speed = f"{done * seeds / elapsed:,.0f} steps/s" if done else "- steps/s"
         self.bar.update(self.task, completed=step, speed=speed, evaluation=evaluation)
         if self.bar.disable:
-            left = seconds * (self.total - step) / max(step, 1)
-            self.console.print(f"step {step:,} of {self.total:,} · {speed} · {left:.0f} s left · {evaluation}")
+            left = f"{elapsed * (self.total - step) / done:.0f} s left" if done else "- s left"
+            self.console.print(f"step {step:,} of {self.total:,} · {speed} · {left} · {evaluation}")

@@ -1,0 +1,99 @@
+"""The package's own promises: ranges that are tested, rooms that know only those below them, a light import."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import quantilax
+
+PROJECT = Path(__file__).parents[2]
+SOURCE = Path(quantilax.__file__).parent
+
+BELOW = {
+    "pytree": set(),
+    "types": {"pytree"},
+    "losses": {"types", "pytree"},
+    "risk": {"types", "pytree"},
+    "exploration": {"types", "pytree"},
+    "normalize": {"types", "pytree"},
+    "networks": {"types", "pytree"},
+    "replay": {"types", "pytree"},
+    "rollout": {"types", "pytree"},
+    "envs": {"types", "pytree"},
+    "algorithms": {"losses", "networks", "replay", "exploration", "normalize", "risk", "rollout", "types", "pytree"},
+    "train": {"algorithms", "rollout", "types", "pytree"},
+    "agent": {"train", "algorithms", "envs", "types", "pytree"},
+    "runs": {"agent", "train", "algorithms", "envs", "types", "pytree"},
+    "cli": {"runs", "agent", "train", "algorithms", "envs", "types", "pytree"},
+}
+"""Each room, and the rooms that it may look into."""
+
+
+def imports(file: Path) -> set[str]:
+    """Rooms of quantilax that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "quantilax":
+            parts = (node.module or "").split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("quantilax.")}
+    return found
+
+
+def test_data_flows_one_way():
+    for file in SOURCE.rglob("*.py"):
+        room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert imports(file) <= BELOW[room] | {room}, f"{room} looks into a room that is not below it"
+
+
+def test_every_room_is_in_the_plan():
+    rooms = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__"} == set(BELOW)
+
+
+def test_there_is_no_jit_in_an_algorithms_file():
+    for file in (SOURCE / "algorithms").glob("*.py"):
+        assert "jit(" not in file.read_text()
+        assert "@jax.jit" not in file.read_text()
+
+
+def test_the_public_names_are_few_and_there():
+    assert len(quantilax.__all__) <= 25
+    assert all(hasattr(quantilax, name) for name in quantilax.__all__)
+
+
+def test_the_oldest_versions_tested_are_the_lower_ends_of_the_ranges():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    ranges = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    lower = {re.match(r"[\w-]+", r)[0]: re.search(r">=([\d.]+)", r)[1] for r in ranges}
+    lines = (PROJECT / "constraints" / "oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pinned == lower
+
+
+def test_importing_the_package_does_not_import_gymnax_nor_matplotlib():
+    code = "import quantilax, sys; print([m for m in ('gymnax', 'matplotlib', 'pandas', 'click') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_gymnaxs_plotting_libraries_are_not_imported_but_work_when_asked_for():
+    code = """
+import sys, quantilax.envs.gymnax as adapter
+assert not {'seaborn', 'pandas', 'scipy.stats', 'matplotlib.pyplot'} & set(sys.modules)
+import gymnax.environments.misc.pong as pong
+assert callable(pong.plt.subplots)
+import matplotlib.pyplot as plt
+assert plt.subplots is pong.plt.subplots
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_types_are_shipped():
+    assert (SOURCE / "py.typed").exists()

@@ -1,0 +1,85 @@
+"""The loop: where evaluations fall, and how they count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from quantilax import IQN, PQN, ConfigError, ConfigWarning, envs, rollout, train
+
+
+def iqn(**changes):
+    return IQN.create(env="probe/terminal", **changes)
+
+
+def test_the_rows_of_the_investigations_settings():
+    steps = iqn(total_timesteps=100_000, eval_freq=5_000, fill_buffer=5_000, num_envs=10).evaluation_steps
+    assert steps == tuple(range(5_000, 100_001, 5_000))  # row 0 before training, at the warm-up's end
+
+
+def test_rows_inside_the_warm_up_are_left_out_and_multiples_of_the_period_kept():
+    assert iqn(total_timesteps=20_000, eval_freq=5_000, fill_buffer=1_000).evaluation_steps == (
+        1_000,
+        5_000,
+        10_000,
+        15_000,
+        20_000,
+    )
+    assert iqn(total_timesteps=20_000, eval_freq=5_000, fill_buffer=12_000).evaluation_steps == (12_000, 15_000, 20_000)
+
+
+def test_a_period_that_does_not_divide_ends_with_a_shorter_one_and_never_exceeds_the_budget():
+    with pytest.warns(ConfigWarning, match="does not divide"):
+        algo = iqn(total_timesteps=10_005, eval_freq=4_000, fill_buffer=1_000, num_envs=10)
+    assert algo.evaluation_steps == (1_000, 4_000, 8_000, 10_000)
+    assert train.segment_iterations(algo.config).tolist() == [0, 300, 400, 200]
+
+
+def test_a_run_that_is_all_warm_up_has_one_row():
+    with pytest.warns(ConfigWarning, match="no gradient step"):
+        algo = iqn(total_timesteps=1_000, eval_freq=500, fill_buffer=5_000)
+    assert algo.evaluation_steps == (1_000,)
+
+
+def test_the_defaults_of_pqn_are_whole_iterations():
+    assert PQN.create(env="probe/terminal").evaluation_steps == tuple(range(0, 491_521, 24_576))
+
+
+def test_more_evaluations_than_any_curve_needs_are_refused():
+    with pytest.raises(ConfigError, match="eval_freq: 1 asks for over 100,000 evaluations"):
+        iqn(total_timesteps=200_000, eval_freq=1)
+
+
+def always(action):
+    return lambda obs, key: jnp.array(action)
+
+
+def test_an_evaluation_counts_each_episode_once_to_its_end():
+    lengths, returns = rollout.evaluate(envs.make("probe/corridor"), always(1), jax.random.key(0), 7)
+    assert_array_equal(lengths, np.full(7, 6))
+    assert_array_equal(returns, np.ones(7))
+
+
+def test_an_evaluation_ends_at_the_time_limit():
+    lengths, returns = rollout.evaluate(envs.make("probe/corridor"), always(0), jax.random.key(0), 5)
+    assert_array_equal(lengths, np.full(5, 24))
+    assert_array_equal(returns, np.zeros(5))
+
+
+def test_episodes_of_different_lengths_do_not_disturb_each_other():
+    # Each step pays 1, so an episode's return is its length; geometric with p = .3: mean 1 / .3, variance .7 / .09.
+    lengths, returns = rollout.evaluate(envs.make("probe/geometric"), always(0), jax.random.key(0), 4_000)
+    assert_array_equal(lengths, returns)
+    assert abs(float(lengths.mean()) - 1 / 0.3) < 5 * np.sqrt(0.7 / 0.09 / 4_000)
+
+
+def test_the_state_takes_the_bytes_that_are_told():
+    algo = iqn(buffer_size=1_000)
+    told = train.state_bytes(*algo._arguments())
+    state = algo.init(jax.random.key(0))
+    assert told["replay"] == sum(x.nbytes for x in jax.tree.leaves(state.replay))
+    assert told["params"] == sum(x.nbytes for x in jax.tree.leaves(state.params))
+    rows = 1_000 * (2 * 2 * 4 + 4 + 4 + 1 + 1)  # two observations of two floats, action, reward, two flags
+    assert told["replay"] == rows + 8
+    assert sum(size for name, size in told.items() if name != "total") == told["total"]
