@@ -111,16 +111,24 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
+def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
+    """Apply a function along the leading axis: one after another on a CPU, where that is faster, else all at once.
+
+    See docs/decisions/0007-seeds-one-after-another-on-a-cpu.md.
+    """
+    return jax.lax.map(function, inputs) if jax.default_backend() == "cpu" else jax.vmap(function)(inputs)
+
+
 def compile_fit(algorithm: Algorithm, env: Environment, config: Config, keys: Key[Array, "S"]) -> Program:
     """Trace and compile `init` and `segment` for S seeds, ahead of time, so that compile time stands apart."""
 
     def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
-        return jax.vmap(partial(init, algorithm, env, config))(keys)
+        return over_seeds(partial(init, algorithm, env, config), keys)
 
     def segment_seeds(
         env: Environment, config: Config, state: State, iterations: Int[Array, ""]
     ) -> tuple[State, Record]:
-        return jax.vmap(partial(segment, algorithm, env, config), in_axes=(0, None))(state, iterations)
+        return over_seeds(lambda s: segment(algorithm, env, config, s, iterations), state)
 
     start = time.perf_counter()
     lowered_init = jax.jit(init_seeds).lower(env, config, keys)
@@ -134,7 +142,7 @@ def compile_fit(algorithm: Algorithm, env: Environment, config: Config, keys: Ke
 def fit(env: Environment, config: Config, keys: Key[Array, "S"], program: Program) -> Iterator[tuple[State, Record]]:
     """Yield (state, record) after each segment of S seeds, beginning with the evaluation before training.
 
-    The curve equals that of `jax.vmap(train)(keys)`. A yielded state is donated to the next segment: copy what must outlive
+    Each seed's curve is that of `train` with its key alone: bit for bit on a CPU (`over_seeds`). A yielded state is donated to the next segment: copy what must outlive
     the turn of the loop.
     """
     state = program.init(env, config, keys)

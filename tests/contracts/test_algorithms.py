@@ -85,16 +85,22 @@ def test_different_seeds_differ_in_weights_and_experience(algo):
     assert any(differ)
 
 
-def test_the_whole_is_its_segments_bit_for_bit(algo):
+def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo):
     algorithm, env, config = algo._arguments()
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    whole = jax.jit(jax.vmap(partial(train.train, algorithm, env, config)))(keys)
     program = train.compile_fit(algorithm, env, config, keys)
     records = []
     for state, record in train.fit(env, config, keys, program):  # noqa: B007 the last one counts
         records.append(jax.device_get(record))
-    curve = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
-    assert_same_bits(whole, (state, curve))
+    curves = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
+    for seed in range(2):
+        alone = algo.records(jax.random.key(seed))
+        assert_same_bits(alone, jax.tree.map(lambda x, seed=seed: x[seed], (state, curves)))
+
+
+def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
+    closed_over = jax.jit(partial(train.train, *algo._arguments()))
+    assert_same_bits(closed_over(jax.random.key(0)), algo.records(jax.random.key(0)))
 
 
 def test_a_segment_is_its_parts_bit_for_bit(algo):

@@ -49,12 +49,12 @@ class Config:
     learning_rate_end: float = field(1.0, "share of learning_rate left at the end; 1: constant", paper=1.0, ge=0, le=1)
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", paper=3.125e-4, gt=0)
     max_grad_norm: float = field(
-        10.0, "the gradient's global norm is clipped to it; .inf: never", paper=float("inf"), gt=0, finite=False
+        float("inf"), "the gradient's global norm is clipped to it; .inf: never", paper=float("inf"), gt=0, finite=False
     )
 
     # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
-    target_update_freq: int = field(1, "gradient steps between two moves of the target", paper=10_000, ge=1)
-    polyak: float = field(0.99, "share of the target kept in a move; 0: a hard copy", paper=0.0, ge=0, le=1)
+    target_update_freq: int = field(32, "gradient steps between two moves of the target", paper=10_000, ge=1)
+    polyak: float = field(0.0, "share of the target kept in a move; 0: a hard copy", paper=0.0, ge=0, le=1)
 
     # The distribution
     num_tau_samples: int = field(8, "N, fractions of the online network in the loss", paper=64, ge=1)
@@ -74,9 +74,9 @@ class Config:
 
     # Exploration
     eps_start: float = field(1.0, "first epsilon", paper=1.0, ge=0, le=1)
-    eps_end: float = field(0.01, "last epsilon", paper=0.01, ge=0, le=1)
+    eps_end: float = field(0.04, "last epsilon", paper=0.01, ge=0, le=1)
     exploration_fraction: float = field(
-        0.5, "share of total_timesteps over which epsilon falls", paper=0.02, ge=0, le=1
+        0.1, "share of total_timesteps over which epsilon falls", paper=0.02, ge=0, le=1
     )
 
     # The task

@@ -1,0 +1,159 @@
+"""The documentation: its tables agree with the code, its Python runs, its links lead somewhere."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quantilax import ALGORITHMS, pytree
+from quantilax.envs.probes import PROBES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FIELDS = [(name, f.name) for name, a in ALGORITHMS.items() for f in dataclasses.fields(a.config)]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def rows(page: Path) -> dict[str, list[str]]:
+    """Cells of every table row of a page whose first cell is a name in code, by that name."""
+    cells = (
+        [c.strip() for c in line.strip("|").split(" | ")] for line in page.read_text().splitlines() if "| `" in line
+    )
+    return {first.strip("` "): rest for first, *rest in cells if re.fullmatch(r"`\w+`", first)}
+
+
+def written(cell: str) -> Any:
+    """The value in a cell, as YAML reads it; `1e-3` is text to YAML and a number here."""
+    if cell == "-":
+        return None
+    value = yaml.safe_load(cell.strip("`"))
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_the_page_of_an_algorithm_has_a_row_for_each_hyperparameter_and_for_nothing_else(name):
+    page = DOCS / "algorithms" / f"{name}.md"
+    tables = page.read_text().partition("## Hyperparameters")[2].partition("## Deviations")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", tables, re.MULTILINE)
+    assert sorted(listed) == sorted(f.name for f in dataclasses.fields(ALGORITHMS[name].config))
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_a_hyperparameters_row_gives_its_kind_default_and_published_value(name, field):
+    config = ALGORITHMS[name].config
+    kind, default, published, meaning = rows(DOCS / "algorithms" / f"{name}.md")[field]
+    assert kind == ("leaf" if field in pytree.float_fields(config) else "static")
+    f = config.__dataclass_fields__[field]
+    assert written(default) == plain(f.default)
+    assert written(published) == plain(f.metadata["paper"])
+    assert meaning
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_the_page_of_derived_quantities_has_each_of_them(name):
+    listed = rows(DOCS / "guides" / "derived.md")
+    assert set(ALGORITHMS[name].config().derived()) | {"evaluations", "bytes_of_replay", "bytes_of_state"} <= set(
+        listed
+    )
+
+
+def test_the_example_of_derived_quantities_is_right():
+    page = (DOCS / "guides" / "derived.md").read_text()
+    intro, _, table = page.partition("### An example\n")[2].partition("\n## ")[0].partition("| quantity |")
+    settings = yaml.safe_load("\n".join(re.findall(r"`(\w+: \S+)`", intro)))
+    derived = pytree.from_dict(ALGORITHMS["iqn"].config, settings).derived()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([\d.,]+) \|", table, re.MULTILINE))
+    assert {k: float(v.replace(",", "")) for k, v in told.items()} == {k: pytest.approx(v) for k, v in derived.items()}
+
+
+def test_the_page_of_environments_has_each_probe_with_its_fields():
+    page = (DOCS / "guides" / "environments.md").read_text()
+    assert re.findall(r"^\| `(probe/\w+)` \|", page, re.MULTILINE) == list(PROBES)
+    for name, probe in PROBES.items():
+        fields = re.search(rf"^\| `{name}` \| ([^|]*) \|", page, re.MULTILINE)[1]
+        told = {field: float(value) for field, value in re.findall(r"`(\w+)` (-?[\d.]+)", fields)}
+        assert told == {f.name: f.default for f in dataclasses.fields(probe)}
+
+
+def test_the_columns_and_files_of_a_run_are_told():
+    from quantilax.runs.directory import EVALUATION_COLUMNS, RunDirectory
+
+    page = (DOCS / "guides" / "configuration.md").read_text()
+    files = re.findall(r"^ *\| `(\S+)` \|", RunDirectory.__doc__, re.MULTILINE)
+    assert len(files) == 5
+    for word in (*files, *EVALUATION_COLUMNS):
+        assert re.search(rf"^\| `{re.escape(word)}` \|", page, re.MULTILINE), word
+
+
+def python_of(page: Path) -> str:
+    """A page's Python blocks as one program, each line where it stands in the page."""
+    text = page.read_text()
+    lines = [""] * len(text.splitlines())
+    for block in FENCE.finditer(text):
+        if block[1] == "python":
+            start = text.count("\n", 0, block.start(2))
+            code = block[2].splitlines()
+            lines[start : start + len(code)] = code
+    return "\n".join(lines)
+
+
+RUNNABLE = [page for page in PAGES if python_of(page).strip()]
+
+
+def test_the_quickstart_and_the_readme_have_python_to_run():
+    assert {"README.md", "docs/quickstart.md"} <= {relative(page) for page in RUNNABLE}
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=relative)
+def test_the_python_of_a_page_runs_from_top_to_bottom_without_a_warning(page, tmp_path, pytestconfig):
+    program = tmp_path / page.name  # so that a traceback names the page's own line
+    program.write_text(python_of(page))
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # XLA's, which take half of the time here and change no claim
+        "JAX_COMPILATION_CACHE_DIR": str(pytestconfig.cache.mkdir("xla")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    command = [sys.executable, "-W", "error", str(program)]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        if page.is_relative_to(DOCS):
+            assert target.is_relative_to(DOCS), f"{link}: the built site holds docs/ alone"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", target.read_text()), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\s-]", "", h).strip().lower().replace(" ", "-") for h in headings}, link
+
+
+def test_every_page_stands_in_the_navigation():
+    listed = re.findall(r"^ *- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
