@@ -29,7 +29,7 @@ format: $(VENV)/.installed-test  ## Put the code into its style
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a warning is an error
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-test  ## Compare speed with rejax, each in its own environment
 	$(BIN)/python -m benchmarks.throughput --against rejax

@@ -3,7 +3,7 @@
     python -m benchmarks.throughput --against rejax --pairs 5
 
 The two run in turn, each in a fresh process; medians over the pairs, and the ratio pair by pair. Compiling is cold (no
-cache) but in the last column, which starts from a cache that an earlier process filled.
+cache) but in the last row, which starts from a cache that an earlier process filled.
 """
 
 import argparse

@@ -31,7 +31,7 @@ def cli(context: click.Context) -> None:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many seeds, trained at once.",
+    help="How many seeds, in one program.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="The first of them.")
 @click.option(

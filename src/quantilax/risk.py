@@ -1,7 +1,7 @@
 """Distortions beta of fractions, for a policy that acts averse to risk or fond of it.
 
-A distorted policy takes its mean over `Z_beta(tau)` with tau uniform. Only the acting policy is distorted, never the loss
-(Dabney et al. 2018, section 3.1, https://arxiv.org/abs/1806.06923).
+A distorted policy takes its mean over `Z_beta(tau)` with tau uniform (Dabney et al. 2018, https://arxiv.org/abs/1806.06923).
+Only the acting policy is distorted, never the loss, nor the choice of a* in it.
 """
 
 from collections.abc import Callable

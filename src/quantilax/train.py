@@ -142,8 +142,8 @@ def compile_fit(algorithm: Algorithm, env: Environment, config: Config, keys: Ke
 def fit(env: Environment, config: Config, keys: Key[Array, "S"], program: Program) -> Iterator[tuple[State, Record]]:
     """Yield (state, record) after each segment of S seeds, beginning with the evaluation before training.
 
-    Each seed's curve is that of `train` with its key alone: bit for bit on a CPU (`over_seeds`). A yielded state is donated to the next segment: copy what must outlive
-    the turn of the loop.
+    Each seed's curve is that of `train` with its key alone: bit for bit on a CPU (`over_seeds`). A yielded state is donated
+    to the next segment: copy what must outlive the turn of the loop.
     """
     state = program.init(env, config, keys)
     for iterations in segment_iterations(config):
@@ -153,7 +153,7 @@ def fit(env: Environment, config: Config, keys: Key[Array, "S"], program: Progra
 
 def leaves_as_arrays(tree: PyTree) -> PyTree:
     """Turn the Python numbers among the leaves into arrays, so that 1e-3 and an array of it share a program."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else jnp.asarray(x), tree)
+    return _strong(jax.tree.map(lambda x: jnp.float32(x) if isinstance(x, float) else jnp.asarray(x), tree))
 
 
 def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[str, int]:

@@ -101,7 +101,10 @@ def make(name: str) -> Gymnax:
     """Return the gymnax environment of that name, with its default parameters."""
     if name not in names():
         raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, names(), 'environments')}")
-    env = _environment(name)
+    try:
+        env = _environment(name)
+    except OSError as error:  # MNISTBandit-bsuite downloads its images
+        raise ConfigError(f"environment '{name}' cannot be made: {error}; choose another (quantilax list)") from None
     return Gymnax(env=env, params=jax.tree.map(jnp.asarray, env.default_params))
 
 
