@@ -35,13 +35,13 @@ bench: $(VENV)/.installed-test  ## Compare speed with rejax, each in its own env
 	$(BIN)/python -m benchmarks.throughput --against rejax
 
 test-matrix:  ## Run the tests on the oldest and newest supported Python and JAX
-	$(MAKE) test-one NAME=oldest FOUND="$(call find_python,3.11)" PIP_CONSTRAINT=constraints/oldest.txt
+	$(MAKE) test-one NAME=oldest FOUND="$(call find_python,3.11)" CONSTRAINT=constraints/oldest.txt
 	$(MAKE) test-one NAME=newest FOUND="$(or $(call find_python,3.13),$(call find_python,3.12))"
 
 test-one:
 	@test -n "$(FOUND)" || { echo "error: no Python for the $(NAME) environment found; install Python 3.11 and 3.12 or 3.13"; exit 2; }
 	$(FOUND) -m venv --clear .venv-$(NAME)
-	.venv-$(NAME)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(PIP_CONSTRAINT),-c $(PIP_CONSTRAINT)) -e '.[test]'
+	.venv-$(NAME)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINT),-c $(CONSTRAINT)) -e '.[test]'
 	.venv-$(NAME)/bin/python -m pip list | grep -i -E '^(jax|jaxlib|flax|optax|gymnax|numpy) '
 	.venv-$(NAME)/bin/python -m pytest $(PYTEST_FLAGS)
 

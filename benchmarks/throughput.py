@@ -31,8 +31,9 @@ def side(python: Path, *arguments: str, cwd: Path = ROOT) -> dict[str, float]:
     if done.returncode:
         sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr[-2000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
-    result["updates_per_s"] = result["updates"] / result["run_s"]
-    result["env_steps_per_s"] = TEST_3["total_timesteps"] / result["run_s"]
+    if "run_s" in result:
+        result["updates_per_s"] = result["updates"] / result["run_s"]
+        result["env_steps_per_s"] = TEST_3["total_timesteps"] / result["run_s"]
     result["start_s"] = result["trace_s"] + result["compile_s"]
     return result
 
