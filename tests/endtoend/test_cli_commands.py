@@ -145,7 +145,11 @@ def test_every_section_in_configs_resolves_without_a_warning(call: Call, path, s
         ("tiny.yaml", ["fill_buffer=300"], ["fill_buffer=300", "lower fill_buffer or raise total_timesteps"]),
         ("tiny.yaml", ["fill_buffer=12"], ["fill_buffer=12", "batch_size=16", "set fill_buffer"]),
         ("tiny.yaml", ["buffer_size=12"], ["buffer_size=12", "batch_size=16", "raise buffer_size"]),
-        ("tiny.yaml", ["target_update_freq=10"], ["polyak=0.99", "target_update_freq=10", "polyak=0 for a hard one"]),
+        (
+            "tiny.yaml",
+            ["target_update_freq=10", "polyak=0.99"],
+            ["polyak=0.99", "target_update_freq=10", "polyak=0 for a hard one"],
+        ),
         ("tiny_pqn.yaml", ["layer_norm=false"], ["layer_norm=false", "set it to true"]),
         ("tiny_pqn.yaml", ["eps_end=0.5"], ["exploration never ends", "set eps_end"]),
         ("tiny_pqn.yaml", ["eval_freq=100"], ["eval_freq=100", "multiple of 64"]),
