@@ -43,14 +43,16 @@ class RunProgress:
 
     def __enter__(self) -> Self:
         """Show the bar."""
-        self.bar.start()
+        if not self.bar.disable:
+            self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the bar as it stands."""
-        self.bar.stop()
+        if not self.bar.disable:  # rich 14.0 would print an empty line
+            self.bar.stop()
 
     def compiled(self, trace_seconds: float, compile_seconds: float) -> None:
         """Say how long compiling took, and begin to count steps."""
