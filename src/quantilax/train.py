@@ -112,7 +112,7 @@ class Program(NamedTuple):
 
 
 def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
-    """Apply a function along the leading axis: one after another on a CPU, where that is faster, else all at once.
+    """Apply a function along the leading axis: one after another on a CPU, else all at once.
 
     See docs/decisions/0007-seeds-one-after-another-on-a-cpu.md.
     """
