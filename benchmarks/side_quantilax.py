@@ -18,7 +18,7 @@ def main() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     algo = IQN.create(env="CartPole-v1", activation="swish", **TEST_3)
-    arguments = algo._arguments()
+    arguments = algo.arguments()
     start = time.perf_counter()
     lowered = jax.jit(train, static_argnums=0).lower(*arguments, jax.random.key(0))
     traced = time.perf_counter()

@@ -1,6 +1,8 @@
 """The workloads that benchmarks share."""
 
-TEST_3 = dict(
+from typing import Any
+
+TEST_3: dict[str, Any] = dict(
     num_envs=10,
     batch_size=64,
     num_epochs=5,

@@ -6,6 +6,7 @@ from quantilax.agent import IQN, PQN, Agent, ConfigWarning, Curve
 from quantilax.algorithms import ALGORITHMS, register
 from quantilax.envs import make
 from quantilax.pytree import ConfigError
+from quantilax.runs import CheckpointError, Result, RunError, load, resume, run
 from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
 
 __version__ = version("quantilax")
@@ -17,6 +18,7 @@ __all__ = [
     "Agent",
     "Algorithm",
     "Box",
+    "CheckpointError",
     "ConfigError",
     "ConfigWarning",
     "Curve",
@@ -24,8 +26,13 @@ __all__ = [
     "Environment",
     "Metrics",
     "Record",
+    "Result",
+    "RunError",
     "TimeStep",
     "Transition",
+    "load",
     "make",
     "register",
+    "resume",
+    "run",
 ]

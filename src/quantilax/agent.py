@@ -6,20 +6,23 @@ algo = IQN.create(env="CartPole-v1", total_timesteps=50_000)
 state, (lengths, returns) = algo.train(jax.random.key(0))
 """
 
+import dataclasses
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import algorithms, envs, pytree, train
+from quantilax import algorithms, envs, pytree, rollout, train
 from quantilax.pytree import ConfigError
 from quantilax.types import (
     Algorithm,
     Discrete,
     Environment,
+    EvalCallback,
     Metrics,
     Observation,
     Policy,
@@ -40,8 +43,27 @@ class Curve(NamedTuple):
     returns: Float[Array, "rows episodes"]
 
 
+@dataclasses.dataclass(frozen=True)
+class _OfAgent:
+    """A function of (agent, state, key) as one of (algorithm, env, config, state, key); equal where the function is."""
+
+    function: Callable[["Agent", State, Key[Array, ""]], PyTree]
+
+    def __call__(
+        self, algorithm: Algorithm, env: Environment, config: Any, state: State, key: Key[Array, ""]
+    ) -> PyTree:
+        return self.function(Agent(algorithm=algorithm, env=env, config=config, eval_callback=None), state, key)
+
+
 _init = jax.jit(train.init, static_argnums=0)
-_train = jax.jit(train.train, static_argnums=0)
+_train = jax.jit(train.train, static_argnums=(0, 4))
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def _evaluate(
+    algorithm: Algorithm, env: Environment, config: Any, state: State, key: Key[Array, ""], episodes: int
+) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
+    return rollout.evaluate(env, algorithm.policy(env, config, state), key, episodes)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -56,6 +78,8 @@ class Agent:
     algorithm: Algorithm = pytree.field(static=True)
     env: Any
     config: Any
+    eval_callback: Callable[..., PyTree] | None = pytree.field(None, static=True)
+    """A pure function (agent, state, key) -> pytree, called inside the program at each evaluation; see `records`."""
 
     def train(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Curve]:
         """Train from scratch in one XLA program: the final state and the curve, row 0 before training.
@@ -66,16 +90,20 @@ class Agent:
         return state, Curve(record.lengths, record.returns)
 
     def records(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Record]:
-        """Train as `train` does: the final state, and every row's record (step, lengths, returns, metrics)."""
-        return _train(*self._arguments(), as_key(key))
+        """Train as `train` does: the final state, and every row's record (step, lengths, returns, metrics, callback).
+
+        `record.callback` holds what `eval_callback` returned, stacked: give one to `create` or `replace` to have anything
+        that can be computed from a state in the curve.
+        """
+        return _train(*self.arguments(), as_key(key), self.in_program_callback)
 
     def init(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> State:
         """Return the state before training, warm-up done."""
-        return _init(*self._arguments(), as_key(key))
+        return _init(*self.arguments(), as_key(key))
 
     def step(self, state: State) -> tuple[State, Metrics]:
         """Run one iteration: collect once per environment, then the gradient steps."""
-        return _step(*self._arguments(), state)
+        return _step(*self.arguments(), state)
 
     def policy(self, state: State) -> Policy:
         """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more."""
@@ -84,6 +112,18 @@ class Agent:
             return self.algorithm.policy(self.env, self.config, state)(obs, as_key(key))
 
         return act
+
+    def evaluate(
+        self, state: State, key: Key[Array, ""] | Shaped[Array, "2"], episodes: int = 128
+    ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
+        """Play `episodes` episodes with the policy of a state, in parallel, each to its end: (lengths, returns).
+
+        Args:
+            state: of one run.
+            key: other keys, other episodes.
+            episodes: E; a new number is a new program.
+        """
+        return _evaluate(*self.arguments(), state, as_key(key), episodes)
 
     def quantiles(
         self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
@@ -110,17 +150,31 @@ class Agent:
         return z.reshape(*batch, *z.shape[1:])
 
     def replace(self, **changes: Any) -> "Agent":
-        """Return an agent with some hyperparameters changed; floats may be tracers, so `jax.vmap` sweeps them."""
+        """Return an agent with hyperparameters, or its `eval_callback`, changed.
+
+        Floats may be tracers, so `jax.vmap` sweeps them.
+        """
+        eval_callback = _callable(changes.pop("eval_callback", self.eval_callback))
         config: Any = pytree.replace(self.config, **changes)
         train.check(config)
-        return Agent(algorithm=self.algorithm, env=self.env, config=config)
+        return Agent(algorithm=self.algorithm, env=self.env, config=config, eval_callback=eval_callback)
+
+    @property
+    def in_program_callback(self) -> EvalCallback | None:
+        """`eval_callback` in the form that `quantilax.train` takes."""
+        return None if self.eval_callback is None else _OfAgent(self.eval_callback)
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
         """Environment steps, warm-up included, at which the rows of the curve are measured."""
         return train.evaluation_steps(self.config)
 
-    def _arguments(self) -> tuple[Algorithm, Environment, Any]:
+    def arguments(self) -> tuple[Algorithm, Environment, Any]:
+        """(algorithm, env, config) as the functions of `quantilax.train` take them, every leaf an array.
+
+        Raises:
+            ConfigError: a hyperparameter that is an array of several numbers.
+        """
         for name in pytree.float_fields(type(self.config)):
             shape = jnp.shape(getattr(self.config, name))
             if shape:
@@ -130,7 +184,19 @@ class Agent:
         return self.algorithm, train.leaves_as_arrays(self.env), train.leaves_as_arrays(self.config)
 
 
-def create(algorithm: Algorithm, env: Any, hyperparameters: dict[str, Any], where: str = "") -> Agent:
+def _callable(function: Any) -> Any:
+    if function is not None and not callable(function):
+        raise ConfigError(f"eval_callback: expected a function (agent, state, key) -> pytree, got {function!r}")
+    return function
+
+
+def create(
+    algorithm: Algorithm,
+    env: Any,
+    hyperparameters: dict[str, Any],
+    where: str = "",
+    eval_callback: Callable[[Agent, State, Key[Array, ""]], PyTree] | None = None,
+) -> Agent:
     """Build an agent from what a YAML section holds, check it, and warn of settings known to mislead.
 
     Raises:
@@ -151,7 +217,7 @@ def create(algorithm: Algorithm, env: Any, hyperparameters: dict[str, Any], wher
     concrete = all(isinstance(number, float) for number in numbers)
     for line in train.advice(config) if concrete else []:
         warnings.warn(f"{where}: {line}" if where else line, ConfigWarning, stacklevel=3)
-    return Agent(algorithm=algorithm, env=environment, config=config)
+    return Agent(algorithm=algorithm, env=environment, config=config, eval_callback=_callable(eval_callback))
 
 
 class Creator(NamedTuple):
@@ -159,11 +225,18 @@ class Creator(NamedTuple):
 
     algorithm: Algorithm
 
-    def create(self, env: Any, **hyperparameters: Any) -> Agent:
+    def create(
+        self,
+        env: Any,
+        *,
+        eval_callback: Callable[[Agent, State, Key[Array, ""]], PyTree] | None = None,
+        **hyperparameters: Any,
+    ) -> Agent:
         """Return an agent for an environment: a name, a gymnax environment, or an object of your own.
 
         Args:
             env: see `quantilax.types.Environment` for what an object of your own needs.
+            eval_callback: a pure function (agent, state, key) -> pytree; see `Agent.records`.
             hyperparameters: fields of the algorithm's `Config`; the rest keep their defaults.
 
         Raises:
@@ -172,7 +245,7 @@ class Creator(NamedTuple):
         Warns:
             ConfigWarning: settings known to mislead, with the remedy.
         """
-        return create(self.algorithm, env, hyperparameters)
+        return create(self.algorithm, env, hyperparameters, eval_callback=eval_callback)
 
 
 IQN = Creator(algorithms.get("iqn"))

@@ -1,7 +1,11 @@
 """The command line: parses, calls, prints."""
 
+import json
+import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -9,6 +13,12 @@ import rich.table
 from rich.console import Console
 
 from quantilax.pytree import ConfigError
+
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+NO_CACHE = click.option("--no-cache", is_flag=True, help="Do not keep compiled programs in the user's cache directory.")
+LOG = click.option(
+    "--log", multiple=True, metavar="NAME", help="tensorboard or wandb, beside the run's own files; may be repeated."
+)
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -44,8 +54,16 @@ def cli(context: click.Context) -> None:
     is_flag=True,
     help="Print the resolved config, what follows from it and the memory; train nothing.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
-@click.option("--no-cache", is_flag=True, help="Do not keep compiled programs in the user's cache directory.")
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Evaluations between checkpoints; 0: at the end only.",
+)
+@LOG
+@QUIET
+@NO_CACHE
 def train(
     config: Path,
     section: str | None,
@@ -54,6 +72,8 @@ def train(
     seed: int,
     out: Path | None,
     dry_run: bool,
+    checkpoint_every: int,
+    log: tuple[str, ...],
     quiet: bool,
     no_cache: bool,
 ) -> None:
@@ -66,7 +86,6 @@ def train(
     quantilax train configs/gymnax/cartpole.yaml iqn --seeds 5 learning_rate=1e-3 --out runs/x
     """
     from quantilax import runs
-    from quantilax.runs.directory import default_path
 
     named = section if section is None or "=" not in section else None
     fields = overrides if named is section else (str(section), *overrides)
@@ -82,18 +101,179 @@ def train(
     if seed + seeds > 2**32:
         raise ConfigError(f"--seed: {seed} leaves no room for {seeds} seeds below 2^32; choose a smaller one")
     runs.check_memory(agent, seeds)
-    directory = runs.RunDirectory(out or default_path(agent.env.name, asked.name))
+    with _told_if_interrupted():
+        result = runs.run(
+            agent,
+            out,
+            range(seed, seed + seeds),
+            section=asked.name,
+            checkpoint_every=checkpoint_every,
+            log=log,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    _tell(result, seeds)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--total-timesteps",
+    type=click.IntRange(min=1),
+    help="Extend the run to so many environment steps; schedules follow the new number.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=0),
+    help="Evaluations between checkpoints; 0: at the end only.  [default: as before]",
+)
+@LOG
+@QUIET
+@NO_CACHE
+def resume(
+    run: Path,
+    total_timesteps: int | None,
+    checkpoint_every: int | None,
+    log: tuple[str, ...],
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Go on with the run in the directory RUN, as if it had never stopped.
+
+    \b
+    quantilax resume runs/x
+    quantilax resume runs/x --total-timesteps 200_000
+    """
+    from quantilax import runs
+
+    with _told_if_interrupted():
+        result = runs.resume(
+            run,
+            total_timesteps=total_timesteps,
+            checkpoint_every=checkpoint_every,
+            log=log or None,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    if not result.compile_seconds:
+        click.echo(
+            f"finished already: mean return {result.return_mean:.1f} after {result.env_step:,} steps;"
+            " --total-timesteps extends it"
+        )
+        return
+    _tell(result, len(runs.RunDirectory.open(run).facts["seeds"]))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(min=1), default=1_000, show_default=True, help="Episodes per seed.")
+@click.option("--checkpoint", default="last", show_default=True, help="last, best or environment steps.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@NO_CACHE
+def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool, no_cache: bool) -> None:
+    """Play episodes with what the run in the directory RUN learned, and print what they come to.
+
+    \b
+    quantilax evaluate runs/x
+    quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
+    """
+    from quantilax import runs
+    from quantilax.runs.loading import QUANTILES
+
     if not no_cache:
         runs.enable_compilation_cache()
-    try:
-        result = runs.run(agent, asked.name, list(range(seed, seed + seeds)), directory, quiet)
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; what was written so far is in {directory.path}", err=True)
-        sys.exit(130)
+    which = int(checkpoint) if checkpoint.isdigit() else checkpoint
+    if which not in ("last", "best") and not isinstance(which, int):
+        raise ConfigError(f"--checkpoint: expected last, best or environment steps, got '{checkpoint}'")
+    found = runs.evaluate(run, which, episodes=episodes, seed=seed)
+    parts = {str(number): (found.returns[i], found.lengths[i]) for i, number in enumerate(found.seeds)}
+    if len(found.seeds) > 1:
+        parts["all"] = found.returns, found.lengths
+    summaries = {
+        name: {"return": runs.summarize(returns), "length": runs.summarize(lengths)}
+        for name, (returns, lengths) in parts.items()
+    }
+    if as_json:
+        head = {"run": str(run), "env_step": found.env_step, "episodes": episodes, "seed": seed}
+        told = {name: {q: s._asdict() for q, s in row.items()} for name, row in summaries.items()}
+        click.echo(json.dumps({**head, "seeds": told}, indent=2))
+        return
+    click.echo(f"{run}: the policy at step {found.env_step:,}, {episodes:,} episodes per seed")
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("seed", "", "mean", "95% interval", "IQM", "95% interval", *(f"{q:.0%}" for q in QUANTILES)):
+        table.add_column(column, justify="left" if column in ("seed", "") else "right")
+    for name, row in summaries.items():
+        for quantity, s in row.items():
+            intervals = [f"{low:.1f} to {high:.1f}" for low, high in (s.mean_interval, s.iqm_interval)]
+            cells = (f"{s.mean:.1f}", intervals[0], f"{s.iqm:.1f}", intervals[1])
+            quantiles = (f"{value:.1f}" for value in s.quantiles.values())
+            table.add_row(name if quantity == "return" else "", quantity, *cells, *quantiles)
+    Console(width=max(Console().width, 110)).print(table)
     click.echo(
-        f"final mean return {result.return_mean:.1f} over {seeds} seed{'s' if seeds > 1 else ''},"
-        f" {result.seconds:.1f} s (+ {result.compile_seconds:.1f} s compiling), in {directory.path}"
+        "intervals: of one seed, episodes drawn anew; they say nothing on training with another seed"
+        + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
+        + (", which with fewer than five is too narrow" if 1 < len(found.seeds) < 5 else "")
     )
+
+
+@cli.command(name="list-runs")
+@click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
+def list_runs(directory: Path) -> None:
+    """List the runs at and below DIRECTORY, by default runs/."""
+    from quantilax.runs import overview
+
+    found, broken = overview.find_runs(directory)
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("run", "section", "seeds", "state", "step", "mean return", "begun"):
+        table.add_column(column, justify="right" if column in ("step", "mean return") else "left", overflow="fold")
+    for run in found:
+        table.add_row(
+            str(run.path),
+            run.section,
+            _range(run.seeds),
+            run.status,
+            "-" if run.env_step is None else f"{run.env_step:,}",
+            "-" if run.return_mean is None else f"{run.return_mean:.1f}",
+            run.begun[:16].replace("T", " "),
+        )
+    if found:
+        console = Console(highlight=False)
+        console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+    else:
+        click.echo(f"no runs below {directory}")
+    for line in broken:
+        click.echo(f"warning: {line}", err=True)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def show(run: Path) -> None:
+    """Show the run in the directory RUN: config, state, checkpoints, curve, and what follows from the config."""
+    from quantilax import runs
+    from quantilax.runs import overview
+    from quantilax.runs.training import load_agent
+
+    directory = runs.RunDirectory.open(run)
+    agent, told = load_agent(run), overview.info(directory)
+    _describe(told.section, agent, len(told.seeds))
+    rows = overview.curve(run)
+    done = f"step {told.env_step or 0:,} of {agent.evaluation_steps[-1]:,}"
+    click.echo(f"\nstate: {told.status}, {done}, seeds {_range(told.seeds)}")
+    for number, start in enumerate(directory.facts["starts"]):
+        click.echo(
+            f"{'begun' if number == 0 else 'resumed'} {start.get('date')} at step {start.get('from_env_step'):,}"
+        )
+        click.echo(f"  {start.get('command')}")
+    lines = overview.checkpoint_lines(directory)
+    click.echo("\ncheckpoints: " + ("" if lines else "none"))
+    for line in lines:
+        click.echo(f"  {line}")
+    if rows:
+        console = Console()
+        click.echo("\n" + overview.plot(rows, console.width, console.is_terminal))
+    if told.status not in ("finished", "running"):
+        click.echo(f"\ngo on with: quantilax resume {run}")
 
 
 @cli.command(name="list")
@@ -112,6 +292,34 @@ def list_() -> None:
             console.print(f"  {name}")
 
 
+@contextmanager
+def _told_if_interrupted() -> Iterator[None]:
+    """End the process with the signal's exit status; click would make 1 of it."""
+    from quantilax.runs import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        click.echo(str(error), err=True)
+        if error.at_once:
+            sys.stdout.flush()
+            os._exit(error.exit_status)  # the exit of the interpreter would wait for the compiled program
+        sys.exit(error.exit_status)
+
+
+def _tell(result: "Result", seeds: int) -> None:  # type: ignore[name-defined]
+    click.echo(
+        f"final mean return {result.return_mean:.1f} over {seeds} seed{'s' if seeds > 1 else ''},"
+        f" {result.seconds:.1f} s (+ {result.compile_seconds:.1f} s compiling), in {result.path}"
+    )
+
+
+def _range(seeds: list[int]) -> str:
+    """Write 0-4 for 0, 1, 2, 3, 4."""
+    is_range = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]}-{seeds[-1]}" if is_range else ", ".join(map(str, seeds))
+
+
 def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[name-defined]
     from quantilax import train
     from quantilax.runs.directory import config_yaml
@@ -122,7 +330,7 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
         table.add_row(quantity, f"{value:,.6g}" if isinstance(value, float) else f"{value:,}")
     steps = agent.evaluation_steps
     table.add_row("evaluations", f"{len(steps)}, at environment steps {steps[0]:,} to {steps[-1]:,}")
-    sizes = train.state_bytes(*agent._arguments())
+    sizes = train.state_bytes(*agent.arguments())
     if "replay" in sizes:
         table.add_row("bytes_of_replay", f"{sizes['replay']:,} per seed")
     table.add_row("bytes_of_state", f"{sizes['total']:,} per seed, {sizes['total'] * seeds:,} in all")

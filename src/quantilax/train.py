@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax import rollout
 from quantilax.pytree import ConfigError
-from quantilax.types import Algorithm, Config, Environment, Metrics, Record, State
+from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
 
 
 def evaluation_steps(config: Config) -> tuple[int, ...]:
@@ -33,10 +35,16 @@ def evaluation_steps(config: Config) -> tuple[int, ...]:
     return tuple(sorted({warmup, *reached}))
 
 
-def segment_iterations(config: Config) -> Int[Array, "rows"]:
-    """Iterations before each row of the curve; 0 before the first."""
+def segment_iterations(config: Config, since: int | None = None) -> list[int]:
+    """Iterations before each row of the curve that is still to come.
+
+    Args:
+        config: of the run.
+        since: environment step of the last row there is; None: there is none, so the first row comes after 0 iterations.
+    """
     steps = evaluation_steps(config)
-    return jnp.array([0, *((b - a) // config.steps_per_iteration for a, b in pairwise(steps))])
+    rows = (steps[0], *steps) if since is None else (since, *(step for step in steps if step > since))
+    return [(b - a) // config.steps_per_iteration for a, b in pairwise(rows)]
 
 
 MAX_EVALUATIONS = 100_000
@@ -70,43 +78,96 @@ def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array,
 
 
 def segment(
-    algorithm: Algorithm, env: Environment, config: Config, state: State, iterations: Int[Array, ""]
+    algorithm: Algorithm,
+    env: Environment,
+    config: Config,
+    state: State,
+    iterations: Int[Array, ""],
+    eval_callback: EvalCallback | None = None,
 ) -> tuple[State, Record]:
     """Run `iterations` steps of the algorithm, then evaluate.
 
-    Evaluating is a pure observer: its key is folded from `state.evaluation_key`, which training never uses.
+    Evaluating is a pure observer: its key is folded from `state.evaluation_key`, which training never uses. With
+    `config.metrics` off nothing reads what the algorithm measures, and XLA leaves the measuring out.
     """
 
     env, config = _opaque((env, config))
 
-    def iteration(i: Int[Array, ""], carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+    def iteration(i: Int[Array, ""], carry: tuple[State, Metrics | None]) -> tuple[State, Metrics | None]:
         state, mean = carry
         state, metrics = algorithm.step(env, config, state)
-        return _strong(state), jax.tree.map(lambda m, x: m + (x - m) / (i + 1), mean, metrics)
+        return _strong(state), jax.tree.map(
+            lambda m, x: m + (x - m) / (i + 1), mean, metrics if config.metrics else None
+        )
 
-    zeros = Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
-    state, mean = jax.lax.fori_loop(0, iterations, iteration, (state, zeros))
-    mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x, jnp.nan), mean)
+    zeros = Metrics(*(jnp.zeros(()) for _ in range(len(Metrics._fields) - len(Metrics._field_defaults))))
+    state, mean = jax.lax.fori_loop(0, iterations, iteration, (state, zeros if config.metrics else None))
+    metrics = None if mean is None else measured(mean, state, iterations)
 
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
     lengths, returns = rollout.evaluate(env, algorithm.policy(env, config, state), key, config.eval_episodes)
-    return state, Record(env_step=state.env_steps, lengths=lengths, returns=returns, metrics=mean)
+    callback = None
+    if eval_callback is not None:
+        key = jax.random.fold_in(state.evaluation_key, ~state.env_steps)  # no step of any evaluation
+        callback = _strong(eval_callback(algorithm, env, config, state, key))
+    record = Record(
+        env_step=state.env_steps,
+        lengths=lengths,
+        returns=returns,
+        finite=all_finite(state.params),
+        metrics=metrics,
+        callback=callback,
+    )
+    return state, record
 
 
-def train(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> tuple[State, Record]:
+def measured(mean: Metrics, state: State, iterations: Int[Array, ""]) -> Metrics:
+    """Add to the means over a segment what is measured at its end."""
+    mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x, jnp.nan), mean)
+    if hasattr(state, "replay"):
+        mean = mean._replace(replay_fill=state.replay.size / state.replay.capacity)
+    if hasattr(state, "target_params"):
+        mean = mean._replace(target_distance=relative_distance(state.params, state.target_params))
+    return mean
+
+
+def relative_distance(params: PyTree, target_params: PyTree) -> Float[Array, ""]:
+    """||theta - theta^-|| / ||theta||, all parameters as one vector."""
+    return optax.tree.norm(optax.tree.sub(params, target_params)) / optax.tree.norm(params)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Say whether no number in a tree of arrays is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def train(
+    algorithm: Algorithm,
+    env: Environment,
+    config: Config,
+    key: Key[Array, ""],
+    eval_callback: EvalCallback | None = None,
+) -> tuple[State, Record]:
     """Run a whole training: the final state, and the records stacked into a curve with leading axis `rows`.
 
     Pure: `jax.jit` it, and `jax.vmap` it over keys and over every leaf of the config and the environment.
     """
-    body = partial(segment, algorithm, env, config)
-    return jax.lax.scan(body, init(algorithm, env, config, key), segment_iterations(config))
+
+    def body(state: State, iterations: Int[Array, ""]) -> tuple[State, Record]:
+        return segment(algorithm, env, config, state, iterations, eval_callback)
+
+    return jax.lax.scan(body, init(algorithm, env, config, key), jnp.array(segment_iterations(config)))
 
 
 class Program(NamedTuple):
-    """The two compiled functions that `fit` calls, each over a leading axis of seeds."""
+    """The two compiled functions of a run, each over a leading axis of seeds, and the shapes of what they give."""
 
-    init: Callable[..., State]
+    init: Callable[..., State] | None
+    """(env, config, keys) -> state; None where the program was compiled to go on from a state."""
     segment: Callable[..., tuple[State, Record]]
+    """(env, config, state, iterations) -> (state, record); the given state is donated."""
+    specs: tuple[State, Record]
+    """`jax.ShapeDtypeStruct` in the place of every array."""
     trace_seconds: float
     compile_seconds: float
 
@@ -119,7 +180,14 @@ def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
     return jax.lax.map(function, inputs) if jax.default_backend() == "cpu" else jax.vmap(function)(inputs)
 
 
-def compile_fit(algorithm: Algorithm, env: Environment, config: Config, keys: Key[Array, "S"]) -> Program:
+def compile_fit(
+    algorithm: Algorithm,
+    env: Environment,
+    config: Config,
+    keys: Key[Array, "S"],
+    eval_callback: EvalCallback | None = None,
+    with_init: bool = True,
+) -> Program:
     """Trace and compile `init` and `segment` for S seeds, ahead of time, so that compile time stands apart."""
 
     def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
@@ -128,26 +196,38 @@ def compile_fit(algorithm: Algorithm, env: Environment, config: Config, keys: Ke
     def segment_seeds(
         env: Environment, config: Config, state: State, iterations: Int[Array, ""]
     ) -> tuple[State, Record]:
-        return over_seeds(lambda s: segment(algorithm, env, config, s, iterations), state)
+        return over_seeds(lambda s: segment(algorithm, env, config, s, iterations, eval_callback), state)
 
     start = time.perf_counter()
     lowered_init = jax.jit(init_seeds).lower(env, config, keys)
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
     lowered_segment = jax.jit(segment_seeds, donate_argnums=2).lower(env, config, lowered_init.out_info, iterations)
     traced = time.perf_counter()
-    compiled = lowered_init.compile(), lowered_segment.compile()
-    return Program(*compiled, trace_seconds=traced - start, compile_seconds=time.perf_counter() - traced)
+    return Program(
+        init=lowered_init.compile() if with_init else None,
+        segment=lowered_segment.compile(),
+        specs=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered_segment.out_info),
+        trace_seconds=traced - start,
+        compile_seconds=time.perf_counter() - traced,
+    )
 
 
-def fit(env: Environment, config: Config, keys: Key[Array, "S"], program: Program) -> Iterator[tuple[State, Record]]:
-    """Yield (state, record) after each segment of S seeds, beginning with the evaluation before training.
+def fit(
+    env: Environment, config: Config, program: Program, state: State, since: int | None = None
+) -> Iterator[tuple[State, Record]]:
+    """Yield (state, record) after each segment of S seeds that is still to come.
 
-    Each seed's curve is that of `train` with its key alone: bit for bit on a CPU (`over_seeds`). A yielded state is donated
-    to the next segment: copy what must outlive the turn of the loop.
+    Each seed's curve is that of `train` with its key alone: bit for bit on a CPU (`over_seeds`). The given state and each
+    yielded one are donated to the next segment: copy what must outlive the turn of the loop.
+
+    Args:
+        env, config: leaves as `leaves_as_arrays` gives them.
+        program: made by `compile_fit` for the same.
+        state: leading axis S, from `program.init` or from a checkpoint.
+        since: the environment step at which the state stands, its evaluation done; None: evaluate before training.
     """
-    state = program.init(env, config, keys)
-    for iterations in segment_iterations(config):
-        state, record = program.segment(env, config, state, iterations)
+    for iterations in segment_iterations(config, since):
+        state, record = program.segment(env, config, state, np.int32(iterations))
         yield state, record
 
 

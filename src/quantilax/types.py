@@ -94,15 +94,21 @@ class Environment(Protocol):
 
 
 class Metrics(NamedTuple):
-    """Means over the gradient steps between two evaluations; NaN where there was none."""
+    """Means over the gradient steps between two evaluations (NaN where there was none), and the state at their end."""
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     """Global norm before clipping."""
     q: Float[Array, ""]
-    """Mean predicted return of the transitions in the batch."""
+    """Mean predicted return of the transitions in the batch, in the units that the network learns."""
+    td_error: Float[Array, ""]
+    """Mean over the batch of |expected target - expected prediction|, in the same units."""
     epsilon: Float[Array, ""]
     """Exploration: probability of a random action."""
+    replay_fill: Float[Array, ""] | None = None
+    """At the end: share of the replay that is filled; None where the algorithm has no replay."""
+    target_distance: Float[Array, ""] | None = None
+    """At the end: ||theta - theta^-|| / ||theta||; None where the algorithm has no target network."""
 
 
 class Record(NamedTuple):
@@ -112,17 +118,27 @@ class Record(NamedTuple):
     """Environment steps taken so far, warm-up included."""
     lengths: Int[Array, "E"]
     returns: Float[Array, "E"]
-    metrics: Metrics
+    finite: Bool[Array, ""]
+    """No parameter is NaN or infinite."""
+    metrics: Metrics | None
+    """None where the config says `metrics: false`."""
+    callback: PyTree = None
+    """What the agent's `eval_callback` returned; None without one."""
+
+
+EvalCallback: TypeAlias = Callable[["Algorithm", Environment, Config, State, Key[Array, ""]], PyTree]
+"""(algorithm, env, config, state, key) -> whatever is to stand in the curve, pure: it runs inside the program."""
 
 
 class Algorithm(NamedTuple):
     """An algorithm is a config and four pure functions; see `quantilax.algorithms`.
 
-    The config class is a `quantilax.pytree.dataclass` with the fields `num_envs`, `total_timesteps`, `eval_freq` and
-    `eval_episodes`, the properties `warmup_steps` (environment steps that `init` takes) and `steps_per_iteration`
+    The config class is a `quantilax.pytree.dataclass` with the fields `num_envs`, `total_timesteps`, `eval_freq`,
+    `eval_episodes` and `metrics`, the properties `warmup_steps` (environment steps that `init` takes) and `steps_per_iteration`
     (environment steps that `step` takes), and the methods `check()` (raises `ConfigError` for fields that contradict each
     other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead). The state
-    class has the fields `params`, `normalizer`, `env_steps`, `gradient_steps` and `evaluation_key`.
+    class has the fields `params`, `normalizer`, `env_steps`, `gradient_steps` and `evaluation_key`; where it has a `replay`
+    or `target_params`, their fill and distance are measured.
     """
 
     name: str

@@ -1,5 +1,7 @@
 """What holds for every registered algorithm; a new one is picked up from the registry."""
 
+import sys
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import ALGORITHMS, ConfigError, pytree, train
-from quantilax.agent import _train
+from quantilax import ALGORITHMS, ConfigError, Metrics, pytree, train
+from quantilax.agent import _train, create
 from tests.conftest import TINY, tiny
 
 
@@ -86,11 +88,11 @@ def test_different_seeds_differ_in_weights_and_experience(algo):
 
 
 def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo):
-    algorithm, env, config = algo._arguments()
+    algorithm, env, config = algo.arguments()
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     program = train.compile_fit(algorithm, env, config, keys)
     records = []
-    for state, record in train.fit(env, config, keys, program):  # noqa: B007 the last one counts
+    for state, record in train.fit(env, config, program, program.init(env, config, keys)):  # noqa: B007 the last one counts
         records.append(jax.device_get(record))
     curves = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
     for seed in range(2):
@@ -99,12 +101,12 @@ def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_
 
 
 def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
-    closed_over = jax.jit(partial(train.train, *algo._arguments()))
+    closed_over = jax.jit(partial(train.train, *algo.arguments()))
     assert_same_bits(closed_over(jax.random.key(0)), algo.records(jax.random.key(0)))
 
 
 def test_a_segment_is_its_parts_bit_for_bit(algo):
-    segment = jax.jit(partial(train.segment, algo.algorithm, *algo._arguments()[1:]))
+    segment = jax.jit(partial(train.segment, algo.algorithm, *algo.arguments()[1:]))
     start = algo.init(jax.random.key(0))
     whole, _ = segment(start, jnp.array(5))
     part, _ = segment(start, jnp.array(2))
@@ -165,7 +167,7 @@ def test_the_leaves_of_an_environment_vmap(name):
 def test_keys_are_consumed_once(name):
     algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
     with jax.debug_key_reuse(True):
-        algorithm, env, config = algo._arguments()
+        algorithm, env, config = algo.arguments()
         jax.jit(partial(train.train, algorithm, env, config))(jax.random.key(0))
 
 
@@ -221,9 +223,10 @@ def test_continuous_actions_are_refused(name):
 
 def test_metrics_are_means_over_the_segment_and_nan_before_training(algo):
     _, record = algo.records(jax.random.key(0))
-    for row in record.metrics:
-        assert np.isnan(row[0])
-        assert np.isfinite(row[1:]).all()
+    for name, row in record.metrics._asdict().items():
+        if row is not None:
+            assert np.isnan(row[0]) == (name not in Metrics._field_defaults)
+            assert np.isfinite(row[1:]).all()
     assert bool((jnp.diff(record.metrics.epsilon[1:]) <= 0).all())
 
 
@@ -238,3 +241,96 @@ def test_what_follows_from_a_config_is_told(algo):
     assert derived["gradient_steps"] == int(state.gradient_steps)
     steps = algo.evaluation_steps
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
+
+
+def instructions(algo) -> int:
+    """Instructions of the compiled segment."""
+    algorithm, env, config = algo.arguments()
+    segment = jax.jit(partial(train.segment, algorithm, env))
+    lowered = segment.lower(config, jax.eval_shape(algo.init, jax.random.key(0)), jnp.array(5))
+    return sum(" = " in line for line in lowered.compile().as_text().splitlines())
+
+
+def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is(name, monkeypatch):
+    on, off = tiny(name), tiny(name, metrics=False)
+    state, record = off.records(jax.random.key(0))
+    assert record.metrics is None
+    measured_state, measured = on.records(jax.random.key(0))
+    assert_same_bits(state.params, measured_state.params)
+    assert_same_bits((record.lengths, record.returns), (measured.lengths, measured.returns))
+
+    switched_off = instructions(off)
+    assert switched_off < instructions(on)
+    module = sys.modules[ALGORITHMS[name].init.__module__]
+    with_metrics = module.batch_loss
+    monkeypatch.setattr(module, "batch_loss", lambda *args: (with_metrics(*args)[0], (0.0, 0.0)))
+    jax.clear_caches()
+    assert switched_off == instructions(off), "something is still measured"
+
+
+def test_replay_fill_and_target_distance_are_measured_where_there_is_one(algo):
+    state, record = algo.records(jax.random.key(0))
+    metrics = record.metrics
+    assert (metrics.replay_fill is None) == (not hasattr(state, "replay"))
+    assert (metrics.target_distance is None) == (not hasattr(state, "target_params"))
+    if metrics.replay_fill is not None:
+        capacity = state.replay.capacity
+        assert_allclose(metrics.replay_fill, np.minimum(np.array(algo.evaluation_steps) / capacity, 1.0), rtol=1e-6)
+    if metrics.target_distance is not None:
+        assert metrics.target_distance[0] == 0  # no gradient step yet
+        flat = [np.concatenate([np.ravel(x) for x in raw(tree)]) for tree in (state.params, state.target_params)]
+        assert_allclose(
+            metrics.target_distance[-1], np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]), rtol=1e-5
+        )
+
+
+def weights_norm(algo, state, key):
+    """An `eval_callback`: what is computed from the state, and what is drawn."""
+    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params)))
+    return {"norm": norm, "drawn": jax.random.normal(key, (3,)), "action": algo.policy(state)(state.obs[0], key)}
+
+
+def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(algo):
+    state, record = algo.records(jax.random.key(0))
+    watched_state, watched = algo.replace(eval_callback=weights_norm).records(jax.random.key(0))
+    assert_same_bits((state, record), (watched_state, watched._replace(callback=None)))
+    rows = len(algo.evaluation_steps)
+    assert watched.callback["drawn"].shape == (rows, 3)
+    assert len(np.unique(watched.callback["drawn"])) == 3 * rows, "each row has a key of its own"
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in raw(state.params)))
+    assert_allclose(watched.callback["norm"][-1], norm, rtol=1e-5)
+    assert watched.callback["action"].dtype == jnp.int32
+
+
+def test_an_eval_callback_maps_over_seeds_and_compiles_once(name):
+    algo = create(ALGORITHMS[name], "probe/corridor", TINY[name], eval_callback=weights_norm)
+    keys = jax.random.split(jax.random.key(0), 3)
+    _, record = jax.jit(jax.vmap(algo.records))(keys)
+    assert record.callback["norm"].shape == (3, len(algo.evaluation_steps))
+    algo.records(keys[0])
+    programs = _train._cache_size()
+    algo.replace(gamma=0.5).records(keys[0])
+    assert _train._cache_size() == programs
+
+
+def test_an_eval_callback_that_is_no_function_is_refused(algo):
+    with pytest.raises(ConfigError, match="eval_callback: expected a function"):
+        algo.replace(eval_callback=3)
+
+
+def test_evaluating_an_agent_plays_as_many_episodes_as_asked_with_keys_of_ones_own(algo):
+    state, _ = algo.train(jax.random.key(0))
+    lengths, returns = algo.evaluate(state, jax.random.key(1), episodes=37)
+    assert lengths.shape == returns.shape == (37,)
+    again = algo.evaluate(state, jax.random.key(1), episodes=37)
+    assert_same_bits((lengths, returns), again)
+
+
+def test_parameters_that_are_not_finite_are_told_at_the_end_of_the_segment(algo):
+    algorithm, env, config = algo.arguments()
+    state = algo.init(jax.random.key(0))
+    _, record = train.segment(algorithm, env, config, state, jnp.array(0))
+    assert record.finite
+    broken = replace(state, params=jax.tree.map(lambda x: x.at[0].set(jnp.inf), state.params))
+    _, record = train.segment(algorithm, env, config, broken, jnp.array(0))
+    assert not record.finite

@@ -236,7 +236,7 @@ def test_a_star_is_the_argmax_of_the_mean_not_of_each_quantile():  # bug 8
     graphdef, params = nnx.split(ByHand())
     t = transition()._replace(reward=jnp.array(0.0))
     key = jax.random.key(0)
-    value, z = iqn.loss(params, params, graphdef, t, key, algo.config)
+    value, (z, _) = iqn.loss(params, params, graphdef, t, key, algo.config)
     key_tau, key_tau_prime, _ = jax.random.split(key, 3)
     tau = float(jax.random.uniform(key_tau, (1,))[0])
     delta = (-1 + 3 * np.asarray(jax.random.uniform(key_tau_prime, (50,)))) - 0.4  # Z(x, a=1) = .4
@@ -288,7 +288,7 @@ def test_the_replay_holds_what_the_environment_gave_also_with_normalisation():
 
 def test_training_copies_no_replay_in_its_loops():  # bug 10, and docs/decisions/0002
     algo = tiny("iqn", buffer_size=54_321)
-    algorithm, env, config = algo._arguments()
+    algorithm, env, config = algo.arguments()
     from quantilax import train
 
     for seeds in (None, 3):

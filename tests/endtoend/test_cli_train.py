@@ -13,8 +13,12 @@ import pytest
 import yaml
 
 from quantilax import pytree, runs
+from quantilax.runs import checkpoints
 
-COLUMNS = ["seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", "seconds"]
+COLUMNS = [
+    *("seed", "env_step", "return_mean", "return_std", "return_min", "length_mean"),
+    *("loss", "gradient_norm", "q", "td_error", "epsilon", "replay_fill", "target_distance", "seconds"),
+]
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -27,14 +31,26 @@ def evaluations(directory: Path) -> list[dict[str, str]]:
     return rows
 
 
-def test_a_run_ends_with_status_0_and_leaves_exactly_its_five_files(session):
+def checkpoint(directory: Path) -> dict[str, np.ndarray]:
+    """Arrays of a run's last checkpoint."""
+    return checkpoints.find(directory / "checkpoints").arrays
+
+
+def params(directory: Path) -> dict[str, np.ndarray]:
+    return {name: array for name, array in checkpoint(directory).items() if name.startswith("state/params/")}
+
+
+def test_a_run_ends_with_status_0_and_leaves_exactly_its_files(session):
     assert (session.iqn.status, session.pqn.status) == (0, 0), session.iqn.stderr + session.pqn.stderr
     for name in ("iqn", "pqn", "again"):
         assert {p.name for p in (session.root / name).iterdir()} == {
+            "checkpoints",
             "config.yaml",
             "evaluations.csv",
+            "evaluations.jsonl",
+            "evaluations.parquet",
             "learning_curve.png",
-            "parameters.npz",
+            "lock",
             "run.json",
         }
 
@@ -94,10 +110,10 @@ def test_a_run_of_its_own_config_yaml_gives_the_same_evaluations(session):
     assert first == second
     texts = [(session.root / name / "config.yaml").read_bytes() for name in ("iqn", "again")]
     assert texts[0] == texts[1]
-    with np.load(session.root / "iqn" / "parameters.npz") as a, np.load(session.root / "again" / "parameters.npz") as b:
-        assert a.files == b.files
-        for name in a.files:
-            np.testing.assert_array_equal(a[name], b[name])
+    first, second = checkpoint(session.root / "iqn"), checkpoint(session.root / "again")
+    assert list(first) == list(second)
+    for name in first.keys() - {"history/seconds"}:
+        np.testing.assert_array_equal(first[name], second[name])
 
 
 def test_the_learning_curve_is_a_small_png_with_something_drawn(session):
@@ -110,11 +126,10 @@ def test_the_learning_curve_is_a_small_png_with_something_drawn(session):
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
 
 
-def test_parameters_load_without_pickle_finite_with_leading_axis_seeds(session):
+def test_parameters_are_finite_with_leading_axis_seeds(session):
     for name, seeds in (("iqn", 2), ("pqn", 1)):
-        with np.load(session.root / name / "parameters.npz", allow_pickle=False) as arrays:
-            parameters = {key: arrays[key] for key in arrays.files}
-        assert any(key.startswith("params/psi/") for key in parameters)
+        parameters = params(session.root / name)
+        assert any(key.startswith("state/params/psi/") for key in parameters)
         for key, array in parameters.items():
             assert array.shape[:1] == (seeds,), key
             assert np.isfinite(array).all(), key
@@ -122,16 +137,8 @@ def test_parameters_load_without_pickle_finite_with_leading_axis_seeds(session):
     assert {kernel.shape for kernel in kernels} == {(1, 6, 8), (1, 8, 2)}  # 6 cells, 8 units, 2 actions
 
 
-def test_parameters_hold_nothing_but_the_network_under_the_names_that_the_docs_give(session):
-    (name,) = re.findall(r"such as `([^`]+)`", runs.RunDirectory.write_parameters.__doc__)
-    with np.load(session.root / "iqn" / "parameters.npz", allow_pickle=False) as arrays:
-        assert name in arrays.files
-        assert all(key.startswith("params/") for key in arrays.files)
-
-
 def test_seeds_of_one_run_differ(session):
-    with np.load(session.root / "iqn" / "parameters.npz", allow_pickle=False) as arrays:
-        kernels = [arrays[key] for key in arrays.files if "kernel" in key]
+    kernels = [array for key, array in params(session.root / "iqn").items() if "kernel" in key]
     assert kernels
     assert all((kernel[0] != kernel[1]).any() for kernel in kernels)
 
@@ -141,18 +148,20 @@ def test_run_json_holds_what_is_needed_to_get_the_run_again(session):
         facts = json.loads((session.root / name / "run.json").read_text())
         assert facts["status"] == "finished"
         assert facts["seeds"] == seeds
-        assert shlex.split(facts["command"])[1:] == list(ended.arguments)
-        assert {"quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy"} <= set(facts["versions"])
-        assert facts["versions"]["numpy"] == np.__version__
+        (start,) = facts["starts"]
+        assert start["from_env_step"] == 0
+        assert shlex.split(start["command"])[1:] == list(ended.arguments)
+        assert {"quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy"} <= set(start["versions"])
+        assert start["versions"]["numpy"] == np.__version__
         if (PROJECT / ".git").exists():
-            assert re.fullmatch(r"[0-9a-f]{40}\+?", facts["commit"])
+            assert re.fullmatch(r"[0-9a-f]{40}\+?", start["commit"])
         else:
-            assert facts["commit"] is None
+            assert start["commit"] is None
 
 
 def test_the_command_in_run_json_begins_with_the_command_that_users_type(session):
     facts = json.loads((session.root / "iqn" / "run.json").read_text())
-    assert shlex.split(facts["command"])[0] == "quantilax"  # not cli.py, which no shell finds
+    assert shlex.split(facts["starts"][0]["command"])[0] == "quantilax"  # not cli.py, which no shell finds
 
 
 def test_the_last_line_says_return_seconds_and_where_the_run_lies(session):
@@ -213,7 +222,8 @@ def test_a_failed_run_keeps_what_was_written(session):
     facts = json.loads((directory / "run.json").read_text())
     assert facts["status"].startswith("failed")
     assert facts["seeds"] == [0, 1]
-    assert not (directory / "parameters.npz").exists()
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000000000040"]
+    assert all(np.isfinite(array).all() for array in params(directory).values())
 
 
 def test_a_run_into_the_directory_of_another_is_refused_and_leaves_it_untouched(session):

@@ -94,12 +94,13 @@ def test_the_page_of_environments_has_each_probe_with_its_fields():
 
 
 def test_the_columns_and_files_of_a_run_are_told():
-    from quantilax.runs.directory import EVALUATION_COLUMNS, RunDirectory
+    from quantilax.runs.directory import RunDirectory
+    from quantilax.runs.evaluations import COLUMNS
 
-    page = (DOCS / "guides" / "configuration.md").read_text()
+    page = (DOCS / "guides" / "runs.md").read_text()
     files = re.findall(r"^ *\| `(\S+)` \|", RunDirectory.__doc__, re.MULTILINE)
-    assert len(files) == 5
-    for word in (*files, *EVALUATION_COLUMNS):
+    assert len(files) == 8
+    for word in (*files, *COLUMNS):
         assert re.search(rf"^\| `{re.escape(word)}` \|", page, re.MULTILINE), word
 
 

@@ -33,7 +33,10 @@ def test_a_period_that_does_not_divide_ends_with_a_shorter_one_and_never_exceeds
     with pytest.warns(ConfigWarning, match="does not divide"):
         algo = iqn(total_timesteps=10_005, eval_freq=4_000, fill_buffer=1_000, num_envs=10)
     assert algo.evaluation_steps == (1_000, 4_000, 8_000, 10_000)
-    assert train.segment_iterations(algo.config).tolist() == [0, 300, 400, 200]
+    assert train.segment_iterations(algo.config) == [0, 300, 400, 200]
+    assert train.segment_iterations(algo.config, since=1_000) == [300, 400, 200]
+    assert train.segment_iterations(algo.config, since=8_000) == [200]
+    assert train.segment_iterations(algo.config, since=10_000) == []
 
 
 def test_a_run_that_is_all_warm_up_has_one_row():
@@ -76,7 +79,7 @@ def test_episodes_of_different_lengths_do_not_disturb_each_other():
 
 def test_the_state_takes_the_bytes_that_are_told():
     algo = iqn(buffer_size=1_000)
-    told = train.state_bytes(*algo._arguments())
+    told = train.state_bytes(*algo.arguments())
     state = algo.init(jax.random.key(0))
     assert told["replay"] == sum(x.nbytes for x in jax.tree.leaves(state.replay))
     assert told["params"] == sum(x.nbytes for x in jax.tree.leaves(state.params))

@@ -36,6 +36,7 @@ class Config:
     eval_freq: int = field(5_000, "environment steps between evaluations", paper=250_000, ge=1)
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations", paper=0.001, ge=0, le=1)
+    metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
     num_envs: int = field(10, "environments, one step each per iteration", paper=1, ge=1)
     num_epochs: int = field(2, "gradient steps per iteration", paper=0.25, ge=1)
 
@@ -255,8 +256,15 @@ def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics
         return update(config, state, key)
 
     keys = jax.random.split(key_updates, config.num_epochs)
-    state, (loss, gradient_norm, q) = jax.lax.scan(update_once, state, keys)
-    return state, Metrics(loss=loss.mean(), gradient_norm=gradient_norm.mean(), q=q.mean(), epsilon=epsilon)
+    state, (loss, gradient_norm, q, td_error) = jax.lax.scan(update_once, state, keys)
+    metrics = Metrics(
+        loss=loss.mean(),
+        gradient_norm=gradient_norm.mean(),
+        q=q.mean(),
+        td_error=td_error.mean(),
+        epsilon=epsilon,
+    )
+    return state, metrics
 
 
 def collect(env: Environment, config: Config, state: State, act: Policy, key: Key[Array, ""]) -> State:
@@ -279,8 +287,8 @@ def loss(
     transition: Transition,
     key: Key[Array, ""],
     config: Config,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Algorithm 1 of the paper for one transition: the loss, and the mean of Z_tau(x, a)."""
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Algorithm 1 of the paper for one transition: the loss, and (q = mean of Z_tau(x, a), |mean of the targets - q|)."""
     online, target = nnx.merge(network, params), nnx.merge(network, target_params)
     key_tau, key_tau_prime, key_action = jax.random.split(key, 3)
     tau = jax.random.uniform(key_tau, (config.num_tau_samples,))  # (N,)
@@ -296,7 +304,9 @@ def loss(
     targets = transition.reward + config.gamma * transition.discount * Z_next
 
     Z = online.Z(online.psi(transition.obs), tau)[:, transition.action]  # (N,)
-    return losses.quantile_regression(Z, tau, jax.lax.stop_gradient(targets), config.kappa), Z.mean()
+    q = Z.mean()
+    td_error = jnp.abs(targets.mean() - q)
+    return losses.quantile_regression(Z, tau, jax.lax.stop_gradient(targets), config.kappa), (q, td_error)
 
 
 def batch_loss(
@@ -306,20 +316,20 @@ def batch_loss(
     batch: Transition,
     key: Key[Array, ""],
     config: Config,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Mean of `loss` over a batch; every example draws its own fractions."""
     keys = jax.random.split(key, batch.reward.shape[0])
-    value, q = jax.vmap(loss, in_axes=(None, None, None, 0, 0, None))(
+    value, (q, td_error) = jax.vmap(loss, in_axes=(None, None, None, 0, 0, None))(
         params, target_params, network, batch, keys, config
     )
-    return value.mean(), q.mean()
+    return value.mean(), (q.mean(), td_error.mean())
 
 
-def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, Array, Array]]:
-    """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean Z)."""
+def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+    """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean Z, TD error)."""
     key_sample, key_loss = jax.random.split(key)
     batch = normalize.transitions(state.normalizer, replay.sample(state.replay, key_sample, config.batch_size))
-    (value, q), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
+    (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
         state.params, state.target_params, state.network, batch, key_loss, config
     )
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
@@ -335,7 +345,7 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tu
         optimizer_state=optimizer_state,
         gradient_steps=gradient_steps,
     )
-    return state, (value, optax.tree.norm(gradient), q)
+    return state, (value, optax.tree.norm(gradient), q, td_error)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

@@ -36,6 +36,7 @@ class Config:
     eval_freq: int = field(24_576, "environment steps between evaluations", ge=1)
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations", ge=0, le=1)
+    metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
     num_envs: int = field(32, "E, environments", paper=128, ge=1)
     num_steps: int = field(64, "T, steps of each environment per iteration", paper=32, ge=1)
     num_epochs: int = field(4, "passes over what an iteration collected", paper=2, ge=1)
@@ -189,13 +190,20 @@ def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics
     rows = (transitions.obs, transitions.action, targets)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)  # (T E, ...)
 
-    def epoch(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, Array, Array]]:
+    def epoch(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
         order = jax.random.permutation(key, config.steps_per_iteration).reshape(config.num_minibatches, -1)
         return jax.lax.scan(lambda s, index: update(config, s, jax.tree.map(lambda x: x[index], rows)), state, order)
 
     keys = jax.random.split(key_epochs, config.num_epochs)
-    state, (loss, gradient_norm, q) = jax.lax.scan(epoch, state, keys)
-    return state, Metrics(loss=loss.mean(), gradient_norm=gradient_norm.mean(), q=q.mean(), epsilon=epsilon)
+    state, (loss, gradient_norm, q, td_error) = jax.lax.scan(epoch, state, keys)
+    metrics = Metrics(
+        loss=loss.mean(),
+        gradient_norm=gradient_norm.mean(),
+        q=q.mean(),
+        td_error=td_error.mean(),
+        epsilon=epsilon,
+    )
+    return state, metrics
 
 
 def collect(
@@ -229,27 +237,27 @@ def lambda_targets(config: Config, state: State, transitions: Transition) -> Flo
 
 def loss(
     params: PyTree, network: nnx.GraphDef, obs: Observation, action: Int[Array, ""], target: Float[Array, ""]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(Q(x, a) - G)^2 / 2 of one step, and Q(x, a)."""
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """(Q(x, a) - G)^2 / 2 of one step, and (Q(x, a), |G - Q(x, a)|)."""
     q = nnx.merge(network, params)(obs)[action]
-    return 0.5 * (q - jax.lax.stop_gradient(target)) ** 2, q
+    return 0.5 * (q - jax.lax.stop_gradient(target)) ** 2, (q, jnp.abs(target - q))
 
 
 def batch_loss(
     params: PyTree, network: nnx.GraphDef, rows: tuple[Observation, Int[Array, "B"], Float[Array, "B"]]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Mean of `loss` over a minibatch."""
-    value, q = jax.vmap(loss, in_axes=(None, None, 0, 0, 0))(params, network, *rows)
-    return value.mean(), q.mean()
+    value, (q, td_error) = jax.vmap(loss, in_axes=(None, None, 0, 0, 0))(params, network, *rows)
+    return value.mean(), (q.mean(), td_error.mean())
 
 
-def update(config: Config, state: State, rows: PyTree) -> tuple[State, tuple[Array, Array, Array]]:
-    """One gradient step on one minibatch: state, (loss, gradient norm, mean Q)."""
-    (value, q), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, state.network, rows)
+def update(config: Config, state: State, rows: PyTree) -> tuple[State, tuple[Array, ...]]:
+    """One gradient step on one minibatch: state, (loss, gradient norm, mean Q, TD error)."""
+    (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, state.network, rows)
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
     state = replace(state, params=params, optimizer_state=optimizer_state, gradient_steps=state.gradient_steps + 1)
-    return state, (value, optax.tree.norm(gradient), q)
+    return state, (value, optax.tree.norm(gradient), q, td_error)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

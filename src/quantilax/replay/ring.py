@@ -4,8 +4,11 @@ Adding costs O(rows added) and sampling O(batch), whatever the capacity, as long
 AFTER: otherwise XLA copies the whole buffer (see docs/decisions/0002-own-replay.md).
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import pytree
@@ -48,3 +51,20 @@ def sample(ring: Ring, key: Key[Array, ""], batch_size: int) -> PyTree:
     """Draw `batch_size` filled rows with replacement, each with equal chances."""
     index = jax.random.randint(key, (batch_size,), 0, ring.size)
     return jax.tree.map(lambda r: r[index], ring.rows)
+
+
+def compact(ring: Ring) -> Ring:
+    """Leave out the rows never written, of rings with a leading axis of runs, all filled alike; on the host, no copy."""
+    filled = int(np.max(ring.size))
+    return replace(ring, rows=jax.tree.map(lambda rows: np.asarray(rows)[:, :filled], ring.rows))
+
+
+def expand(ring: Ring, capacity: int) -> Ring:
+    """Undo `compact`: rows never written are zeros, as `init` makes them."""
+
+    def one(rows: np.ndarray) -> np.ndarray:
+        whole = np.zeros((rows.shape[0], capacity, *rows.shape[2:]), rows.dtype)
+        whole[:, : rows.shape[1]] = rows
+        return whole
+
+    return replace(ring, rows=jax.tree.map(one, ring.rows))

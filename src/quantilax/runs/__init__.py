@@ -1,16 +1,29 @@
-"""Runs: from a YAML section to a directory of results."""
+"""Runs: from a YAML section to a directory of results, and back from it."""
 
 from quantilax.runs.configs import Section, load_section, parse_overrides
 from quantilax.runs.directory import RunDirectory
-from quantilax.runs.training import RunError, check_memory, enable_compilation_cache, run
+from quantilax.runs.errors import CheckpointError, RunError
+from quantilax.runs.loading import Evaluated, Loaded, Summary, evaluate, load, summarize
+from quantilax.runs.signals import Interrupted
+from quantilax.runs.training import Result, check_memory, enable_compilation_cache, resume, run
 
 __all__ = [
+    "CheckpointError",
+    "Evaluated",
+    "Interrupted",
+    "Loaded",
+    "Result",
     "RunDirectory",
     "RunError",
     "Section",
+    "Summary",
     "check_memory",
     "enable_compilation_cache",
+    "evaluate",
+    "load",
     "load_section",
     "parse_overrides",
+    "resume",
     "run",
+    "summarize",
 ]

@@ -8,11 +8,12 @@ iqn_research:
   env: CartPole-v1
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from jaxtyping import PyTree
 
 from quantilax import agent, algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
@@ -32,9 +33,11 @@ class Section(NamedTuple):
     env: str
     hyperparameters: dict[str, Any]
 
-    def create(self) -> agent.Agent:
-        """Build the agent; see `quantilax.agent.create`."""
-        return agent.create(self.algorithm, self.env, self.hyperparameters, self.where)
+    def create(self, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> agent.Agent:
+        """Build the agent, with the environment that the section names or an object; see `quantilax.agent.create`."""
+        return agent.create(
+            self.algorithm, self.env if env is None else env, self.hyperparameters, self.where, eval_callback
+        )
 
 
 def load_section(path: Path, name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Section:

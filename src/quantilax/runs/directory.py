@@ -1,6 +1,6 @@
 """The directory of a run: what was asked for, what came out, and what is needed to get it again."""
 
-import csv
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,22 +9,18 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
-import numpy as np
 import yaml
-from jaxtyping import PyTree
 
 from quantilax import pytree
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.types import Record
-
-EVALUATION_COLUMNS = (
-    "seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", "seconds",
-)  # fmt: skip
+from quantilax.runs.files import write_whole
 
 
 class RunDirectory:
@@ -33,19 +29,33 @@ class RunDirectory:
     | file | what |
     |---|---|
     | `config.yaml` | the resolved config, every field; `quantilax train` takes it again |
-    | `run.json` | seeds, command, versions, commit, machine, state of the run |
+    | `run.json` | seeds, state of the run, and for each start of it command, versions, commit, machine |
+    | `checkpoints/` | all of the run's state at the ends of segments: the last three and the best |
     | `evaluations.csv` | a row per seed and evaluation |
-    | `learning_curve.png` | the same, drawn |
-    | `parameters.npz` | final parameters, leading axis seeds; loaded with `numpy.load`, no pickle |
+    | `evaluations.jsonl` | a line per evaluation: each seed, and all together |
+    | `evaluations.parquet` | a row per seed and evaluation, with each episode's return and length |
+    | `learning_curve.png` | the mean returns, drawn |
+    | `lock` | who is writing to the directory |
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self.facts = facts
+        """What `run.json` says."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints lie; see `quantilax.runs.checkpoints`."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
         """Create the directory; an existing one must be empty.
 
         Raises:
             ConfigError: where it holds anything, or cannot be made.
         """
-        self.path = path
         made: list[Path] = []
         try:
             for directory in (*reversed(path.parents), path):
@@ -63,37 +73,90 @@ class RunDirectory:
             raise ConfigError(f"--out: {path} is not empty, and nothing is overwritten; choose another directory")
         if not os.access(path, os.W_OK):
             raise ConfigError(f"--out: {path} cannot be written to; choose another directory")
+        return cls(path, {})
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the directory of a run that was begun.
+
+        Raises:
+            ConfigError: it is none, or its `run.json` is damaged.
+        """
+        file = path / "run.json"
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such run directory; see quantilax list-runs")
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            seeds, starts = facts["seeds"], facts["starts"]
+            if not (seeds and all(isinstance(seed, int) for seed in seeds) and starts[-1].keys() and facts["status"]):
+                raise ValueError
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: is no run directory: it has no run.json; see quantilax list-runs") from None
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ConfigError(f"{file}: is damaged or of no run; put back the file as it was written") from None
+        return cls(path, facts)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing to the directory, for as long as this one lives.
+
+        The kernel holds the lock, so it ends with its holder, however that ends; the file says who it is.
+
+        Raises:
+            ConfigError: another process holds it, or the directory cannot be written to.
+        """
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written to: {error.strerror}; copy the run elsewhere") from None
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
+                ) from None
+            except OSError:
+                pass  # a file system without locks: nothing better is to be had
+            stream.seek(0)
+            stream.truncate()
+            stream.write(f"process {os.getpid()} on {platform.node()} ({command()})\n")
+            stream.flush()
+            yield
+            stream.seek(0)
+            stream.truncate()
+
+    def is_locked(self) -> bool:
+        """Say whether a process is writing to the directory."""
+        try:
+            with (self.path / "lock").open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @property
+    def status(self) -> str:
+        """`running`, `finished`, `stopped` (by a callback), `interrupted` (by a signal), `failed: <why>` or `killed`."""
+        status = str(self.facts["status"])
+        return "killed" if status == "running" and not self.is_locked() else status
+
+    def update(self, **facts: Any) -> None:
+        """Change what `run.json` says.
+
+        Raises:
+            OSError: it cannot be written; the file is as it was.
+        """
+        self.facts = {**self.facts, **facts}
+        write_whole(self.path / "run.json", json.dumps(self.facts, indent=2) + "\n")
 
     def write_config(self, name: str, agent: Agent) -> None:
         """Write `config.yaml`: one section, complete."""
-        (self.path / "config.yaml").write_text(config_yaml(name, agent), encoding="utf-8")
-
-    def write_run(self, **facts: Any) -> None:
-        """Write `run.json`: the given facts, and those of this process and machine."""
-        text = json.dumps({**facts, **provenance()}, indent=2)
-        (self.path / "run.json").write_text(text + "\n", encoding="utf-8")
-
-    def write_evaluation(self, seeds: list[int], record: Record, seconds: float) -> None:
-        """Append a row per seed to `evaluations.csv`; `record` has a leading axis of seeds."""
-        file = self.path / "evaluations.csv"
-        begun = file.exists()
-        with file.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            if not begun:
-                writer.writerow(EVALUATION_COLUMNS)
-            returns, lengths = np.asarray(record.returns), np.asarray(record.lengths)
-            for i, seed in enumerate(seeds):
-                row = (returns[i].mean(), returns[i].std(), returns[i].min(), lengths[i].mean())
-                step = int(np.asarray(record.env_step)[i])
-                writer.writerow([seed, step, *(f"{x:.6g}" for x in row), f"{seconds:.3f}"])
-
-    def write_parameters(self, **trees: PyTree) -> None:
-        """Write `parameters.npz`: every leaf of the trees under its path, such as `params/psi/layers/0/kernel`."""
-        leaves = {}
-        for name, tree in trees.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                leaves[f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
-        np.savez(self.path / "parameters.npz", **leaves)  # type: ignore[arg-type]
+        write_whole(self.path / "config.yaml", config_yaml(name, agent))
 
 
 def default_path(env: str, section: str) -> Path:
@@ -115,18 +178,33 @@ def config_yaml(name: str, agent: Agent) -> str:
 
 def provenance() -> dict[str, Any]:
     """Return what is needed to get a run's numbers again: command, versions, commit and machine."""
-    packages = ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join(["quantilax" if program == "cli.py" else program, *sys.argv[1:]]),
+        "command": command(),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(),
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "device": jax.devices()[0].device_kind,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def command() -> str:
+    """Return the command that this process runs."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["quantilax" if program == "cli.py" else program, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a run's numbers."""
+    packages = ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def cores() -> int:
+    """Return how many cores this process may use: XLA splits its work by it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _commit() -> str | None:

@@ -3,7 +3,6 @@
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -14,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quantilax.types import Record
+from quantilax.runs.evaluations import Entry
 
 
 class RunProgress:
@@ -57,22 +56,34 @@ class RunProgress:
     def compiled(self, trace_seconds: float, compile_seconds: float) -> None:
         """Say how long compiling took, and begin to count steps."""
         total = trace_seconds + compile_seconds
-        self.console.print(f"compiled in {total:.1f} s ({trace_seconds:.1f} s of it tracing)")
+        self.say(f"compiled in {total:.1f} s ({trace_seconds:.1f} s of it tracing)")
         self.bar.reset(self.task, total=self.total, description="training")
 
-    def evaluated(self, record: Record, seconds: float) -> None:
-        """Show an evaluation; `record` has a leading axis of seeds."""
-        step = int(np.asarray(record.env_step)[0])
-        seeds = len(np.asarray(record.returns))
-        means = np.asarray(record.returns).mean(axis=1)
-        spread = f" ({means.min():.1f} to {means.max():.1f} over {seeds} seeds)" if seeds > 1 else ""
-        evaluation = f"return {means.mean():.1f}{spread}"
-        if self.first is None:
-            self.first = step, seconds
-        done, elapsed = (
-            step - self.first[0],
-            seconds - self.first[1],
-        )  # without warm-up and the evaluation before training
+    def resumed(self, step: int, seconds: float) -> None:
+        """Say at which step the run goes on, after so many seconds of training."""
+        self.say(f"goes on from step {step:,} of {self.total:,}")
+        self.first = step, seconds
+        self.bar.update(self.task, completed=step)
+
+    def say(self, line: str) -> None:
+        """Print a line, unless quiet."""
+        self.console.print(line)
+
+    def warn(self, line: str) -> None:
+        """Print a line that begins with `warning:`, also where quiet."""
+        console = Console(stderr=True, highlight=False, soft_wrap=True) if self.console.quiet else self.console
+        console.print(f"warning: {line}", markup=False)
+
+    def evaluated(self, entry: Entry) -> None:
+        """Show an evaluation."""
+        step, seeds, means = entry.env_step, len(entry.seeds), entry.all
+        spread = ""
+        if seeds > 1:
+            spread = f" ({means['return_lowest']:.1f} to {means['return_highest']:.1f} over {seeds} seeds)"
+        evaluation = f"return {means['return_mean']:.1f}{spread}"
+        if self.first is None:  # speed is told without warm-up and the evaluation before training
+            self.first = step, entry.seconds
+        done, elapsed = step - self.first[0], entry.seconds - self.first[1]
         speed = f"{done * seeds / elapsed:,.0f} steps/s" if done else "- steps/s"
         self.bar.update(self.task, completed=step, speed=speed, evaluation=evaluation)
         if self.bar.disable:

@@ -1,95 +1,444 @@
-"""Training a run: the host's loop around the compiled segments, and the files it leaves."""
+"""Training a run, or going on with one: the host's loop around the compiled segments, and the files it leaves."""
 
+import errno
+import json
+import math
 import os
+import signal
+import sys
 import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jaxtyping import PyTree
 
-from quantilax import train
-from quantilax.agent import Agent
+from quantilax import pytree, train
+from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError
-from quantilax.runs import plots
-from quantilax.runs.directory import RunDirectory
+from quantilax.runs import checkpoints, configs, evaluations, loggers, plots
+from quantilax.runs.background import Background
+from quantilax.runs.checkpoints import Checkpoint
+from quantilax.runs.directory import RunDirectory, cores, default_path, provenance, versions
+from quantilax.runs.errors import RunError
+from quantilax.runs.evaluations import Evaluation
 from quantilax.runs.progress import RunProgress
+from quantilax.runs.signals import Interrupted, Stop
+from quantilax.types import Record, State
 
-
-class RunError(RuntimeError):
-    """A run that cannot go on; what it wrote is kept."""
+Callback = Callable[[State, Record], Any]
+"""(state, record) -> true to stop. Both have a leading axis of seeds; the record is on the host."""
 
 
 class Result(NamedTuple):
-    """What a finished run comes to."""
+    """What a run came to."""
 
+    path: Path
+    status: str
+    """`finished`, or `stopped` by the callback."""
+    env_step: int
+    """Environment steps done per seed."""
     return_mean: float
     """Mean over seeds and episodes of the last evaluation."""
     seconds: float
-    """Without compiling."""
+    """Of training and evaluating, in all sessions."""
     compile_seconds: float
+    """Of this session."""
 
 
-def run(agent: Agent, name: str, seeds: list[int], directory: RunDirectory, quiet: bool = False) -> Result:
-    """Train an agent with several seeds at once, and write the run's files as results come.
+def run(
+    agent: Agent,
+    out: Path | str | None = None,
+    seeds: Iterable[int] = (0,),
+    *,
+    section: str | None = None,
+    callback: Callback | None = None,
+    checkpoint_every: int = 1,
+    log: Iterable[str] = (),
+    quiet: bool = False,
+    cache: bool = False,
+) -> Result:
+    """Train an agent with several seeds in one program, and write a run directory as results come.
 
     Args:
         agent: what to train.
-        name: the section's name.
-        seeds: one run per seed, vmapped.
-        directory: an empty run directory.
+        out: the run's directory, new or empty; None: a new one under `runs/`.
+        seeds: a run each, on the leading axis of states and records.
+        section: the name of the config's section; None: that of the algorithm.
+        callback: called after each evaluation, in the host's loop, with (state, record); true ends the run, which can be
+            resumed. The state is donated to the next segment: copy what must outlive the call.
+        checkpoint_every: evaluations between two checkpoints; 0: one at the end (or on Ctrl-C) only.
+        log: `tensorboard`, `wandb`, beside the run's own files.
         quiet: show no progress.
+        cache: keep compiled programs in the user's cache directory, for this process from now on.
 
     Raises:
-        RunError: NaN or inf in the loss, or no memory left; see `check_memory` for what can be known before.
+        ConfigError: a directory that cannot be used, a logger that is not installed.
+        RunError: NaN or inf in the loss or the parameters, no memory left, the last checkpoint could not be written.
+        Interrupted: Ctrl-C or SIGTERM, after the segment was ended and saved; a `KeyboardInterrupt`.
     """
+    seeds, log = [int(seed) for seed in seeds], tuple(log)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ConfigError(f"seeds: expected different whole numbers from 0 to 2^32 - 1, got {seeds}")
+    _check_options(checkpoint_every, log)
+    section = section or agent.algorithm.name
+    directory = RunDirectory.create(Path(out) if out is not None else default_path(agent.env.name, section))
+    if cache:
+        enable_compilation_cache()
+    with directory.lock():
+        try:
+            directory.write_config(section, agent)
+            directory.update(
+                section=section,
+                seeds=seeds,
+                status="running",
+                checkpoint_every=checkpoint_every,
+                log=list(log),
+                starts=[_start(0)],
+            )
+        except OSError as error:
+            raise RunError(f"{directory.path}: cannot be written: {error.strerror}; choose another directory") from None
+        return _train(agent, directory, None, RunProgress(agent.evaluation_steps[-1], quiet), callback)
+
+
+def resume(
+    path: Path | str,
+    *,
+    total_timesteps: int | None = None,
+    env: Any = None,
+    eval_callback: Callable[..., PyTree] | None = None,
+    callback: Callback | None = None,
+    checkpoint_every: int | None = None,
+    log: Iterable[str] | None = None,
+    quiet: bool = False,
+    cache: bool = False,
+) -> Result:
+    """Go on with a run from its last readable checkpoint, as if it had never stopped.
+
+    On the same machine, device and versions the end is that of the uninterrupted run, bit for bit: parameters and curves
+    (docs/guides/runs.md says what that needs). A finished run is left as it is.
+
+    Args:
+        path: the run's directory.
+        total_timesteps: a larger number of environment steps extends the run. Schedules follow the new number from there
+            on, so an extended run is not the run that had been longer from the start.
+        env: the environment, where it is an object of your own.
+        eval_callback: that of the agent, where it had one.
+        callback, quiet, cache: as for `run`.
+        checkpoint_every, log: as for `run`; None: as the run was begun.
+
+    Raises:
+        ConfigError: no run directory, one in use, a config that differs from the checkpoint's.
+        CheckpointError: no checkpoint can be read; nothing is deleted.
+        RunError, Interrupted: as for `run`.
+    """
+    directory = RunDirectory.open(Path(path))
+    facts = directory.facts
+    every = facts.get("checkpoint_every", 1) if checkpoint_every is None else checkpoint_every
+    log = tuple(facts.get("log", ()) if log is None else log)
+    _check_options(every, log)
+    if cache:
+        enable_compilation_cache()
+    with directory.lock():
+        agent = load_agent(directory.path, env, eval_callback)
+        if total_timesteps is not None:
+            agent = _extended(agent, total_timesteps)
+        progress = RunProgress(agent.evaluation_steps[-1], quiet)
+        checkpoint, done = None, 0
+        if checkpoints.steps(directory.checkpoints):  # else it was stopped before the first one, and begins anew
+            checkpoint = checkpoints.find(directory.checkpoints, "last", progress.warn)
+            check_config(checkpoint, agent, facts["seeds"])
+            done = checkpoint.facts["env_step"]
+            if done >= agent.evaluation_steps[-1] and facts["status"] == "finished":
+                seconds = float(checkpoint.facts.get("seconds", math.nan))
+                return Result(directory.path, "finished", done, checkpoint.facts["return_mean"], seconds, 0.0)
+            _tell_differences(checkpoint, agent, progress)
+        try:
+            directory.write_config(facts["section"], agent)
+            directory.update(
+                status="running",
+                checkpoint_every=every,
+                log=list(log),
+                starts=[*facts["starts"], _start(done)],
+            )
+        except OSError as error:
+            raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
+        return _train(agent, directory, checkpoint, progress, callback)
+
+
+def load_agent(path: Path, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> Agent:
+    """Build the agent of a run directory from its `config.yaml`.
+
+    Args:
+        path: the run's directory.
+        env: the environment, where it is an object of your own; None: the one that the config names.
+        eval_callback: that of the agent.
+
+    Raises:
+        ConfigError: a damaged config, or an environment or algorithm that is not known here.
+    """
+    section = configs.load_section(path / "config.yaml")
+    with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # told when the run began
+        return section.create(env, eval_callback)
+
+
+def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
+    """Raise `ConfigError` where the run's config or seeds are not the checkpoint's; only `total_timesteps` may differ."""
+    run = checkpoint.path.parents[1]
+    if checkpoint.facts.get("seeds") != seeds:
+        raise ConfigError(
+            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.name} has {checkpoint.facts.get('seeds')}; put"
+            " back the file as it was written"
+        )
+    there, here = checkpoint.facts["config"], described(agent)
+    names = [name for name in {**there, **here} if name != "total_timesteps" and there.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
+        more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+        raise ConfigError(
+            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.name}: {told}{more};"
+            " put it back, or begin a new run with quantilax train"
+        )
+
+
+def described(agent: Agent) -> dict[str, Any]:
+    """Return algorithm, environment and every hyperparameter as a checkpoint keeps them."""
+    config = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
+
+
+def _train(
+    agent: Agent,
+    directory: RunDirectory,
+    checkpoint: Checkpoint | None,
+    progress: RunProgress,
+    callback: Callback | None,
+) -> Result:
+    """Train to the end or to a reason to stop, and say in `run.json` which it was."""
+    status = "failed"
+    timing: dict[str, float] = {}
     try:
-        return _run(agent, name, seeds, directory, quiet)
-    except KeyboardInterrupt:
-        directory.write_run(seeds=seeds, status="interrupted")
-        raise
+        with progress, Stop(progress.say) as stop, Background() as background:
+            result = _loop(agent, directory, checkpoint, progress, callback, stop, background, timing)
+        status = result.status
+        return result
+    except KeyboardInterrupt as error:
+        status = "interrupted"
+        there = checkpoints.steps(directory.checkpoints)
+        how = (
+            f"go on from {f'step {there[-1]:,}' if there else 'the beginning'} with: quantilax resume {directory.path}"
+        )
+        of_signal = error if isinstance(error, Interrupted) else Interrupted("interrupted", signal.SIGINT)
+        raise Interrupted(f"{of_signal}; {how}", of_signal.exit_status - 128, of_signal.at_once) from None
     except jax.errors.JaxRuntimeError as error:
-        directory.write_run(seeds=seeds, status=f"failed: {str(error).splitlines()[0]}")
+        status = f"failed: {str(error).splitlines()[0]}"
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunError(
             "the device's memory does not suffice; lower batch_size, eval_episodes, buffer_size or --seeds;"
             f" what was written so far is in {directory.path}"
         ) from None
+    except Exception as error:
+        status = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
+        raise
+    finally:
+        try:
+            directory.update(status=status, **timing)
+        except OSError as error:
+            progress.warn(f"run.json could not be written ({error.strerror}); its status is {status}")
 
 
-def _run(agent: Agent, name: str, seeds: list[int], directory: RunDirectory, quiet: bool) -> Result:
-    algorithm, env, config = agent._arguments()
-    directory.write_config(name, agent)
-    directory.write_run(seeds=seeds, status="running")
+def _loop(
+    agent: Agent,
+    directory: RunDirectory,
+    checkpoint: Checkpoint | None,
+    progress: RunProgress,
+    callback: Callback | None,
+    stop: Stop,
+    background: Background,
+    timing: dict[str, float],
+) -> Result:
+    """Compile, restore, and run segments; fills `timing` as it goes."""
+    seeds: list[int] = directory.facts["seeds"]
+    algorithm, env, config = agent.arguments()
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+    program = train.compile_fit(algorithm, env, config, keys, agent.in_program_callback, checkpoint is None)
+    progress.compiled(program.trace_seconds, program.compile_seconds)
+    timing["compile_seconds"] = round(program.trace_seconds + program.compile_seconds, 3)
 
-    with RunProgress(agent.evaluation_steps[-1], quiet) as progress:
-        program = train.compile_fit(algorithm, env, config, keys)
-        progress.compiled(program.trace_seconds, program.compile_seconds)
-        start = time.perf_counter()
-        for state, record in train.fit(env, config, keys, program):
-            record = jax.device_get(record)
-            seconds = time.perf_counter() - start
-            directory.write_evaluation(seeds, record, seconds)
-            progress.evaluated(record, seconds)
-            _check_finite(record.metrics.loss, seeds, int(record.env_step[0]), state.gradient_steps, directory)
+    history: list[Evaluation] = []
+    if checkpoint is None:
+        since = None
+        assert program.init is not None
+        state = stop.wait_for(partial(program.init, env, config, keys))
+    else:
+        since = checkpoint.facts["env_step"]
+        state, history = _restored(checkpoint, program)
+        timing["seconds"] = round(history[-1].seconds, 3)
+        progress.resumed(since, history[-1].seconds)
+    entries = [evaluations.entry(seeds, row, is_first=i == 0) for i, row in enumerate(history)]
+    logger = loggers.Guarded(loggers.make(directory.facts["log"], directory.path, described(agent)), progress.warn)
+    background.put(partial(logger.begin, list(entries)))
+    saver = _Saver(agent, directory, progress.warn, since)
 
-    directory.write_parameters(params=nnx.to_pure_dict(state.params), normalizer=state.normalizer)
-    title = f"{name} on {agent.env.name}"
-    plots.learning_curve(directory.path / "evaluations.csv", directory.path / "learning_curve.png", title)
-    compile_seconds = program.trace_seconds + program.compile_seconds
-    directory.write_run(
-        seeds=seeds, status="finished", seconds=round(seconds, 3), compile_seconds=round(compile_seconds, 3)
-    )
-    return Result(float(record.returns.mean()), seconds, compile_seconds)
+    start = time.perf_counter() - timing.get("seconds", 0.0)
+    segments = train.fit(env, config, program, state, since)
+    last, every = agent.evaluation_steps[-1], directory.facts["checkpoint_every"]
+    unsaved, is_stopped = 0, False
+
+    def turn() -> tuple[State, Record] | None:
+        for state, record in segments:
+            return state, jax.device_get(record)
+        return None
+
+    stop.is_training = True
+    while not is_stopped and stop.requested is None and (reached := stop.wait_for(turn)) is not None:
+        state, record = reached
+        history.append(Evaluation(record, time.perf_counter() - start))
+        entries.append(evaluations.entry(seeds, history[-1], is_first=len(history) == 1))
+        timing["seconds"] = round(history[-1].seconds, 3)
+        background.put(partial(logger.log, entries[-1]))
+        progress.evaluated(entries[-1])
+        _check_finite(record, entries[-1].env_step, state, directory)
+        is_stopped = callback is not None and bool(callback(state, record))
+        unsaved += 1
+        if every and unsaved >= every:
+            background.put_large(partial(saver.job, state, history))
+            unsaved = 0
+
+    if unsaved:
+        background.put_large(partial(saver.job, state, history))
+    background.put(logger.close)
+    stop.wait_for(background.finish)
+    done = entries[-1].env_step
+    if saver.saved != done:
+        raise RunError(
+            f"the checkpoint of step {done:,} could not be written ({saver.reason}); make room, then go on from"
+            f" {f'step {saver.saved:,}' if saver.saved is not None else 'the beginning'} with: quantilax resume"
+            f" {directory.path}"
+        )
+    _draw(agent, directory, progress)
+    if done < last and stop.requested is not None:
+        raise Interrupted(f"stopped at step {done:,} of {last:,}", stop.requested)
+    status = "finished" if done == last else "stopped"
+    return Result(directory.path, status, done, entries[-1].all["return_mean"], **timing)
+
+
+class _Saver:
+    """Makes jobs that write checkpoints; one that fails is told, and the run goes on."""
+
+    def __init__(
+        self, agent: Agent, directory: RunDirectory, warn: Callable[[str], None], saved: int | None = None
+    ) -> None:
+        self.directory, self.warn, self.saved = directory, warn, saved
+        self.reason = ""
+        self.facts = {"config": described(agent), "seeds": directory.facts["seeds"], **_machine()}
+
+    def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
+        """Copy what is to be written now; the returned job writes it."""
+        arrays = checkpoints.pack({"state": state, "history": evaluations.stack(history)})
+        record, seconds = history[-1]
+        env_step = int(record.env_step[0])
+        facts = {**self.facts, "rows": len(history), "return_mean": float(record.returns.mean()), "seconds": seconds}
+
+        def write() -> None:
+            try:
+                checkpoints.save(self.directory.checkpoints, env_step, arrays, facts)
+                self.saved = env_step
+            except Exception as error:  # Orbax and TensorStore have no common class of errors
+                reason = os.strerror(errno.ENOSPC) if "No space left" in str(error) else str(error).splitlines()[0]
+                if not self.reason:
+                    self.warn(f"the checkpoint of step {env_step:,} could not be written ({reason}); the run goes on")
+                self.reason = reason
+
+        return write
+
+
+def _restored(checkpoint: Checkpoint, program: train.Program) -> tuple[State, list[Evaluation]]:
+    state, record = program.specs
+    rows = checkpoint.facts["rows"]
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), record)
+    history = {"record": stacked, "seconds": jax.ShapeDtypeStruct((rows,), jnp.float32)}
+    tree = checkpoints.unpack(checkpoint, {"state": state, "history": history})
+    return tree["state"], evaluations.unstack(jax.device_get(tree["history"]))
+
+
+def _extended(agent: Agent, total_timesteps: int) -> Agent:
+    config = agent.config
+    if total_timesteps < config.total_timesteps:
+        raise ConfigError(
+            f"--total-timesteps: {total_timesteps} is less than the run's {config.total_timesteps}; give a larger number"
+        )
+    extended = agent.replace(total_timesteps=total_timesteps)
+    if extended.config.warmup_steps != config.warmup_steps:
+        raise ConfigError(
+            f"--total-timesteps: the run ended within its warm-up of {extended.config.warmup_steps} steps and cannot be"
+            " extended; begin a new one with quantilax train"
+        )
+    return extended
+
+
+def _check_options(checkpoint_every: int, log: tuple[str, ...]) -> None:
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 0:
+        raise ConfigError(
+            f"checkpoint_every: expected a whole number of evaluations, 0 or more, got {checkpoint_every!r}"
+        )
+    loggers.check(log)
+
+
+def _start(env_step: int) -> dict[str, Any]:
+    return {"from_env_step": env_step, **provenance()}
+
+
+def _machine() -> dict[str, Any]:
+    """Return what decides the low bits of a run's numbers."""
+    return {"versions": versions(), "device": jax.devices()[0].device_kind, "cores": cores()}
+
+
+def _tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
+    for difference in _other_machine(checkpoint):
+        progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
+    before, now = checkpoint.facts["config"].get("total_timesteps"), agent.config.total_timesteps
+    if before != now:
+        progress.say(
+            f"extended from {before:,} to {now:,} steps: from step {checkpoint.facts['env_step']:,} on, epsilon and the"
+            " learning rate are where a run of that length has them"
+        )
+
+
+def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
+    here = _machine()
+    for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
+        there = (checkpoint.facts.get("versions") or {}).get(name)
+        if there != here["versions"][name]:
+            yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
+    for name in ("device", "cores"):
+        if checkpoint.facts.get(name) != here[name]:
+            yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
+
+
+def _draw(agent: Agent, directory: RunDirectory, progress: RunProgress) -> None:
+    title = f"{directory.facts['section']} on {agent.env.name}"
+    try:
+        plots.learning_curve(directory.path / "evaluations.csv", directory.path / "learning_curve.png", title)
+    except (OSError, ValueError, KeyError) as error:  # the disk is full, so that the table is not whole
+        progress.warn(f"learning_curve.png could not be drawn ({error})")
+
+
+def print_warning(line: str) -> None:
+    """Print a line that begins with `warning:` on standard error."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def check_memory(agent: Agent, num_seeds: int) -> None:
     """Raise `ConfigError` where the state of all seeds is larger than the machine's memory (CPU only)."""
-    needed = train.state_bytes(*agent._arguments())["total"] * num_seeds
+    needed = train.state_bytes(*agent.arguments())["total"] * num_seeds
     if jax.default_backend() != "cpu":
         return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -116,14 +465,18 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _check_finite(
-    loss: np.ndarray, seeds: list[int], env_step: int, gradient_steps: jax.Array, directory: RunDirectory
-) -> None:
-    bad = ~np.isfinite(loss) & (np.asarray(gradient_steps) > 0)
+def _check_finite(record: Record, env_step: int, state: State, directory: RunDirectory) -> None:
+    learned = np.asarray(state.gradient_steps) > 0
+    bad = ~np.asarray(record.finite)
+    what = "parameters hold NaN or inf"
+    if record.metrics is not None:
+        loss = np.asarray(record.metrics.loss)
+        bad_loss = ~np.isfinite(loss) & learned
+        if bad_loss.any():
+            bad, what = bad_loss, f"loss is {loss[bad_loss][0]}"
     if bad.any():
-        names = ", ".join(str(seed) for seed, is_bad in zip(seeds, bad, strict=True) if is_bad)
-        directory.write_run(seeds=seeds, status="failed: loss is not finite")
+        names = ", ".join(str(seed) for seed, is_bad in zip(directory.facts["seeds"], bad, strict=True) if is_bad)
         raise RunError(
-            f"the loss is {loss[bad][0]} at environment step {env_step} (seed {names}); try a lower learning_rate or"
-            f" max_grad_norm; what was written so far is in {directory.path}"
+            f"the {what} at environment step {env_step} (seed {names}); try a lower learning_rate or max_grad_norm; what"
+            f" was written so far is in {directory.path}"
         )

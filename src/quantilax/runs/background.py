@@ -1,0 +1,66 @@
+"""Writing beside training: one thread that takes what a run has to write, in order."""
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+Job = Callable[[], None]
+
+
+class Background:
+    """A thread for jobs that are done one after another; leaving the context waits for all of them.
+
+    Jobs report their own failures. At most one job put in with `put_large` waits or runs: the next one waits for it, so no
+    more than one copy of a run's state is kept.
+    """
+
+    def __init__(self) -> None:
+        """Start the thread with the context."""
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.is_free = threading.Semaphore(1)
+        self.thread = threading.Thread(target=self._work, name="quantilax-writer", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the jobs, unless the process is to end at once."""
+        self.jobs.put(None)
+        if not isinstance(error, KeyboardInterrupt):
+            self.thread.join()
+
+    def finish(self) -> None:
+        """Wait for all jobs put in so far."""
+        done = threading.Event()
+        self.jobs.put(done.set)
+        done.wait()
+
+    def put(self, job: Job) -> None:
+        """Add a small job."""
+        self.jobs.put(job)
+
+    def put_large(self, make: Callable[[], Job]) -> None:
+        """Wait until no large job is left, then make one and add it."""
+        self.is_free.acquire()
+        try:
+            job = make()
+        except BaseException:
+            self.is_free.release()
+            raise
+        self.jobs.put(lambda: self._release_after(job))
+
+    def _release_after(self, job: Job) -> None:
+        try:
+            job()
+        finally:
+            self.is_free.release()
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job()

@@ -1,0 +1,126 @@
+"""The evaluations of a run on the host: each seed apart, and all of them together."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from quantilax.types import Metrics, Record
+
+COLUMNS = (
+    "seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", *Metrics._fields, "seconds",
+)  # fmt: skip
+"""Of every seed's row; the numbers that an `eval_callback` returned stand before `seconds`, as `callback/<name>`."""
+
+
+class Evaluation(NamedTuple):
+    """One row of a run's curve."""
+
+    record: Record
+    """NumPy arrays with a leading axis of seeds."""
+    seconds: float
+    """Since training began, without compiling and without the time between two sessions."""
+
+
+class Entry(NamedTuple):
+    """An evaluation as loggers take it: plain numbers; None where there is nothing to tell."""
+
+    env_step: int
+    seconds: float
+    seeds: list[dict[str, Any]]
+    """A row per seed, with `COLUMNS` and the callback's."""
+    all: dict[str, Any]
+    """The means of the same columns over the seeds; `return_iqm`, `return_lowest` and `return_highest` of their means."""
+    returns: np.ndarray
+    """(S, E)"""
+    lengths: np.ndarray
+    """(S, E)"""
+
+
+def entry(seeds: list[int], evaluation: Evaluation, is_first: bool) -> Entry:
+    """Turn an evaluation into plain numbers.
+
+    Args:
+        seeds: those of the leading axis.
+        evaluation: one row of the curve.
+        is_first: the row before training, whose metrics are means over nothing.
+    """
+    record, seconds = evaluation
+    returns, lengths = np.asarray(record.returns), np.asarray(record.lengths)
+    env_step = int(np.asarray(record.env_step)[0])
+    columns = {
+        "return_mean": returns.mean(axis=1),
+        "return_std": returns.std(axis=1),
+        "return_min": returns.min(axis=1),
+        "length_mean": lengths.mean(axis=1),
+        **_metrics(record.metrics, is_first),
+        **_numbers(record.callback, len(seeds)),
+    }
+    rows = [
+        {
+            "seed": seed,
+            "env_step": env_step,
+            **{name: None if values is None else float(values[i]) for name, values in columns.items()},
+            "seconds": round(seconds, 3),
+        }
+        for i, seed in enumerate(seeds)
+    ]
+    means = columns["return_mean"]
+    together = {
+        "env_step": env_step,
+        "num_seeds": len(seeds),
+        "return_iqm": iqm(means),
+        "return_lowest": float(means.min()),
+        "return_highest": float(means.max()),
+        **{name: None if values is None else float(np.mean(values)) for name, values in columns.items()},
+        "seconds": round(seconds, 3),
+    }
+    return Entry(env_step, seconds, rows, together, returns, lengths)
+
+
+def iqm(values: np.ndarray) -> float:
+    """Interquartile mean: the mean without the lowest and the highest quarter (of less than 4: the mean)."""
+    ordered = np.sort(values, axis=None)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def stack(history: list[Evaluation]) -> dict[str, Any]:
+    """Put evaluations together for a checkpoint: each leaf gets a leading axis of rows."""
+    return {
+        "record": jax.tree.map(lambda *rows: np.stack(rows), *(e.record for e in history)),
+        "seconds": np.array([e.seconds for e in history], np.float32),
+    }
+
+
+def unstack(stacked: dict[str, Any]) -> list[Evaluation]:
+    """Undo `stack`."""
+    return [
+        Evaluation(jax.tree.map(lambda x, i=i: np.asarray(x[i]), stacked["record"]), float(seconds))
+        for i, seconds in enumerate(stacked["seconds"])
+    ]
+
+
+def finite_or_none(value: Any) -> Any:
+    """Replace what JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _metrics(metrics: Metrics | None, is_first: bool) -> dict[str, np.ndarray | None]:
+    values = metrics._asdict() if metrics is not None else dict.fromkeys(Metrics._fields)
+    at_the_end = Metrics._field_defaults
+    return {
+        name: None if value is None or (is_first and name not in at_the_end) else np.asarray(value)
+        for name, value in values.items()
+    }
+
+
+def _numbers(callback: Any, seeds: int) -> dict[str, np.ndarray]:
+    """Columns of those leaves that are one number per seed."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(callback):
+        if np.shape(leaf) == (seeds,):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found[f"callback/{name}" if name else "callback"] = np.asarray(leaf)
+    return found

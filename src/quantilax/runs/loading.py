@@ -1,0 +1,148 @@
+"""Taking up what a run learned: its agent, state and policy, and how good the policy is."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantilax import train
+from quantilax.agent import Agent
+from quantilax.pytree import ConfigError
+from quantilax.runs import checkpoints
+from quantilax.runs.directory import RunDirectory
+from quantilax.runs.evaluations import iqm
+from quantilax.runs.training import check_config, load_agent, print_warning
+from quantilax.types import Policy, State
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CONFIDENCE = 0.95
+RESAMPLES = 2_000
+
+
+class Loaded(NamedTuple):
+    """A trained agent: `algo, state, policy = quantilax.load("runs/x")`."""
+
+    algo: Agent
+    state: State
+    """Of one seed."""
+    policy: Policy
+    """(observation, key) -> action, as evaluations play it."""
+
+
+def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None = None, env: Any = None) -> Loaded:
+    """Load what a run learned: agent, state and policy. Nothing is written, and nothing in the run is executed.
+
+    Args:
+        path: the run's directory; it may have been moved, and be read-only.
+        checkpoint: `last`, `best` (by the mean return of its evaluation) or environment steps.
+        seed: one of the run's seeds; None: the first.
+        env: the environment, where the run had an object of your own.
+
+    Raises:
+        ConfigError: no run directory, or a seed that the run has not.
+        CheckpointError: no checkpoint can be read, or it does not fit this version.
+    """
+    algo, states, seeds, _ = load_states(Path(path), checkpoint, env)
+    if seed is None:
+        seed = seeds[0]
+    if seed not in seeds:
+        raise ConfigError(f"{path}: has no seed {seed}; it has {', '.join(map(str, seeds))}")
+    state = jax.tree.map(lambda x: x[seeds.index(seed)], states)
+    return Loaded(algo, state, algo.policy(state))
+
+
+def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, State, list[int], int]:
+    """Return a run's agent, the states of all its seeds (leading axis), the seeds, and the checkpoint's step."""
+    directory = RunDirectory.open(path)
+    agent = load_agent(path, env)
+    checkpoint = checkpoints.find(directory.checkpoints, which, print_warning)
+    seeds = directory.facts["seeds"]
+    check_config(checkpoint, agent, seeds)
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+    spec = jax.eval_shape(lambda k: jax.vmap(lambda key: train.init(*agent.arguments(), key))(k), keys)
+    arrays = {name: array for name, array in checkpoint.arrays.items() if name.startswith("state/")}
+    tree = checkpoints.unpack(checkpoint._replace(arrays=arrays), {"state": spec})
+    return agent, tree["state"], seeds, checkpoint.facts["env_step"]
+
+
+class Summary(NamedTuple):
+    """Statistics of episodes' returns or lengths."""
+
+    mean: float
+    mean_interval: tuple[float, float]
+    iqm: float
+    """Mean of the middle half of the episodes."""
+    iqm_interval: tuple[float, float]
+    quantiles: dict[float, float]
+
+
+def summarize(values: np.ndarray) -> Summary:
+    """Summarise episodes of one seed (E,) or of several (S, E).
+
+    The intervals are percentile bootstraps of 95%. With several seeds whole seeds are drawn, so they hold for what training
+    with another seed would give; with one seed only the episodes are drawn, and they say nothing on other seeds.
+    """
+    from scipy import stats  # takes half a second and more
+
+    values = np.atleast_2d(values)
+    units = values.T if len(values) == 1 else values  # what is drawn, in rows
+
+    def interval(statistic: Any) -> tuple[float, float]:
+        if len(units) < 2 or np.ptp(values) == 0:
+            return (float(statistic(values)),) * 2
+        found = stats.bootstrap(
+            (np.arange(len(units)),),
+            lambda drawn: statistic(units[drawn]),
+            vectorized=False,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        return float(found.low), float(found.high)
+
+    return Summary(
+        mean=float(values.mean()),
+        mean_interval=interval(np.mean),
+        iqm=iqm(values),
+        iqm_interval=interval(iqm),
+        quantiles={q: float(np.quantile(values, q)) for q in QUANTILES},
+    )
+
+
+class Evaluated(NamedTuple):
+    """Episodes played with what a run learned."""
+
+    env_step: int
+    """Of the checkpoint."""
+    seeds: list[int]
+    returns: np.ndarray
+    """(S, E)"""
+    lengths: np.ndarray
+    """(S, E)"""
+
+
+def evaluate(
+    path: Path | str, checkpoint: str | int = "last", *, episodes: int = 1_000, seed: int = 0, env: Any = None
+) -> Evaluated:
+    """Play episodes with the policy of each of a run's seeds; `summarize` tells what they come to.
+
+    Args:
+        path, checkpoint, env: as for `load`.
+        episodes: E, each played to its end.
+        seed: of the episodes; every seed of the run meets the same first states.
+
+    Raises:
+        ConfigError, CheckpointError: as for `load`.
+    """
+    agent, states, seeds, env_step = load_states(Path(path), checkpoint, env)
+    key = jax.random.key(seed)
+    played = [agent.evaluate(jax.tree.map(lambda x, i=i: x[i], states), key, episodes) for i in range(len(seeds))]
+    return Evaluated(
+        env_step,
+        seeds,
+        returns=np.stack([np.asarray(returns) for _, returns in played]),
+        lengths=np.stack([np.asarray(lengths) for lengths, _ in played]),
+    )

@@ -1,0 +1,303 @@
+"""Loggers: the curve of a run in the formats that people read, each seed apart and all together.
+
+A run always writes `evaluations.csv`, `evaluations.jsonl` and `evaluations.parquet`; TensorBoard and Weights & Biases are
+asked for by name. A logger that fails ends no run: there is one warning, and the files are made whole when they can be.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.runs.evaluations import Entry, finite_or_none
+
+
+class Logger(Protocol):
+    """What a run tells of its evaluations.
+
+    `begin` comes first, with all that a resumed run did before (else nothing); then `log` for each evaluation, then `close`.
+    """
+
+    name: str
+    can_begin_again: bool
+    """`begin` replaces all that was written: after a failure it mends."""
+
+    def begin(self, history: list[Entry]) -> None:
+        """Start, with the evaluations that there are already."""
+
+    def log(self, entry: Entry) -> None:
+        """Add an evaluation."""
+
+    def close(self) -> None:
+        """Finish what was left open."""
+
+
+class CSV:
+    """`evaluations.csv`: a row per evaluation and seed."""
+
+    def __init__(self, run: Path) -> None:
+        """Write into a run's directory."""
+        self.name, self.can_begin_again = "evaluations.csv", True
+        self.path = run / self.name
+
+    def begin(self, history: list[Entry]) -> None:
+        """Write the history anew."""
+        self.path.write_text("".join(self._lines(e, header=i == 0) for i, e in enumerate(history)), encoding="utf-8")
+
+    def log(self, entry: Entry) -> None:
+        """Append the seeds' rows."""
+        header = not self.path.exists() or self.path.stat().st_size == 0
+        with self.path.open("a", encoding="utf-8", newline="") as stream:
+            stream.write(self._lines(entry, header))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _lines(self, entry: Entry, header: bool) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        if header:
+            writer.writerow(entry.seeds[0])
+        for row in entry.seeds:
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) and k != "seconds" else v for k, v in row.items()])
+        return text.getvalue()
+
+
+class JSONLines:
+    """`evaluations.jsonl`: a line per evaluation, `{"env_step", "seconds", "all": {...}, "seeds": [{...}, ...]}`."""
+
+    def __init__(self, run: Path) -> None:
+        """Write into a run's directory."""
+        self.name, self.can_begin_again = "evaluations.jsonl", True
+        self.path = run / self.name
+
+    def begin(self, history: list[Entry]) -> None:
+        """Write the history anew."""
+        self.path.write_text("".join(map(self._line, history)), encoding="utf-8")
+
+    def log(self, entry: Entry) -> None:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(self._line(entry))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _line(self, entry: Entry) -> str:
+        def clean(row: dict[str, Any]) -> dict[str, Any]:
+            return {name: finite_or_none(value) for name, value in row.items()}
+
+        line = {
+            "env_step": entry.env_step,
+            "seconds": round(entry.seconds, 3),
+            "all": clean(entry.all),
+            "seeds": [clean(row) for row in entry.seeds],
+        }
+        return json.dumps(line) + "\n"
+
+
+class Parquet:
+    """`evaluations.parquet`: a row per evaluation and seed, with every episode's return and length as lists.
+
+    Parquet cannot be appended to: it is written anew each time it has grown by a tenth, and at the end.
+    """
+
+    def __init__(self, run: Path) -> None:
+        """Write into a run's directory."""
+        self.name, self.can_begin_again = "evaluations.parquet", True
+        self.path = run / self.name
+        self.rows: list[dict[str, Any]] = []
+        self.entries = 0
+        self.written = 0
+
+    def begin(self, history: list[Entry]) -> None:
+        """Write the history anew."""
+        self.rows, self.entries, self.written = [], 0, 0
+        for entry in history:
+            self._add(entry)
+        if history:
+            self._write()
+
+    def log(self, entry: Entry) -> None:
+        """Add an evaluation, and write now and then."""
+        self._add(entry)
+        if self.entries >= 1.1 * self.written:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        if self.entries > self.written:
+            self._write()
+
+    def _add(self, entry: Entry) -> None:
+        self.entries += 1
+        for row, returns, lengths in zip(entry.seeds, entry.returns, entry.lengths, strict=True):
+            self.rows.append({**row, "returns": returns.tolist(), "lengths": lengths.tolist()})
+
+    def _write(self) -> None:
+        import polars as pl  # takes a good part of a second
+
+        types: dict[str, Any] = dict.fromkeys(self.rows[0], pl.Float64)
+        types |= {"seed": pl.Int64, "env_step": pl.Int64, "returns": pl.List(pl.Float32), "lengths": pl.List(pl.Int32)}
+        table = pl.DataFrame(self.rows, schema=types)
+        aside = self.path.with_name(self.name + ".partial")
+        try:
+            table.write_parquet(aside)
+            aside.replace(self.path)
+        finally:
+            aside.unlink(missing_ok=True)
+        self.written = self.entries
+
+
+class TensorBoard:
+    """`tensorboard/`: event files, a directory per seed and one for all, so that one chart overlays them."""
+
+    def __init__(self, run: Path) -> None:
+        """Write into a run's directory."""
+        import tensorboardX
+
+        self.name, self.can_begin_again = "tensorboard", False
+        self.root = run / "tensorboard"
+        self.make = tensorboardX.SummaryWriter
+        self.writers: dict[str, Any] = {}
+
+    def begin(self, history: list[Entry]) -> None:
+        """Write the history anew: a resumed run leaves no steps that it has not done."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        for entry in history:
+            self.log(entry)
+
+    def log(self, entry: Entry) -> None:
+        """Add the seeds' scalars and those of all."""
+        for row in entry.seeds:
+            self._scalars(f"seed-{row['seed']}", row)
+        self._scalars("all", entry.all)
+
+    def close(self) -> None:
+        """Close the event files."""
+        for writer in self.writers.values():
+            writer.close()
+
+    def _scalars(self, part: str, row: dict[str, Any]) -> None:
+        if part not in self.writers:
+            self.writers[part] = self.make(str(self.root / part))
+        for name, value in _scalars(row):
+            self.writers[part].add_scalar(name, value, row["env_step"])
+        self.writers[part].flush()
+
+
+class WandB:
+    """Weights & Biases: one run, `<column>/seed-<n>` and `<column>/all`. `WANDB_MODE=offline` keeps it on this machine."""
+
+    def __init__(self, run: Path, config: dict[str, Any]) -> None:
+        """Write into a run's directory, or to where wandb was told to."""
+        import wandb
+
+        self.name, self.can_begin_again = "wandb", False
+        self.wandb, self.run, self.config = wandb, run, config
+        self.session: Any = None
+
+    def begin(self, history: list[Entry]) -> None:
+        """Start a run of wandb, or go on with the one that this run began; then the history is there already."""
+        identity = self.run / "wandb" / "id"
+        identity.parent.mkdir(exist_ok=True)
+        is_new = not identity.exists()
+        if is_new:
+            identity.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        self.session = self.wandb.init(
+            id=identity.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(self.run),
+            name=self.run.resolve().name,
+            config=self.config,
+            settings=self.wandb.Settings(silent=True, console="off"),
+        )
+        for entry in history if is_new else []:
+            self.log(entry)
+
+    def log(self, entry: Entry) -> None:
+        """Add an evaluation at its environment step."""
+        values = {f"{name}/all": value for name, value in _scalars(entry.all)}
+        for row in entry.seeds:
+            values |= {f"{name}/seed-{row['seed']}": value for name, value in _scalars(row)}
+        self.session.log(values, step=entry.env_step)
+
+    def close(self) -> None:
+        """Finish the run of wandb."""
+        if self.session is not None:
+            self.session.finish()
+
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""Loggers to ask for, and what each needs; an extra has its name."""
+
+
+def check(names: Iterable[str]) -> None:
+    """Raise `ConfigError` for a logger that is unknown, or not installed, with the command that installs it."""
+    for name in names:
+        if name not in PACKAGES:
+            raise ConfigError(f"log: unknown logger '{name}'{did_you_mean(name, PACKAGES, 'loggers')}")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ConfigError(f"log: {PACKAGES[name]} is not installed; pip install 'quantilax[{name}]'")
+
+
+def make(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:
+    """Return the loggers of a run: its own files, and those asked for (see `check`)."""
+    own: list[Logger] = [CSV(run), JSONLines(run), Parquet(run)]
+    return own + [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
+
+
+class Guarded:
+    """Several loggers of which none can end a run: what fails is told once, and tried anew with the whole history."""
+
+    def __init__(self, loggers: list[Logger], warn: Callable[[str], None]) -> None:
+        """Hand on to `loggers`; `warn` is called with a line on each that failed."""
+        self.loggers, self.warn = loggers, warn
+        self.history: list[Entry] = []
+        self.failed: set[str] = set()
+        self.behind: set[str] = set()
+
+    def begin(self, history: list[Entry]) -> None:
+        """Start all of them."""
+        self.history = list(history)
+        for logger in self.loggers:
+            self._try(logger, partial(logger.begin, self.history))
+
+    def log(self, entry: Entry) -> None:
+        """Add an evaluation to all of them; one that missed some gets the whole history."""
+        self.history.append(entry)
+        for logger in self.loggers:
+            if logger.name not in self.behind:
+                self._try(logger, partial(logger.log, entry))
+            elif logger.can_begin_again:
+                self._try(logger, partial(logger.begin, self.history))
+
+    def close(self) -> None:
+        """Close all of them."""
+        for logger in self.loggers:
+            if logger.name in self.behind and logger.can_begin_again:
+                self._try(logger, partial(logger.begin, self.history))
+            self._try(logger, logger.close)
+
+    def _try(self, logger: Logger, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # a logger may raise anything
+            self.behind.add(logger.name)
+            if logger.name not in self.failed:
+                self.failed.add(logger.name)
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                self.warn(f"{logger.name} could not be written ({reason}); the run goes on")
+        else:
+            self.behind.discard(logger.name)
+
+
+def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(k, float(v)) for k, v in row.items() if v is not None and k not in ("seed", "env_step", "num_seeds")]

@@ -1,0 +1,118 @@
+"""What there is: the runs below a directory, and one run in a terminal. Read from files, never from live objects."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quantilax.pytree import ConfigError
+from quantilax.runs import checkpoints
+from quantilax.runs.directory import RunDirectory
+from quantilax.runs.errors import CheckpointError
+
+
+class RunInfo(NamedTuple):
+    """A run in a line."""
+
+    path: Path
+    section: str
+    seeds: list[int]
+    status: str
+    env_step: int | None
+    """Of the last evaluation; None before the first."""
+    return_mean: float | None
+    """Over seeds and episodes of the last evaluation."""
+    begun: str
+
+
+def find_runs(root: Path) -> tuple[list[RunInfo], list[str]]:
+    """Return the runs at and below a directory, by path, and a line on each that cannot be read.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such directory; quantilax train makes runs below runs/")
+    found, broken = [], []
+    for directory, below, files in os.walk(root):
+        if "run.json" in files:
+            below.clear()  # a run holds no runs
+            try:
+                found.append(info(RunDirectory.open(Path(directory))))
+            except ConfigError as error:
+                broken.append(str(error))
+    return sorted(found), sorted(broken)
+
+
+def info(run: RunDirectory) -> RunInfo:
+    """Return what there is to say of a run in a line."""
+    rows = curve(run.path)
+    last = rows[-1] if rows else {}
+    begun = str(run.facts["starts"][0].get("date", ""))
+    return RunInfo(
+        run.path,
+        str(run.facts.get("section", "")),
+        run.facts["seeds"],
+        run.status,
+        last.get("env_step"),
+        last.get("all", {}).get("return_mean"),
+        begun,
+    )
+
+
+def curve(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `evaluations.jsonl`; a last line cut short is left out."""
+    rows = []
+    try:
+        lines = (path / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows.append({"env_step": int(row["env_step"]), "all": dict(row["all"]), "seeds": list(row["seeds"])})
+        except (ValueError, LookupError, TypeError):
+            break
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], width: int, color: bool) -> str:
+    """Draw mean returns over environment steps with characters: the mean over the seeds, the lowest and the highest."""
+    from uniplot import plot_to_string
+
+    steps = [row["env_step"] for row in rows]
+    names = {"mean": "return_mean"}
+    if len(rows[0]["seeds"]) > 1:
+        names = {"highest seed": "return_highest", "lowest seed": "return_lowest", **names}
+    drawn: str = plot_to_string(
+        xs=[steps] * len(names),
+        ys=[[_number(row["all"].get(column)) for row in rows] for column in names.values()],
+        lines=True,
+        width=max(20, min(width - 14, 90)),
+        height=12,
+        color=color,
+        legend_labels=list(names) if len(names) > 1 else None,
+        title="mean return over environment steps",
+    )
+    return drawn
+
+
+def checkpoint_lines(run: RunDirectory) -> list[str]:
+    """A line on each checkpoint: step, mean return, which one is the best."""
+    facts: dict[int, float | str] = {}
+    for step in checkpoints.steps(run.checkpoints):
+        try:
+            facts[step] = checkpoints.manifest(run.checkpoints / f"{step:012d}")["return_mean"]
+        except CheckpointError as error:
+            facts[step] = str(error)
+    readable = {step: value for step, value in facts.items() if isinstance(value, float)}
+    best = max(readable, key=lambda step: (readable[step], step), default=None)
+    return [
+        f"step {step:,}: {f'mean return {value:.1f}' if isinstance(value, float) else value}"
+        + (" (best)" if step == best else "")
+        for step, value in facts.items()
+    ]
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)

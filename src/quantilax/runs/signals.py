@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM: the first lets a segment end and be saved, the second ends at once."""
+
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal; what it wrote is kept. `exit_status` is 130 for Ctrl-C and 143 for SIGTERM."""
+
+    def __init__(self, message: str, number: int, at_once: bool = False) -> None:
+        """Tell with `message` how to go on, and with `at_once` that a compiled program may still run."""
+        super().__init__(message)
+        self.exit_status = 128 + number
+        self.at_once = at_once
+
+
+class Stop:
+    """Handlers of the two signals for as long as the context lasts; without effect outside the main thread.
+
+    Until `is_training` is set there is nothing to save, and the first signal ends at once too.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """Prepare; `tell` is called with a line at the first signal."""
+        self.tell = tell
+        self.is_training = False
+        self.requested: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put back the handlers that were there."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def wait_for(self, function: Callable[[], T]) -> T:
+        """Call a function that Python cannot interrupt (a compiled program) and stay able to handle signals meanwhile."""
+        results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                results.put((function(), None))
+            except BaseException as error:
+                results.put((None, error))
+
+        threading.Thread(target=call, daemon=True).start()
+        result, error = results.get()
+        if error is not None:
+            raise error
+        return result
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.is_training and self.requested is None:
+            self.requested = number
+            self.tell("stopping: the segment ends and is saved; once more ends at once")
+        else:
+            raise Interrupted("ended at once", number, at_once=True)

@@ -1,0 +1,235 @@
+"""Runs from Python: callbacks, loading, evaluating, extending, and what is refused; the command line has its own tests."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+import quantilax
+from quantilax import ConfigError, RunError
+from quantilax.runs import checkpoints
+from quantilax.runs import evaluate as evaluate_run
+from tests.conftest import TINY, tiny
+from tests.contracts.test_environments import Own
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The last checkpoint's arrays, but for the clock's."""
+    found = checkpoints.find(path / "checkpoints").arrays
+    return {name: array for name, array in found.items() if name != "history/seconds"}
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    first, second = arrays(a), arrays(b)
+    assert list(first) == list(second)
+    assert [name for name in first if first[name].tobytes() != second[name].tobytes()] == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Seeds 3 and 5 of a tiny IQN, to the end."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    result = quantilax.run(tiny("iqn"), path, seeds=[3, 5], quiet=True)
+    assert (result.path, result.status, result.env_step) == (path, "finished", 240)
+    return path
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_a_run_stopped_by_a_callback_after_each_evaluation_ends_as_one_that_was_not(name, tmp_path):
+    quantilax.run(tiny(name), tmp_path / "whole", seeds=[0, 1], quiet=True)
+    result = quantilax.run(tiny(name), tmp_path / "parts", [0, 1], callback=lambda state, record: True, quiet=True)
+    stops = 0
+    while result.status == "stopped":
+        assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "stopped"
+        stops += 1
+        result = quantilax.resume(tmp_path / "parts", callback=lambda state, record: True, quiet=True)
+    assert stops == len(tiny(name).evaluation_steps) - 1
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    tables = [pl.read_parquet(tmp_path / p / "evaluations.parquet").drop("seconds") for p in ("whole", "parts")]
+    assert tables[0].equals(tables[1])
+
+
+def test_a_run_on_disk_is_the_run_in_memory(finished):
+    for seed in (3, 5):
+        state, record = tiny("iqn").records(jax.random.key(seed))
+        loaded = quantilax.load(finished, seed=seed)
+        for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(loaded.state.params), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        table = pl.read_parquet(finished / "evaluations.parquet").filter(pl.col("seed") == seed)
+        np.testing.assert_array_equal(np.array(table["returns"].to_list()), record.returns)
+        np.testing.assert_allclose(table["loss"][1:].to_numpy(), record.metrics.loss[1:], rtol=1e-6)
+
+
+def test_a_callback_sees_every_evaluation_with_states_and_records_of_all_seeds(tmp_path):
+    seen = []
+
+    def callback(state, record):
+        assert isinstance(record.returns, np.ndarray)
+        assert record.returns.shape == (2, 4)
+        seen.append((int(record.env_step[0]), int(state.gradient_steps[1])))
+
+    quantilax.run(tiny("iqn"), tmp_path / "run", [0, 1], callback=callback, quiet=True)
+    assert seen == [
+        (40, 0),
+        (60, 10),
+        (120, 40),
+        (180, 70),
+        (240, 100),
+    ]  # two gradient steps per four environment steps
+
+
+def test_a_callback_that_raises_ends_the_run_which_can_go_on(tmp_path, finished):
+    def callback(state, record):
+        if record.env_step[0] == 120:
+            raise ZeroDivisionError("by the user")
+
+    with pytest.raises(ZeroDivisionError):
+        quantilax.run(tiny("iqn"), tmp_path / "run", [3, 5], callback=callback, quiet=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed: by the user"
+    assert quantilax.resume(tmp_path / "run", quiet=True).status == "finished"
+    assert_same_end(tmp_path / "run", finished)
+
+
+def test_a_loaded_agent_acts_and_evaluates_as_the_run_did(finished):
+    algo, state, policy = quantilax.load(finished)  # the first seed
+    _, record = tiny("iqn").records(jax.random.key(3))
+    key = jax.random.fold_in(state.evaluation_key, state.env_steps)
+    lengths, returns = algo.evaluate(state, key, episodes=4)
+    np.testing.assert_array_equal(returns, record.returns[-1])
+    np.testing.assert_array_equal(lengths, record.lengths[-1])
+    assert int(policy(jnp.zeros(6).at[2].set(1), jax.random.key(0))) in (0, 1)
+
+
+def test_a_loaded_state_trains_on(finished):
+    algo, state, _ = quantilax.load(finished, 120)
+    assert int(state.env_steps) == 120
+    state, _ = jax.jit(algo.step)(state)
+    assert int(state.env_steps) == 124
+
+
+def test_what_was_not_trained_is_refused(finished, tmp_path):
+    with pytest.raises(ConfigError, match="has no seed 4; it has 3, 5"):
+        quantilax.load(finished, seed=4)
+    with pytest.raises(RunError, match="no checkpoint at step 7; there are"):
+        quantilax.load(finished, 7)
+    with pytest.raises(ConfigError, match="no such run directory"):
+        quantilax.load(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="is no run directory"):
+        quantilax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"seeds": []}, "seeds: expected different"),
+        ({"seeds": [1, 1]}, "seeds: expected different"),
+        ({"seeds": [-1]}, "seeds: expected different"),
+        ({"checkpoint_every": -1}, "checkpoint_every: expected"),
+        ({"checkpoint_every": True}, "checkpoint_every: expected"),
+        ({"log": ["tensorbord"]}, "did you mean 'tensorboard'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_anything_is_made(arguments, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        quantilax.run(tiny("iqn"), tmp_path / "run", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_left_as_it_is(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    result = quantilax.resume(finished, quiet=True)
+    assert (result.status, result.env_step) == ("finished", 240)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_an_extended_run_goes_on_with_the_schedules_of_the_longer_one(tmp_path):
+    path = tmp_path / "run"
+    agent = tiny("iqn", exploration_fraction=0.9, eps_start=1.0, eps_end=0.0)
+    quantilax.run(agent, path, [3], quiet=True)
+    result = quantilax.resume(path, total_timesteps=480, quiet=True)
+    assert (result.status, result.env_step) == ("finished", 480)
+    rows = pl.read_parquet(path / "evaluations.parquet")
+    assert rows["env_step"].to_list() == [40, 60, 120, 180, 240, 300, 360, 420, 480]
+    # Falling over 0.9 of the run: the means over steps 120..176 of one of 240, over steps 240..296 of one of 480.
+    assert rows["epsilon"][3] == pytest.approx(1 - 148 / 216, rel=1e-4)
+    assert rows["epsilon"][5] == pytest.approx(1 - 268 / 432, rel=1e-4)
+    assert quantilax.load(path).algo.config.total_timesteps == 480
+    starts = json.loads((path / "run.json").read_text())["starts"]
+    assert [start["from_env_step"] for start in starts] == [0, 240]
+
+
+def test_a_shorter_total_and_one_that_changes_the_warm_up_are_refused(finished, tmp_path):
+    with pytest.raises(ConfigError, match="--total-timesteps: 200 is less than the run's 240"):
+        quantilax.resume(finished, total_timesteps=200, quiet=True)
+    with pytest.warns(quantilax.ConfigWarning):
+        agent = tiny("iqn", fill_buffer=500)
+    quantilax.run(agent, tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="ended within its warm-up"):
+        quantilax.resume(tmp_path / "run", total_timesteps=1_000, quiet=True)
+
+
+def norm(algo, state, key):
+    """An `eval_callback`."""
+    return {"norm": jnp.linalg.norm(jax.tree.leaves(state.params)[0]), "draws": jax.random.normal(key, (3,))}
+
+
+def test_what_an_eval_callback_returns_stands_in_the_tables_and_the_checkpoints(tmp_path):
+    agent = tiny("iqn").replace(eval_callback=norm)
+    quantilax.run(agent, tmp_path / "whole", [0, 1], quiet=True)
+    _, record = agent.records(jax.random.key(1))
+    table = pl.read_parquet(tmp_path / "whole" / "evaluations.parquet").filter(pl.col("seed") == 1)
+    np.testing.assert_allclose(table["callback/norm"].to_numpy(), record.callback["norm"], rtol=1e-6)
+    drawn = arrays(tmp_path / "whole")["history/record/callback/draws"]  # (rows, seeds, 3)
+    np.testing.assert_array_equal(drawn[:, 1], record.callback["draws"])
+
+    quantilax.run(agent, tmp_path / "parts", [0, 1], callback=lambda s, r: r.env_step[0] == 120, quiet=True)
+    with pytest.raises(RunError, match=r"history/record/callback/.* is unknown here"):
+        quantilax.resume(tmp_path / "parts", quiet=True)
+    quantilax.resume(tmp_path / "parts", eval_callback=norm, quiet=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert quantilax.load(tmp_path / "parts").algo.eval_callback is None
+
+
+def test_an_environment_of_ones_own_is_given_again(tmp_path):
+    agent = tiny("iqn", env=Own())
+    quantilax.run(agent, tmp_path / "run", callback=lambda s, r: True, quiet=True)
+    with pytest.raises(ConfigError, match="unknown environment 'own'"):
+        quantilax.resume(tmp_path / "run", quiet=True)
+    assert quantilax.resume(tmp_path / "run", env=Own(), quiet=True).status == "finished"
+    algo, state, _ = quantilax.load(tmp_path / "run", env=Own())
+    assert algo.evaluate(state, jax.random.key(0), 3)[0].tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, [240]), (2, [60, 180, 240]), (3, [120, 240])])
+def test_checkpoints_come_as_often_as_asked_and_always_at_the_end(every, kept, tmp_path):
+    quantilax.run(tiny("iqn"), tmp_path / "run", checkpoint_every=every, quiet=True)
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints") == kept
+
+
+def test_evaluating_a_run_meets_other_episodes_with_another_seed(finished):
+    first, again, other = (evaluate_run(finished, episodes=50, seed=seed) for seed in (0, 0, 1))
+    assert first.returns.shape == first.lengths.shape == (2, 50)
+    assert (first.seeds, first.env_step) == ([3, 5], 240)
+    np.testing.assert_array_equal(first.returns, again.returns)
+    assert first.lengths.tolist() != other.lengths.tolist() or np.ptp(first.lengths) == 0
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_mean_return(finished):
+    there = {
+        step: checkpoints.manifest(finished / "checkpoints" / f"{step:012d}")["return_mean"]
+        for step in checkpoints.steps(finished / "checkpoints")
+    }
+    best = max(there, key=lambda step: (there[step], step))
+    assert evaluate_run(finished, "best", episodes=2).env_step == best
+
+
+def test_metrics_switched_off_leave_their_columns_empty_and_a_broken_run_is_still_noticed(tmp_path):
+    quantilax.run(tiny("iqn", metrics=False), tmp_path / "run", quiet=True)
+    assert pl.read_parquet(tmp_path / "run" / "evaluations.parquet")["loss"].null_count() == 5
+    with pytest.raises(RunError, match=r"the parameters hold NaN or inf at environment step \d+ \(seed 0\)"):
+        quantilax.run(tiny("iqn", metrics=False, learning_rate=1e30), tmp_path / "broken", quiet=True)
+    assert quantilax.load(tmp_path / "broken").state.env_steps == 40
