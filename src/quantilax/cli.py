@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -183,7 +184,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
 
     if not no_cache:
         runs.enable_compilation_cache()
-    which = int(checkpoint) if checkpoint.isdigit() else checkpoint
+    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
     if which not in ("last", "best") and not isinstance(which, int):
         raise ConfigError(f"--checkpoint: expected last, best or environment steps, got '{checkpoint}'")
     found = runs.evaluate(run, which, episodes=episodes, seed=seed)
@@ -273,7 +274,7 @@ def show(run: Path) -> None:
         console = Console()
         click.echo("\n" + overview.plot(rows, console.width, console.is_terminal))
     if told.status not in ("finished", "running"):
-        click.echo(f"\ngo on with: quantilax resume {run}")
+        click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
 
 
 @cli.command(name="list")

@@ -9,14 +9,17 @@ as they were. Reading verifies every byte first. Nothing in it is pickled: readi
 See docs/decisions/0008-checkpoints.md.
 """
 
+import gc
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from quantilax import replay
-from quantilax.runs.errors import CheckpointError
+from quantilax.runs.errors import CheckpointError, reason
 from quantilax.runs.files import flush
 
 FORMAT = 1
@@ -33,12 +36,13 @@ KEEP = 3
 """Checkpoints kept, beside the best."""
 MANIFEST = "checkpoint.json"
 ARRAYS = "arrays"
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced"
 
 REQUIRED = {"env_step": int, "return_mean": float, "config": dict, "leaves": dict, "files": dict, "rows": int}
 """What every manifest says, and what it is."""
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Checkpoint(NamedTuple):
@@ -64,7 +68,7 @@ def save(root: Path, env_step: int, arrays: Arrays, facts: dict[str, Any]) -> Pa
     """
     root.mkdir(exist_ok=True)
     path = root / f"{env_step:012d}"
-    aside, replaced = path.with_name(path.name + PARTIAL), path.with_name(path.name + ".replaced")
+    aside, replaced = path.with_name(path.name + PARTIAL), path.with_name(path.name + REPLACED)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
@@ -84,15 +88,15 @@ def save(root: Path, env_step: int, arrays: Arrays, facts: dict[str, Any]) -> Pa
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    _prune(root)
+    _prune(root, env_step)
     return path
 
 
 def steps(root: Path) -> list[int]:
     """Environment steps of the checkpoints that there are, complete or damaged, rising."""
     try:
-        return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
-    except FileNotFoundError:
+        return sorted({int(path.name) for path in root.iterdir() if path.name.isascii() and path.name.isdigit()})
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -108,12 +112,14 @@ def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = pr
         CheckpointError: none can be read. Nothing is deleted.
     """
     there = steps(root)
-    if isinstance(which, int):
+    if which not in ("last", "best"):
+        if isinstance(which, str):
+            raise CheckpointError(f"checkpoint: expected last, best or environment steps, got '{which}'")
         if which not in there:
             raise CheckpointError(f"{root}: no checkpoint at step {which:,}; there are {_listed(there) or 'none'}")
         return read(root / f"{which:012d}")
     errors: list[str] = []
-    for path in _in_order(root, which, errors.append):
+    for path in _in_order(root, there, which, errors.append):
         try:
             found = read(path)
         except CheckpointError as error:
@@ -175,11 +181,13 @@ def manifest(path: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has format {content.get('format')} and this version reads {FORMAT}; use quantilax"
-            f" {_versions(content).get('quantilax', '?')}, which wrote it"
+            f" {versions(content).get('quantilax', '?')}, which wrote it"
         )
     for name, kind in REQUIRED.items():
         if not isinstance(content.get(name), kind):
             raise CheckpointError(f"{path}: {MANIFEST} has no {name}")
+    if content["env_step"] != int(path.name):
+        raise CheckpointError(f"{path}: {MANIFEST} is of step {content['env_step']:,}")
     return content
 
 
@@ -227,10 +235,10 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
     found = list(differences())
     if found:
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        versions = _versions(checkpoint.facts)
+        wrote = versions(checkpoint.facts)
         raise CheckpointError(
             f"{checkpoint.path}: does not fit the run's config with this version: {'; '.join(found[:3])}{more};"
-            f" it was written by quantilax {versions.get('quantilax', '?')} with jax {versions.get('jax', '?')}"
+            f" it was written by quantilax {wrote.get('quantilax', '?')} with jax {wrote.get('jax', '?')}"
         )
 
     def expanded(node: Any, spec: Any) -> Any:
@@ -246,50 +254,93 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
     return jax.tree.map(on_device, tree, specs)
 
 
-def _in_order(root: Path, which: str, complain: Callable[[str], None]) -> list[Path]:
+def _in_order(root: Path, there: list[int], which: str | int, complain: Callable[[str], None]) -> list[Path]:
     """Paths of the checkpoints, the one asked for first; where the best is asked for, without those not to be ranked."""
-    paths = [root / f"{step:012d}" for step in reversed(steps(root))]
+    paths = [root / f"{step:012d}" for step in reversed(there)]
     if which != "best":
         return paths
     ranked: list[tuple[float, Path]] = []
     for path in paths:
         try:
-            ranked.append((manifest(path)["return_mean"], path))
+            mean = manifest(path)["return_mean"]
+            ranked.append((-math.inf if math.isnan(mean) else mean, path))
         except CheckpointError as error:
             complain(str(error))
     return [path for _, path in sorted(ranked, key=lambda pair: -pair[0])]  # stable: the later of two equals first
 
 
-def _prune(root: Path) -> None:
-    there = [root / f"{step:012d}" for step in steps(root)]
-    kept = {*there[-KEEP:], *_in_order(root, "best", lambda _: None)[:1]}
+def _prune(root: Path, env_step: int) -> None:
+    """Delete what is older than the last three and not the best; what a damaged run has of later steps will be replaced."""
+    there = [step for step in steps(root) if step <= env_step]
+    paths = [root / f"{step:012d}" for step in there]
+    kept = {*paths[-KEEP:], *_in_order(root, there, "best", lambda _: None)[:1]}
     for path in root.iterdir():
-        if path not in kept and (path in there or path.suffix in (PARTIAL, ".replaced")):
+        if (path in paths and path not in kept) or path.suffix in (PARTIAL, REPLACED):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:
-    with _orbax().PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), arrays)
+    def write(ocp: Any) -> None:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), arrays)
+
+    _with_orbax(write)
 
 
 def _read_arrays(path: Path, names: Iterable[str]) -> Arrays:
-    ocp = _orbax()
-    args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    try:
+    def read(ocp: Any) -> Arrays:
+        args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
         with ocp.PyTreeCheckpointer() as checkpointer:
             arrays: Arrays = checkpointer.restore(path.absolute(), item=dict.fromkeys(args, 0), restore_args=args)
             return arrays
-    except Exception as error:  # Orbax and TensorStore have no common class of errors
-        raise CheckpointError(f"{path}: cannot be read: {str(error).splitlines()[0][:200]}") from None
+
+    try:
+        return _with_orbax(read)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
-def _orbax() -> Any:
-    """Import Orbax where it is needed: it takes most of a second."""
+def _with_orbax(act: Callable[[Any], T]) -> T:
+    """Call a function with the module of Orbax, imported here as that takes most of a second.
+
+    Of one failure it prints the traceback of every task: at once, when the tasks are collected, and from threads that come
+    too late. One line is kept.
+
+    Raises:
+        OSError: anything failed; Orbax and TensorStore have no common class of errors.
+    """
     import orbax.checkpoint
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    return orbax.checkpoint
+    noisy = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in noisy:
+        logger.addFilter(_nothing)
+    try:
+        try:
+            return act(orbax.checkpoint)
+        except Exception as error:
+            why = reason(error)
+        _ignore_late_tasks()
+        gc.collect()  # here, where the traceback that holds the tasks is gone
+        raise OSError(why)
+    finally:
+        for logger in noisy:
+            logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _ignore_late_tasks() -> None:
+    """Print nothing where TensorStore calls back into an event loop that is closed already."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    if getattr(before, "__qualname__", "") != hook.__qualname__:
+        sys.unraisablehook = hook
 
 
 def _digests(root: Path) -> dict[str, list[Any]]:
@@ -329,9 +380,10 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _versions(facts: dict[str, Any]) -> dict[str, Any]:
-    versions = facts.get("versions")
-    return versions if isinstance(versions, dict) else {}
+def versions(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the versions that wrote a checkpoint, as far as it says."""
+    found = facts.get("versions")
+    return found if isinstance(found, dict) else {}
 
 
 def _listed(there: list[int]) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,7 +88,15 @@ class RunDirectory:
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
             seeds, starts = facts["seeds"], facts["starts"]
-            if not (seeds and all(isinstance(seed, int) for seed in seeds) and starts[-1].keys() and facts["status"]):
+            if not (
+                seeds
+                and all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+                and starts
+                and all(start.keys() for start in starts)
+                and isinstance(facts["section"], str)
+                and isinstance(facts["status"], str)
+                and isinstance(facts.get("log", []), list)
+            ):
                 raise ValueError
         except FileNotFoundError:
             raise ConfigError(f"{path}: is no run directory: it has no run.json; see quantilax list-runs") from None
@@ -112,21 +120,30 @@ class RunDirectory:
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be written to: {error.strerror}; copy the run elsewhere") from None
         with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
+            if not self._take(descriptor):
+                raise ConfigError(
+                    f"{self.path}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
+                )
+            self._say_holder(descriptor, f"process {os.getpid()} on {platform.node()} ({command()})\n")
+            yield
+            self._say_holder(descriptor, "")
+
+    def _take(self, descriptor: int) -> bool:
+        for _ in range(5):  # `is_locked` of another process may hold it for an instant
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
-                ) from None
+                time.sleep(0.05)
             except OSError:
-                pass  # a file system without locks: nothing better is to be had
-            stream.seek(0)
-            stream.truncate()
-            stream.write(f"process {os.getpid()} on {platform.node()} ({command()})\n")
-            stream.flush()
-            yield
-            stream.seek(0)
-            stream.truncate()
+                return True  # a file system without locks: nothing better is to be had
+            else:
+                return True
+        return False
+
+    def _say_holder(self, descriptor: int, who: str) -> None:
+        os.ftruncate(descriptor, 0)
+        with suppress(OSError):  # the disk is full: the lock holds without a name
+            os.pwrite(descriptor, who.encode(), 0)
 
     def is_locked(self) -> bool:
         """Say whether a process is writing to the directory."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import Entry, finite_or_none
 
 
@@ -293,8 +294,7 @@ class Guarded:
             self.behind.add(logger.name)
             if logger.name not in self.failed:
                 self.failed.add(logger.name)
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                self.warn(f"{logger.name} could not be written ({reason}); the run goes on")
+                self.warn(f"{logger.name} could not be written ({reason(error)}); the run goes on")
         else:
             self.behind.discard(logger.name)
 

@@ -1,9 +1,9 @@
 """Training a run, or going on with one: the host's loop around the compiled segments, and the files it leaves."""
 
-import errno
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -25,7 +25,7 @@ from quantilax.runs import checkpoints, configs, evaluations, loggers, plots
 from quantilax.runs.background import Background
 from quantilax.runs.checkpoints import Checkpoint
 from quantilax.runs.directory import RunDirectory, cores, default_path, provenance, versions
-from quantilax.runs.errors import RunError
+from quantilax.runs.errors import RunError, reason
 from quantilax.runs.evaluations import Evaluation
 from quantilax.runs.progress import RunProgress
 from quantilax.runs.signals import Interrupted, Stop
@@ -155,7 +155,8 @@ def resume(
             check_config(checkpoint, agent, facts["seeds"])
             done = checkpoint.facts["env_step"]
             if done >= agent.evaluation_steps[-1] and facts["status"] == "finished":
-                seconds = float(checkpoint.facts.get("seconds", math.nan))
+                seconds = facts.get("seconds")
+                seconds = seconds if isinstance(seconds, float) else math.nan
                 return Result(directory.path, "finished", done, checkpoint.facts["return_mean"], seconds, 0.0)
             _tell_differences(checkpoint, agent, progress)
         try:
@@ -232,12 +233,13 @@ def _train(
         status = "interrupted"
         there = checkpoints.steps(directory.checkpoints)
         how = (
-            f"go on from {f'step {there[-1]:,}' if there else 'the beginning'} with: quantilax resume {directory.path}"
+            f"go on from {f'step {there[-1]:,}' if there else 'the beginning'} with: quantilax resume"
+            f" {shlex.quote(str(directory.path))}"
         )
         of_signal = error if isinstance(error, Interrupted) else Interrupted("interrupted", signal.SIGINT)
         raise Interrupted(f"{of_signal}; {how}", of_signal.exit_status - 128, of_signal.at_once) from None
     except jax.errors.JaxRuntimeError as error:
-        status = f"failed: {str(error).splitlines()[0]}"
+        status = f"failed: {reason(error)}"
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunError(
@@ -245,7 +247,7 @@ def _train(
             f" what was written so far is in {directory.path}"
         ) from None
     except Exception as error:
-        status = f"failed: {(str(error) or type(error).__name__).splitlines()[0]}"
+        status = f"failed: {reason(error)}"
         raise
     finally:
         try:
@@ -268,7 +270,10 @@ def _loop(
     seeds: list[int] = directory.facts["seeds"]
     algorithm, env, config = agent.arguments()
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-    program = train.compile_fit(algorithm, env, config, keys, agent.in_program_callback, checkpoint is None)
+    compile_fit = partial(
+        train.compile_fit, algorithm, env, config, keys, agent.in_program_callback, checkpoint is None
+    )
+    program = stop.wait_for(compile_fit)  # in the main thread a signal could be swallowed by a callback of jax
     progress.compiled(program.trace_seconds, program.compile_seconds)
     timing["compile_seconds"] = round(program.trace_seconds + program.compile_seconds, 3)
 
@@ -321,7 +326,7 @@ def _loop(
         raise RunError(
             f"the checkpoint of step {done:,} could not be written ({saver.reason}); make room, then go on from"
             f" {f'step {saver.saved:,}' if saver.saved is not None else 'the beginning'} with: quantilax resume"
-            f" {directory.path}"
+            f" {shlex.quote(str(directory.path))}"
         )
     _draw(agent, directory, progress)
     if done < last and stop.requested is not None:
@@ -351,11 +356,12 @@ class _Saver:
             try:
                 checkpoints.save(self.directory.checkpoints, env_step, arrays, facts)
                 self.saved = env_step
-            except Exception as error:  # Orbax and TensorStore have no common class of errors
-                reason = os.strerror(errno.ENOSPC) if "No space left" in str(error) else str(error).splitlines()[0]
+            except Exception as error:  # whatever it was: the thread must live
                 if not self.reason:
-                    self.warn(f"the checkpoint of step {env_step:,} could not be written ({reason}); the run goes on")
-                self.reason = reason
+                    self.warn(
+                        f"the checkpoint of step {env_step:,} could not be written ({reason(error)}); the run goes on"
+                    )
+                self.reason = reason(error)
 
         return write
 
@@ -415,7 +421,7 @@ def _tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgres
 def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
     here = _machine()
     for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
-        there = (checkpoint.facts.get("versions") or {}).get(name)
+        there = checkpoints.versions(checkpoint.facts).get(name)
         if there != here["versions"][name]:
             yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
     for name in ("device", "cores"):
