@@ -233,3 +233,6 @@ def test_metrics_switched_off_leave_their_columns_empty_and_a_broken_run_is_stil
     with pytest.raises(RunError, match=r"the parameters hold NaN or inf at environment step \d+ \(seed 0\)"):
         quantilax.run(tiny("iqn", metrics=False, learning_rate=1e30), tmp_path / "broken", quiet=True)
     assert quantilax.load(tmp_path / "broken").state.env_steps == 40
+    told = [len((tmp_path / "broken" / f"evaluations.{kind}").read_text().splitlines()) for kind in ("csv", "jsonl")]
+    rows = pl.read_parquet(tmp_path / "broken" / "evaluations.parquet").height
+    assert told == [rows + 1, rows], "the tables of a failed run are whole"

@@ -303,23 +303,24 @@ def _loop(
         return None
 
     stop.is_training = True
-    while not is_stopped and stop.requested is None and (reached := stop.wait_for(turn)) is not None:
-        state, record = reached
-        history.append(Evaluation(record, time.perf_counter() - start))
-        entries.append(evaluations.entry(seeds, history[-1], is_first=len(history) == 1))
-        timing["seconds"] = round(history[-1].seconds, 3)
-        background.put(partial(logger.log, entries[-1]))
-        progress.evaluated(entries[-1])
-        _check_finite(record, entries[-1].env_step, state, directory)
-        is_stopped = callback is not None and bool(callback(state, record))
-        unsaved += 1
-        if every and unsaved >= every:
+    try:
+        while not is_stopped and stop.requested is None and (reached := stop.wait_for(turn)) is not None:
+            state, record = reached
+            history.append(Evaluation(record, time.perf_counter() - start))
+            entries.append(evaluations.entry(seeds, history[-1], is_first=len(history) == 1))
+            timing["seconds"] = round(history[-1].seconds, 3)
+            background.put(partial(logger.log, entries[-1]))
+            progress.evaluated(entries[-1])
+            _check_finite(record, entries[-1].env_step, state, directory)
+            is_stopped = callback is not None and bool(callback(state, record))
+            unsaved += 1
+            if every and unsaved >= every:
+                background.put_large(partial(saver.job, state, history))
+                unsaved = 0
+        if unsaved:
             background.put_large(partial(saver.job, state, history))
-            unsaved = 0
-
-    if unsaved:
-        background.put_large(partial(saver.job, state, history))
-    background.put(logger.close)
+    finally:
+        background.put(logger.close)
     stop.wait_for(background.finish)
     done = entries[-1].env_step
     if saver.saved != done:
