@@ -8,6 +8,16 @@ import pytest
 
 from quantilax import ALGORITHMS, Agent
 from quantilax.agent import create
+from quantilax.runs.directory import cores
+
+jax.config.update("jax_num_cpu_devices", min(2, cores()))  # as the command line has it with two seeds
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds are laid on one device."""
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
 
 @pytest.fixture(scope="session", autouse=True)

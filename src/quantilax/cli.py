@@ -88,6 +88,7 @@ def train(
     """
     from quantilax import runs
 
+    runs.use_all_cores(seeds)
     named = section if section is None or "=" not in section else None
     fields = overrides if named is section else (str(section), *overrides)
     asked = runs.load_section(config, named, runs.parse_overrides(fields))
@@ -147,6 +148,8 @@ def resume(
     """
     from quantilax import runs
 
+    devices = runs.RunDirectory.open(run).facts.get("devices")
+    runs.use_all_cores(devices if isinstance(devices, int) and devices > 0 else 1)  # as it was begun
     with _told_if_interrupted():
         result = runs.resume(
             run,

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax import rollout
@@ -172,12 +174,54 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
-    """Apply a function along the leading axis: one after another on a CPU, else all at once.
+class Layout(NamedTuple):
+    """How S runs are laid over devices: `rounds` runs on each, and on the last ones copies of the last run."""
 
-    See docs/decisions/0007-seeds-one-after-another-on-a-cpu.md.
+    runs: int
+    rounds: int
+    mesh: Mesh
+    """Its only axis is `runs`."""
+
+    @property
+    def padded(self) -> int:
+        """Number of runs with the copies."""
+        return self.rounds * self.mesh.size
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the runs fill the devices, so that states can stay where they are."""
+        return self.padded == self.runs
+
+    @property
+    def sharding(self) -> NamedSharding:
+        """Of states and records between two segments."""
+        return NamedSharding(self.mesh, P("runs") if self.is_even else P())
+
+
+def layout(runs: int) -> Layout:
+    """Lay runs over this process's devices, on as few as give the least number of rounds."""
+    devices = jax.local_devices()
+    rounds = -(-runs // min(len(devices), runs))
+    return Layout(runs, rounds, Mesh(np.array(devices[: -(-runs // rounds)]), ("runs",)))
+
+
+def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
+    """Apply a function along the leading axis, on all devices; on each one after another if it is a CPU, else all at once.
+
+    See docs/decisions/0007-seeds-one-after-another-on-a-cpu.md and 0010-a-device-per-core.md.
     """
-    return jax.lax.map(function, inputs) if jax.default_backend() == "cpu" else jax.vmap(function)(inputs)
+
+    def on_one_device(inputs: PyTree) -> Any:
+        return jax.lax.map(function, inputs) if jax.default_backend() == "cpu" else jax.vmap(function)(inputs)
+
+    laid = layout(jax.tree.leaves(inputs)[0].shape[0])
+    if laid.mesh.size == 1:
+        return on_one_device(inputs)
+    if not laid.is_even:
+        index = np.minimum(np.arange(laid.padded), laid.runs - 1)
+        inputs = jax.tree.map(lambda x: x[index], inputs)
+    sharded = jax.shard_map(on_one_device, mesh=laid.mesh, in_specs=P("runs"), out_specs=P("runs"), check_vma=False)
+    return jax.tree.map(lambda x: x[: laid.runs], sharded(inputs)) if not laid.is_even else sharded(inputs)
 
 
 def compile_fit(
@@ -198,10 +242,21 @@ def compile_fit(
     ) -> tuple[State, Record]:
         return over_seeds(lambda s: segment(algorithm, env, config, s, iterations, eval_callback), state)
 
+    laid = layout(len(keys))
+    placed_init: dict[str, Any] = {}
+    placed_segment: dict[str, Any] = {}
+    if laid.mesh.size > 1:
+        everywhere = NamedSharding(laid.mesh, P())
+        placed_init = {"in_shardings": everywhere, "out_shardings": laid.sharding}
+        placed_segment = {
+            "in_shardings": (everywhere, everywhere, laid.sharding, everywhere),
+            "out_shardings": laid.sharding,
+        }
     start = time.perf_counter()
-    lowered_init = jax.jit(init_seeds).lower(env, config, keys)
+    lowered_init = jax.jit(init_seeds, **placed_init).lower(env, config, keys)
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered_segment = jax.jit(segment_seeds, donate_argnums=2).lower(env, config, lowered_init.out_info, iterations)
+    jitted_segment = jax.jit(segment_seeds, donate_argnums=2, **placed_segment)
+    lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
     traced = time.perf_counter()
     return Program(
         init=lowered_init.compile() if with_init else None,

@@ -87,7 +87,7 @@ def test_different_seeds_differ_in_weights_and_experience(algo):
     assert any(differ)
 
 
-def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo):
+def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo, one_device):
     algorithm, env, config = algo.arguments()
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     program = train.compile_fit(algorithm, env, config, keys)

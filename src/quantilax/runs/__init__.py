@@ -5,7 +5,7 @@ from quantilax.runs.directory import RunDirectory
 from quantilax.runs.errors import CheckpointError, RunError
 from quantilax.runs.loading import Evaluated, Loaded, Summary, evaluate, load, summarize
 from quantilax.runs.signals import Interrupted
-from quantilax.runs.training import Result, check_memory, enable_compilation_cache, resume, run
+from quantilax.runs.training import Result, check_memory, enable_compilation_cache, resume, run, use_all_cores
 
 __all__ = [
     "CheckpointError",
@@ -26,4 +26,5 @@ __all__ = [
     "resume",
     "run",
     "summarize",
+    "use_all_cores",
 ]

@@ -311,6 +311,7 @@ def _with_orbax(act: Callable[[Any], T]) -> T:
     """
     import orbax.checkpoint
 
+    _ignore_late_tasks()
     noisy = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in noisy:
         logger.addFilter(_nothing)
@@ -319,7 +320,6 @@ def _with_orbax(act: Callable[[Any], T]) -> T:
             return act(orbax.checkpoint)
         except Exception as error:
             why = reason(error)
-        _ignore_late_tasks()
         gc.collect()  # here, where the traceback that holds the tasks is gone
         raise OSError(why)
     finally:

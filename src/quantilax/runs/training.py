@@ -1,5 +1,6 @@
 """Training a run, or going on with one: the host's loop around the compiled segments, and the files it leaves."""
 
+import contextlib
 import json
 import math
 import os
@@ -99,6 +100,7 @@ def run(
                 status="running",
                 checkpoint_every=checkpoint_every,
                 log=list(log),
+                devices=train.layout(len(seeds)).mesh.size,
                 starts=[_start(0)],
             )
         except OSError as error:
@@ -344,7 +346,8 @@ class _Saver:
     ) -> None:
         self.directory, self.warn, self.saved = directory, warn, saved
         self.reason = ""
-        self.facts = {"config": described(agent), "seeds": directory.facts["seeds"], **_machine()}
+        seeds = directory.facts["seeds"]
+        self.facts = {"config": described(agent), "seeds": seeds, **_machine(len(seeds))}
 
     def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
         """Copy what is to be written now; the returned job writes it."""
@@ -403,9 +406,14 @@ def _start(env_step: int) -> dict[str, Any]:
     return {"from_env_step": env_step, **provenance()}
 
 
-def _machine() -> dict[str, Any]:
+def _machine(num_seeds: int) -> dict[str, Any]:
     """Return what decides the low bits of a run's numbers."""
-    return {"versions": versions(), "device": jax.devices()[0].device_kind, "cores": cores()}
+    return {
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "devices": train.layout(num_seeds).mesh.size,
+        "cores": cores(),
+    }
 
 
 def _tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
@@ -420,12 +428,12 @@ def _tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgres
 
 
 def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
-    here = _machine()
+    here = _machine(len(checkpoint.facts["seeds"]))
     for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
         there = checkpoints.versions(checkpoint.facts).get(name)
         if there != here["versions"][name]:
             yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
-    for name in ("device", "cores"):
+    for name in ("device", "devices", "cores"):
         if checkpoint.facts.get(name) != here[name]:
             yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
 
@@ -454,6 +462,18 @@ def check_memory(agent: Agent, num_seeds: int) -> None:
             f"the state of {num_seeds} seed(s) takes {needed / 2**30:.1f} GiB and this machine has"
             f" {there / 2**30:.1f}; lower buffer_size or --seeds"
         )
+
+
+def use_all_cores(num_seeds: int) -> None:
+    """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
+
+    For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
+    say how many devices there are.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has begun to compute
+        jax.config.update("jax_num_cpu_devices", min(cores(), num_seeds))
 
 
 def enable_compilation_cache() -> None:
