@@ -21,10 +21,9 @@ def linear_schedule(start: Number, end: Number, duration: Number, step: Int[Arra
 
 def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "A"], epsilon: Number) -> Int[Array, ""]:
     """Choose the action of largest value or, with probability `epsilon`, any action with equal chances."""
-    key_explore, key_action = jax.random.split(key)
-    explore = jax.random.uniform(key_explore) < epsilon
-    random_action = jax.random.randint(key_action, (), 0, q.shape[-1])
-    return jnp.where(explore, random_action, jnp.argmax(q, axis=-1).astype(random_action.dtype))
+    explore, action = jax.random.uniform(key, (2,))  # one call of the generator; `action * A` never rounds up to A
+    random_action = (action * q.shape[-1]).astype(jnp.int32)
+    return jnp.where(explore < epsilon, random_action, jnp.argmax(q, axis=-1).astype(jnp.int32))
 
 
 def advice(eps_start: float, eps_end: float, exploration_fraction: float) -> list[str]:

@@ -23,9 +23,9 @@ def collect(
         true successors.
     """
     num_envs = jax.tree.leaves(obs)[0].shape[0]
-    key_act, key_step = jax.random.split(key)
-    action = jax.vmap(act)(obs, jax.random.split(key_act, num_envs))
-    env_state, time_step = jax.vmap(env.step)(jax.random.split(key_step, num_envs), env_state, action)
+    keys_act, keys_step = jax.random.split(key, (2, num_envs))
+    action = jax.vmap(act)(obs, keys_act)
+    env_state, time_step = jax.vmap(env.step)(keys_step, env_state, action)
     transition = Transition(
         obs, action, time_step.reward, time_step.next_obs, time_step.terminated, time_step.truncated
     )

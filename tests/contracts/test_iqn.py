@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import IQN, ConfigError, ConfigWarning, Transition
+from quantilax import IQN, ConfigError, ConfigWarning, Transition, fractions
 from quantilax.algorithms import iqn
 from tests.conftest import tiny
 from tests.hlo import copies_in_loops
@@ -54,22 +54,28 @@ def numpy_network(params):
     return Z
 
 
-def numpy_loss(state, t, key, config, double):
-    tau, tau_prime, tau_action = (
-        np.asarray(jax.random.uniform(k, (n,)), np.float64)
-        for k, n in zip(jax.random.split(key, 3), (4, 3, 5), strict=True)
-    )
+def numpy_loss(state, t, taus, config):
+    """The loss of one transition in numpy, written from the paper alone; `taus`: tau, tau' and tau''."""
+    tau, tau_prime, tau_action = (np.asarray(x, np.float64) for x in taus)
     online, target = numpy_network(state.params), numpy_network(state.target_params)
-    a_star = (online if double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
+    a_star = (online if config.double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
     z, z_next = online(t.obs, tau)[:, int(t.action)], target(t.next_obs, tau_prime)[:, a_star]
     total = 0.0
-    for i in range(4):
-        for j in range(3):
+    for i in range(len(tau)):
+        for j in range(len(tau_prime)):
             delta = float(t.reward) + config.gamma * (1 - float(t.terminated)) * z_next[j] - z[i]
             k = config.kappa
             huber = 0.5 * delta**2 if abs(delta) <= k else k * (abs(delta) - 0.5 * k)
             total += abs(tau[i] - (delta < 0)) * huber / k
-    return total / 3
+    return total / len(tau_prime)
+
+
+NUMBERS = 4, 3, 5
+"""N, N' and K of `tiny("iqn")`."""
+
+
+def loss_of_one(state, t, key, config):
+    return iqn.batch_loss(state.params, state.target_params, state.network, batch_of(t), key, config)[0]
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -78,16 +84,13 @@ def test_the_loss_is_the_papers(algo, state, double, terminated):
     config = replace(algo.config, double=double)
     for seed in range(5):
         key, t = jax.random.key(seed), transition(terminated)
-        value, _ = iqn.loss(state.params, state.target_params, state.network, t, key, config)
-        assert_allclose(value, numpy_loss(state, t, key, config, double), rtol=1e-4)
+        taus = [tau[0] for tau in fractions.draw(key, "uniform", (1,), NUMBERS)]
+        assert_allclose(loss_of_one(state, t, key, config), numpy_loss(state, t, taus, config), rtol=1e-4)
 
 
 def test_double_changes_which_network_selects(algo, state):
     values = [
-        [
-            iqn.loss(state.params, state.target_params, state.network, transition(), jax.random.key(s), c)[0]
-            for s in range(20)
-        ]
+        [loss_of_one(state, transition(), jax.random.key(s), c) for s in range(20)]
         for c in (algo.config, replace(algo.config, double=True))
     ]
     assert not np.allclose(*values)
@@ -236,21 +239,37 @@ def test_a_star_is_the_argmax_of_the_mean_not_of_each_quantile():  # bug 8
     graphdef, params = nnx.split(ByHand())
     t = transition()._replace(reward=jnp.array(0.0))
     key = jax.random.key(0)
-    value, (z, _) = iqn.loss(params, params, graphdef, t, key, algo.config)
-    key_tau, key_tau_prime, _ = jax.random.split(key, 3)
-    tau = float(jax.random.uniform(key_tau, (1,))[0])
-    delta = (-1 + 3 * np.asarray(jax.random.uniform(key_tau_prime, (50,)))) - 0.4  # Z(x, a=1) = .4
+    value, (z, _) = iqn.batch_loss(params, params, graphdef, batch_of(t), key, algo.config)
+    (tau,), (tau_prime,), _ = fractions.draw(key, "uniform", (1,), (1, 50, 4000))
+    delta = (-1 + 3 * np.asarray(tau_prime)) - 0.4  # Z(x, a=1) = .4
     huber = np.where(np.abs(delta) <= 1, 0.5 * delta**2, np.abs(delta) - 0.5)
-    assert_allclose(value, (np.abs(tau - (delta < 0)) * huber).mean(), rtol=1e-4)
+    assert_allclose(value, (np.abs(float(tau[0]) - (delta < 0)) * huber).mean(), rtol=1e-4)
     assert float(z) == pytest.approx(0.4)
 
 
-def test_each_example_draws_its_own_fractions(algo, state):
-    batch = batch_of(*[transition()] * 8)
-    keys = jax.random.split(jax.random.key(0), 8)
-    losses = [iqn.loss(state.params, state.target_params, state.network, transition(), k, algo.config)[0] for k in keys]
-    assert len({float(x) for x in losses}) == 8
-    assert_allclose(loss_of(algo, state, batch)(state.params, state.target_params), np.mean(losses), rtol=1e-5)
+@pytest.mark.parametrize("sampler", fractions.SAMPLERS)
+@pytest.mark.parametrize("share", [False, True])
+def test_each_example_draws_its_own_fractions_unless_they_are_shared(algo, state, share, sampler):
+    config = replace(algo.config, share_tau=share, tau_sampling=sampler)
+    batch = [transition()._replace(obs=jnp.full(6, x)) for x in jnp.linspace(-1, 1, 8)]
+    key = jax.random.key(0)
+    taus = fractions.draw(key, sampler, () if share else (8,), NUMBERS)
+    sets = [[np.broadcast_to(tau, (8, tau.shape[-1]))[i] for tau in taus] for i in range(8)]
+    assert len({s[0].tobytes() for s in sets}) == (1 if share or sampler == "midpoints" else 8)
+    value, _ = iqn.batch_loss(state.params, state.target_params, state.network, batch_of(*batch), key, config)
+    expected = np.mean([numpy_loss(state, t, s, config) for t, s in zip(batch, sets, strict=True)])
+    assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_the_acting_policy_draws_its_fractions_as_told(state):
+    # Action 0 has mean .5 and is spread from -1 to 2; action 1 always gives .4: only midpoints never err.
+    graphdef, params = nnx.split(ByHand())
+    chosen = {}
+    for sampler in ("uniform", "midpoints"):
+        algo = tiny("iqn", acting_tau_sampling=sampler, eval_epsilon=0.0)
+        act = algo.policy(replace(state, network=graphdef, params=params))
+        chosen[sampler] = {int(act(jnp.zeros(6), jax.random.key(seed))) for seed in range(20)}
+    assert chosen == {"uniform": {0, 1}, "midpoints": {0}}
 
 
 def test_quantiles_take_any_number_of_leading_axes(algo, state):

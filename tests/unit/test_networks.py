@@ -64,6 +64,30 @@ def test_each_fraction_is_independent_of_the_others():
     assert_allclose(together[1], head(psi, jnp.array([0.7]))[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_a_batch_is_its_observations_one_by_one_with_fractions_of_their_own_or_shared(shape):
+    head = implicit_quantile_head()
+    psi = jax.random.normal(jax.random.key(0), (*shape, 8))
+    own, shared = jax.random.uniform(jax.random.key(1), (*shape, 6)), jnp.linspace(0.1, 0.9, 6)
+    together, together_shared = head(psi, own), head(psi, shared)
+    assert together.shape == together_shared.shape == (*shape, 6, 3)
+    for i in np.ndindex(*shape):
+        assert_allclose(together[i], head(psi[i], own[i]), rtol=1e-5, atol=1e-6)
+        assert_allclose(together_shared[i], head(psi[i], shared), rtol=1e-5, atol=1e-6)
+
+
+def test_fractions_that_a_batch_shares_are_embedded_once():
+    head = implicit_quantile_head()
+
+    def embedded(shape: tuple[int, ...]) -> int:
+        jaxpr = jax.make_jaxpr(head)(jnp.ones((32, 8)), jnp.ones(shape))
+        products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+        return max(e.invars[0].aval.shape[0] for e in products if e.invars[0].aval.shape[-1] == 10)  # 10 cosines
+
+    assert embedded((32, 6)) == 32 * 6
+    assert embedded((6,)) == 6
+
+
 def test_the_torso_is_computed_once_per_observation_whatever_the_number_of_fractions():
     torso = MLP(4, (8,), "relu", False, rngs=nnx.Rngs(0))
     head = implicit_quantile_head()

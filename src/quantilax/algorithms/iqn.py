@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, losses, normalize, replay, risk, rollout
+from quantilax import exploration, fractions, losses, normalize, replay, risk, rollout
 from quantilax.networks import ACTIVATIONS, MLP, ImplicitQuantileHead
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -61,6 +61,16 @@ class Config:
     num_tau_samples: int = field(8, "N, fractions of the online network in the loss", paper=64, ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions of the target network in the loss", paper=64, ge=1)
     num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action", paper=32, ge=1)
+    tau_sampling: str = field(
+        "uniform", "how tau, tau' and tau'' are drawn in the loss", paper="uniform", choices=tuple(fractions.SAMPLERS)
+    )
+    share_tau: bool = field(False, "the examples of a batch share one draw of fractions", paper=False)
+    acting_tau_sampling: str = field(
+        "uniform",
+        "how the K fractions of the acting policy are drawn",
+        paper="uniform",
+        choices=tuple(fractions.SAMPLERS),
+    )
     kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return", paper=1.0, gt=0)
     double: bool = field(False, "the online network selects a*, the target network rates it", paper=False)
     risk: str = field(
@@ -281,32 +291,29 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
 
 
 def loss(
-    params: PyTree,
-    target_params: PyTree,
-    network: nnx.GraphDef,
+    Z: Float[Array, "N A"],
+    Z_next: Float[Array, "N_prime A"],
+    Z_action: Float[Array, "K A"],
+    tau: Float[Array, "N"],
     transition: Transition,
-    key: Key[Array, ""],
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Algorithm 1 of the paper for one transition: the loss, and (q = mean of Z_tau(x, a), |mean of the targets - q|)."""
-    online, target = nnx.merge(network, params), nnx.merge(network, target_params)
-    key_tau, key_tau_prime, key_action = jax.random.split(key, 3)
-    tau = jax.random.uniform(key_tau, (config.num_tau_samples,))  # (N,)
-    tau_prime = jax.random.uniform(key_tau_prime, (config.num_tau_prime_samples,))  # (N',)
-    tau_action = jax.random.uniform(key_action, (config.num_quantile_samples,))  # (K,)
+    """Algorithm 1 of the paper for one transition: the loss, and (q = mean of Z_tau(x, a), |mean of the targets - q|).
 
-    psi_next = target.psi(transition.next_obs)
-    Z_action = (
-        online.Z(online.psi(transition.next_obs), tau_action) if config.double else target.Z(psi_next, tau_action)
-    )
+    Args:
+        Z: online network at x and tau.
+        Z_next: target network at x' and tau'.
+        Z_action: the network that selects, at x' and tau''.
+        tau: the fractions of Z.
+        transition: (x, a, r, x').
+        config: gamma and kappa.
+    """
     a_star = jnp.argmax(Z_action.mean(axis=0))
-    Z_next = target.Z(psi_next, tau_prime)[:, a_star]  # (N',)
-    targets = transition.reward + config.gamma * transition.discount * Z_next
-
-    Z = online.Z(online.psi(transition.obs), tau)[:, transition.action]  # (N,)
-    q = Z.mean()
+    targets = transition.reward + config.gamma * transition.discount * Z_next[:, a_star]  # (N',)
+    z = Z[:, transition.action]  # (N,)
+    q = z.mean()
     td_error = jnp.abs(targets.mean() - q)
-    return losses.quantile_regression(Z, tau, jax.lax.stop_gradient(targets), config.kappa), (q, td_error)
+    return losses.quantile_regression(z, tau, jax.lax.stop_gradient(targets), config.kappa), (q, td_error)
 
 
 def batch_loss(
@@ -317,11 +324,20 @@ def batch_loss(
     key: Key[Array, ""],
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Mean of `loss` over a batch; every example draws its own fractions."""
-    keys = jax.random.split(key, batch.reward.shape[0])
-    value, (q, td_error) = jax.vmap(loss, in_axes=(None, None, None, 0, 0, None))(
-        params, target_params, network, batch, keys, config
-    )
+    """Mean of `loss` over a batch; every example draws its own fractions, or shares them (`share_tau`)."""
+    online, target = nnx.merge(network, params), nnx.merge(network, target_params)
+    shape = () if config.share_tau else batch.reward.shape
+    numbers = config.num_tau_samples, config.num_tau_prime_samples, config.num_quantile_samples
+    tau, tau_prime, tau_action = fractions.draw(key, config.tau_sampling, shape, numbers)
+
+    psi_next = jax.vmap(target.psi)(batch.next_obs)  # (B, features)
+    Z_next = target.Z(psi_next, tau_prime)  # (B, N', A)
+    selecting, psi_selecting = (online, jax.vmap(online.psi)(batch.next_obs)) if config.double else (target, psi_next)
+    Z_action = selecting.Z(psi_selecting, tau_action)  # (B, K, A)
+    Z = online.Z(jax.vmap(online.psi)(batch.obs), tau)  # (B, N, A)
+
+    tau = jnp.broadcast_to(tau, Z.shape[:-1])  # (B, N)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, None))(Z, Z_next, Z_action, tau, batch, config)
     return value.mean(), (q.mean(), td_error.mean())
 
 
@@ -367,7 +383,7 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
     def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
         key_tau, key_epsilon = jax.random.split(key)
-        tau = jax.random.uniform(key_tau, (config.num_quantile_samples,))
+        (tau,) = fractions.draw(key_tau, config.acting_tau_sampling, (), (config.num_quantile_samples,))
         tau = risk.DISTORTIONS[config.risk](tau, config.risk_eta)
         q = quantiles(config, state, obs, tau).mean(axis=0)  # (A,)
         return exploration.epsilon_greedy(key_epsilon, q, epsilon)

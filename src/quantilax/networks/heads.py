@@ -14,13 +14,13 @@ from quantilax.networks.torsos import MLP, linear
 SINE = (6.283185160, -41.341655031, 81.601004061, -76.549781985, 39.536703599)
 
 
-def cosines(tau: Float[Array, "N"], n: int) -> Float[Array, "N n"]:
+def cosines(tau: Float[Array, "*N"], n: int) -> Float[Array, "*N n"]:
     """`cos(pi i tau)` for i = 1, ..., n (the paper prints 0, ..., n - 1; i = 0 is a constant, which the bias already gives).
 
     By reduction to turns and a polynomial, about twice as fast on a CPU as XLA's cosine and closer to the true value,
     since the argument never leaves [-1/4, 1/4]: `x = i tau / 2` turns, `r = x - round(x)`, `cos = sin(2 pi (1/4 - |r|))`.
     """
-    turns = tau[:, None] * (0.5 * jnp.arange(1, n + 1, dtype=jnp.float32))  # (N, n)
+    turns = tau[..., None] * (0.5 * jnp.arange(1, n + 1, dtype=jnp.float32))
     u = 0.25 - jnp.abs(turns - jnp.round(turns))
     square = u * u
     polynomial = jnp.float32(SINE[-1])
@@ -49,9 +49,10 @@ class CosineEmbedding(nnx.Module):
         self.num_cosines = num_cosines
         self.linear = linear(num_cosines, features, rngs)
 
-    def __call__(self, tau: Float[Array, "N"]) -> Float[Array, "N features"]:
-        """phi(tau)."""
-        return jax.nn.relu(self.linear(cosines(tau, self.num_cosines)))
+    def __call__(self, tau: Float[Array, "*shape"]) -> Float[Array, "*shape features"]:
+        """phi(tau), all rows as one matrix."""
+        phi = jax.nn.relu(self.linear(cosines(tau.ravel(), self.num_cosines)))
+        return phi.reshape(*tau.shape, phi.shape[-1])
 
 
 class ImplicitQuantileHead(nnx.Module):
@@ -73,6 +74,13 @@ class ImplicitQuantileHead(nnx.Module):
         self.mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
         self.out = linear(self.mlp.features, num_actions, rngs)
 
-    def __call__(self, psi: Float[Array, "features"], tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        """Z at each fraction, for one observation's features: psi is computed once, whatever the number of fractions."""
-        return self.out(self.mlp.rows(psi[None, :] * self.embedding(tau)))
+    def __call__(
+        self, psi: Float[Array, "*batch features"], tau: Float[Array, "*#batch N"]
+    ) -> Float[Array, "*batch N A"]:
+        """Z at each fraction: psi is computed once, whatever the number of fractions, and phi once where a batch shares them.
+
+        All rows go through the layers as one matrix: gradients of weights that contract over several axes are slow on a CPU.
+        """
+        product = psi[..., None, :] * self.embedding(tau)
+        Z = self.out(self.mlp.rows(product.reshape(-1, product.shape[-1])))
+        return Z.reshape(*product.shape[:-1], Z.shape[-1])

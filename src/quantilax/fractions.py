@@ -1,0 +1,48 @@
+"""Fractions tau in [0, 1]: where the quantile functions are evaluated, in the loss and in the acting policy."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+Fractions = Float[Array, "*shape N"]
+
+
+def uniform(u: Fractions) -> Fractions:
+    """Independent and uniform, as the paper has them."""
+    return u
+
+
+def stratified(u: Fractions) -> Fractions:
+    """One in each of N equal strata, uniform within: `tau_i = (i + u_i) / N`; means over them vary less."""
+    n = u.shape[-1]
+    return (jnp.arange(n, dtype=u.dtype) + u) / n
+
+
+def midpoints(u: Fractions) -> Fractions:
+    """The middles of N equal strata, `tau_i = (i + 1/2) / N`: nothing is drawn."""
+    return stratified(jnp.full(u.shape[-1:], 0.5, u.dtype))
+
+
+SAMPLERS: dict[str, Callable[[Fractions], Fractions]] = {
+    "uniform": uniform,
+    "stratified": stratified,
+    "midpoints": midpoints,
+}
+
+
+def draw(
+    key: Key[Array, ""], sampler: str, shape: tuple[int, ...], numbers: tuple[int, ...]
+) -> list[Float[Array, "*shape N"]]:
+    """Draw sets of `numbers` fractions, each set with the leading axes `shape`; all from one call of the generator.
+
+    Args:
+        key: consumed.
+        sampler: a name in `SAMPLERS`; every set is stratified by itself.
+        shape: () where one draw serves a whole batch.
+        numbers: N of each set.
+    """
+    u = jax.random.uniform(key, (*shape, sum(numbers)))
+    ends = [sum(numbers[: i + 1]) for i in range(len(numbers) - 1)]
+    return [SAMPLERS[sampler](part) for part in jnp.split(u, ends, axis=-1)]
