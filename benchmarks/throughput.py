@@ -14,14 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
+from benchmarks.peers import ENVIRONMENT, ROOT, peer_python
 from benchmarks.workload import TEST_3
-
-ROOT = Path(__file__).resolve().parents[1]
-PEERS = {"rejax": ["rejax==0.1.3", "gymnax==0.0.9"]}
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
 
 
 def side(python: Path, *arguments: str, cwd: Path = ROOT) -> dict[str, float]:
@@ -38,20 +34,9 @@ def side(python: Path, *arguments: str, cwd: Path = ROOT) -> dict[str, float]:
     return result
 
 
-def peer_python(peer: str) -> Path:
-    """Return the interpreter of the peer's environment, made where it is not there yet."""
-    home = ROOT / f".venv-{peer}"
-    python = home / "bin" / "python"
-    if not python.exists():
-        print(f"making {home.name} ...", file=sys.stderr)
-        venv.create(home, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
-    return python
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--against", choices=sorted(PEERS), help="the peer; left out, quantilax alone")
+    parser.add_argument("--against", choices=["rejax"], help="the peer; left out, quantilax alone")
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
 
