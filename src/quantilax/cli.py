@@ -256,7 +256,7 @@ def show(run: Path) -> None:
     """Show the run in the directory RUN: config, state, checkpoints, curve, and what follows from the config."""
     from quantilax import runs
     from quantilax.runs import overview
-    from quantilax.runs.training import load_agent
+    from quantilax.runs.conditions import load_agent
 
     directory = runs.RunDirectory.open(run)
     agent, told = load_agent(run), overview.info(directory)
