@@ -148,8 +148,7 @@ def resume(
     """
     from quantilax import runs
 
-    devices = runs.RunDirectory.open(run).facts.get("devices")
-    runs.use_all_cores(devices if isinstance(devices, int) and devices > 0 else 1)  # as it was begun
+    runs.use_all_cores(runs.RunDirectory.open(run).facts.get("devices", 1))  # as it was begun
     with _told_if_interrupted():
         result = runs.resume(
             run,
@@ -242,8 +241,8 @@ def list_runs(directory: Path) -> None:
             run.begun[:16].replace("T", " "),
         )
     if found:
-        console = Console(highlight=False)
-        console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+        width = None if Console().is_terminal else 200
+        Console(width=width, highlight=False, markup=False, emoji=False).print(table)
     else:
         click.echo(f"no runs below {directory}")
     for line in broken:
@@ -265,17 +264,15 @@ def show(run: Path) -> None:
     done = f"step {told.env_step or 0:,} of {agent.evaluation_steps[-1]:,}"
     click.echo(f"\nstate: {told.status}, {done}, seeds {_range(told.seeds)}")
     for number, start in enumerate(directory.facts["starts"]):
-        click.echo(
-            f"{'begun' if number == 0 else 'resumed'} {start.get('date')} at step {start.get('from_env_step'):,}"
-        )
-        click.echo(f"  {start.get('command')}")
+        click.echo(f"{'begun' if number == 0 else 'resumed'} {start['date']} at step {start['from_env_step']:,}")
+        click.echo(f"  {start['command']}")
     lines = overview.checkpoint_lines(directory)
     click.echo("\ncheckpoints: " + ("" if lines else "none"))
     for line in lines:
         click.echo(f"  {line}")
-    if rows:
-        console = Console()
-        click.echo("\n" + overview.plot(rows, console.width, console.is_terminal))
+    console = Console()
+    if drawn := overview.plot(rows, console.width, console.is_terminal):
+        click.echo(f"\n{drawn}")
     if told.status not in ("finished", "running"):
         click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
 

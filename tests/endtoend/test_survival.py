@@ -753,6 +753,10 @@ WRONG_FACTS = {
     "a word as interval": {"checkpoint_every": "often"},
     "a logger that is a number": {"log": 5},
     "a logger that is unknown": {"log": ["abacus"]},
+    "a logger that is a list": {"log": [["wandb"]]},
+    "devices in words": {"devices": "two"},
+    "starts without a step": {"starts": [{"command": "quantilax train", "date": "2026-07-01"}]},
+    "a section and a status with brackets": {"section": "[/b]", "status": "failed: no [/closing] of [this]"},
     "a status that is a number": {"status": 5},
 }
 
@@ -764,6 +768,48 @@ def test_a_run_json_that_says_something_else_is_one_line(hostile, sentinel, call
     changed = {**json.loads(file.read_text()), **facts}
     file.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
     assert_harmless(call, run, sentinel)
+
+
+def test_list_runs_prints_section_and_status_as_they_are(stopped, call):
+    file = stopped / "run.json"
+    facts = {"section": "[/b]", "status": "failed: no [this] of :smile:"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
+    told = call("list-runs", ".").stdout
+    assert facts["section"] in told
+    assert facts["status"] in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"env_step": Infinity, "all": {}, "seeds": []}',
+        '{"env_step": 40, "all": {"return_mean": "high"}, "seeds": []}',
+        '{"env_step": 40, "all": {"return_mean": [1]}, "seeds": [1, 2]}',
+        f'{{"env_step": 40, "all": {{"return_mean": 1{"0" * 400}}}, "seeds": []}}',
+        '{"env_step": 40, "all": {}, "seeds": ' + "[" * 100_000,
+    ],
+)
+def test_a_line_of_the_curve_that_says_something_else_is_left_out(stopped, call, line):
+    (stopped / "evaluations.jsonl").write_text(line + "\n")
+    assert re.search(r"stopped +- +- ", call("list-runs", ".").stdout)
+    ended = call("show", "stopped")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "step 0 of 440" in ended.stdout
+
+
+@pytest.mark.parametrize("line", ['{"env_step": 40, "all": {"return_mean": null}, "seeds": [{}, {}]}', ""])
+def test_a_curve_without_a_number_is_shown_without_a_plot(stopped, call, line):
+    (stopped / "evaluations.jsonl").write_text(f"{line}\n")
+    ended = call("show", "stopped")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "mean return over environment steps" not in ended.stdout
+
+
+def test_a_checkpoint_of_no_length_is_refused_in_one_line(stopped, call):
+    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    content["config"]["total_timesteps"] = ["440"]
+    write_manifest(last(stopped), content)
+    assert_refused(call("resume", "stopped", "--no-cache", "--quiet"), "checkpoint.json", "total_timesteps")
 
 
 def test_a_run_whose_seeds_are_not_those_of_its_checkpoint_is_not_resumed(stopped, call):

@@ -11,7 +11,7 @@ import pytest
 
 import quantilax
 from quantilax import ConfigError, RunError
-from quantilax.runs import checkpoints
+from quantilax.runs import RunDirectory, checkpoints
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, tiny
 from tests.contracts.test_environments import Own
@@ -120,6 +120,67 @@ def test_what_was_not_trained_is_refused(finished, tmp_path):
         quantilax.load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="is no run directory"):
         quantilax.load(tmp_path)
+
+
+FACTS = {
+    "section": "iqn",
+    "seeds": [3, 5],
+    "status": "stopped",
+    "checkpoint_every": 1,
+    "log": ["wandb"],
+    "devices": 2,
+    "starts": [{"from_env_step": 0, "command": "quantilax train", "date": "2026-07-01T10:00:00+0200"}],
+    "seconds": 12,
+}
+"""What is read of a `run.json`."""
+
+
+def test_a_run_json_with_what_is_read_is_enough(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(FACTS))
+    assert RunDirectory.open(tmp_path).facts == FACTS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"section": None}, "section: is missing"),
+        ({"section": ["iqn"]}, r"section: expected a name, got \['iqn'\]"),
+        ({"seeds": None}, "seeds: is missing"),
+        ({"seeds": []}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": {"3": 5}}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": [3, 3]}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": [True]}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": [2**32]}, "seeds: expected different whole numbers from 0 to"),
+        ({"status": 5}, "status: expected words, got 5"),
+        ({"checkpoint_every": -1}, "checkpoint_every: expected a whole number, 0 or more, got -1"),
+        ({"checkpoint_every": 1.5}, "checkpoint_every: expected a whole number, 0 or more, got 1.5"),
+        ({"checkpoint_every": True}, "checkpoint_every: expected a whole number, 0 or more, got True"),
+        ({"log": "wandb"}, "log: expected a list of names"),
+        ({"log": [5]}, "log: expected a list of names"),
+        ({"log": [["wandb"]]}, "log: expected a list of names"),
+        ({"devices": 0}, "devices: expected a whole number, 1 or more, got 0"),
+        ({"devices": "two"}, "devices: expected a whole number, 1 or more, got 'two'"),
+        ({"seconds": "long"}, "seconds: expected a number, 0 or more, got 'long'"),
+        ({"seconds": 10**400}, "seconds: expected a number, 0 or more, got 1000"),
+        ({"starts": None}, "starts: is missing"),
+        ({"starts": []}, "starts: expected a list of starts"),
+        ({"starts": {"0": {}}}, "starts: expected a list of starts"),
+        ({"starts": [5]}, r"starts\[0\]: expected a start"),
+        ({"starts": [*FACTS["starts"], {}]}, r"starts\[1\].from_env_step: is missing"),
+        ({"starts": [{**FACTS["starts"][0], "from_env_step": "none"}]}, r"starts\[0\].from_env_step: expected a whole"),
+        ({"starts": [{**FACTS["starts"][0], "command": ["x"]}]}, r"starts\[0\].command: expected words, got \['x'\]"),
+        ({"starts": [{**FACTS["starts"][0], "date": 2026}]}, r"starts\[0\].date: expected words, got 2026"),
+    ],
+)
+def test_a_run_json_that_lacks_or_has_something_else_than_what_is_read_is_refused_by_file_and_field(
+    changes, words, tmp_path
+):
+    facts = {name: value for name, value in {**FACTS, **changes}.items() if value is not None}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/run.json: {words}") as refused:
+        RunDirectory.open(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize(

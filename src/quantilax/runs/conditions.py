@@ -17,6 +17,7 @@ from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, configs
 from quantilax.runs.checkpoints import Checkpoint
 from quantilax.runs.directory import cores, versions
+from quantilax.runs.errors import CheckpointError
 from quantilax.runs.progress import RunProgress
 
 
@@ -44,7 +45,12 @@ def described(agent: Agent) -> dict[str, Any]:
 
 
 def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
-    """Raise `ConfigError` where the run's config or seeds are not the checkpoint's; only `total_timesteps` may differ."""
+    """Check that the run's config and seeds are the checkpoint's; only `total_timesteps` may differ.
+
+    Raises:
+        ConfigError: they are not.
+        CheckpointError: the checkpoint says no `total_timesteps`.
+    """
     run = checkpoint.path.parents[1]
     if checkpoint.facts.get("seeds") != seeds:
         raise ConfigError(
@@ -60,6 +66,8 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
             f"{run / 'config.yaml'}: is not the config of {checkpoint.path.name}: {told}{more};"
             " put it back, or begin a new run with quantilax train"
         )
+    if type(there.get("total_timesteps")) is not int:
+        raise CheckpointError(f"{checkpoint.path}: {checkpoints.MANIFEST} has no whole number as total_timesteps")
 
 
 def extended(agent: Agent, total_timesteps: int) -> Agent:
@@ -92,7 +100,7 @@ def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress
     """Say what keeps a resumed run from the end of the uninterrupted one: another machine, another length."""
     for difference in _other_machine(checkpoint):
         progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
-    before, now = checkpoint.facts["config"].get("total_timesteps"), agent.config.total_timesteps
+    before, now = checkpoint.facts["config"]["total_timesteps"], agent.config.total_timesteps
     if before != now:
         progress.say(
             f"extended from {before:,} to {now:,} steps: from step {checkpoint.facts['env_step']:,} on, epsilon and the"

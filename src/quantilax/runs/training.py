@@ -161,8 +161,7 @@ def resume(
             check_config(checkpoint, agent, facts["seeds"])
             done = checkpoint.facts["env_step"]
             if done >= agent.evaluation_steps[-1] and facts["status"] == "finished":
-                seconds = facts.get("seconds")
-                seconds = seconds if isinstance(seconds, float) else math.nan
+                seconds = facts.get("seconds", math.nan)
                 return Result(directory.path, "finished", done, checkpoint.facts["return_mean"], seconds, 0.0)
             tell_differences(checkpoint, agent, progress)
         try:
