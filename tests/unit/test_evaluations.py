@@ -183,6 +183,36 @@ def test_a_logger_that_fails_is_told_once_and_the_others_go_on():
     assert other.steps == [0, 100], "a service gets no steps twice or out of order"
 
 
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Make the package of a logger one that is found, and raises on import."""
+
+    def make(name: str, error: str) -> None:
+        package = loggers.PACKAGES[name]
+        (tmp_path / f"{package}.py").write_text(f"raise {error}('half of it is missing')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+
+    return make
+
+
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError", "SystemExit"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_that_is_installed_and_cannot_be_imported_is_told_once_and_the_others_go_on(
+    name, error, broken, tmp_path
+):
+    broken(name, error)
+    loggers.check([name])
+    warnings: list[str] = []
+    guarded = loggers.Guarded(loggers.make([name], tmp_path, {}), warnings.append)
+    guarded.begin([])
+    for told in history(3):
+        guarded.log(told)
+    guarded.close()
+    assert warnings == [f"{name} could not be written (half of it is missing); the run goes on"]
+    assert len((tmp_path / "evaluations.jsonl").read_text().splitlines()) == 3
+
+
 def test_an_unknown_or_missing_logger_is_refused_with_the_remedy(monkeypatch):
     with pytest.raises(ConfigError, match="unknown logger 'tensorbord'; did you mean 'tensorboard'"):
         loggers.check(["tensorbord"])

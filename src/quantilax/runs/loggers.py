@@ -162,15 +162,15 @@ class TensorBoard:
 
     def __init__(self, run: Path) -> None:
         """Write into a run's directory."""
-        import tensorboardX
-
         self.name, self.can_begin_again = "tensorboard", False
         self.root = run / "tensorboard"
-        self.make = tensorboardX.SummaryWriter
         self.writers: dict[str, Any] = {}
 
     def begin(self, history: list[Entry]) -> None:
         """Write the history anew: a resumed run leaves no steps that it has not done."""
+        import tensorboardX  # here, where a broken install is a logger that fails
+
+        self.make = tensorboardX.SummaryWriter
         shutil.rmtree(self.root, ignore_errors=True)
         for entry in history:
             self.log(entry)
@@ -199,26 +199,26 @@ class WandB:
 
     def __init__(self, run: Path, config: dict[str, Any]) -> None:
         """Write into a run's directory, or to where wandb was told to."""
-        import wandb
-
         self.name, self.can_begin_again = "wandb", False
-        self.wandb, self.run, self.config = wandb, run, config
+        self.run, self.config = run, config
         self.session: Any = None
 
     def begin(self, history: list[Entry]) -> None:
         """Start a run of wandb, or go on with the one that this run began; then the history is there already."""
+        import wandb  # as above
+
         identity = self.run / "wandb" / "id"
         identity.parent.mkdir(exist_ok=True)
         is_new = not identity.exists()
         if is_new:
             identity.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-        self.session = self.wandb.init(
+        self.session = wandb.init(
             id=identity.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(self.run),
             name=self.run.resolve().name,
             config=self.config,
-            settings=self.wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off"),
         )
         for entry in history if is_new else []:
             self.log(entry)
@@ -290,7 +290,7 @@ class Guarded:
     def _try(self, logger: Logger, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # a logger may raise anything
+        except (Exception, SystemExit) as error:  # a logger may raise anything
             self.behind.add(logger.name)
             if logger.name not in self.failed:
                 self.failed.add(logger.name)
