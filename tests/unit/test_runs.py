@@ -1,6 +1,8 @@
 """Runs from Python: callbacks, loading, evaluating, extending, and what is refused; the command line has its own tests."""
 
 import json
+import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 
 import quantilax
 from quantilax import ConfigError, RunError
-from quantilax.runs import RunDirectory, checkpoints
+from quantilax.runs import Interrupted, RunDirectory, checkpoints
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, tiny
 from tests.contracts.test_environments import Own
@@ -231,6 +233,56 @@ def test_a_shorter_total_and_one_that_changes_the_warm_up_are_refused(finished, 
     quantilax.run(agent, tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="ended within its warm-up"):
         quantilax.resume(tmp_path / "run", total_timesteps=1_000, quiet=True)
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def signalled(request, monkeypatch):
+    """Send a signal right after (or before) `run.json` is written with a status."""
+    number = request.param
+    handler = signal.signal(number, signal.default_int_handler)  # what SIGTERM does else would end the tests
+
+    def when(written: str, before: bool = False) -> int:
+        update = RunDirectory.update
+
+        def updated(self, **facts):
+            is_it = facts["status"] == written
+            if is_it and before:
+                signal.raise_signal(number)
+            update(self, **facts)
+            if is_it and not before:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(RunDirectory, "update", updated)
+        return 128 + number
+
+    yield when
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_while_run_json_is_written_at_the_beginning_leaves_an_interrupted_run(signalled, before, tmp_path):
+    exit_status = signalled("running", before)
+    with pytest.raises(Interrupted, match="go on from the beginning with: quantilax resume") as ended:
+        quantilax.run(tiny("iqn"), tmp_path / "run", quiet=True)
+    assert ended.value.exit_status == exit_status
+    assert RunDirectory.open(tmp_path / "run").status == "interrupted"
+
+
+def test_a_signal_while_run_json_is_written_at_a_resume_leaves_an_interrupted_run(signalled, finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    exit_status = signalled("running")
+    with pytest.raises(Interrupted, match="go on from step 240 with: quantilax resume") as ended:
+        quantilax.resume(path, total_timesteps=480, quiet=True)
+    assert ended.value.exit_status == exit_status
+    assert RunDirectory.open(path).status == "interrupted"
+
+
+def test_a_signal_while_run_json_is_written_at_the_end_changes_nothing(signalled, finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    RunDirectory.open(path).update(status="running")  # killed before it could say that it was finished
+    signalled("finished", before=True)
+    assert quantilax.resume(path, quiet=True).status == "finished"
+    assert RunDirectory.open(path).status == "finished"
 
 
 def norm(algo, state, key):

@@ -95,7 +95,8 @@ def run(
     directory = RunDirectory.create(Path(out) if out is not None else default_path(agent.env.name, section))
     if cache:
         enable_compilation_cache()
-    with directory.lock():
+    progress = RunProgress(agent.evaluation_steps[-1], quiet)
+    with directory.lock(), Stop(progress.say) as stop:
         try:
             directory.write_config(section, agent)
             directory.update(
@@ -109,7 +110,7 @@ def run(
             )
         except OSError as error:
             raise RunError(f"{directory.path}: cannot be written: {error.strerror}; choose another directory") from None
-        return _train(agent, directory, None, RunProgress(agent.evaluation_steps[-1], quiet), callback)
+        return _train(agent, directory, None, progress, callback, stop)
 
 
 def resume(
@@ -164,17 +165,18 @@ def resume(
                 seconds = facts.get("seconds", math.nan)
                 return Result(directory.path, "finished", done, checkpoint.facts["return_mean"], seconds, 0.0)
             tell_differences(checkpoint, agent, progress)
-        try:
-            directory.write_config(facts["section"], agent)
-            directory.update(
-                status="running",
-                checkpoint_every=every,
-                log=list(log),
-                starts=[*facts["starts"], _start(done)],
-            )
-        except OSError as error:
-            raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
-        return _train(agent, directory, checkpoint, progress, callback)
+        with Stop(progress.say) as stop:
+            try:
+                directory.write_config(facts["section"], agent)
+                directory.update(
+                    status="running",
+                    checkpoint_every=every,
+                    log=list(log),
+                    starts=[*facts["starts"], _start(done)],
+                )
+            except OSError as error:
+                raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
+            return _train(agent, directory, checkpoint, progress, callback, stop)
 
 
 def _train(
@@ -183,12 +185,14 @@ def _train(
     checkpoint: Checkpoint | None,
     progress: RunProgress,
     callback: Callback | None,
+    stop: Stop,
 ) -> Result:
     """Train to the end or to a reason to stop, and say in `run.json` which it was."""
     status = "failed"
     timing: dict[str, float] = {}
     try:
-        with progress, Stop(progress.say) as stop, Background() as background:
+        stop.release()
+        with progress, Background() as background:
             result = _loop(agent, directory, checkpoint, progress, callback, stop, background, timing)
         status = result.status
         return result
@@ -213,6 +217,7 @@ def _train(
         status = f"failed: {reason(error)}"
         raise
     finally:
+        stop.hold()
         try:
             directory.update(status=status, **timing)
         except OSError as error:
