@@ -303,8 +303,7 @@ def _told_if_interrupted() -> Iterator[None]:
     except Interrupted as error:
         click.echo(str(error), err=True)
         if error.at_once:
-            sys.stdout.flush()
-            os._exit(error.exit_status)  # the exit of the interpreter would wait for the compiled program
+            _end_at_once(error.exit_status)
         sys.exit(error.exit_status)
 
 
@@ -340,18 +339,31 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
 
 def main() -> None:
     """Run the command line; what a user got wrong is one line on standard error and exit status 2."""
-    from quantilax.runs import RunError
+    from quantilax.runs import RunError, beside
 
+    status = 0
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        status = 130
     except click.ClickException as error:
         click.echo(f"error: {error.format_message()} (see quantilax --help)", err=True)
-        sys.exit(2)
+        status = 2
     except (ConfigError, RunError) as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        status = 2
+    except SystemExit as end:
+        status = int(end.code or 0)
+    if beside.is_any_left():
+        _end_at_once(status)
+    sys.exit(status)
+
+
+def _end_at_once(status: int) -> None:
+    """End the process without the exit of the interpreter, which would wait for what still runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

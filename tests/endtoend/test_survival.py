@@ -920,6 +920,46 @@ def test_ctrl_c_while_compiling_ends_at_once(server, here):
         assert status(run) == "interrupted"
 
 
+HANGING = """
+import atexit, time
+Settings = dict
+def init(**_):
+    atexit.register(time.sleep, 3600)  # wandb waits there for what it has not sent
+    time.sleep(3600)
+"""
+
+
+def test_a_logger_that_hangs_is_waited_for_when_all_is_written_until_ctrl_c(server, whole, here):
+    (here / "wandb.py").write_text(HANGING)
+    life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
+    life.until(lambda: (here / "run" / "learning_curve.png").exists())
+    life.until(lambda: "waiting for wandb, 60 s at most; Ctrl-C ends the waiting" in life.stderr)
+    assert_same_end(here / "run", whole)
+    life.send(signal.SIGINT)
+    ended = life.wait(10)
+    assert ended.status == 0
+    assert ended.stdout.startswith("final mean return ")
+    (warning,) = warnings_of(ended)
+    assert warning.startswith("warning: wandb is not done and no longer waited for")
+
+
+def test_a_stopped_run_says_so_before_it_waits_for_a_logger_that_hangs(server, whole, here):
+    (here / "wandb.py").write_text(HANGING)
+    life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
+    life.until(lambda: len(checkpoints.steps(root(here / "run"))) >= 2)
+    life.send(signal.SIGTERM)
+    life.until(lambda: "waiting for wandb" in life.stderr)
+    assert status(here / "run") == "interrupted"
+    life.send(signal.SIGTERM)
+    ended = life.wait(10)
+    assert ended.status == 128 + signal.SIGTERM
+    assert re.match(r"stopped at step \d+ of 440; go on from step \d+ with: quantilax resume run$", ended.lines[-1])
+    assert len(warnings_of(ended)) == 1
+    (here / "wandb.py").write_text("raise ImportError('gone')")
+    assert server.run(here, "resume", "run", "--quiet").status == 0
+    assert_same_end(here / "run", whole)
+
+
 # 11. Another config, another format, longer runs
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 import quantilax
 from quantilax import ConfigError, RunError
-from quantilax.runs import Interrupted, RunDirectory, checkpoints
+from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, tiny
 from tests.contracts.test_environments import Own
@@ -233,6 +234,41 @@ def test_a_shorter_total_and_one_that_changes_the_warm_up_are_refused(finished, 
     quantilax.run(agent, tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="ended within its warm-up"):
         quantilax.resume(tmp_path / "run", total_timesteps=1_000, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("raise RuntimeError('half of it is missing')", "wandb could not be written (half of it is missing); the run"),
+        (
+            "import time\nSettings = dict\ndef init(**_): time.sleep(60)",
+            "wandb is not done and no longer waited for; wh",
+        ),
+    ],
+)
+def test_a_logger_that_is_broken_or_hangs_is_one_warning_and_the_run_is_whole(
+    lines, words, finished, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "wandb.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(beside, "PATIENCE", 0.3)
+    saved = []
+    result = quantilax.run(
+        tiny("iqn"),
+        tmp_path / "run",
+        [3, 5],
+        log=["wandb"],
+        quiet=True,
+        callback=lambda s, r: saved.extend(checkpoints.steps(tmp_path / "run" / "checkpoints")),
+    )
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert result.status == "finished"
+    assert_same_end(tmp_path / "run", finished)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {words}")
+    assert saved, "checkpoints are written while it hangs"
+    beside.LEFT.clear()  # it sleeps still
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])

@@ -249,10 +249,14 @@ def check(names: Iterable[str]) -> None:
             raise ConfigError(f"log: {PACKAGES[name]} is not installed; pip install 'quantilax[{name}]'")
 
 
-def make(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:
-    """Return the loggers of a run: its own files, and those asked for (see `check`)."""
-    own: list[Logger] = [CSV(run), JSONLines(run), Parquet(run)]
-    return own + [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
+def own(run: Path) -> list[Logger]:
+    """Return the loggers of a run's own files."""
+    return [CSV(run), JSONLines(run), Parquet(run)]
+
+
+def others(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:
+    """Return the loggers that were asked for (see `check`)."""
+    return [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
 
 
 class Guarded:
@@ -287,16 +291,25 @@ class Guarded:
                 self._try(logger, partial(logger.begin, self.history))
             self._try(logger, logger.close)
 
+    def leave(self) -> None:
+        """Tell that none of them is waited for any longer; what comes of it is not told."""
+        for logger in self.loggers:
+            line = f"{logger.name} is not done and no longer waited for; what it has not written may be missing there"
+            self._tell(logger, line)
+
     def _try(self, logger: Logger, act: Callable[[], None]) -> None:
         try:
             act()
         except (Exception, SystemExit) as error:  # a logger may raise anything
             self.behind.add(logger.name)
-            if logger.name not in self.failed:
-                self.failed.add(logger.name)
-                self.warn(f"{logger.name} could not be written ({reason(error)}); the run goes on")
+            self._tell(logger, f"{logger.name} could not be written ({reason(error)}); the run goes on")
         else:
             self.behind.discard(logger.name)
+
+    def _tell(self, logger: Logger, line: str) -> None:
+        if logger.name not in self.failed:
+            self.failed.add(logger.name)
+            self.warn(line)
 
 
 def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -65,6 +65,17 @@ class Stop:
         if self.held is not None:
             raise Interrupted("ended at once", self.held)
 
+    def cut_short(self, wait: Callable[[], None]) -> None:
+        """Call a function that waits: a signal ends the waiting, and nothing else. Afterwards signals are held."""
+        self.is_training = False
+        try:
+            self.release()
+            wait()
+        except Interrupted:
+            pass
+        finally:
+            self.hold()
+
     def wait_for(self, function: Callable[[], T]) -> T:
         """Call a function that Python cannot interrupt (a compiled program) and stay able to handle signals meanwhile."""
         results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()

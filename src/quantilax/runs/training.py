@@ -19,6 +19,7 @@ from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, evaluations, loggers, plots
 from quantilax.runs.background import Background
+from quantilax.runs.beside import Beside
 from quantilax.runs.checkpoints import Checkpoint
 from quantilax.runs.conditions import (
     check_config,
@@ -187,13 +188,29 @@ def _train(
     callback: Callback | None,
     stop: Stop,
 ) -> Result:
+    """Train, with loggers that are waited for when all else is done."""
+    others = loggers.others(directory.facts["log"], directory.path, described(agent))
+    with progress, Beside(others, progress, stop) as beside:
+        logger = loggers.Guarded([*loggers.own(directory.path), beside], progress.warn)
+        return _told(agent, directory, checkpoint, progress, callback, stop, logger)
+
+
+def _told(
+    agent: Agent,
+    directory: RunDirectory,
+    checkpoint: Checkpoint | None,
+    progress: RunProgress,
+    callback: Callback | None,
+    stop: Stop,
+    logger: loggers.Guarded,
+) -> Result:
     """Train to the end or to a reason to stop, and say in `run.json` which it was."""
     status = "failed"
     timing: dict[str, float] = {}
     try:
         stop.release()
-        with progress, Background() as background:
-            result = _loop(agent, directory, checkpoint, progress, callback, stop, background, timing)
+        with Background() as background:
+            result = _loop(agent, directory, checkpoint, progress, callback, stop, logger, background, timing)
         status = result.status
         return result
     except KeyboardInterrupt as error:
@@ -231,6 +248,7 @@ def _loop(
     progress: RunProgress,
     callback: Callback | None,
     stop: Stop,
+    logger: loggers.Guarded,
     background: Background,
     timing: dict[str, float],
 ) -> Result:
@@ -256,7 +274,6 @@ def _loop(
         timing["seconds"] = round(history[-1].seconds, 3)
         progress.resumed(since, history[-1].seconds)
     entries = [evaluations.entry(seeds, row, is_first=i == 0) for i, row in enumerate(history)]
-    logger = loggers.Guarded(loggers.make(directory.facts["log"], directory.path, described(agent)), progress.warn)
     background.put(partial(logger.begin, list(entries)))
     saver = _Saver(agent, directory, progress.warn, since)
 
