@@ -148,8 +148,7 @@ def resume(
     """
     from quantilax import runs
 
-    devices = runs.RunDirectory.open(run).facts.get("devices")
-    runs.use_all_cores(devices if isinstance(devices, int) and devices > 0 else 1)  # as it was begun
+    runs.use_all_cores(runs.RunDirectory.open(run).facts.get("devices", 1))  # as it was begun
     with _told_if_interrupted():
         result = runs.resume(
             run,
@@ -242,8 +241,8 @@ def list_runs(directory: Path) -> None:
             run.begun[:16].replace("T", " "),
         )
     if found:
-        console = Console(highlight=False)
-        console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+        width = None if Console().is_terminal else 200
+        Console(width=width, highlight=False, markup=False, emoji=False).print(table)
     else:
         click.echo(f"no runs below {directory}")
     for line in broken:
@@ -256,7 +255,7 @@ def show(run: Path) -> None:
     """Show the run in the directory RUN: config, state, checkpoints, curve, and what follows from the config."""
     from quantilax import runs
     from quantilax.runs import overview
-    from quantilax.runs.training import load_agent
+    from quantilax.runs.conditions import load_agent
 
     directory = runs.RunDirectory.open(run)
     agent, told = load_agent(run), overview.info(directory)
@@ -265,17 +264,15 @@ def show(run: Path) -> None:
     done = f"step {told.env_step or 0:,} of {agent.evaluation_steps[-1]:,}"
     click.echo(f"\nstate: {told.status}, {done}, seeds {_range(told.seeds)}")
     for number, start in enumerate(directory.facts["starts"]):
-        click.echo(
-            f"{'begun' if number == 0 else 'resumed'} {start.get('date')} at step {start.get('from_env_step'):,}"
-        )
-        click.echo(f"  {start.get('command')}")
+        click.echo(f"{'begun' if number == 0 else 'resumed'} {start['date']} at step {start['from_env_step']:,}")
+        click.echo(f"  {start['command']}")
     lines = overview.checkpoint_lines(directory)
     click.echo("\ncheckpoints: " + ("" if lines else "none"))
     for line in lines:
         click.echo(f"  {line}")
-    if rows:
-        console = Console()
-        click.echo("\n" + overview.plot(rows, console.width, console.is_terminal))
+    console = Console()
+    if drawn := overview.plot(rows, console.width, console.is_terminal):
+        click.echo(f"\n{drawn}")
     if told.status not in ("finished", "running"):
         click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
 
@@ -306,8 +303,7 @@ def _told_if_interrupted() -> Iterator[None]:
     except Interrupted as error:
         click.echo(str(error), err=True)
         if error.at_once:
-            sys.stdout.flush()
-            os._exit(error.exit_status)  # the exit of the interpreter would wait for the compiled program
+            _end_at_once(error.exit_status)
         sys.exit(error.exit_status)
 
 
@@ -343,18 +339,31 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
 
 def main() -> None:
     """Run the command line; what a user got wrong is one line on standard error and exit status 2."""
-    from quantilax.runs import RunError
+    from quantilax.runs import RunError, beside
 
+    status = 0
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        status = 130
     except click.ClickException as error:
         click.echo(f"error: {error.format_message()} (see quantilax --help)", err=True)
-        sys.exit(2)
+        status = 2
     except (ConfigError, RunError) as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        status = 2
+    except SystemExit as end:
+        status = int(end.code or 0)
+    if beside.is_any_left():
+        _end_at_once(status)
+    sys.exit(status)
+
+
+def _end_at_once(status: int) -> None:
+    """End the process without the exit of the interpreter, which would wait for what still runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

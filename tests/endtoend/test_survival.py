@@ -753,6 +753,10 @@ WRONG_FACTS = {
     "a word as interval": {"checkpoint_every": "often"},
     "a logger that is a number": {"log": 5},
     "a logger that is unknown": {"log": ["abacus"]},
+    "a logger that is a list": {"log": [["wandb"]]},
+    "devices in words": {"devices": "two"},
+    "starts without a step": {"starts": [{"command": "quantilax train", "date": "2026-07-01"}]},
+    "a section and a status with brackets": {"section": "[/b]", "status": "failed: no [/closing] of [this]"},
     "a status that is a number": {"status": 5},
 }
 
@@ -764,6 +768,48 @@ def test_a_run_json_that_says_something_else_is_one_line(hostile, sentinel, call
     changed = {**json.loads(file.read_text()), **facts}
     file.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
     assert_harmless(call, run, sentinel)
+
+
+def test_list_runs_prints_section_and_status_as_they_are(stopped, call):
+    file = stopped / "run.json"
+    facts = {"section": "[/b]", "status": "failed: no [this] of :smile:"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
+    told = call("list-runs", ".").stdout
+    assert facts["section"] in told
+    assert facts["status"] in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"env_step": Infinity, "all": {}, "seeds": []}',
+        '{"env_step": 40, "all": {"return_mean": "high"}, "seeds": []}',
+        '{"env_step": 40, "all": {"return_mean": [1]}, "seeds": [1, 2]}',
+        f'{{"env_step": 40, "all": {{"return_mean": 1{"0" * 400}}}, "seeds": []}}',
+        '{"env_step": 40, "all": {}, "seeds": ' + "[" * 100_000,
+    ],
+)
+def test_a_line_of_the_curve_that_says_something_else_is_left_out(stopped, call, line):
+    (stopped / "evaluations.jsonl").write_text(line + "\n")
+    assert re.search(r"stopped +- +- ", call("list-runs", ".").stdout)
+    ended = call("show", "stopped")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "step 0 of 440" in ended.stdout
+
+
+@pytest.mark.parametrize("line", ['{"env_step": 40, "all": {"return_mean": null}, "seeds": [{}, {}]}', ""])
+def test_a_curve_without_a_number_is_shown_without_a_plot(stopped, call, line):
+    (stopped / "evaluations.jsonl").write_text(f"{line}\n")
+    ended = call("show", "stopped")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "mean return over environment steps" not in ended.stdout
+
+
+def test_a_checkpoint_of_no_length_is_refused_in_one_line(stopped, call):
+    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    content["config"]["total_timesteps"] = ["440"]
+    write_manifest(last(stopped), content)
+    assert_refused(call("resume", "stopped", "--no-cache", "--quiet"), "checkpoint.json", "total_timesteps")
 
 
 def test_a_run_whose_seeds_are_not_those_of_its_checkpoint_is_not_resumed(stopped, call):
@@ -860,7 +906,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_a_readable_run(server, here):
 
 
 def test_ctrl_c_while_compiling_ends_at_once(server, here):
-    for number, seconds in enumerate((0.3, 0.7, 1.1)):
+    for number, seconds in enumerate((0, 0.3, 0.7, 1.1)):
         run = here / f"run-{number}"
         life = server.begin(
             here, "train", "short.yaml", *SEEDS, "num_cosines=5", "--quiet", "--no-cache", "--out", run.name
@@ -872,6 +918,46 @@ def test_ctrl_c_while_compiling_ends_at_once(server, here):
         assert ended.status == 130, ended
         assert ended.lines == [f"ended at once; go on from the beginning with: quantilax resume {run.name}"]
         assert status(run) == "interrupted"
+
+
+HANGING = """
+import atexit, time
+Settings = dict
+def init(**_):
+    atexit.register(time.sleep, 3600)  # wandb waits there for what it has not sent
+    time.sleep(3600)
+"""
+
+
+def test_a_logger_that_hangs_is_waited_for_when_all_is_written_until_ctrl_c(server, whole, here):
+    (here / "wandb.py").write_text(HANGING)
+    life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
+    life.until(lambda: (here / "run" / "learning_curve.png").exists())
+    life.until(lambda: "waiting for wandb, 60 s at most; Ctrl-C ends the waiting" in life.stderr)
+    assert_same_end(here / "run", whole)
+    life.send(signal.SIGINT)
+    ended = life.wait(10)
+    assert ended.status == 0
+    assert ended.stdout.startswith("final mean return ")
+    (warning,) = warnings_of(ended)
+    assert warning.startswith("warning: wandb is not done and no longer waited for")
+
+
+def test_a_stopped_run_says_so_before_it_waits_for_a_logger_that_hangs(server, whole, here):
+    (here / "wandb.py").write_text(HANGING)
+    life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
+    life.until(lambda: len(checkpoints.steps(root(here / "run"))) >= 2)
+    life.send(signal.SIGTERM)
+    life.until(lambda: "waiting for wandb" in life.stderr)
+    assert status(here / "run") == "interrupted"
+    life.send(signal.SIGTERM)
+    ended = life.wait(10)
+    assert ended.status == 128 + signal.SIGTERM
+    assert re.match(r"stopped at step \d+ of 440; go on from step \d+ with: quantilax resume run$", ended.lines[-1])
+    assert len(warnings_of(ended)) == 1
+    (here / "wandb.py").write_text("raise ImportError('gone')")
+    assert server.run(here, "resume", "run", "--quiet").status == 0
+    assert_same_end(here / "run", whole)
 
 
 # 11. Another config, another format, longer runs

@@ -4,8 +4,12 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +19,10 @@ import pytest
 from scipy import stats
 
 from quantilax import ConfigError, Metrics, Record
-from quantilax.runs import evaluations, loggers, summarize
+from quantilax.runs import beside, evaluations, loggers, summarize
+from quantilax.runs.beside import Beside
 from quantilax.runs.evaluations import Evaluation, entry
+from quantilax.runs.signals import Interrupted, Stop
 
 SEEDS = [3, 8]
 
@@ -95,7 +101,7 @@ def test_stacked_evaluations_come_back():
 
 
 def test_the_three_files_hold_the_same_figures(tmp_path):
-    for logger in loggers.make((), tmp_path, {}):
+    for logger in loggers.own(tmp_path):
         logger.begin([])
         for told in history():
             logger.log(told)
@@ -118,7 +124,7 @@ def test_the_three_files_hold_the_same_figures(tmp_path):
 def test_a_logger_that_begins_with_a_history_writes_what_one_wrote_that_saw_it_come(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-        for logger in loggers.make((), tmp_path / name, {}):
+        for logger in loggers.own(tmp_path / name):
             logger.begin(history(3) if name == "whole" else [])
             for told in history(5)[3 if name == "whole" else 0 :]:
                 logger.log(told)
@@ -132,7 +138,7 @@ def test_a_logger_that_begins_with_a_history_writes_what_one_wrote_that_saw_it_c
 def test_a_loss_that_is_not_finite_is_written_and_the_json_stays_json(tmp_path):
     metrics = evaluation(0).record.metrics._replace(loss=np.array([np.nan, np.inf]))
     told = entry(SEEDS, evaluation(200, metrics=metrics), is_first=False)
-    for logger in loggers.make((), tmp_path, {}):
+    for logger in loggers.own(tmp_path):
         logger.begin([told])
 
     def refuse(constant: str):
@@ -183,12 +189,154 @@ def test_a_logger_that_fails_is_told_once_and_the_others_go_on():
     assert other.steps == [0, 100], "a service gets no steps twice or out of order"
 
 
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Make the package of a logger one that is found, and raises on import."""
+
+    def make(name: str, error: str) -> None:
+        package = loggers.PACKAGES[name]
+        (tmp_path / f"{package}.py").write_text(f"raise {error}('half of it is missing')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+
+    return make
+
+
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError", "SystemExit"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_that_is_installed_and_cannot_be_imported_is_told_once_and_the_others_go_on(
+    name, error, broken, tmp_path
+):
+    broken(name, error)
+    loggers.check([name])
+    warnings: list[str] = []
+    guarded = loggers.Guarded([*loggers.own(tmp_path), *loggers.others([name], tmp_path, {})], warnings.append)
+    guarded.begin([])
+    for told in history(3):
+        guarded.log(told)
+    guarded.close()
+    assert warnings == [f"{name} could not be written (half of it is missing); the run goes on"]
+    assert len((tmp_path / "evaluations.jsonl").read_text().splitlines()) == 3
+
+
 def test_an_unknown_or_missing_logger_is_refused_with_the_remedy(monkeypatch):
     with pytest.raises(ConfigError, match="unknown logger 'tensorbord'; did you mean 'tensorboard'"):
         loggers.check(["tensorbord"])
     monkeypatch.setitem(loggers.PACKAGES, "wandb", "no_such_package")
     with pytest.raises(ConfigError, match=r"not installed; pip install 'quantilax\[wandb\]'"):
         loggers.check(["wandb"])
+
+
+class Waiting(Failing):
+    """Waits, where it is told to, until it may go on."""
+
+    def __init__(self, name: str, *places: str) -> None:
+        super().__init__(name, can_begin_again=False)
+        self.places, self.may_go_on, self.is_closed = places, threading.Event(), False
+
+    def wait(self, place: str) -> None:
+        if place in self.places:
+            assert self.may_go_on.wait(60)
+
+    def begin(self, history):
+        self.wait("begin")
+        super().begin(history)
+
+    def log(self, told):
+        self.wait("log")
+        super().log(told)
+
+    def close(self):
+        self.wait("close")
+        self.is_closed = True
+
+
+class Told:
+    """What a run's progress is given to say, and to warn of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.say, self.warn = self.said.append, self.warned.append
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(beside, "PATIENCE", 0.3)
+    monkeypatch.setattr(beside, "SILENCE", 0.1)
+
+
+def logged(group: Beside) -> None:
+    group.begin([])
+    for told in history(3):
+        group.log(told)
+    group.close()
+
+
+def test_a_logger_beside_that_waits_keeps_neither_the_caller_nor_another_one_waiting():
+    told, waits, well = Told(), Waiting("waits", "begin"), Waiting("well")
+    with Beside([waits, well], told, Stop(print)) as group:
+        logged(group)
+        while not well.is_closed:
+            time.sleep(0.001)
+        assert (waits.begun, well.steps) == (0, [0, 100, 200])
+        waits.may_go_on.set()
+    assert waits.steps == well.steps, "what came meanwhile is not lost"
+    assert waits.is_closed, "the end waits for it"
+    assert (told.said, told.warned) == ([], [])
+    assert not any(thread.is_at_work for _, thread in group.pairs)
+
+
+@pytest.mark.parametrize("place", ["begin", "log", "close"])
+def test_the_end_waits_for_a_logger_beside_no_longer_than_it_says(place, impatient):
+    told, waits = Told(), Waiting("waits", place)
+    start = time.monotonic()
+    with Beside([waits, Waiting("well")], told, Stop(print)) as group:
+        logged(group)
+    assert 0.3 <= time.monotonic() - start < 5
+    assert told.said == ["waiting for waits, 0.3 s at most; Ctrl-C ends the waiting"]
+    assert len(told.warned) == 1
+    assert told.warned[0].startswith("waits is not done and no longer waited for")
+    assert beside.is_any_left()
+    waits.fails = True
+    waits.may_go_on.set()
+    while beside.is_any_left():
+        time.sleep(0.001)
+    assert len(told.warned) == 1, "how it ended is no second warning"
+
+
+def test_a_logger_beside_that_failed_and_then_hangs_is_one_warning(impatient):
+    told, waits = Told(), Waiting("waits", "close")
+    waits.fails = True
+    with Beside([waits], told, Stop(print)) as group:
+        logged(group)
+    assert told.warned == ["waits could not be written (No space left on device); the run goes on"]
+    waits.may_go_on.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_waiting_for_loggers_and_nothing_else(number):
+    told, waits = Told(), Waiting("waits", "close")
+    start = time.monotonic()
+    with Stop(print) as stop:
+        sent = threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, number))
+        sent.start()
+        with Beside([waits], told, stop) as group:
+            logged(group)
+    assert time.monotonic() - start < 10
+    assert told.warned[0].startswith("waits is not done and no longer waited for")
+    waits.may_go_on.set()
+
+
+def test_an_end_at_once_waits_for_no_logger():
+    told, waits = Told(), Waiting("waits", "close")
+    start = time.monotonic()
+    with suppress(Interrupted), Beside([waits], told, Stop(print)) as group:
+        logged(group)
+        raise Interrupted("ended at once", signal.SIGINT, at_once=True)
+    assert time.monotonic() - start < 5
+    assert told.warned == []
+    waits.may_go_on.set()
 
 
 def events(directory):

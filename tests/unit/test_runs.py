@@ -1,6 +1,9 @@
 """Runs from Python: callbacks, loading, evaluating, extending, and what is refused; the command line has its own tests."""
 
 import json
+import shutil
+import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -11,7 +14,7 @@ import pytest
 
 import quantilax
 from quantilax import ConfigError, RunError
-from quantilax.runs import checkpoints
+from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, tiny
 from tests.contracts.test_environments import Own
@@ -122,6 +125,67 @@ def test_what_was_not_trained_is_refused(finished, tmp_path):
         quantilax.load(tmp_path)
 
 
+FACTS = {
+    "section": "iqn",
+    "seeds": [3, 5],
+    "status": "stopped",
+    "checkpoint_every": 1,
+    "log": ["wandb"],
+    "devices": 2,
+    "starts": [{"from_env_step": 0, "command": "quantilax train", "date": "2026-07-01T10:00:00+0200"}],
+    "seconds": 12,
+}
+"""What is read of a `run.json`."""
+
+
+def test_a_run_json_with_what_is_read_is_enough(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(FACTS))
+    assert RunDirectory.open(tmp_path).facts == FACTS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"section": None}, "section: is missing"),
+        ({"section": ["iqn"]}, r"section: expected a name, got \['iqn'\]"),
+        ({"seeds": None}, "seeds: is missing"),
+        ({"seeds": []}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": {"3": 5}}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": [3, 3]}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": [True]}, "seeds: expected different whole numbers from 0 to"),
+        ({"seeds": [2**32]}, "seeds: expected different whole numbers from 0 to"),
+        ({"status": 5}, "status: expected words, got 5"),
+        ({"checkpoint_every": -1}, "checkpoint_every: expected a whole number, 0 or more, got -1"),
+        ({"checkpoint_every": 1.5}, "checkpoint_every: expected a whole number, 0 or more, got 1.5"),
+        ({"checkpoint_every": True}, "checkpoint_every: expected a whole number, 0 or more, got True"),
+        ({"log": "wandb"}, "log: expected a list of names"),
+        ({"log": [5]}, "log: expected a list of names"),
+        ({"log": [["wandb"]]}, "log: expected a list of names"),
+        ({"devices": 0}, "devices: expected a whole number, 1 or more, got 0"),
+        ({"devices": "two"}, "devices: expected a whole number, 1 or more, got 'two'"),
+        ({"seconds": "long"}, "seconds: expected a number, 0 or more, got 'long'"),
+        ({"seconds": 10**400}, "seconds: expected a number, 0 or more, got 1000"),
+        ({"starts": None}, "starts: is missing"),
+        ({"starts": []}, "starts: expected a list of starts"),
+        ({"starts": {"0": {}}}, "starts: expected a list of starts"),
+        ({"starts": [5]}, r"starts\[0\]: expected a start"),
+        ({"starts": [*FACTS["starts"], {}]}, r"starts\[1\].from_env_step: is missing"),
+        ({"starts": [{**FACTS["starts"][0], "from_env_step": "none"}]}, r"starts\[0\].from_env_step: expected a whole"),
+        ({"starts": [{**FACTS["starts"][0], "command": ["x"]}]}, r"starts\[0\].command: expected words, got \['x'\]"),
+        ({"starts": [{**FACTS["starts"][0], "date": 2026}]}, r"starts\[0\].date: expected words, got 2026"),
+    ],
+)
+def test_a_run_json_that_lacks_or_has_something_else_than_what_is_read_is_refused_by_file_and_field(
+    changes, words, tmp_path
+):
+    facts = {name: value for name, value in {**FACTS, **changes}.items() if value is not None}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/run.json: {words}") as refused:
+        RunDirectory.open(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -170,6 +234,91 @@ def test_a_shorter_total_and_one_that_changes_the_warm_up_are_refused(finished, 
     quantilax.run(agent, tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="ended within its warm-up"):
         quantilax.resume(tmp_path / "run", total_timesteps=1_000, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("raise RuntimeError('half of it is missing')", "wandb could not be written (half of it is missing); the run"),
+        (
+            "import time\nSettings = dict\ndef init(**_): time.sleep(60)",
+            "wandb is not done and no longer waited for; wh",
+        ),
+    ],
+)
+def test_a_logger_that_is_broken_or_hangs_is_one_warning_and_the_run_is_whole(
+    lines, words, finished, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "wandb.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(beside, "PATIENCE", 0.3)
+    saved = []
+    result = quantilax.run(
+        tiny("iqn"),
+        tmp_path / "run",
+        [3, 5],
+        log=["wandb"],
+        quiet=True,
+        callback=lambda s, r: saved.extend(checkpoints.steps(tmp_path / "run" / "checkpoints")),
+    )
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert result.status == "finished"
+    assert_same_end(tmp_path / "run", finished)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {words}")
+    assert saved, "checkpoints are written while it hangs"
+    beside.LEFT.clear()  # it sleeps still
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def signalled(request, monkeypatch):
+    """Send a signal right after (or before) `run.json` is written with a status."""
+    number = request.param
+    handler = signal.signal(number, signal.default_int_handler)  # what SIGTERM does else would end the tests
+
+    def when(written: str, before: bool = False) -> int:
+        update = RunDirectory.update
+
+        def updated(self, **facts):
+            is_it = facts["status"] == written
+            if is_it and before:
+                signal.raise_signal(number)
+            update(self, **facts)
+            if is_it and not before:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(RunDirectory, "update", updated)
+        return 128 + number
+
+    yield when
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_while_run_json_is_written_at_the_beginning_leaves_an_interrupted_run(signalled, before, tmp_path):
+    exit_status = signalled("running", before)
+    with pytest.raises(Interrupted, match="go on from the beginning with: quantilax resume") as ended:
+        quantilax.run(tiny("iqn"), tmp_path / "run", quiet=True)
+    assert ended.value.exit_status == exit_status
+    assert RunDirectory.open(tmp_path / "run").status == "interrupted"
+
+
+def test_a_signal_while_run_json_is_written_at_a_resume_leaves_an_interrupted_run(signalled, finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    exit_status = signalled("running")
+    with pytest.raises(Interrupted, match="go on from step 240 with: quantilax resume") as ended:
+        quantilax.resume(path, total_timesteps=480, quiet=True)
+    assert ended.value.exit_status == exit_status
+    assert RunDirectory.open(path).status == "interrupted"
+
+
+def test_a_signal_while_run_json_is_written_at_the_end_changes_nothing(signalled, finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    RunDirectory.open(path).update(status="running")  # killed before it could say that it was finished
+    signalled("finished", before=True)
+    assert quantilax.resume(path, quiet=True).status == "finished"
+    assert RunDirectory.open(path).status == "finished"
 
 
 def norm(algo, state, key):

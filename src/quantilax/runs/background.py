@@ -1,4 +1,4 @@
-"""Writing beside training: one thread that takes what a run has to write, in order."""
+"""Writing beside training: a thread that does what it is given, in order."""
 
 import queue
 import threading
@@ -16,24 +16,43 @@ class Background:
     more than one copy of a run's state is kept.
     """
 
-    def __init__(self) -> None:
-        """Start the thread with the context."""
+    def __init__(self, name: str = "quantilax-writer") -> None:
+        """Prepare the thread; it starts with the context, or with `start`."""
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.is_free = threading.Semaphore(1)
-        self.thread = threading.Thread(target=self._work, name="quantilax-writer", daemon=True)
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.ended = threading.Event()  # `join` of Python 3.11, once interrupted, takes the thread for ended
 
     def __enter__(self) -> Self:
         """Start."""
-        self.thread.start()
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for the jobs, unless the process is to end at once."""
-        self.jobs.put(None)
+        self.end()
         if not isinstance(error, KeyboardInterrupt):
-            self.thread.join()
+            self.join()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def end(self) -> None:
+        """Take no more jobs: the thread ends after those put in so far."""
+        self.jobs.put(None)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for the thread's end, if it was started, for so many seconds at most."""
+        if self.is_at_work:
+            self.ended.wait(seconds)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the thread was started and has not ended."""
+        return self.thread.ident is not None and not self.ended.is_set()
 
     def finish(self) -> None:
         """Wait for all jobs put in so far."""
@@ -62,5 +81,8 @@ class Background:
             self.is_free.release()
 
     def _work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job()
+        try:
+            while (job := self.jobs.get()) is not None:
+                job()
+        finally:
+            self.ended.set()

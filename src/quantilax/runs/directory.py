@@ -5,14 +5,15 @@ import importlib.metadata
 import json
 import os
 import platform
+import reprlib
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import yaml
@@ -21,6 +22,47 @@ from quantilax import pytree
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs.files import write_whole
+
+
+class Fact(NamedTuple):
+    """What a key of `run.json` must hold."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+    is_required: bool = True
+
+
+def _is_whole(value: Any, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_seeds(value: Any) -> bool:
+    is_list = isinstance(value, list) and all(_is_whole(seed) and seed < 2**32 for seed in value)
+    return is_list and len(value) == len(set(value)) > 0
+
+
+FACTS = {
+    "section": Fact("a name", _is_text),
+    "seeds": Fact("different whole numbers from 0 to 2^32 - 1", _are_seeds),
+    "status": Fact("words", _is_text),
+    "checkpoint_every": Fact("a whole number, 0 or more", _is_whole, False),
+    "log": Fact("a list of names", lambda x: isinstance(x, list) and all(map(_is_text, x)), False),
+    "devices": Fact("a whole number, 1 or more", lambda x: _is_whole(x, 1), False),
+    "seconds": Fact("a number, 0 or more", lambda x: type(x) in (int, float) and 0 <= x < 1e18, False),
+    "starts": Fact("a list of starts", lambda x: isinstance(x, list) and bool(x)),
+}
+"""Every key of `run.json` that is read again."""
+
+START = {
+    "from_env_step": Fact("a whole number, 0 or more", _is_whole),
+    "command": Fact("words", _is_text),
+    "date": Fact("words", _is_text),
+}
+"""Every key of one of its starts that is read again."""
 
 
 class RunDirectory:
@@ -87,23 +129,19 @@ class RunDirectory:
             raise ConfigError(f"{path}: no such run directory; see quantilax list-runs")
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            seeds, starts = facts["seeds"], facts["starts"]
-            if not (
-                seeds
-                and all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
-                and starts
-                and all(start.keys() for start in starts)
-                and isinstance(facts["section"], str)
-                and isinstance(facts["status"], str)
-                and isinstance(facts.get("log", []), list)
-            ):
-                raise ValueError
         except FileNotFoundError:
             raise ConfigError(f"{path}: is no run directory: it has no run.json; see quantilax list-runs") from None
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ConfigError(f"{file}: is damaged or of no run; put back the file as it was written") from None
+        except (ValueError, RecursionError):
+            facts = None
+        if not isinstance(facts, dict):
+            raise ConfigError(f"{file}: is damaged or of no run; put back the file as it was written")
+        _check(file, "", facts, FACTS)
+        for number, start in enumerate(facts["starts"]):
+            if not isinstance(start, dict):
+                raise ConfigError(f"{file}: starts[{number}]: expected a start; put back the file as it was written")
+            _check(file, f"starts[{number}].", start, START)
         return cls(path, facts)
 
     @contextmanager
@@ -174,6 +212,17 @@ class RunDirectory:
     def write_config(self, name: str, agent: Agent) -> None:
         """Write `config.yaml`: one section, complete."""
         write_whole(self.path / "config.yaml", config_yaml(name, agent))
+
+
+def _check(file: Path, prefix: str, there: Mapping[str, Any], facts: Mapping[str, Fact]) -> None:
+    """Raise `ConfigError` for the first key that is missing, or holds something else."""
+    for name, fact in facts.items():
+        if name in there:
+            wrong = "" if fact.holds(there[name]) else f"expected {fact.expected}, got {reprlib.repr(there[name])}"
+        else:
+            wrong = "is missing" if fact.is_required else ""
+        if wrong:
+            raise ConfigError(f"{file}: {prefix}{name}: {wrong}; put back the file as it was written")
 
 
 def default_path(env: str, section: str) -> Path:

@@ -1,5 +1,6 @@
 """Taking up what a run learned: its agent, state and policy, and how good the policy is."""
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from quantilax import train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints
+from quantilax.runs.conditions import check_config, load_agent
 from quantilax.runs.directory import RunDirectory
 from quantilax.runs.evaluations import iqm
-from quantilax.runs.training import check_config, load_agent, print_warning
 from quantilax.types import Policy, State
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -57,7 +58,7 @@ def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, S
     """Return a run's agent, the states of all its seeds (leading axis), the seeds, and the checkpoint's step."""
     directory = RunDirectory.open(path)
     agent = load_agent(path, env)
-    checkpoint = checkpoints.find(directory.checkpoints, which, print_warning)
+    checkpoint = checkpoints.find(directory.checkpoints, which, _print_warning)
     seeds = directory.facts["seeds"]
     check_config(checkpoint, agent, seeds)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
@@ -146,3 +147,7 @@ def evaluate(
         returns=np.stack([np.asarray(returns) for _, returns in played]),
         lengths=np.stack([np.asarray(lengths) for lengths, _ in played]),
     )
+
+
+def _print_warning(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

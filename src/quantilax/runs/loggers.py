@@ -162,15 +162,15 @@ class TensorBoard:
 
     def __init__(self, run: Path) -> None:
         """Write into a run's directory."""
-        import tensorboardX
-
         self.name, self.can_begin_again = "tensorboard", False
         self.root = run / "tensorboard"
-        self.make = tensorboardX.SummaryWriter
         self.writers: dict[str, Any] = {}
 
     def begin(self, history: list[Entry]) -> None:
         """Write the history anew: a resumed run leaves no steps that it has not done."""
+        import tensorboardX  # here, where a broken install is a logger that fails
+
+        self.make = tensorboardX.SummaryWriter
         shutil.rmtree(self.root, ignore_errors=True)
         for entry in history:
             self.log(entry)
@@ -199,26 +199,26 @@ class WandB:
 
     def __init__(self, run: Path, config: dict[str, Any]) -> None:
         """Write into a run's directory, or to where wandb was told to."""
-        import wandb
-
         self.name, self.can_begin_again = "wandb", False
-        self.wandb, self.run, self.config = wandb, run, config
+        self.run, self.config = run, config
         self.session: Any = None
 
     def begin(self, history: list[Entry]) -> None:
         """Start a run of wandb, or go on with the one that this run began; then the history is there already."""
+        import wandb  # as above
+
         identity = self.run / "wandb" / "id"
         identity.parent.mkdir(exist_ok=True)
         is_new = not identity.exists()
         if is_new:
             identity.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-        self.session = self.wandb.init(
+        self.session = wandb.init(
             id=identity.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(self.run),
             name=self.run.resolve().name,
             config=self.config,
-            settings=self.wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off"),
         )
         for entry in history if is_new else []:
             self.log(entry)
@@ -249,10 +249,14 @@ def check(names: Iterable[str]) -> None:
             raise ConfigError(f"log: {PACKAGES[name]} is not installed; pip install 'quantilax[{name}]'")
 
 
-def make(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:
-    """Return the loggers of a run: its own files, and those asked for (see `check`)."""
-    own: list[Logger] = [CSV(run), JSONLines(run), Parquet(run)]
-    return own + [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
+def own(run: Path) -> list[Logger]:
+    """Return the loggers of a run's own files."""
+    return [CSV(run), JSONLines(run), Parquet(run)]
+
+
+def others(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:
+    """Return the loggers that were asked for (see `check`)."""
+    return [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
 
 
 class Guarded:
@@ -287,16 +291,25 @@ class Guarded:
                 self._try(logger, partial(logger.begin, self.history))
             self._try(logger, logger.close)
 
+    def leave(self) -> None:
+        """Tell that none of them is waited for any longer; what comes of it is not told."""
+        for logger in self.loggers:
+            line = f"{logger.name} is not done and no longer waited for; what it has not written may be missing there"
+            self._tell(logger, line)
+
     def _try(self, logger: Logger, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # a logger may raise anything
+        except (Exception, SystemExit) as error:  # a logger may raise anything
             self.behind.add(logger.name)
-            if logger.name not in self.failed:
-                self.failed.add(logger.name)
-                self.warn(f"{logger.name} could not be written ({reason(error)}); the run goes on")
+            self._tell(logger, f"{logger.name} could not be written ({reason(error)}); the run goes on")
         else:
             self.behind.discard(logger.name)
+
+    def _tell(self, logger: Logger, line: str) -> None:
+        if logger.name not in self.failed:
+            self.failed.add(logger.name)
+            self.warn(line)
 
 
 def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -1,6 +1,7 @@
 """What there is: the runs below a directory, and one run in a terminal. Read from files, never from live objects."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,20 +49,22 @@ def info(run: RunDirectory) -> RunInfo:
     """Return what there is to say of a run in a line."""
     rows = curve(run.path)
     last = rows[-1] if rows else {}
-    begun = str(run.facts["starts"][0].get("date", ""))
     return RunInfo(
         run.path,
-        str(run.facts.get("section", "")),
+        run.facts["section"],
         run.facts["seeds"],
         run.status,
         last.get("env_step"),
         last.get("all", {}).get("return_mean"),
-        begun,
+        run.facts["starts"][0]["date"],
     )
 
 
 def curve(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `evaluations.jsonl`; a last line cut short is left out."""
+    """Return the lines of a run's `evaluations.jsonl`, up to one that is cut short or says something else.
+
+    Means that are no finite numbers are left out of `all`.
+    """
     rows = []
     try:
         lines = (path / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
@@ -70,30 +73,37 @@ def curve(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-            rows.append({"env_step": int(row["env_step"]), "all": dict(row["all"]), "seeds": list(row["seeds"])})
-        except (ValueError, LookupError, TypeError):
+            means = {name: float(value) for name, value in row["all"].items() if value is not None}
+            means = {name: value for name, value in means.items() if math.isfinite(value)}
+            rows.append({"env_step": int(row["env_step"]), "all": means, "seeds": list(row["seeds"])})
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             break
     return rows
 
 
 def plot(rows: list[dict[str, Any]], width: int, color: bool) -> str:
-    """Draw mean returns over environment steps with characters: the mean over the seeds, the lowest and the highest."""
+    """Draw mean returns over environment steps with characters: the mean over the seeds, the lowest and the highest.
+
+    Where there is nothing to draw, or a number that no axis holds, the text is empty.
+    """
     from uniplot import plot_to_string
 
-    steps = [row["env_step"] for row in rows]
     names = {"mean": "return_mean"}
-    if len(rows[0]["seeds"]) > 1:
+    if any(len(row["seeds"]) > 1 for row in rows):
         names = {"highest seed": "return_highest", "lowest seed": "return_lowest", **names}
-    drawn: str = plot_to_string(
-        xs=[steps] * len(names),
-        ys=[[_number(row["all"].get(column)) for row in rows] for column in names.values()],
-        lines=True,
-        width=max(20, min(width - 14, 90)),
-        height=12,
-        color=color,
-        legend_labels=list(names) if len(names) > 1 else None,
-        title="mean return over environment steps",
-    )
+    try:
+        drawn: str = plot_to_string(
+            xs=[[row["env_step"] for row in rows]] * len(names),
+            ys=[[row["all"].get(column, math.nan) for row in rows] for column in names.values()],
+            lines=True,
+            width=max(20, min(width - 14, 90)),
+            height=12,
+            color=color,
+            legend_labels=list(names) if len(names) > 1 else None,
+            title="mean return over environment steps",
+        )
+    except (ValueError, ArithmeticError):
+        return ""
     return drawn
 
 
@@ -112,7 +122,3 @@ def checkpoint_lines(run: RunDirectory) -> list[str]:
         + (" (best)" if step == best else "")
         for step, value in facts.items()
     ]
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)

@@ -25,12 +25,15 @@ class Interrupted(KeyboardInterrupt):
 class Stop:
     """Handlers of the two signals for as long as the context lasts; without effect outside the main thread.
 
-    Until `is_training` is set there is nothing to save, and the first signal ends at once too.
+    At first a signal is held, so that what says how a run stands is written; `release` acts on it. From then on the first
+    signal ends at once, or, where `is_training` is set and there is something to save, lets the segment end.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         """Prepare; `tell` is called with a line at the first signal."""
         self.tell = tell
+        self.is_holding = True
+        self.held: int | None = None
         self.is_training = False
         self.requested: int | None = None
         self.before: dict[int, Any] = {}
@@ -47,6 +50,31 @@ class Stop:
         """Put back the handlers that were there."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """Hold signals from here on."""
+        self.is_holding = True
+
+    def release(self) -> None:
+        """Hold no more signals.
+
+        Raises:
+            Interrupted: one was held.
+        """
+        self.is_holding = False
+        if self.held is not None:
+            raise Interrupted("ended at once", self.held)
+
+    def cut_short(self, wait: Callable[[], None]) -> None:
+        """Call a function that waits: a signal ends the waiting, and nothing else. Afterwards signals are held."""
+        self.is_training = False
+        try:
+            self.release()
+            wait()
+        except Interrupted:
+            pass
+        finally:
+            self.hold()
 
     def wait_for(self, function: Callable[[], T]) -> T:
         """Call a function that Python cannot interrupt (a compiled program) and stay able to handle signals meanwhile."""
@@ -65,7 +93,9 @@ class Stop:
         return result
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_training and self.requested is None:
+        if self.is_holding:
+            self.held = number
+        elif self.is_training and self.requested is None:
             self.requested = number
             self.tell("stopping: the segment ends and is saved; once more ends at once")
         else:

@@ -1,15 +1,10 @@
 """Training a run, or going on with one: the host's loop around the compiled segments, and the files it leaves."""
 
-import contextlib
-import json
 import math
-import os
 import shlex
 import signal
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import pytree, train
-from quantilax.agent import Agent, ConfigWarning
+from quantilax import train
+from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.runs import checkpoints, configs, evaluations, loggers, plots
+from quantilax.runs import checkpoints, evaluations, loggers, plots
 from quantilax.runs.background import Background
+from quantilax.runs.beside import Beside
 from quantilax.runs.checkpoints import Checkpoint
-from quantilax.runs.directory import RunDirectory, cores, default_path, provenance, versions
+from quantilax.runs.conditions import (
+    check_config,
+    described,
+    enable_compilation_cache,
+    extended,
+    load_agent,
+    machine,
+    tell_differences,
+)
+from quantilax.runs.directory import RunDirectory, default_path, provenance
 from quantilax.runs.errors import RunError, reason
 from quantilax.runs.evaluations import Evaluation
 from quantilax.runs.progress import RunProgress
@@ -91,7 +96,8 @@ def run(
     directory = RunDirectory.create(Path(out) if out is not None else default_path(agent.env.name, section))
     if cache:
         enable_compilation_cache()
-    with directory.lock():
+    progress = RunProgress(agent.evaluation_steps[-1], quiet)
+    with directory.lock(), Stop(progress.say) as stop:
         try:
             directory.write_config(section, agent)
             directory.update(
@@ -105,7 +111,7 @@ def run(
             )
         except OSError as error:
             raise RunError(f"{directory.path}: cannot be written: {error.strerror}; choose another directory") from None
-        return _train(agent, directory, None, RunProgress(agent.evaluation_steps[-1], quiet), callback)
+        return _train(agent, directory, None, progress, callback, stop)
 
 
 def resume(
@@ -149,7 +155,7 @@ def resume(
     with directory.lock():
         agent = load_agent(directory.path, env, eval_callback)
         if total_timesteps is not None:
-            agent = _extended(agent, total_timesteps)
+            agent = extended(agent, total_timesteps)
         progress = RunProgress(agent.evaluation_steps[-1], quiet)
         checkpoint, done = None, 0
         if checkpoints.steps(directory.checkpoints):  # else it was stopped before the first one, and begins anew
@@ -157,63 +163,21 @@ def resume(
             check_config(checkpoint, agent, facts["seeds"])
             done = checkpoint.facts["env_step"]
             if done >= agent.evaluation_steps[-1] and facts["status"] == "finished":
-                seconds = facts.get("seconds")
-                seconds = seconds if isinstance(seconds, float) else math.nan
+                seconds = facts.get("seconds", math.nan)
                 return Result(directory.path, "finished", done, checkpoint.facts["return_mean"], seconds, 0.0)
-            _tell_differences(checkpoint, agent, progress)
-        try:
-            directory.write_config(facts["section"], agent)
-            directory.update(
-                status="running",
-                checkpoint_every=every,
-                log=list(log),
-                starts=[*facts["starts"], _start(done)],
-            )
-        except OSError as error:
-            raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
-        return _train(agent, directory, checkpoint, progress, callback)
-
-
-def load_agent(path: Path, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> Agent:
-    """Build the agent of a run directory from its `config.yaml`.
-
-    Args:
-        path: the run's directory.
-        env: the environment, where it is an object of your own; None: the one that the config names.
-        eval_callback: that of the agent.
-
-    Raises:
-        ConfigError: a damaged config, or an environment or algorithm that is not known here.
-    """
-    section = configs.load_section(path / "config.yaml")
-    with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # told when the run began
-        return section.create(env, eval_callback)
-
-
-def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
-    """Raise `ConfigError` where the run's config or seeds are not the checkpoint's; only `total_timesteps` may differ."""
-    run = checkpoint.path.parents[1]
-    if checkpoint.facts.get("seeds") != seeds:
-        raise ConfigError(
-            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.name} has {checkpoint.facts.get('seeds')}; put"
-            " back the file as it was written"
-        )
-    there, here = checkpoint.facts["config"], described(agent)
-    names = [name for name in {**there, **here} if name != "total_timesteps" and there.get(name) != here.get(name)]
-    if names:
-        told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
-        more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-        raise ConfigError(
-            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.name}: {told}{more};"
-            " put it back, or begin a new run with quantilax train"
-        )
-
-
-def described(agent: Agent) -> dict[str, Any]:
-    """Return algorithm, environment and every hyperparameter as a checkpoint keeps them."""
-    config = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
-    plain: dict[str, Any] = json.loads(json.dumps(config))
-    return plain
+            tell_differences(checkpoint, agent, progress)
+        with Stop(progress.say) as stop:
+            try:
+                directory.write_config(facts["section"], agent)
+                directory.update(
+                    status="running",
+                    checkpoint_every=every,
+                    log=list(log),
+                    starts=[*facts["starts"], _start(done)],
+                )
+            except OSError as error:
+                raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
+            return _train(agent, directory, checkpoint, progress, callback, stop)
 
 
 def _train(
@@ -222,13 +186,31 @@ def _train(
     checkpoint: Checkpoint | None,
     progress: RunProgress,
     callback: Callback | None,
+    stop: Stop,
+) -> Result:
+    """Train, with loggers that are waited for when all else is done."""
+    others = loggers.others(directory.facts["log"], directory.path, described(agent))
+    with progress, Beside(others, progress, stop) as beside:
+        logger = loggers.Guarded([*loggers.own(directory.path), beside], progress.warn)
+        return _told(agent, directory, checkpoint, progress, callback, stop, logger)
+
+
+def _told(
+    agent: Agent,
+    directory: RunDirectory,
+    checkpoint: Checkpoint | None,
+    progress: RunProgress,
+    callback: Callback | None,
+    stop: Stop,
+    logger: loggers.Guarded,
 ) -> Result:
     """Train to the end or to a reason to stop, and say in `run.json` which it was."""
     status = "failed"
     timing: dict[str, float] = {}
     try:
-        with progress, Stop(progress.say) as stop, Background() as background:
-            result = _loop(agent, directory, checkpoint, progress, callback, stop, background, timing)
+        stop.release()
+        with Background() as background:
+            result = _loop(agent, directory, checkpoint, progress, callback, stop, logger, background, timing)
         status = result.status
         return result
     except KeyboardInterrupt as error:
@@ -252,6 +234,7 @@ def _train(
         status = f"failed: {reason(error)}"
         raise
     finally:
+        stop.hold()
         try:
             directory.update(status=status, **timing)
         except OSError as error:
@@ -265,6 +248,7 @@ def _loop(
     progress: RunProgress,
     callback: Callback | None,
     stop: Stop,
+    logger: loggers.Guarded,
     background: Background,
     timing: dict[str, float],
 ) -> Result:
@@ -290,7 +274,6 @@ def _loop(
         timing["seconds"] = round(history[-1].seconds, 3)
         progress.resumed(since, history[-1].seconds)
     entries = [evaluations.entry(seeds, row, is_first=i == 0) for i, row in enumerate(history)]
-    logger = loggers.Guarded(loggers.make(directory.facts["log"], directory.path, described(agent)), progress.warn)
     background.put(partial(logger.begin, list(entries)))
     saver = _Saver(agent, directory, progress.warn, since)
 
@@ -347,7 +330,7 @@ class _Saver:
         self.directory, self.warn, self.saved = directory, warn, saved
         self.reason = ""
         seeds = directory.facts["seeds"]
-        self.facts = {"config": described(agent), "seeds": seeds, **_machine(len(seeds))}
+        self.facts = {"config": described(agent), "seeds": seeds, **machine(len(seeds))}
 
     def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
         """Copy what is to be written now; the returned job writes it."""
@@ -379,21 +362,6 @@ def _restored(checkpoint: Checkpoint, program: train.Program) -> tuple[State, li
     return tree["state"], evaluations.unstack(jax.device_get(tree["history"]))
 
 
-def _extended(agent: Agent, total_timesteps: int) -> Agent:
-    config = agent.config
-    if total_timesteps < config.total_timesteps:
-        raise ConfigError(
-            f"--total-timesteps: {total_timesteps} is less than the run's {config.total_timesteps}; give a larger number"
-        )
-    extended = agent.replace(total_timesteps=total_timesteps)
-    if extended.config.warmup_steps != config.warmup_steps:
-        raise ConfigError(
-            f"--total-timesteps: the run ended within its warm-up of {extended.config.warmup_steps} steps and cannot be"
-            " extended; begin a new one with quantilax train"
-        )
-    return extended
-
-
 def _check_options(checkpoint_every: int, log: tuple[str, ...]) -> None:
     if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 0:
         raise ConfigError(
@@ -406,90 +374,12 @@ def _start(env_step: int) -> dict[str, Any]:
     return {"from_env_step": env_step, **provenance()}
 
 
-def _machine(num_seeds: int) -> dict[str, Any]:
-    """Return what decides the low bits of a run's numbers."""
-    return {
-        "versions": versions(),
-        "device": jax.devices()[0].device_kind,
-        "devices": train.layout(num_seeds).mesh.size,
-        "cores": cores(),
-    }
-
-
-def _tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
-    for difference in _other_machine(checkpoint):
-        progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
-    before, now = checkpoint.facts["config"].get("total_timesteps"), agent.config.total_timesteps
-    if before != now:
-        progress.say(
-            f"extended from {before:,} to {now:,} steps: from step {checkpoint.facts['env_step']:,} on, epsilon and the"
-            " learning rate are where a run of that length has them"
-        )
-
-
-def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
-    here = _machine(len(checkpoint.facts["seeds"]))
-    for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
-        there = checkpoints.versions(checkpoint.facts).get(name)
-        if there != here["versions"][name]:
-            yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
-    for name in ("device", "devices", "cores"):
-        if checkpoint.facts.get(name) != here[name]:
-            yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
-
-
 def _draw(agent: Agent, directory: RunDirectory, progress: RunProgress) -> None:
     title = f"{directory.facts['section']} on {agent.env.name}"
     try:
         plots.learning_curve(directory.path / "evaluations.csv", directory.path / "learning_curve.png", title)
     except (OSError, ValueError, KeyError) as error:  # the disk is full, so that the table is not whole
         progress.warn(f"learning_curve.png could not be drawn ({error})")
-
-
-def print_warning(line: str) -> None:
-    """Print a line that begins with `warning:` on standard error."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
-def check_memory(agent: Agent, num_seeds: int) -> None:
-    """Raise `ConfigError` where the state of all seeds is larger than the machine's memory (CPU only)."""
-    needed = train.state_bytes(*agent.arguments())["total"] * num_seeds
-    if jax.default_backend() != "cpu":
-        return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise ConfigError(
-            f"the state of {num_seeds} seed(s) takes {needed / 2**30:.1f} GiB and this machine has"
-            f" {there / 2**30:.1f}; lower buffer_size or --seeds"
-        )
-
-
-def use_all_cores(num_seeds: int) -> None:
-    """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
-
-    For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
-    say how many devices there are.
-    """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    with contextlib.suppress(RuntimeError):  # JAX has begun to compute
-        jax.config.update("jax_num_cpu_devices", min(cores(), num_seeds))
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache directory, so that a second start takes no compiling.
-
-    `JAX_COMPILATION_CACHE_DIR` names another place; a place that cannot be written to is left alone.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantilax" / "xla"
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _check_finite(record: Record, env_step: int, state: State, directory: RunDirectory) -> None:

@@ -1,0 +1,160 @@
+"""The conditions of a run: its config, seeds and machine; what must be there again to go on, and what is told if it differs."""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from quantilax import pytree, train
+from quantilax.agent import Agent, ConfigWarning
+from quantilax.pytree import ConfigError
+from quantilax.runs import checkpoints, configs
+from quantilax.runs.checkpoints import Checkpoint
+from quantilax.runs.directory import cores, versions
+from quantilax.runs.errors import CheckpointError
+from quantilax.runs.progress import RunProgress
+
+
+def load_agent(path: Path, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> Agent:
+    """Build the agent of a run directory from its `config.yaml`.
+
+    Args:
+        path: the run's directory.
+        env: the environment, where it is an object of your own; None: the one that the config names.
+        eval_callback: that of the agent.
+
+    Raises:
+        ConfigError: a damaged config, or an environment or algorithm that is not known here.
+    """
+    section = configs.load_section(path / "config.yaml")
+    with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # told when the run began
+        return section.create(env, eval_callback)
+
+
+def described(agent: Agent) -> dict[str, Any]:
+    """Return algorithm, environment and every hyperparameter as a checkpoint keeps them."""
+    config = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
+
+
+def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
+    """Check that the run's config and seeds are the checkpoint's; only `total_timesteps` may differ.
+
+    Raises:
+        ConfigError: they are not.
+        CheckpointError: the checkpoint says no `total_timesteps`.
+    """
+    run = checkpoint.path.parents[1]
+    if checkpoint.facts.get("seeds") != seeds:
+        raise ConfigError(
+            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.name} has {checkpoint.facts.get('seeds')}; put"
+            " back the file as it was written"
+        )
+    there, here = checkpoint.facts["config"], described(agent)
+    names = [name for name in {**there, **here} if name != "total_timesteps" and there.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
+        more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+        raise ConfigError(
+            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.name}: {told}{more};"
+            " put it back, or begin a new run with quantilax train"
+        )
+    if type(there.get("total_timesteps")) is not int:
+        raise CheckpointError(f"{checkpoint.path}: {checkpoints.MANIFEST} has no whole number as total_timesteps")
+
+
+def extended(agent: Agent, total_timesteps: int) -> Agent:
+    """Return the agent of a longer run; raise `ConfigError` where it is none, or one with another warm-up."""
+    config = agent.config
+    if total_timesteps < config.total_timesteps:
+        raise ConfigError(
+            f"--total-timesteps: {total_timesteps} is less than the run's {config.total_timesteps}; give a larger number"
+        )
+    extended = agent.replace(total_timesteps=total_timesteps)
+    if extended.config.warmup_steps != config.warmup_steps:
+        raise ConfigError(
+            f"--total-timesteps: the run ended within its warm-up of {extended.config.warmup_steps} steps and cannot be"
+            " extended; begin a new one with quantilax train"
+        )
+    return extended
+
+
+def machine(num_seeds: int) -> dict[str, Any]:
+    """Return what decides the low bits of a run's numbers."""
+    return {
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "devices": train.layout(num_seeds).mesh.size,
+        "cores": cores(),
+    }
+
+
+def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
+    """Say what keeps a resumed run from the end of the uninterrupted one: another machine, another length."""
+    for difference in _other_machine(checkpoint):
+        progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
+    before, now = checkpoint.facts["config"]["total_timesteps"], agent.config.total_timesteps
+    if before != now:
+        progress.say(
+            f"extended from {before:,} to {now:,} steps: from step {checkpoint.facts['env_step']:,} on, epsilon and the"
+            " learning rate are where a run of that length has them"
+        )
+
+
+def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
+    here = machine(len(checkpoint.facts["seeds"]))
+    for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
+        there = checkpoints.versions(checkpoint.facts).get(name)
+        if there != here["versions"][name]:
+            yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
+    for name in ("device", "devices", "cores"):
+        if checkpoint.facts.get(name) != here[name]:
+            yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
+
+
+def check_memory(agent: Agent, num_seeds: int) -> None:
+    """Raise `ConfigError` where the state of all seeds is larger than the machine's memory (CPU only)."""
+    needed = train.state_bytes(*agent.arguments())["total"] * num_seeds
+    if jax.default_backend() != "cpu":
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"the state of {num_seeds} seed(s) takes {needed / 2**30:.1f} GiB and this machine has"
+            f" {there / 2**30:.1f}; lower buffer_size or --seeds"
+        )
+
+
+def use_all_cores(num_seeds: int) -> None:
+    """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
+
+    For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
+    say how many devices there are.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has begun to compute
+        jax.config.update("jax_num_cpu_devices", min(cores(), num_seeds))
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache directory, so that a second start takes no compiling.
+
+    `JAX_COMPILATION_CACHE_DIR` names another place; a place that cannot be written to is left alone.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantilax" / "xla"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
