@@ -2,8 +2,8 @@
 
     python -m benchmarks.seeds
 
-The section `iqn` of configs/gymnax/cartpole.yaml for `--steps` environment steps, compiling apart. Every way and number of seeds
-runs in a process of its own, all in turn, `--pairs` times; ratios are to one seed in the same turn.
+The section `iqn` of configs/gymnax/cartpole.yaml for `--steps` environment steps, compiling apart. Every way
+and number of seeds runs in a process of its own, all in turn, `--pairs` times; ratios are to one seed in the same turn.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
 
 WAYS = {
     "cores": "a device per core, one after another on each (`quantilax train --seeds`)",
@@ -41,10 +40,8 @@ def measure(way: str, seeds: int, steps: int) -> float:
     program = compile_fit(algorithm, env, config, keys)
     assert program.init is not None
     start = time.perf_counter()
-    state: Any = program.init(env, config, keys)
-    for state, record in fit(env, config, program, state):
-        jax.block_until_ready(record)
-    jax.block_until_ready(state)
+    for segment in fit(env, config, program, program.init(env, config, keys)):
+        jax.block_until_ready(segment)
     return time.perf_counter() - start
 
 
@@ -65,13 +62,13 @@ def main() -> None:
     for pair in range(arguments.pairs):
         for way, seeds in seconds:
             command = [sys.executable, "-m", "benchmarks.seeds", "--steps", str(arguments.steps)]
-            done = subprocess.run(
-                [*command, "--measure", way, str(seeds)], capture_output=True, text=True, check=True
-            )
+            done = subprocess.run([*command, "--measure", way, str(seeds)], capture_output=True, text=True, check=True)
             seconds[way, seeds].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"pair {pair + 1} of {arguments.pairs} done", file=sys.stderr, flush=True)
 
-    print(f"{os.cpu_count()} cores; medians of {arguments.pairs}: seconds (times the seconds of one seed on one device)\n")
+    print(
+        f"{os.cpu_count()} cores; medians of {arguments.pairs}: seconds (times the seconds of one seed on one device)\n"
+    )
     print("| way | " + " | ".join(f"{s} seeds" for s in arguments.seeds) + " |")
     print("|---|" + "---|" * len(arguments.seeds))
     base = seconds["map", 1] if ("map", 1) in seconds else seconds[arguments.ways[0], arguments.seeds[0]]

@@ -8,7 +8,12 @@ import subprocess
 import sys
 import time
 
-SIDES = {"nothing": "pass", "jax": "import jax", "quantilax": "import quantilax", "its command line": "import quantilax.cli"}
+SIDES = {
+    "nothing": "pass",
+    "jax": "import jax",
+    "quantilax": "import quantilax",
+    "its command line": "import quantilax.cli",
+}
 
 
 def main() -> None:
@@ -20,7 +25,9 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     print("| import of | seconds, median of 10 | more than jax |\n|---|---|---|")
     for name, values in seconds.items():
-        more = statistics.median(a - b for a, b in zip(values[1:], seconds["jax"][1:], strict=True))  # the first warms up
+        more = statistics.median(
+            a - b for a, b in zip(values[1:], seconds["jax"][1:], strict=True)
+        )  # the first warms up
         print(f"| {name} | {statistics.median(values[1:]):.2f} | {more:+.2f} |")
 
 

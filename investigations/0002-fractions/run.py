@@ -45,12 +45,15 @@ def train(settings: dict[str, object], first: int, seeds: int) -> list[dict[str,
     overrides = [f"{field}={str(value).lower()}" for field, value in {**BASE, **settings}.items()]
     with tempfile.TemporaryDirectory() as folder:
         command = ["train", str(CONFIG), "iqn", *overrides, "--seed", str(first), "--seeds", str(seeds)]
-        subprocess.run([sys.executable, "-m", "quantilax.cli", *command, "--out", f"{folder}/run", "--quiet"], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "quantilax.cli", *command, "--out", f"{folder}/run", "--quiet"], check=True
+        )
         with open(f"{folder}/run/evaluations.csv", newline="") as file:
             return list(csv.DictReader(file))
 
 
 def main() -> None:
+    """Train what is not there yet."""
     done = set()
     if RESULTS.exists():
         with RESULTS.open(newline="") as file:

@@ -1,0 +1,36 @@
+"""What the compiled gradient step computes and touches, by XLA's own count: a guard of speed that times nothing."""
+
+import jax
+import pytest
+
+from quantilax import IQN
+from quantilax.algorithms import iqn
+
+B, N, N_PRIME, K, WIDTH = 64, 64, 48, 32, 64
+
+
+def cost(**settings) -> dict[str, float]:
+    """XLA's count for one gradient step with hidden layers of 64, swish, N = 64, N' = 48, K = 32, batch 64."""
+    algo = IQN.create(
+        env="CartPole-v1", batch_size=B, buffer_size=1_000, fill_buffer=100, total_timesteps=1_000, eval_freq=1_000,
+        num_tau_samples=N, num_tau_prime_samples=N_PRIME, num_quantile_samples=K, activation="swish", **settings,
+    )  # fmt: skip
+    _, _, config = algo.arguments()
+    state = jax.eval_shape(algo.init, jax.random.key(0))
+    program = jax.jit(iqn.update).lower(config, state, jax.eval_shape(jax.random.key, 0)).compile()
+    return program.cost_analysis()
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_gradient_step_computes_little_beyond_its_products_and_makes_few_passes_over_its_activations(share):
+    # A product of a row with 64 x 64 weights is 2 * 64^2 operations. Forwards: the embedding (of each fraction once if the
+    # batch shares them) and the hidden layer, for N + N' + K fractions; backwards, for N: both weights and the hidden input.
+    embedded = 1 if share else B
+    products = 2 * WIDTH**2 * ((embedded + B) * (N + N_PRIME + K) + (embedded + 2 * B) * N)
+    measured = cost(share_tau=share)
+    assert (
+        products < measured["flops"] < 1.25 * products
+    )  # psi once per observation, phi once per fraction, output and loss
+
+    activations = 4 * B * (N + N_PRIME + K) * WIDTH  # bytes of one hidden layer of every row
+    assert measured["bytes accessed"] < (24 if share else 29) * activations
