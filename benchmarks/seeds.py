@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 WAYS = {
@@ -30,7 +31,7 @@ def measure(way: str, seeds: int, steps: int) -> float:
     from quantilax.train import compile_fit, fit
 
     if way == "cores":
-        runs.use_all_cores()
+        runs.use_all_cores(seeds)
     elif way == "vmap":
         train.over_seeds = lambda function, inputs: jax.vmap(function)(inputs)
     with open("configs/gymnax/cartpole.yaml") as file:
@@ -58,11 +59,15 @@ def main() -> None:
         print(json.dumps(measure(way, int(seeds), arguments.steps)))
         return
 
+    cache = tempfile.TemporaryDirectory()  # of compiled programs: compiling is not measured
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache.name}
     seconds: dict[tuple[str, int], list[float]] = {(w, s): [] for w in arguments.ways for s in arguments.seeds}
     for pair in range(arguments.pairs):
         for way, seeds in seconds:
             command = [sys.executable, "-m", "benchmarks.seeds", "--steps", str(arguments.steps)]
-            done = subprocess.run([*command, "--measure", way, str(seeds)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [*command, "--measure", way, str(seeds)], capture_output=True, text=True, check=True, env=environment
+            )
             seconds[way, seeds].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"pair {pair + 1} of {arguments.pairs} done", file=sys.stderr, flush=True)
 

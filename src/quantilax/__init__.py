@@ -1,13 +1,17 @@
 """quantilax: distributional reinforcement learning in JAX on Flax NNX, whole training as one XLA program."""
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from quantilax.agent import IQN, PQN, Agent, ConfigWarning, Curve
 from quantilax.algorithms import ALGORITHMS, register
 from quantilax.envs import make
 from quantilax.pytree import ConfigError
-from quantilax.runs import CheckpointError, Result, RunError, load, resume, run
 from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
+
+if TYPE_CHECKING:
+    from quantilax.runs import CheckpointError, Result, RunError, load, resume, run
 
 __version__ = version("quantilax")
 
@@ -36,3 +40,11 @@ __all__ = [
     "resume",
     "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Look up `runs`, `run`, `load` and the like on first use: progress bars and YAML take a fifth of a second to import."""
+    if name not in {*__all__, "runs"}:
+        raise AttributeError(f"module 'quantilax' has no attribute '{name}'")
+    runs = importlib.import_module("quantilax.runs")
+    return runs if name == "runs" else getattr(runs, name)

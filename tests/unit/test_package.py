@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import quantilax
 
 PROJECT = Path(__file__).parents[2]
@@ -89,14 +91,19 @@ def test_the_oldest_versions_tested_are_the_lower_ends_of_the_ranges():
     assert pinned == lower
 
 
-def test_importing_the_package_does_not_import_gymnax_nor_matplotlib():
+def test_importing_the_package_imports_nothing_heavy_that_may_not_be_used():
     code = """
 import quantilax, sys
-heavy = ("gymnax", "matplotlib", "pandas", "click", "orbax", "polars", "scipy.stats")
+heavy = ("gymnax", "matplotlib", "pandas", "click", "orbax", "polars", "scipy.stats", "rich", "yaml")
 print([m for m in heavy if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_that_is_not_there_is_said_to_be_missing():
+    with pytest.raises(AttributeError, match="module 'quantilax' has no attribute 'trian'"):
+        quantilax.trian  # noqa: B018
 
 
 def test_gymnaxs_plotting_libraries_are_not_imported_but_work_when_asked_for():
