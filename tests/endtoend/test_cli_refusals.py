@@ -42,7 +42,7 @@ def refusal(call: Call, tmp_path: Path):
     ("fields", "words"),
     [
         (["learning_rat=1"], "command line: unknown field 'learning_rat'; did you mean 'learning_rate'?"),
-        (["xyzzy=1"], "unknown field 'xyzzy'; known fields: activation, "),
+        (["xyzzy=1"], "unknown field 'xyzzy'; known fields: acting_tau_sampling, activation, "),
         (["learning_rate=fast"], "learning_rate: expected a number, got 'fast'"),
         (["learning_rate=true"], "learning_rate: expected a number, got True"),
         (["learning_rate="], "learning_rate: expected a number, got None"),
