@@ -5,7 +5,7 @@
 | x, a, r, x' | `transition` | one transition; `discount = 1 - terminated`: a time limit still bootstraps |
 | psi(x), phi(tau) | `psi`, `embedding` | features of the observation, embedding of a fraction |
 | Z_tau(x, a) | `Z` | quantile of the return at fraction tau: `Z = head(psi, tau)`, (N, A) |
-| tau, tau', tau'' | `tau`, `tau_prime`, `tau_action` | N, N' and K fractions, drawn independently, uniform on [0, 1] |
+| tau, tau', tau'' | `tau`, `tau_prime`, `tau_action` | N, N' and K fractions, drawn as `tau_sampling` and `share_tau` say |
 | theta, theta^- | `params`, `target_params` | online and target network; equal at step 0 |
 | delta_ij | | `r + gamma Z^-_{tau'_j}(x', a*) - Z_{tau_i}(x, a)` |
 | a* | `a_star` | argmax of the mean over K samples of the target network (of the online one if `double`) |
