@@ -28,9 +28,8 @@ def test_a_gradient_step_computes_little_beyond_its_products_and_makes_few_passe
     embedded = 1 if share else B
     products = 2 * WIDTH**2 * ((embedded + B) * (N + N_PRIME + K) + (embedded + 2 * B) * N)
     measured = cost(share_tau=share)
-    assert (
-        products < measured["flops"] < 1.25 * products
-    )  # psi once per observation, phi once per fraction, output and loss
+    assert products < measured["flops"] < 1.25 * products  # the rest: psi, the output, the loss, random numbers
 
     activations = 4 * B * (N + N_PRIME + K) * WIDTH  # bytes of one hidden layer of every row
-    assert measured["bytes accessed"] < (24 if share else 29) * activations
+    # Over rows of two axes, (batch, fraction), instead of one matrix it would be 27.7 and 21.7: transposed copies for gradients.
+    assert measured["bytes accessed"] < (21.2 if share else 27) * activations
