@@ -31,5 +31,5 @@ def test_a_gradient_step_computes_little_beyond_its_products_and_makes_few_passe
     assert products < measured["flops"] < 1.25 * products  # the rest: psi, the output, the loss, random numbers
 
     activations = 4 * B * (N + N_PRIME + K) * WIDTH  # bytes of one hidden layer of every row
-    # Over rows of two axes, (batch, fraction), instead of one matrix it would be 27.7 and 21.7: transposed copies for gradients.
+    # Over rows of two axes, (batch, fraction), instead of one matrix it would be 27.7 and 21.7: transposed copies.
     assert measured["bytes accessed"] < (21.2 if share else 27) * activations
