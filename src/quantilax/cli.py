@@ -220,6 +220,54 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     )
 
 
+@cli.command()
+@click.argument("file", metavar="STUDY.yaml", type=click.Path(path_type=Path))
+@click.option("--seeds", type=click.IntRange(min=1), help="Another number of seeds than the study says.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs at the same time, one per core or device.  [default: all, or as the study was begun]",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The results' directory.  [default: studies/<name>]")
+@click.option("--dry-run", is_flag=True, help="Print cells, compile groups, time and memory; train nothing for good.")
+@click.option("--resume", is_flag=True, help="Go on with what is there: finished runs are never repeated.")
+@QUIET
+@NO_CACHE
+def study(
+    file: Path,
+    seeds: int | None,
+    jobs: int | None,
+    out: Path | None,
+    dry_run: bool,
+    resume: bool,
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Run the study in the file STUDY.yaml: cells times seeds, results written as they come.
+
+    \b
+    quantilax study investigations/0002-fractions/study.yaml --dry-run
+    quantilax study investigations/0002-fractions/study.yaml --seeds 20 --out studies/fractions
+    """
+    from quantilax import runs
+    from quantilax.studies import definition, execution
+    from quantilax.studies.store import Store
+
+    asked = definition.load(file)
+    asked = asked if seeds is None else asked.with_seeds(seeds)
+    out = out or Path("studies") / asked.name
+    begun = Store.find(out) if resume else None
+    runs.use_all_cores(jobs or (begun.facts["jobs"] if begun else len(asked.cells) * len(asked.seeds)))
+    if dry_run:
+        if not no_cache:
+            runs.enable_compilation_cache()
+        _foretell(execution.plan(asked, begun, jobs))
+        return
+    with _told_if_interrupted():
+        store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache)
+    _summarize(store)
+
+
 @cli.command(name="list-runs")
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
 def list_runs(directory: Path) -> None:
@@ -291,6 +339,53 @@ def list_() -> None:
         console.print(f"[bold]environments of {library}[/bold]")
         for name in names:
             console.print(f"  {name}")
+
+
+def _summarize(store: "Store") -> None:  # type: ignore[name-defined]
+    click.echo(f"results in {store.path}")
+
+
+def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
+    from quantilax import train
+    from quantilax.studies.forecast import forecast
+
+    console = Console(width=max(Console().width, 120), highlight=False, markup=False)
+    derived = {cell: agent.config.derived() for group in planned.groups for cell, agent in group.agents.items()}
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    quantities = list(dict.fromkeys(quantity for figures in derived.values() for quantity in figures))
+    for column in ("cell", "group", *(quantity.replace("_", " ") for quantity in quantities)):
+        table.add_column(column, justify="left" if column == "cell" else "right", overflow="fold")
+    number = {cell: group.number + 1 for group in planned.groups for cell in group.agents}
+    for cell in planned.study.cells:
+        figures = derived.get(cell.name, {})
+        cells = (f"{figures[q]:,.6g}" if q in figures else "-" for q in quantities)
+        table.add_row(cell.name, str(number.get(cell.name, "-")), *cells)
+    console.print(table)
+    for failure in planned.failures:
+        click.echo(f"warning: cell '{failure.cell}' cannot be run: {failure.reason}", err=True)
+    for cell, agent in ((cell, agent) for group in planned.groups for cell, agent in group.agents.items()):
+        for line in train.advice(agent.config):
+            click.echo(f"warning: cell '{cell}': {line}", err=True)
+    laid, told = planned.laid, forecast(planned)
+    click.echo(
+        f"\n{planned.left} runs to do, {planned.finished} are there; {laid.jobs} job(s), {laid.width} run(s) on each at a"
+        f" time; {len(planned.groups)} compile group(s)"
+    )
+    click.echo(f"memory: {told.state_bytes / 2**20:,.1f} MiB for the states of {laid.runs} run(s) at a time")
+    if told.costs:
+        compiling, least, most = told.total
+        timed = "" if len(told.costs) == told.groups else f" (timed: {len(told.costs)} of {told.groups} groups)"
+        click.echo(
+            f"time: {_duration(least)} to {_duration(most)}, by the length of the evaluations' episodes, and"
+            f" {_duration(compiling)} compiling{timed}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Write 45 s, 12 min or 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
