@@ -82,7 +82,7 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
         return found
 
     monkeypatch.setattr(execution.Worker, "rows", counting)
-    with pytest.raises(Interrupted, match="runs are kept in .*; go on with the same command and --resume"):
+    with pytest.raises(Interrupted, match=r"runs are kept in .*; go on with the same command and --resume"):
         execution.run(asked, tmp_path / "cut", quiet=True)
     before = Store.open(tmp_path / "cut")
     assert before.status == "interrupted"
@@ -255,7 +255,7 @@ def test_other_devices_than_a_study_was_begun_with_are_refused(config, tmp_path,
 
 def test_states_that_do_not_fit_into_the_memory_are_refused_with_the_remedy(config, tmp_path):
     cells = {"named": {"huge": {"buffer_size": 2_000_000_000}}}
-    with pytest.raises(ConfigError, match="cell 'huge': the state of .* GiB and there are .*; lower its buffer_size"):
+    with pytest.raises(ConfigError, match=r"cell 'huge': the state of .* GiB and there are .*; lower its buffer_size"):
         run(study(config, cells), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
