@@ -2,12 +2,13 @@
 
 | symbol | here | meaning |
 |---|---|---|
-| x, a, r, x' | `transition` | one transition; `discount = 1 - terminated`: a time limit still bootstraps |
+| x, a, R, x' | `transition` | m steps, `n_step` or fewer at an episode's end; R is the sum of their discounted rewards |
+| m, d | `steps`, `discount` | of the transition; `discount = 1 - terminated`: a time limit still bootstraps |
 | psi(x), phi(tau) | `psi`, `embedding` | features of the observation, embedding of a fraction |
 | Z_tau(x, a) | `Z` | quantile of the return at fraction tau: `Z = head(psi, tau)`, (N, A) |
 | tau, tau', tau'' | `tau`, `tau_prime`, `tau_action` | N, N' and K fractions, drawn as `tau_sampling` and `share_tau` say |
 | theta, theta^- | `params`, `target_params` | online and target network; equal at step 0 |
-| delta_ij | | `r + gamma Z^-_{tau'_j}(x', a*) - Z_{tau_i}(x, a)` |
+| delta_ij | | `R + gamma^m d Z^-_{tau'_j}(x', a*) - Z_{tau_i}(x, a)` |
 | a* | `a_star` | argmax of the mean over K samples of the target network (of the online one if `double`) |
 """
 
@@ -24,7 +25,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from quantilax import exploration, fractions, losses, normalize, replay, risk, rollout
 from quantilax.networks import ACTIVATIONS, MLP, ImplicitQuantileHead
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
-from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
+from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Config:
     buffer_size: int = field(100_000, "transitions kept", paper=1_000_000, ge=1)
     fill_buffer: int = field(1_000, "environment steps with random actions before learning", paper=50_000, ge=0)
     batch_size: int = field(64, "transitions in a gradient step", paper=32, ge=1)
+    n_step: int = field(1, "n, steps of reward before the bootstrap; fewer at an episode's end", paper=1, ge=1)
 
     # Optimisation
     learning_rate: float = field(1e-3, "first step size of Adam", paper=5e-5, ge=0)
@@ -135,19 +137,27 @@ class Config:
         risk.check(self.risk, self.risk_eta)
         if self.gradient_steps > MAX_INT32:
             raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
-        if self.buffer_size < self.num_envs:
+        steps = "one step" if self.n_step == 1 else f"n_step={self.n_step} steps"
+        if self.buffer_size < self.n_step * self.num_envs:
             raise ConfigError(
-                f"buffer_size: {self.buffer_size} cannot hold one step of num_envs={self.num_envs}; raise it"
+                f"buffer_size: {self.buffer_size} cannot hold {steps} of num_envs={self.num_envs}; raise it to"
+                f" {self.n_step * self.num_envs} or more"
             )
-        if self.total_timesteps < self.num_envs:
+        if self.total_timesteps < self.n_step * self.num_envs:
             raise ConfigError(
-                f"total_timesteps: {self.total_timesteps} is less than one step of num_envs={self.num_envs}; raise it"
+                f"total_timesteps: {self.total_timesteps} is less than {steps} of num_envs={self.num_envs}; raise it to"
+                f" {self.n_step * self.num_envs} or more"
+            )
+        if self.warmup_steps < (self.n_step - 1) * self.num_envs:
+            raise ConfigError(
+                f"fill_buffer: {self.fill_buffer} and one step of num_envs={self.num_envs} are less than {steps}, which the"
+                f" first gradient step reads; raise it to {(self.n_step - 1) * self.num_envs} or more"
             )
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
-        if self.batch_size < 16:
+        if self.batch_size < 16 and self.n_step == 1:
             lines.append(
                 f"batch_size={self.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
                 " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
@@ -186,7 +196,7 @@ class State:
     target_params: PyTree
     optimizer_state: PyTree
     replay: replay.Ring
-    """Rows of `Transition`, observations and rewards as the environment gave them."""
+    """Steps as the environment gave them, nothing normalised."""
     env_state: PyTree
     """Leading axis num_envs."""
     obs: Shaped[Array, "num_envs *obs"]
@@ -226,7 +236,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
         params=params,
         target_params=params,
         optimizer_state=optimizer(config).init(params),
-        replay=replay.init(rollout.transition_spec(env), config.buffer_size),
+        replay=replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step),
         env_state=env_state,
         obs=obs,
         normalizer=normalize.init(
@@ -282,7 +292,7 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
     env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
     return replace(
         state,
-        replay=replay.add(state.replay, transition),
+        replay=replay.add(state.replay, transition, obs),
         env_state=env_state,
         obs=obs,
         normalizer=normalize.update(state.normalizer, transition, config.gamma),
@@ -295,7 +305,7 @@ def loss(
     Z_next: Float[Array, "N_prime A"],
     Z_action: Float[Array, "K A"],
     tau: Float[Array, "N"],
-    transition: Transition,
+    transition: NStep,
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Algorithm 1 of the paper for one transition: the loss, and (q = mean of Z_tau(x, a), |mean of the targets - q|).
@@ -305,11 +315,12 @@ def loss(
         Z_next: target network at x' and tau'.
         Z_action: the network that selects, at x' and tau''.
         tau: the fractions of Z.
-        transition: (x, a, r, x').
+        transition: (x, a, R, x'), over m steps.
         config: gamma and kappa.
     """
     a_star = jnp.argmax(Z_action.mean(axis=0))
-    targets = transition.reward + config.gamma * transition.discount * Z_next[:, a_star]  # (N',)
+    gamma_m = config.gamma**transition.steps
+    targets = transition.reward + gamma_m * transition.discount * Z_next[:, a_star]  # (N',)
     z = Z[:, transition.action]  # (N,)
     q = z.mean()
     td_error = jnp.abs(targets.mean() - q)
@@ -320,7 +331,7 @@ def batch_loss(
     params: PyTree,
     target_params: PyTree,
     network: nnx.GraphDef,
-    batch: Transition,
+    batch: NStep,
     key: Key[Array, ""],
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
@@ -344,7 +355,8 @@ def batch_loss(
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
     """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean Z, TD error)."""
     key_sample, key_loss = jax.random.split(key)
-    batch = normalize.transitions(state.normalizer, replay.sample(state.replay, key_sample, config.batch_size))
+    batch = replay.sample(state.replay, key_sample, config.batch_size, config.gamma)
+    batch = normalize.transitions(state.normalizer, batch)
     (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
         state.params, state.target_params, state.network, batch, key_loss, config
     )
