@@ -81,8 +81,8 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
 
     Rows are drawn with replacement within each stratum. The interval is BCa (Efron 1987; for strata Davison and Hinkley
     1997, section 5.3.2), as `scipy.stats.bootstrap` has it for several samples. Percentiles are taken where it is not
-    defined: values that are not finite, a stratum of one row, no resample below or above the statistic, a jackknife
-    without variance; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
+    defined: a stratum of one row, no resample below or above the statistic, a jackknife without variance or with a value
+    that is not finite; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
 
     Args:
         statistic: takes the strata with a leading axis of resamples, (B, n, ...), and gives (B, ...).
@@ -105,7 +105,7 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
         z = z_0 + ndtri(_tails()[0]) * np.array([1, -1]).reshape(2, *[1] * z_0.ndim)
         stretch = 1 - a * z
         levels = ndtr(z_0 + z / stretch)
-        has_bca = np.isfinite(drawn).all(axis=0) & np.isfinite(levels).all(axis=0) & (stretch > 0).all(axis=0)
+        has_bca = np.isfinite(levels).all(axis=0) & (stretch > 0).all(axis=0)
     low, high = (np.where(has_bca, levels[i], plain) for i, plain in enumerate(_tails()))
     ordered = np.sort(drawn, axis=0)
     ranks = np.floor(low * (resamples - 1)), np.ceil(high * (resamples - 1))
