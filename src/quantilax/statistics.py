@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # polars and scipy.stats take a good part of a second each
 
 CONFIDENCE = 0.95
 RESAMPLES = 5_000
-CURVE_RESAMPLES = 2_000
+QUICK_RESAMPLES = 2_000
+"""For curves and for episodes, of which there are many."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH = 2**20
 """Numbers that a batch of resamples may hold."""
@@ -280,7 +281,9 @@ def summarize(values: np.ndarray) -> Summary:
     units = values.T if len(values) == 1 else values  # what is drawn, in rows
 
     def told(statistic: Statistic) -> tuple[float, float]:
-        low, high = interval(lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units)
+        low, high = interval(
+            lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units, resamples=QUICK_RESAMPLES
+        )
         return float(low), float(high)
 
     return Summary(
@@ -439,7 +442,7 @@ def learning_curves(records: pl.DataFrame) -> pl.DataFrame:
 
     frames = []
     for g in _groups(records):
-        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=CURVE_RESAMPLES)
+        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=QUICK_RESAMPLES)
         n, has_interval, broken = len(g.seeds), len(g.seeds) > 1, np.isneginf(g.returns)
         length = len(g.steps)
         columns = {
