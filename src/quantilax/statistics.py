@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # polars and scipy.stats take a good part of a second each
 
 CONFIDENCE = 0.95
 RESAMPLES = 5_000
-CURVE_RESAMPLES = 2_000
+QUICK_RESAMPLES = 2_000
+"""For curves and for episodes, of which there are many."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH = 2**20
 """Numbers that a batch of resamples may hold."""
@@ -81,8 +82,8 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
 
     Rows are drawn with replacement within each stratum. The interval is BCa (Efron 1987; for strata Davison and Hinkley
     1997, section 5.3.2), as `scipy.stats.bootstrap` has it for several samples. Percentiles are taken where it is not
-    defined: values that are not finite, a stratum of one row, no resample below or above the statistic, a jackknife
-    without variance; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
+    defined: a stratum of one row, no resample below or above the statistic, a jackknife without variance or with a value
+    that is not finite; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
 
     Args:
         statistic: takes the strata with a leading axis of resamples, (B, n, ...), and gives (B, ...).
@@ -105,7 +106,7 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
         z = z_0 + ndtri(_tails()[0]) * np.array([1, -1]).reshape(2, *[1] * z_0.ndim)
         stretch = 1 - a * z
         levels = ndtr(z_0 + z / stretch)
-        has_bca = np.isfinite(drawn).all(axis=0) & np.isfinite(levels).all(axis=0) & (stretch > 0).all(axis=0)
+        has_bca = np.isfinite(levels).all(axis=0) & (stretch > 0).all(axis=0)
     low, high = (np.where(has_bca, levels[i], plain) for i, plain in enumerate(_tails()))
     ordered = np.sort(drawn, axis=0)
     ranks = np.floor(low * (resamples - 1)), np.ceil(high * (resamples - 1))
@@ -280,7 +281,9 @@ def summarize(values: np.ndarray) -> Summary:
     units = values.T if len(values) == 1 else values  # what is drawn, in rows
 
     def told(statistic: Statistic) -> tuple[float, float]:
-        low, high = interval(lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units)
+        low, high = interval(
+            lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units, resamples=QUICK_RESAMPLES
+        )
         return float(low), float(high)
 
     return Summary(
@@ -439,7 +442,7 @@ def learning_curves(records: pl.DataFrame) -> pl.DataFrame:
 
     frames = []
     for g in _groups(records):
-        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=CURVE_RESAMPLES)
+        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=QUICK_RESAMPLES)
         n, has_interval, broken = len(g.seeds), len(g.seeds) > 1, np.isneginf(g.returns)
         length = len(g.steps)
         columns = {
