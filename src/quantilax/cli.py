@@ -182,7 +182,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
     """
     from quantilax import runs
-    from quantilax.runs.loading import QUANTILES
+    from quantilax.statistics import QUANTILES, summarize
 
     if not no_cache:
         runs.enable_compilation_cache()
@@ -194,8 +194,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     if len(found.seeds) > 1:
         parts["all"] = found.returns, found.lengths
     summaries = {
-        name: {"return": runs.summarize(returns), "length": runs.summarize(lengths)}
-        for name, (returns, lengths) in parts.items()
+        name: {"return": summarize(returns), "length": summarize(lengths)} for name, (returns, lengths) in parts.items()
     }
     if as_json:
         head = {"run": str(run), "env_step": found.env_step, "episodes": episodes, "seed": seed}
