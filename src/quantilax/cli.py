@@ -264,7 +264,26 @@ def study(
         return
     with _told_if_interrupted():
         store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache)
-    _summarize(store)
+    _summarize(store, quiet)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: DIR]")
+def report(directory: Path, out: Path | None) -> None:
+    """Write the report of the study whose results are in DIR: report.html, report.md and its figures.
+
+    The page stands alone: it needs no network. Of a study that is not finished it shows what is there.
+
+    \b
+    quantilax report studies/fractions
+    """
+    from quantilax.studies import report as reports
+    from quantilax.studies.store import Store
+
+    out = out or directory
+    reports.report(Store.open(directory)).write(out)
+    click.echo(f"{out / reports.PAGE} and {out / reports.TWIN}")
 
 
 @cli.command(name="list-runs")
@@ -340,8 +359,43 @@ def list_() -> None:
             console.print(f"  {name}")
 
 
-def _summarize(store: "Store") -> None:  # type: ignore[name-defined]
-    click.echo(f"results in {store.path}")
+def _summarize(store: "Store", quiet: bool) -> None:  # type: ignore[name-defined]
+    if not quiet:
+        _tell_results(store)
+    click.echo(f"results in {store.path}; quantilax report {shlex.quote(str(store.path))} makes a page of them")
+
+
+def _tell_results(store: "Store") -> None:  # type: ignore[name-defined]
+    from quantilax.studies.report import summary_table
+    from quantilax.studies.results import Results
+    from quantilax.studies.verdict import verdict
+
+    results = Results.read(store)
+    told, table = verdict(results), summary_table(results)
+    if table.rows:
+        drawn = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+        kept = [i for i, column in enumerate(table.columns) if column.title in SUMMARY]
+        for i in kept:
+            drawn.add_column(table.columns[i].title, justify="right" if i else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*("\n".join((row[i].text, *filter(None, row[i].detail.split("; ")))) for i in kept))
+        Console(width=max(Console().width, 120), highlight=False, markup=False, emoji=False).print(drawn)
+        click.echo("\nbelow each figure its 95% interval, and p adjusted for the number of cells compared")
+    for line in (told.headline, *told.caveats):
+        click.echo(line)
+
+
+SUMMARY = (
+    "cell",
+    "n",
+    "return at the end",
+    "solved for good",
+    "fell",
+    "better over the curve",
+    "better at the end",
+    "broken",
+)
+"""Columns that a terminal has room for."""
 
 
 def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
