@@ -286,6 +286,72 @@ def report(directory: Path, out: Path | None) -> None:
     click.echo(f"{out / reports.PAGE} and {out / reports.TWIN}")
 
 
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--cell", help="Another cell than the one that the rule names.")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Number of held-out seeds.")
+@click.option(
+    "--first-seed", type=click.IntRange(0, 2**32 - 1), help="The first of them.  [default: after the study's largest]"
+)
+@click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
+@click.option("--section", help="Its name there.  [default: that of the study's base]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at the same time.  [default: one per core or device]")
+@QUIET
+@NO_CACHE
+def recommend(
+    directory: Path,
+    cell: str | None,
+    seeds: int,
+    first_seed: int | None,
+    write: Path | None,
+    section: str | None,
+    jobs: int | None,
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
+
+    Where the held-out seeds contradict, nothing is written and the exit status is 1.
+
+    \b
+    quantilax recommend studies/fractions
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
+    """
+    from quantilax import runs
+    from quantilax.studies import tables
+    from quantilax.studies.recommend import recommend as recommended
+    from quantilax.studies.store import Store
+
+    store = Store.open(directory)
+    runs.use_all_cores(jobs or 2 * seeds)
+    with _told_if_interrupted():
+        found = recommended(
+            store,
+            cell=cell,
+            seeds=seeds,
+            first_seed=first_seed,
+            write=write,
+            section=section,
+            jobs=jobs,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    click.echo(f"{found.choice.cell}: {found.choice.reason}")
+    on = f"held-out seeds {tables.seeds(found.seeds)}"
+    if not found.judgement.holds:
+        click.echo(f"{on} contradict: {'; '.join(found.judgement.contradictions)}; nothing is written", err=True)
+        sys.exit(1)
+    click.echo(f"{on} agree: {found.judgement.score}")
+    if found.edited is None:
+        return
+    if found.edited.commented:
+        click.echo(
+            f"warning: {write}: the comments behind {', '.join(found.edited.commented)} were written for the values before",
+            err=True,
+        )
+    click.echo(f"written: section {section or store.facts['section']} of {write}")
+
+
 @cli.command(name="list-runs")
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
 def list_runs(directory: Path) -> None:

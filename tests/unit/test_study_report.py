@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
+from quantilax import statistics
 from quantilax.studies import choice, figures, report, tables
 from quantilax.studies.results import Results, smallest_p, verdict_of
 from quantilax.studies.store import Failure, Store
@@ -298,7 +299,10 @@ def test_names_of_fields_stay_readable_in_markdown():
     assert report.markdown("batch_size=64, gamma=0.98") == "batch_size=64, gamma=0.98"
 
 
-def test_figures_of_the_twin_are_small_and_stand_alone(tmp_path):
+def test_figures_of_the_twin_are_small_and_stand_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        statistics, "interval", lambda of, *rows, **_: (of(*(x[None] for x in rows))[0],) * 2
+    )  # at once
     many = {f"cell {i}": [GOOD, FALLS, LATE, NEVER] * 25 for i in range(40)}
     told = report.report(store(tmp_path / "s", {"base": [GOOD] * 100, **many}, seeds=100))
     assert len(told.figures) == 4

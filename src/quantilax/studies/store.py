@@ -15,7 +15,7 @@ from quantilax.pytree import ConfigError
 from quantilax.runs import RunError, locks
 from quantilax.runs.evaluations import COLUMNS
 from quantilax.runs.files import flush, write_whole
-from quantilax.studies.definition import Study, resolved
+from quantilax.studies.definition import Study, plain
 
 STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures.jsonl"
 
@@ -241,19 +241,14 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 
 def described(study: Study) -> dict[str, Any]:
     """Return what a study comes to, as plain values: each cell with every field."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "name": study.name,
-                "question": study.question,
-                "prediction": study.prediction,
-                "solved": study.solved,
-                "seeds": list(study.seeds),
-                "base": study.base.name,
-                "section": study.base.section.name,
-                "overrides": {cell.name: cell.overrides for cell in study.cells},
-                "cells": {cell.name: resolved(cell.section) for cell in study.cells},
-            }
-        )
-    )
-    return plain
+    return {
+        "name": study.name,
+        "question": study.question,
+        "prediction": study.prediction,
+        "solved": study.solved,
+        "seeds": list(study.seeds),
+        "base": study.base.name,
+        "section": study.base.section.name,
+        "overrides": json.loads(json.dumps({cell.name: cell.overrides for cell in study.cells})),
+        "cells": {cell.name: plain(cell.section) for cell in study.cells},
+    }

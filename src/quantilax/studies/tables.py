@@ -56,7 +56,11 @@ def columns(results: Results) -> list[Column]:
         return entry
 
     found = [
-        Column("cell", "A configuration: the fields that differ from the base name it.", lambda r: Entry(r["cell"])),
+        Column(
+            "cell",
+            "A configuration: the fields that differ from the base name it.",
+            lambda r: Entry(r["cell"], "", r["cell"]),
+        ),
         Column(
             "n", "Runs, each with a seed of its own; figures are over them.", lambda r: Entry(str(r["n"]), "", r["n"])
         ),
