@@ -137,7 +137,7 @@ def load(path: Path) -> Study:
     """
     return make(
         configs.read_yaml(path, "study; expected lines such as 'base: {config: ..., section: iqn}'"),
-        path.stem,
+        path.resolve().parent.name if path.stem == "study" else path.stem,
         str(path),
         path.parent,
     )
