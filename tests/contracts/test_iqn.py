@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
 
 from quantilax import IQN, ConfigError, ConfigWarning, fractions, replay, train
 from quantilax.algorithms import iqn
@@ -58,15 +59,26 @@ def numpy_network(params):
 
 
 def numpy_loss(state, t, taus, config):
-    """The loss of one transition in numpy, written from the paper alone; `taus`: tau, tau' and tau''."""
+    """The loss of one transition in numpy, written from the papers alone; `taus`: tau, tau' and tau''."""
     tau, tau_prime, tau_action = (np.asarray(x, np.float64) for x in taus)
     online, target = numpy_network(state.params), numpy_network(state.target_params)
-    a_star = (online if config.double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
-    z, z_next = online(t.obs, tau)[:, int(t.action)], target(t.next_obs, tau_prime)[:, a_star]
+    z, reward = online(t.obs, tau)[:, int(t.action)], float(t.reward)
+    if config.munchausen:
+        temperature = config.munchausen_temperature
+        log_pi, log_pi_next = (
+            log_softmax(target(x, tau_action).mean(axis=0) / temperature) for x in (t.obs, t.next_obs)
+        )
+        soft = target(t.next_obs, tau_prime) - temperature * log_pi_next
+        z_next = (np.exp(log_pi_next) * soft).sum(axis=1)
+        bonus = max(temperature * log_pi[int(t.action)], config.munchausen_clip)
+        reward += config.munchausen_alpha * bonus
+    else:
+        a_star = (online if config.double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
+        z_next = target(t.next_obs, tau_prime)[:, a_star]
     total = 0.0
     for i in range(len(tau)):
         for j in range(len(tau_prime)):
-            delta = float(t.reward) + config.gamma ** int(t.steps) * (1 - float(t.terminated)) * z_next[j] - z[i]
+            delta = reward + config.gamma ** int(t.steps) * (1 - float(t.terminated)) * z_next[j] - z[i]
             k = config.kappa
             huber = 0.5 * delta**2 if abs(delta) <= k else k * (abs(delta) - 0.5 * k)
             total += abs(tau[i] - (delta < 0)) * huber / k
@@ -90,6 +102,34 @@ def test_the_loss_is_the_papers(algo, state, double, terminated, steps):
         key, t = jax.random.key(seed), transition(terminated, steps=steps)
         taus = [tau[0] for tau in fractions.draw(key, "uniform", (1,), NUMBERS)]
         assert_allclose(loss_of_one(state, t, key, config), numpy_loss(state, t, taus, config), rtol=1e-4)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+@pytest.mark.parametrize(("temperature", "clip"), [(0.03, -1.0), (0.5, -1.0), (2.0, -1.0), (0.5, -0.1)])
+def test_the_loss_with_munchausen_is_that_of_its_paper(algo, state, terminated, temperature, clip):
+    config = replace(algo.config, munchausen=True, munchausen_temperature=temperature, munchausen_clip=clip)
+    for seed in range(5):
+        key = jax.random.key(seed)
+        t = transition(terminated)._replace(action=jnp.array(seed % 2))  # the better action and the worse
+        taus = [tau[0] for tau in fractions.draw(key, "uniform", (1,), NUMBERS)]
+        assert_allclose(loss_of_one(state, t, key, config), numpy_loss(state, t, taus, config), rtol=1e-4)
+
+
+def test_munchausen_without_bonus_and_temperature_is_iqn(algo, state):
+    # As t goes to 0 the softmax becomes the argmax and t ln pi of it 0; alpha = 0 takes the bonus away.
+    config = replace(algo.config, munchausen=True, munchausen_alpha=0.0, munchausen_temperature=1e-6)
+    for seed in range(5):
+        key = jax.random.key(seed)
+        values = (loss_of_one(state, transition(), key, c) for c in (algo.config, config))
+        assert_allclose(*values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"double": True}, "double: "), ({"n_step": 2}, "n_step: 2 with munch")]
+)
+def test_what_munchausen_does_not_define_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny("iqn", munchausen=True, **fields)
 
 
 def test_double_changes_which_network_selects(algo, state):

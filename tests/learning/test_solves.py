@@ -12,11 +12,11 @@ from quantilax.runs import load_section
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("n_step", [1, 3])
-def test_iqn_solves_the_corridor(n_step):
+@pytest.mark.parametrize("variant", [{}, {"n_step": 3}, {"munchausen": True}])
+def test_iqn_solves_the_corridor(variant):
     algo = IQN.create(
         env="probe/corridor", total_timesteps=8_000, eval_freq=2_000, fill_buffer=500, eval_episodes=16, gamma=0.9,
-        polyak=0.95, target_update_freq=1, torso_sizes=(32,), head_sizes=(32,), n_step=n_step,
+        polyak=0.95, target_update_freq=1, torso_sizes=(32,), head_sizes=(32,), **variant,
     )  # fmt: skip
     _, (lengths, returns) = algo.train(jax.random.key(0))
     assert (np.asarray(returns[-1]) == 1).all()

@@ -10,6 +10,10 @@
 | theta, theta^- | `params`, `target_params` | online and target network; equal at step 0 |
 | delta_ij | | `R + gamma^m d Z^-_{tau'_j}(x', a*) - Z_{tau_i}(x, a)` |
 | a* | `a_star` | argmax of the mean over K samples of the target network (of the online one if `double`) |
+
+With `munchausen` it is M-IQN (Vieillard, Pietquin & Geist 2020, https://arxiv.org/abs/2007.14430): pi is the softmax of that
+mean over the temperature t, R gets `alpha [t ln pi(a|x)]` clipped to [l0, 0], and the target is the soft one,
+`sum_a' pi(a'|x') (Z^-_{tau'_j}(x', a') - t ln pi(a'|x'))` in the place of `Z^-_{tau'_j}(x', a*)`.
 """
 
 import math
@@ -75,6 +79,10 @@ class Config:
     )
     kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return", paper=1.0, gt=0)
     double: bool = field(False, "the online network selects a*, the target network rates it", paper=False)
+    munchausen: bool = field(False, "M-IQN: targets of the softmax policy, its log-probability added to the reward")
+    munchausen_alpha: float = field(0.9, "alpha, share of t ln pi(a|x) added to the reward; 0: soft IQN", ge=0, le=1)
+    munchausen_temperature: float = field(0.03, "t of the softmax policy, in units of return", gt=0)
+    munchausen_clip: float = field(-1.0, "l0, the least that t ln pi(a|x) counts, in units of return", le=0)
     risk: str = field(
         "neutral",
         "distortion of the acting policy's fractions",
@@ -135,6 +143,15 @@ class Config:
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
         risk.check(self.risk, self.risk_eta)
+        if self.munchausen and self.double:
+            raise ConfigError(
+                "double: has no meaning with munchausen, whose targets select no action; set one to false"
+            )
+        if self.munchausen and self.n_step > 1:
+            raise ConfigError(
+                f"n_step: {self.n_step} with munchausen is not defined: the rewards on the way would need their own"
+                " log-probabilities; set n_step to 1 or munchausen to false"
+            )
         if self.gradient_steps > MAX_INT32:
             raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
         steps = "one step" if self.n_step == 1 else f"n_step={self.n_step} steps"
@@ -304,6 +321,7 @@ def loss(
     Z: Float[Array, "N A"],
     Z_next: Float[Array, "N_prime A"],
     Z_action: Float[Array, "K A"],
+    Z_before: Float[Array, "K A"] | None,
     tau: Float[Array, "N"],
     transition: NStep,
     config: Config,
@@ -314,13 +332,23 @@ def loss(
         Z: online network at x and tau.
         Z_next: target network at x' and tau'.
         Z_action: the network that selects, at x' and tau''.
+        Z_before: target network at x and tau'', for `munchausen`; else None.
         tau: the fractions of Z.
         transition: (x, a, R, x'), over m steps.
-        config: gamma and kappa.
+        config: gamma, kappa and those of `munchausen`.
     """
-    a_star = jnp.argmax(Z_action.mean(axis=0))
+    q_next, reward = Z_action.mean(axis=0), transition.reward
+    if Z_before is None:
+        a_star = jnp.argmax(q_next)
+        future = Z_next[:, a_star]  # (N',)
+    else:
+        t = config.munchausen_temperature
+        t_log_pi = losses.scaled_log_softmax(q_next, t)
+        future = (Z_next - t_log_pi) @ jnp.exp(t_log_pi / t)  # (N',)
+        bonus = losses.scaled_log_softmax(Z_before.mean(axis=0), t)[transition.action]
+        reward = reward + config.munchausen_alpha * jnp.clip(bonus, config.munchausen_clip, 0)
     gamma_m = config.gamma**transition.steps
-    targets = transition.reward + gamma_m * transition.discount * Z_next[:, a_star]  # (N',)
+    targets = reward + gamma_m * transition.discount * future
     z = Z[:, transition.action]  # (N,)
     q = z.mean()
     td_error = jnp.abs(targets.mean() - q)
@@ -345,10 +373,13 @@ def batch_loss(
     Z_next = target.Z(psi_next, tau_prime)  # (B, N', A)
     selecting, psi_selecting = (online, jax.vmap(online.psi)(batch.next_obs)) if config.double else (target, psi_next)
     Z_action = selecting.Z(psi_selecting, tau_action)  # (B, K, A)
+    Z_before = target.Z(jax.vmap(target.psi)(batch.obs), tau_action) if config.munchausen else None  # (B, K, A)
     Z = online.Z(jax.vmap(online.psi)(batch.obs), tau)  # (B, N, A)
 
     tau = jnp.broadcast_to(tau, Z.shape[:-1])  # (B, N)
-    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, None))(Z, Z_next, Z_action, tau, batch, config)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
+        Z, Z_next, Z_action, Z_before, tau, batch, config
+    )
     return value.mean(), (q.mean(), td_error.mean())
 
 

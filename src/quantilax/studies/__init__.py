@@ -1,0 +1,1 @@
+"""Studies: which configuration works, over cells and seeds, and why a run is unstable."""
