@@ -161,7 +161,7 @@ def sample(ring: Ring, key: Key[Array, ""], batch_size: int, gamma: Float[Array,
     place = (iteration[:, None] + j) % steps, env[:, None]
     reward, terminated, truncated = (x[place] for x in (ring.rows.reward, ring.rows.terminated, ring.rows.truncated))
     m = jnp.where(terminated | truncated, j + 1, ring.n_step).min(axis=1)  # steps to the first end, (B,)
-    used, last = j < m[:, None], j == m[:, None] - 1  # (B, n)
+    used = j < m[:, None]  # (B, n); an end among them is that of the last
 
     slot = _slot(ring, iteration, env)  # no step before the last one is cut off: the successor lies m slots on
     return NStep(
@@ -169,8 +169,8 @@ def sample(ring: Ring, key: Key[Array, ""], batch_size: int, gamma: Float[Array,
         action=ring.rows.action[iteration % steps, env],
         reward=jnp.where(used, gamma**j * reward, 0).sum(axis=1),
         next_obs=jax.tree.map(lambda x: x[(slot + m.astype(slot.dtype)) % slots, env], ring.observations),
-        terminated=(terminated & last).any(axis=1),
-        truncated=(truncated & last).any(axis=1),
+        terminated=(terminated & used).any(axis=1),
+        truncated=(truncated & used).any(axis=1),
         steps=m,
     )
 
