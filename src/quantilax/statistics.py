@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # polars and scipy.stats take a good part of a second each
 
 CONFIDENCE = 0.95
 RESAMPLES = 5_000
-CURVE_RESAMPLES = 2_000
+QUICK_RESAMPLES = 2_000
+"""For curves and for episodes, of which there are many."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH = 2**20
 """Numbers that a batch of resamples may hold."""
@@ -81,8 +82,8 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
 
     Rows are drawn with replacement within each stratum. The interval is BCa (Efron 1987; for strata Davison and Hinkley
     1997, section 5.3.2), as `scipy.stats.bootstrap` has it for several samples. Percentiles are taken where it is not
-    defined: values that are not finite, a stratum of one row, no resample below or above the statistic, a jackknife
-    without variance; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
+    defined: a stratum of one row, no resample below or above the statistic, a jackknife without variance or with a value
+    that is not finite; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
 
     Args:
         statistic: takes the strata with a leading axis of resamples, (B, n, ...), and gives (B, ...).
@@ -105,7 +106,7 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
         z = z_0 + ndtri(_tails()[0]) * np.array([1, -1]).reshape(2, *[1] * z_0.ndim)
         stretch = 1 - a * z
         levels = ndtr(z_0 + z / stretch)
-        has_bca = np.isfinite(drawn).all(axis=0) & np.isfinite(levels).all(axis=0) & (stretch > 0).all(axis=0)
+        has_bca = np.isfinite(levels).all(axis=0) & (stretch > 0).all(axis=0)
     low, high = (np.where(has_bca, levels[i], plain) for i, plain in enumerate(_tails()))
     ordered = np.sort(drawn, axis=0)
     ranks = np.floor(low * (resamples - 1)), np.ceil(high * (resamples - 1))
@@ -280,7 +281,9 @@ def summarize(values: np.ndarray) -> Summary:
     units = values.T if len(values) == 1 else values  # what is drawn, in rows
 
     def told(statistic: Statistic) -> tuple[float, float]:
-        low, high = interval(lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units)
+        low, high = interval(
+            lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units, resamples=QUICK_RESAMPLES
+        )
         return float(low), float(high)
 
     return Summary(
@@ -313,7 +316,22 @@ class _Group(NamedTuple):
 
 
 def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> pl.DataFrame:
-    """Say what became of each seed.
+    """Say what became of each seed: a row per cell, environment and seed.
+
+    Cells stand in the order of the records, seeds ascend. Returns and thresholds have the environment's unit, steps are
+    environment steps.
+
+    | column | |
+    |---|---|
+    | `cell`, `env`, `seed` | whose row this is; `env` is null where the records have none |
+    | `broken` | whether the seed broke |
+    | `final` | return of the last evaluation |
+    | `auc` | return, averaged over the curve: trapezoidal rule over env_step, divided by the last step minus the first |
+    | `first_solved` | first step at or above the threshold; inf if there is none |
+    | `solved_for_good` | first step from which on no evaluation is below the threshold; inf if there is none |
+    | `solved_at_end` | whether the last evaluation is at or above the threshold |
+    | `fell` | whether an evaluation after `first_solved` is below the threshold |
+    | `worst_drop` | threshold minus the lowest return after `first_solved`, at least 0; null where it was never reached |
 
     Args:
         records: a row per evaluation of a seed, in any order, with the columns `cell` (str), `seed` (int), `env_step`
@@ -321,21 +339,6 @@ def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> p
             seeds of a cell have the same steps in an environment. A return that is missing or no finite number says that
             the seed broke: from there on its returns count as -inf.
         threshold: the return from which on the task counts as solved; or one for each environment.
-
-    Returns:
-        a row per cell, environment and seed; cells in the order of the records, seeds ascending.
-
-        | column | |
-        |---|---|
-        | `cell`, `env`, `seed` | whose row this is; `env` is null where the records have none |
-        | `broken` | whether the seed broke |
-        | `final` | return of the last evaluation |
-        | `auc` | mean return over the curve: the trapezoidal rule over env_step, divided by last minus first step; a return |
-        | `first_solved` | first env_step at or above the threshold; inf if there is none |
-        | `solved_for_good` | first env_step from which on no evaluation is below the threshold; inf if there is none |
-        | `solved_at_end` | whether the last evaluation is at or above the threshold |
-        | `fell` | whether an evaluation after `first_solved` is below the threshold |
-        | `worst_drop` | threshold minus the lowest return after `first_solved`, at least 0; null where it was never reached |
 
     Raises:
         ConfigError: a column is missing or of another type, an evaluation stands twice, steps differ between seeds.
@@ -358,35 +361,34 @@ def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> p
 
 
 def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base: str | None = None) -> pl.DataFrame:
-    """Summarise each cell over its seeds, and compare it with a base.
+    """Summarise each cell over its seeds, and compare it with a base: a row per cell, in the order of the records.
+
+    A figure is followed by its interval of 95% as `<name>_low` and `<name>_high`, where it has one.
+
+    | column | unit and meaning | interval |
+    |---|---|---|
+    | `cell` | whose row this is | |
+    | `n` | runs: seeds, times environments | |
+    | `broken` | runs that broke; each counts as a return of -inf, as never solved and as the lowest rank | |
+    | `final_mean`, `final_iqm` | return | bootstrap |
+    | `auc_mean` | return | bootstrap |
+    | `final_median` | return | order statistics; infinite below 6 runs |
+    | `first_solved_median`, `solved_for_good_median` | environment steps; runs that never did count as inf | order statistics |
+    | `reached`, `fell` | runs that reached the threshold, and those of them that were below it later | |
+    | `fell_share` | fell / reached; null where none reached it | Wilson |
+    | `solved_at_end_share` | share of all runs | Wilson |
+    | `worst_drop_median`, `worst_drop_max` | return, of the runs that reached the threshold; null where none did | |
+    | `final_improvement`, `auc_improvement` | probability of improvement over the base | bootstrap |
+    | `final_p`, `auc_p` | p-value of `rank_test` against the base | |
+    | `final_p_holm`, `auc_p_holm` | the same, adjusted for the number of cells compared | |
+
+    The comparisons are null in the row of the base, and everywhere without one. Bootstraps of returns are null where a
+    cell has a single seed in an environment.
 
     Args:
         records, threshold: as for `outcomes`. With several environments every cell has seeds in each of them, the same
             number in each; returns are then pooled, so bring them to one scale before.
         base: the cell that the others are compared with; None: no comparison.
-
-    Returns:
-        a row per cell. A figure is followed by its interval of 95% as `<name>_low` and `<name>_high`.
-
-        | column | unit | interval |
-        |---|---|---|
-        | `cell` | | |
-        | `n` | runs: seeds times environments | |
-        | `broken` | runs that broke; each counts as a return of -inf, as never solved and as the lowest rank | |
-        | `final_mean`, `final_iqm` | return | bootstrap |
-        | `final_median` | return | order statistics; infinite below 6 runs |
-        | `auc_mean` | return | bootstrap |
-        | `first_solved_median`, `solved_for_good_median` | env_step; runs that never did count as inf | order statistics |
-        | `reached`, `fell` | runs that reached the threshold, and of them those below it later | |
-        | `fell_share` | fell / reached; null where none reached it | Wilson |
-        | `solved_at_end_share` | share of the runs | Wilson |
-        | `worst_drop_median`, `worst_drop_max` | return, over the runs that reached the threshold; null where none did | |
-        | `final_improvement`, `auc_improvement` | probability of improvement over the base | bootstrap |
-        | `final_p`, `auc_p` | p-value of `rank_test` against the base | |
-        | `final_p_holm`, `auc_p_holm` | the same, adjusted for the number of cells compared | |
-
-        The comparisons are null in the row of the base, and everywhere without one. Bootstraps of returns are null where
-        a cell has a single seed in an environment.
 
     Raises:
         ConfigError: as for `outcomes`; the base is not among the cells; an environment has other numbers of seeds.
@@ -420,30 +422,27 @@ def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base:
 
 
 def learning_curves(records: pl.DataFrame) -> pl.DataFrame:
-    """Give each cell's learning curve, with all of its seeds.
+    """Give each cell's learning curve, with all of its seeds: a row per cell, environment and step.
 
-    The intervals are pointwise: at each step apart, 95% of them cover, not 95% of whole curves. Whole seeds are drawn.
+    The intervals are pointwise: at each step alone 95% of them cover, not 95% of whole curves. Whole seeds are drawn.
+
+    | column | |
+    |---|---|
+    | `cell`, `env`, `env_step` | whose row this is; cells in the order of the records, steps ascending |
+    | `n` | seeds |
+    | `broken` | those of them that broke at this step or before |
+    | `iqm` | interquartile mean of the seeds' returns; broken ones count as -inf |
+    | `iqm_low`, `iqm_high` | its interval; null for a single seed |
+    | `returns` | list: each seed's return, seeds ascending; NaN from where it broke |
 
     Args:
         records: as for `outcomes`.
-
-    Returns:
-        a row per cell, environment and step, cells in the order of the records, steps ascending.
-
-        | column | |
-        |---|---|
-        | `cell`, `env`, `env_step` | whose row this is |
-        | `n` | seeds |
-        | `broken` | those of them that broke at this step or before |
-        | `iqm` | interquartile mean of the seeds' returns; broken ones count as -inf |
-        | `iqm_low`, `iqm_high` | its interval; null for a single seed |
-        | `returns` | list: each seed's return, seeds ascending; NaN from where it broke |
     """
     import polars as pl
 
     frames = []
     for g in _groups(records):
-        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=CURVE_RESAMPLES)
+        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=QUICK_RESAMPLES)
         n, has_interval, broken = len(g.seeds), len(g.seeds) > 1, np.isneginf(g.returns)
         length = len(g.steps)
         columns = {
@@ -558,9 +557,8 @@ def _cell_row(cell: str, parts: list[pl.DataFrame]) -> dict[str, Any]:
     whole = pl.concat(parts)
     n, reached, fell = len(whole), int(whole["first_solved"].is_finite().sum()), int(whole["fell"].sum())
     row: dict[str, Any] = {"cell": cell, "n": n, "broken": int(whole["broken"].sum())}
-    strata = {name: [part[name].to_numpy() for part in parts] for name in ("final", "auc")}
     for name, estimate in (("final_mean", np.mean), ("final_iqm", iqm), ("auc_mean", np.mean)):
-        values = strata[name.split("_")[0]]
+        values = [part[name.split("_")[0]].to_numpy() for part in parts]
         ends = interval(_pooled(estimate), *values) if min(map(len, values)) > 1 else (None, None)
         row.update(_with_interval(name, estimate(np.concatenate(values)), ends))
     for name in ("final", "first_solved", "solved_for_good"):

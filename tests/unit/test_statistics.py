@@ -156,6 +156,13 @@ def test_minus_infinity_is_never_interpolated_away():
     assert 2 < high < 3
 
 
+def test_minus_infinity_below_what_is_cut_off_leaves_the_interval_as_it_was():
+    # The IQM of twenty is that of the middle ten, and 99.97 % of resamples have the one lowest five times or less.
+    values = np.sort(np.random.default_rng(14).exponential(size=20))
+    broken = np.array([-INF, *values[1:]])
+    assert interval(lambda x: iqm(x, axis=1), broken) == interval(lambda x: iqm(x, axis=1), values)
+
+
 def test_values_that_are_all_equal_have_an_interval_of_no_width():
     assert interval(mean, np.full(5, 500.0)) == (500, 500)
     assert interval(mean, np.array([500.0])) == (500, 500)
@@ -268,7 +275,8 @@ def test_the_rank_test_without_ties_is_mann_whitneys_exact_one():
     rng = np.random.default_rng(8)
     for n, m in ((4, 4), (10, 12), (20, 20), (35, 35), (3, 100)):
         x, y = rng.normal(size=n), rng.normal(0.5, 1, size=m)
-        assert rank_test([(x, y)]) == pytest.approx(stats.mannwhitneyu(x, y, method="exact").pvalue)
+        for pair in ((x, y), (y, x)):
+            assert rank_test([pair]) == pytest.approx(stats.mannwhitneyu(*pair, method="exact").pvalue)
     # 3 against 3, wholly apart: two of the 20 ways to deal
     assert rank_test([(np.arange(3.0), np.arange(5.0, 8))]) == pytest.approx(0.1)
 
@@ -500,6 +508,9 @@ def test_environments_are_strata():
     each = [improvement(near[1], near[0]), improvement(far[1], far[0])]
     assert row["final_improvement"] == pytest.approx(np.mean(each))
     assert row["final_p"] == pytest.approx(rank_test([(far[1], far[0]), (near[1], near[0])]))
+    swapped = pl.concat([parts[1].filter(cell="a"), parts[0], parts[1].filter(cell="base")])
+    told = summary(swapped, 475, "base").row(0, named=True)
+    assert told == row, "the order of the environments says nothing"
 
 
 # Learning curves
@@ -522,7 +533,7 @@ def test_a_learning_curves_intervals_are_those_of_each_step():
     returns = np.random.default_rng(13).normal(size=(12, 3))
     told = learning_curves(table({"a": returns.tolist()}))
     for t in range(3):
-        low, high = interval(lambda x: iqm(x, axis=1), returns[:, t], resamples=statistics.CURVE_RESAMPLES)
+        low, high = interval(lambda x: iqm(x, axis=1), returns[:, t], resamples=statistics.QUICK_RESAMPLES)
         assert (told["iqm_low"][t], told["iqm_high"][t]) == (low, high)
 
 
