@@ -63,7 +63,7 @@ def _measure(results: Results, name: str) -> str:
         can = "can" if len(results.others) > 1 else "cannot"
         return f"{where.capitalize()} {no} {can} be told apart from {base}."
     if sides[0]:
-        rest = "the other" if len(sides[0]) == 1 else f"the other {len(sides[0])}"
+        rest = quoted(sides[0][0]) if len(sides[0]) == 1 else f"the other {len(sides[0])}"
         parts.append(f"{rest} cannot be told apart from it")
     return f"{where.capitalize()} {_and(parts)}."
 
