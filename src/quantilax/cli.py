@@ -225,7 +225,12 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Runs at the same time, one per core or device.  [default: all, or as the study was begun]",
+    help="Runs at the same time, one per core or device, in each worker or process.  [default: all, or as it was begun]",
+)
+@click.option(
+    "--on",
+    type=click.Choice(["ray", "jax"]),
+    help="Beyond this process: workers of a Ray cluster, or all processes of jax.distributed.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The results' directory.  [default: studies/<name>]")
 @click.option("--dry-run", is_flag=True, help="Print cells, compile groups, time and memory; train nothing for good.")
@@ -236,6 +241,7 @@ def study(
     file: Path,
     seeds: int | None,
     jobs: int | None,
+    on: str | None,
     out: Path | None,
     dry_run: bool,
     resume: bool,
@@ -247,6 +253,7 @@ def study(
     \b
     quantilax study investigations/0002-fractions/study.yaml --dry-run
     quantilax study investigations/0002-fractions/study.yaml --seeds 20 --out studies/fractions
+    quantilax study investigations/0002-fractions/study.yaml --on ray
     """
     from quantilax import runs
     from quantilax.studies import definition, execution
@@ -256,14 +263,15 @@ def study(
     asked = asked if seeds is None else asked.with_seeds(seeds)
     out = out or Path("studies") / asked.name
     begun = Store.find(out) if resume else None
-    runs.use_all_cores(jobs or (begun.facts["jobs"] if begun else len(asked.cells) * len(asked.seeds)))
+    wanted = jobs or (begun.facts["jobs"] if begun else None)
+    runs.use_all_cores(wanted or len(asked.cells) * len(asked.seeds), elsewhere=on is not None and wanted is not None)
     if dry_run:
         if not no_cache:
             runs.enable_compilation_cache()
         _foretell(execution.plan(asked, begun, jobs))
         return
     with _told_if_interrupted():
-        store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache)
+        store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache, on=on)
     _summarize(store, quiet)
 
 

@@ -137,16 +137,16 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def use_all_cores(num_seeds: int) -> None:
+def use_all_cores(num_seeds: int, elsewhere: bool = False) -> None:
     """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
 
     For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
-    say how many devices there are.
+    say how many devices there are. What is trained `elsewhere` may take more devices than there are cores here.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(RuntimeError):  # JAX has begun to compute
-        jax.config.update("jax_num_cpu_devices", min(cores(), num_seeds))
+        jax.config.update("jax_num_cpu_devices", num_seeds if elsewhere else min(cores(), num_seeds))
 
 
 def enable_compilation_cache() -> None:

@@ -9,8 +9,9 @@ same records however it is split, interrupted or distributed.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from quantilax import train
 from quantilax.agent import Agent, ConfigWarning
-from quantilax.pytree import ConfigError
+from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import Interrupted, evaluations
 from quantilax.runs.conditions import enable_compilation_cache, machine_memory
 from quantilax.runs.directory import provenance
@@ -31,6 +32,12 @@ from quantilax.studies.definition import Study
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store, described
 from quantilax.types import Record
+
+PLACES = ("ray", "jax")
+"""Where else than in this process alone a study can run: a Ray cluster, the processes of `jax.distributed`."""
+
+BROKEN = (jax.errors.JaxRuntimeError, jax.errors.JAXTypeError, TypeError, ValueError, ArithmeticError)
+"""What a group raises that cannot be compiled or run."""
 
 MEMORY_SHARE = 0.6
 """Of an accelerator's memory: what the states of a portion may take; the rest is for what the program needs besides."""
@@ -233,6 +240,10 @@ def plan(study: Study, store: Store | None = None, jobs: int | None = None) -> P
     )
 
 
+Execute = Callable[[Plan, Store, StudyProgress, Callable[[Callable[[], Any]], Any]], None]
+"""(plan, store, progress, wait_for): runs the portions; `wait_for` calls a function that Python cannot interrupt."""
+
+
 def run(
     study: Study,
     out: Path,
@@ -241,34 +252,61 @@ def run(
     resume: bool = False,
     quiet: bool = False,
     cache: bool = False,
+    on: str | None = None,
 ) -> Store:
     """Run what is left of a study, and write results as they come.
 
     Args:
         study: what is asked.
         out: the results' directory: new or empty, or with `resume` that of a former start of the same study.
-        jobs: devices to use at once; None: all. A resumed study keeps its number.
+        jobs: devices to use at once, by each worker or process; None: all. A resumed study keeps its number.
         resume: go on with what is there; finished runs are never repeated, failed cells are tried again.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
+        on: one of `PLACES`; None: this process.
 
     Raises:
         ConfigError: a directory of another study or one that is in use, states that do not fit into the memory.
         RunError: results could not be written; what is written is kept.
         Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
     """
+    if on is not None and on not in PLACES:
+        raise ConfigError(f"--on: unknown place '{on}'{did_you_mean(on, PLACES, 'places')}")
     if cache:
         enable_compilation_cache()
+    if on == "ray":
+        from quantilax.studies import cluster
+
+        environment = cluster.environment()
+        planned, begun = prepare(study, out, jobs, resume)
+        with cluster.connected(planned):
+            execute_there = partial(cluster.execute, environment=environment, cache=cache)
+            return carry_out(planned, begun, out, StudyProgress(planned.left, quiet), execute_there, on)
+    if on == "jax":
+        from quantilax.studies import processes
+
+        return processes.run(study, out, jobs, resume, quiet)
+    planned, begun = prepare(study, out, jobs, resume)
+    return carry_out(planned, begun, out, StudyProgress(planned.left, quiet), execute)
+
+
+def prepare(study: Study, out: Path, jobs: int | None, resume: bool) -> tuple[Plan, Store | None]:
+    """Plan a start, and open what a former one left; nothing is written."""
     begun = Store.find(out) if resume else None
     if begun is not None:
         begun.check(study)
-    planned = plan(study, begun, jobs)
+    return plan(study, begun, jobs), begun
+
+
+def carry_out(
+    planned: Plan, begun: Store | None, out: Path, progress: StudyProgress, execute: Execute, on: str | None = None
+) -> Store:
+    """Create the results' directory, or go on in it, and hold its lock while the plan is executed."""
     store = begun or Store.create(
-        out, study, jobs=planned.laid.jobs, width=planned.laid.width, starts=[], status="running"
+        out, planned.study, jobs=planned.laid.jobs, width=planned.laid.width, starts=[], status="running"
     )
-    progress = StudyProgress(planned.left, quiet)
     with store.lock(), Stop(progress.say) as stop:
-        _begin(store, study, planned)
+        _begin(store, planned, on)
         status = "failed"
         try:
             stop.release()
@@ -277,21 +315,26 @@ def run(
             status = "finished"
         except KeyboardInterrupt as error:
             status = "interrupted"
-            signalled = error if isinstance(error, Interrupted) else Interrupted("interrupted", 2)
-            done = len(store.finished())
-            raise Interrupted(
-                f"{signalled}: {done} runs are kept in {out}; go on with the same command and --resume",
-                signalled.exit_status - 128,
-                signalled.at_once,
-            ) from None
+            raise interrupted(error, store) from None
         finally:
             stop.hold()
             store.update(status=status)
     return store
 
 
-def _begin(store: Store, study: Study, planned: Plan) -> None:
+def interrupted(error: KeyboardInterrupt, store: Store) -> Interrupted:
+    """Say what is kept and how to go on."""
+    signalled = error if isinstance(error, Interrupted) else Interrupted("interrupted", 2)
+    return Interrupted(
+        f"{signalled}: {len(store.finished())} runs are kept in {store.path}; go on with the same command and --resume",
+        signalled.exit_status - 128,
+        signalled.at_once,
+    )
+
+
+def _begin(store: Store, planned: Plan, on: str | None) -> None:
     """Note the start, and cells and seeds that a former one did not have."""
+    study = planned.study
     asked = described(study)
     seeds = [*store.facts["seeds"], *(seed for seed in study.seeds if seed not in store.facts["seeds"])]
     store.update(
@@ -300,29 +343,45 @@ def _begin(store: Store, study: Study, planned: Plan) -> None:
         overrides={**store.facts["overrides"], **asked["overrides"]},
         seeds=seeds,
         status="running",
-        starts=[*store.facts["starts"], {**provenance(), "finished_before": planned.finished}],
+        starts=[*store.facts["starts"], {**provenance(), "on": on, "finished_before": planned.finished}],
     )
     store.forget_failures()
     for failure in planned.failures:
         store.failed(failure)
 
 
-def execute(planned: Plan, store: Store, progress: StudyProgress, wait_for: Callable[[Callable[[], Any]], Any]) -> None:
-    """Run all portions in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
-    for failure in planned.failures:
-        progress.warn(f"cell '{failure.cell}' cannot be run: {failure.reason}")
+def execute(
+    planned: Plan,
+    store: Store,
+    progress: StudyProgress,
+    wait_for: Callable[[Callable[[], Any]], Any],
+    portions: Iterable[Portion] | None = None,
+) -> None:
+    """Run portions, else all, in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
+    tell_failures(planned, progress)
     worker, broken = Worker(planned.groups, planned.laid), set[int]()
-    for portion in planned.portions:
+    for portion in planned.portions if portions is None else portions:
         if portion.group in broken:
             continue
         try:
             progress.began(portion, len(planned.groups))
             rows = wait_for(lambda portion=portion: worker.rows(portion))  # type: ignore[misc]
-        except (jax.errors.JaxRuntimeError, jax.errors.JAXTypeError, TypeError, ValueError, ArithmeticError) as error:
+        except BROKEN as error:
             broken.add(portion.group)
-            for cell in planned.groups[portion.group].agents:
-                store.failed(Failure(cell, reason(error)))
-                progress.warn(f"cell '{cell}' failed: {reason(error)}; the others go on")
+            give_up(planned.groups[portion.group], reason(error), store, progress)
             continue
         store.write(rows)
         progress.finished(portion, rows)
+
+
+def tell_failures(planned: Plan, progress: StudyProgress) -> None:
+    """Warn of the cells that cannot be built."""
+    for failure in planned.failures:
+        progress.warn(f"cell '{failure.cell}' cannot be run: {failure.reason}")
+
+
+def give_up(group: Group, why: str, store: Store, progress: StudyProgress) -> None:
+    """Note that the cells of a group cannot be run."""
+    for cell in group.agents:
+        store.failed(Failure(cell, why))
+        progress.warn(f"cell '{cell}' failed: {why}; the others go on")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +18,10 @@ from quantilax.runs.evaluations import COLUMNS
 from quantilax.runs.files import flush, write_whole
 from quantilax.studies.definition import Study, plain
 
-STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures.jsonl"
+STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures{}.jsonl"
+
+PART = re.compile(r"\d+(-\d+)?\.parquet")
+"""Name of a file of records."""
 
 
 class Failure(NamedTuple):
@@ -35,7 +39,7 @@ class Store:
     | `study.yaml` | the study as it was asked for |
     | `study.json` | every cell resolved, seeds, how runs are laid out, and for each start command, versions, commit, machine |
     | `records/*.parquet` | finished runs: a row per cell, seed and evaluation |
-    | `failures.jsonl` | cells that could not be run, and why |
+    | `failures*.jsonl` | cells that could not be run, and why |
     | `lock` | who is writing to the directory |
     """
 
@@ -44,6 +48,8 @@ class Store:
         self.path = path
         self.facts = facts
         """What `study.json` says."""
+        self.writer = 0
+        """Number of this process where several write to the directory; names the files that are its own."""
 
     @classmethod
     def create(cls, path: Path, study: Study, **facts: Any) -> Self:
@@ -134,7 +140,7 @@ class Store:
         Raises:
             RunError: it could not be written.
         """
-        name = f"{self._next():06}.parquet"
+        name = f"{self._next():06}{self._mark}.parquet"
         aside = self.path / RECORDS / f"{name}.partial"
         try:
             frame(rows).write_parquet(aside)
@@ -146,14 +152,21 @@ class Store:
                 f"{aside}: cannot be written: {error.strerror}; make room, then go on with --resume: finished runs are kept"
             ) from None
 
+    @property
+    def _mark(self) -> str:
+        """Of a writer's own files: nothing for the process that holds the lock, else `-1`, `-2`, ..."""
+        return f"-{self.writer}" if self.writer else ""
+
     def _next(self) -> int:
-        return max((int(file.stem) for file in self._files()), default=-1) + 1
+        return max((int(file.stem.split("-")[0]) for file in self._files()), default=-1) + 1
 
     def _files(self) -> list[Path]:
-        return sorted(file for file in (self.path / RECORDS).glob("*.parquet") if file.stem.isdecimal())
+        return sorted(file for file in (self.path / RECORDS).glob("*.parquet") if PART.fullmatch(file.name))
 
     def records(self) -> pl.DataFrame:
         """All finished runs: a row per cell, seed and evaluation, in the order of the study's cells and seeds.
+
+        A run that two processes have finished, each taking the other for dead, stands there once.
 
         Raises:
             ConfigError: a file of them cannot be read.
@@ -169,7 +182,10 @@ class Store:
             return frame([])
         order = {cell: i for i, cell in enumerate(self.facts["cells"])}
         seeds = {seed: i for i, seed in enumerate(self.facts["seeds"])}
-        return pl.concat(parts, how="diagonal").sort(
+        several = pl.concat(parts, how="diagonal").unique(
+            ["cell", "seed", "env_step"], keep="first", maintain_order=True
+        )
+        return several.sort(
             pl.col("cell").replace_strict(order, default=len(order)),
             pl.col("seed").replace_strict(seeds, default=len(seeds)),
             "env_step",
@@ -200,22 +216,24 @@ class Store:
 
     def failed(self, failure: Failure) -> None:
         """Note that a cell cannot be run."""
-        with (self.path / FAILURES).open("a", encoding="utf-8") as stream:
+        with (self.path / FAILURES.format(self._mark)).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(failure._asdict()) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
     def failures(self) -> list[Failure]:
-        """Cells that could not be run in the last start."""
-        try:
-            lines = (self.path / FAILURES).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        return [Failure(**json.loads(line)) for line in lines]
+        """Cells that could not be run in the last start; each once, also where several processes tried."""
+        lines = [line for file in self._failure_files() for line in file.read_text(encoding="utf-8").splitlines()]
+        found = [Failure(**json.loads(line)) for line in lines]
+        return list({failure.cell: failure for failure in reversed(found)}.values())[::-1]
 
     def forget_failures(self) -> None:
         """Begin a start: what failed is tried again."""
-        (self.path / FAILURES).unlink(missing_ok=True)
+        for file in self._failure_files():
+            file.unlink(missing_ok=True)
+
+    def _failure_files(self) -> list[Path]:
+        return sorted(self.path.glob(FAILURES.format("*")))
 
 
 SOLVING = ("first_solved", "solved_", "reached", "fell", "worst_drop")

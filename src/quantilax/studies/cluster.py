@@ -1,0 +1,343 @@
+"""A study on a Ray cluster: workers train portions and give back their rows; the process that began it writes them.
+
+Each worker is an actor: a process with a JAX of its own, laid out as the study says, that keeps the program of its group
+between two portions. A worker that dies costs its portion, which is run again. See
+docs/decisions/0015-one-layout-for-every-machine.md.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from quantilax.pytree import ConfigError
+from quantilax.runs import RunError
+from quantilax.runs.conditions import enable_compilation_cache
+from quantilax.runs.errors import reason
+from quantilax.studies import machines
+from quantilax.studies.definition import Study
+from quantilax.studies.execution import BROKEN, Layout, Plan, Portion, Worker, give_up, groups, tell_failures
+from quantilax.studies.progress import StudyProgress
+from quantilax.studies.store import Store
+
+MAX_DEATHS = 3
+"""Workers that may die over one portion before its group is given up, or before any of them is ready."""
+
+PAUSE = 0.1
+"""Seconds between two looks at what has come; waiting inside Ray would take the signals from Python."""
+
+LOOK_FOR_NODES = 5.0
+"""Seconds between two looks at which nodes the cluster has."""
+
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+
+
+def environment() -> dict[str, str]:
+    """Return the settings of JAX and XLA that workers shall have, and leave an accelerator's memory to them.
+
+    To be called before JAX computes: on a cluster of this machine alone the process that plans would else take most of the
+    memory of the first accelerator, by JAX's default.
+    """
+    mine = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
+    os.environ[PREALLOCATE] = "false"
+    return {PREALLOCATE: "true", **mine}
+
+
+@contextlib.contextmanager
+def connected(planned: Plan) -> Iterator[None]:
+    """Be a driver of the cluster that Ray is told of (`RAY_ADDRESS`, `ray start`), else of a new one on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed, its cluster does not answer, or has no room for a worker.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError("--on ray needs the extra: pip install 'quantilax[ray]'") from None
+    is_mine = not ray.is_initialized()
+    if is_mine:
+        _begin()
+    try:
+        if not room(planned.laid):
+            needs = " and ".join(f"{number} {name}(s)" for name, number in _needs(planned.laid).items())
+            raise ConfigError(f"--jobs: no node of the Ray cluster has {needs} for a worker; lower it, or add a node")
+        yield
+    finally:
+        if is_mine:
+            ray.shutdown()
+
+
+def _begin() -> None:
+    """Call `ray.init` and keep its words and its signal handler to itself."""
+    import ray
+
+    _answers(os.environ.get("RAY_ADDRESS", ""))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a study tells nobody of itself
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"--on ray: {reason(error)}; begin a cluster with 'ray start', or unset RAY_ADDRESS"
+        ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _answers(address: str) -> None:
+    """Raise `ConfigError` where an address of the kind host:port does not answer; Ray would try for a quarter of an hour."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: {address} does not answer ({reason(error)}); begin a cluster with 'ray start', or unset it"
+        ) from None
+
+
+def _needs(laid: Layout) -> dict[str, int]:
+    """What a worker takes of its node: its cores, or its accelerators and a core."""
+    return {"CPU": laid.jobs} if jax.default_backend() == "cpu" else {"CPU": 1, "GPU": laid.jobs}
+
+
+def room(laid: Layout) -> int:
+    """Return how many workers the nodes of the cluster have room for, other work aside."""
+    import ray
+
+    needs, nodes = _needs(laid), (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return sum(int(min(node.get(name, 0) // number for name, number in needs.items())) for node in nodes)
+
+
+class Hand:
+    """A worker in its own process, on some node of the cluster."""
+
+    def prepare(self, study: Study, laid: Layout, backend: str, cache: bool) -> dict[str, Any]:
+        """Set JAX up as the study is laid out, and return what of the machine decides the numbers.
+
+        Raises:
+            ConfigError: the machine cannot be set up so.
+        """
+        with contextlib.suppress(RuntimeError):  # XLA_FLAGS say how many devices there are
+            jax.config.update("jax_num_cpu_devices", laid.jobs)
+        if cache:
+            enable_compilation_cache()
+        here, there = jax.default_backend(), len(jax.local_devices())
+        if here != backend or there < laid.jobs or (there > laid.jobs and here != "cpu"):
+            raise ConfigError(
+                f"it has {there} device(s) of kind {here}, and the study is laid on {laid.jobs} of {backend}"
+            )
+        self.worker = Worker(groups(study)[0], laid)
+        return machines.facts()
+
+    def rows(self, portion: Portion) -> tuple[list[dict[str, Any]], str]:
+        """Train a portion: its rows and no words, or no rows and why its group cannot be run."""
+        try:
+            return self.worker.rows(portion), ""
+        except BROKEN as error:
+            return [], reason(error) or type(error).__name__
+
+
+class Crew:
+    """The workers of a study, and what each is at."""
+
+    def __init__(self, planned: Plan, environment: dict[str, str], cache: bool) -> None:
+        """Prepare; nobody is hired yet."""
+        import ray
+
+        self.ray, self.laid = ray, planned.laid
+        needs = _needs(planned.laid)
+        self.hand: Any = ray.remote(Hand).options(
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU", 0),
+            runtime_env={"env_vars": environment},
+        )
+        self.preparing = (planned.study, planned.laid, jax.default_backend(), cache)
+        self.groups: dict[Any, int | None] = {}
+        """Workers, and the group whose program each has."""
+        self.at: dict[Any, tuple[Any, Portion | None]] = {}
+        """By what Ray shall give: who is at it, and the portion; None: it prepares."""
+        self.unusable = 0
+        self.looked = -LOOK_FOR_NODES
+
+    def hire(self, most: int) -> None:
+        """Take on workers, up to `most`, as far as there is room for them."""
+        if len(self.groups) < most and time.monotonic() - self.looked >= LOOK_FOR_NODES:
+            self.looked = time.monotonic()
+            for _ in range(min(most, room(self.laid) - self.unusable) - len(self.groups)):
+                hand = self.hand.remote()
+                self.groups[hand] = None
+                self.at[hand.prepare.remote(*self.preparing)] = hand, None
+
+    def idle(self) -> list[Any]:
+        """Workers that are at nothing."""
+        busy = {hand for hand, _ in self.at.values()}
+        return [hand for hand in self.groups if hand not in busy]
+
+    def give(self, hand: Any, portion: Portion) -> None:
+        """Let a worker train a portion."""
+        self.groups[hand] = portion.group
+        self.at[hand.rows.remote(portion)] = hand, portion
+
+    def come(self) -> list[Any]:
+        """What Ray can give."""
+        waiting = list(self.at)
+        return self.ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
+
+    def dismiss(self, hand: Any) -> None:
+        """Let a worker go, if it is there at all."""
+        self.groups.pop(hand, None)
+        self.looked = -LOOK_FOR_NODES
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            self.ray.kill(hand)
+
+
+class Shift:
+    """One start of a study on a crew."""
+
+    def __init__(self, planned: Plan, store: Store, progress: StudyProgress, crew: Crew) -> None:
+        """Prepare."""
+        self.planned, self.store, self.progress, self.crew = planned, store, progress, crew
+        self.left: dict[int, deque[Portion]] = {}
+        for portion in planned.portions:
+            self.left.setdefault(portion.group, deque()).append(portion)
+        self.begun = set[int]()
+        self.broken = set[int]()
+        self.deaths = Counter[Portion | None]()
+        self.here = machines.facts()
+        self.told = set[str]()
+
+    def work(self) -> None:
+        """Run everything that is left."""
+        while True:
+            for hand in self.crew.idle():
+                if (portion := self.next(self.crew.groups[hand])) is not None:
+                    if portion.group not in self.begun:
+                        self.begun.add(portion.group)
+                        self.progress.began(portion, len(self.planned.groups))
+                    self.crew.give(hand, portion)
+            waiting = sum(map(len, self.left.values()))
+            at = sum(portion is not None for _, portion in self.crew.at.values())
+            if not waiting and not at:
+                return
+            self.crew.hire(waiting + at)
+            come = self.crew.come()
+            for reference in come:
+                self.take(reference)
+            if not come:
+                time.sleep(PAUSE)
+
+    def next(self, group: int | None) -> Portion | None:
+        """Take out a portion: of the group whose program a worker has, else of the one with most left per worker."""
+        if group not in self.left:
+            at = Counter(self.crew.groups.values())
+            group = max(self.left, key=lambda g: len(self.left[g]) / (1 + at[g]), default=None)
+        if group is None:
+            return None
+        portion = self.left[group].popleft()
+        if not self.left[group]:
+            del self.left[group]
+        return portion
+
+    def take(self, reference: Any) -> None:
+        """Take what a worker gives, or see what became of it."""
+        hand, portion = self.crew.at.pop(reference)
+        errors = self.crew.ray.exceptions
+        try:
+            given = self.crew.ray.get(reference)
+        except errors.RayTaskError as error:
+            if portion is not None:
+                raise error.cause from None
+            self.crew.unusable += 1
+            self.lost(hand, f"a worker cannot be used: {reason(error.cause)}")
+        except errors.RayError as error:
+            self.deaths[portion] += 1
+            again = "" if portion is None else f" at {len(portion.runs)} run(s)"
+            self.lost(hand, f"a worker died{again} ({type(error).__name__})")
+            self.after_death(portion)
+        else:
+            if portion is None:
+                self.deaths[None] = 0
+                self.tell(machines.differences(given, self.here, "a worker's machine"))
+            else:
+                self.finished(portion, *given)
+
+    def finished(self, portion: Portion, rows: list[dict[str, Any]], why: str) -> None:
+        """Write the rows of a portion, or give up its group."""
+        if not why:
+            self.store.write(rows)
+            self.progress.finished(portion, rows)
+        else:
+            self.give_up(portion.group, why)
+
+    def after_death(self, portion: Portion | None) -> None:
+        """Have a portion run again, unless too many have died over it."""
+        deaths = self.deaths[portion]
+        if portion is None:
+            if deaths >= MAX_DEATHS:
+                raise RunError(f"{deaths} workers in a row died before they could begin; Ray's logs may say why")
+        elif deaths >= MAX_DEATHS:
+            self.give_up(portion.group, f"{deaths} workers died over its runs, perhaps for want of memory")
+        elif portion.group not in self.broken:
+            self.left.setdefault(portion.group, deque()).appendleft(portion)
+            self.progress.say(f"{len(portion.runs)} run(s) begin again")
+
+    def give_up(self, group: int, why: str) -> None:
+        """Note once that a group cannot be run."""
+        self.left.pop(group, None)
+        if group not in self.broken:
+            self.broken.add(group)
+            give_up(self.planned.groups[group], why, self.store, self.progress)
+
+    def lost(self, hand: Any, line: str) -> None:
+        """Let go a worker that is no longer of use."""
+        self.crew.dismiss(hand)
+        self.progress.warn(line)
+        if not self.crew.groups and room(self.planned.laid) <= self.crew.unusable:
+            raise RunError(f"{line}; no other is left; go on with --resume")
+
+    def tell(self, lines: Iterator[str]) -> None:
+        """Warn, of each thing once."""
+        for line in lines:
+            if line not in self.told:
+                self.told.add(line)
+                self.progress.warn(line)
+
+
+def execute(
+    planned: Plan,
+    store: Store,
+    progress: StudyProgress,
+    wait_for: Callable[[Callable[[], Any]], Any],
+    *,
+    environment: dict[str, str],
+    cache: bool,
+) -> None:
+    """Run all portions on the cluster; what cannot be run is noted, and the rest goes on.
+
+    Raises:
+        RunError: no worker can be used, or none lives long enough to begin.
+    """
+    tell_failures(planned, progress)
+    crew = Crew(planned, environment, cache)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray prints there that a worker died
+        try:
+            Shift(planned, store, progress, crew).work()
+        finally:
+            for hand in list(crew.groups):
+                crew.dismiss(hand)
