@@ -41,7 +41,8 @@ BELOW = {
     "train": {"algorithms", "rollout", "types", "pytree"},
     "agent": {"train", "rollout", "algorithms", "envs", "types", "pytree"},
     "runs": {"agent", "train", "algorithms", "replay", "envs", "types", "pytree"},
-    "cli": {"runs", "agent", "train", "algorithms", "envs", "types", "pytree"},
+    "studies": {"runs", "agent", "train", "algorithms", "envs", "types", "pytree"},
+    "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "types", "pytree"},
 }
 """Each room, and the rooms that it may look into."""
 
