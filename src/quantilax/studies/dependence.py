@@ -14,6 +14,8 @@ that writes to references or calls the host with effects, where values flow alon
 """
 
 import hashlib
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -48,6 +50,8 @@ IDENTITIES = ("optimization_barrier", "stop_gradient", "copy", "copy_p")
 
 HARMLESS_EFFECTS = ("DebugEffect", "OrderedDebugEffect", "NamedAxisEffect", "InternalMutableArrayEffect")
 """Effects that carry no value to another place: printing, names of axes, references that live and die within a call."""
+
+_UNLIKE = itertools.count()
 
 
 def dependence(jaxpr: Jaxpr) -> list[frozenset[int]]:
@@ -150,7 +154,6 @@ class _Hashing:
 
     def __init__(self) -> None:
         self._rows = _Rows()
-        self._unlike = 0
 
     def outputs(self, jaxpr: Jaxpr, wanted: Sequence[int], inputs: Sequence[bytes], depth: int) -> list[bytes]:
         """Hashes of the wanted outputs.
@@ -268,8 +271,8 @@ class _Hashing:
         """Hash a parameter of a primitive; what cannot be told from its text is like nothing else."""
         if isinstance(value, dict):
             return _hash("dict", *(part for k in sorted(value) for part in (k, self._parameters(value[k]))))
-        if isinstance(value, tuple | list) and type(value) in (tuple, list):
-            return _hash("tuple", *(self._parameters(part) for part in value))
+        if isinstance(value, tuple | list):
+            return _hash(type(value).__name__, *(self._parameters(part) for part in value))
         if isinstance(value, np.ndarray | jax.Array):
             return self._value(value)
         if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
@@ -278,6 +281,8 @@ class _Hashing:
             opened = _open(value)
             inputs = [_hash("argument", i, _aval(v)) for i, v in enumerate(opened.invars)]
             return _hash("jaxpr", *self.outputs(value, range(len(opened.outvars)), inputs, depth=0))
+        if callable(value) and _is_global(value):
+            return _hash("global", value.__module__, value.__qualname__)
         text = repr(value)
         return self._unique() if " at 0x" in text or "..." in text else _hash(type(value).__name__, text)
 
@@ -292,8 +297,7 @@ class _Hashing:
         return _hash("value", str(array.dtype), array.shape, array.tobytes())
 
     def _unique(self) -> bytes:
-        self._unlike += 1
-        return _hash("unlike", id(self), self._unlike)
+        return _hash("unlike", next(_UNLIKE))
 
 
 def scan_parts(eqn: Any) -> tuple[Jaxpr, int, int]:
@@ -330,6 +334,12 @@ def _flows_elsewhere(eqn: Any) -> bool:
 
 def _open(jaxpr: Jaxpr) -> Jaxpr:
     return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _is_global(function: Any) -> bool:
+    """Say whether a function is the one that its module has under its name, so that the name tells it."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return getattr(module, getattr(function, "__qualname__", ""), None) is function
 
 
 def _is_closed(jaxpr: Jaxpr) -> bool:
