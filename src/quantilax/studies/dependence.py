@@ -227,15 +227,13 @@ class _Hashing:
             inputs[num_consts + j] = _hash("carry", depth, rank)
         for i in range(num_consts + num_carry, len(inputs)):
             inputs[i] = _hash("of the step", inputs[i])
-        found = dict(zip(carried, self.outputs(body, carried, inputs, depth + 1), strict=True))
+        needed = [*carried, *(i for i in wanted if i >= num_carry)]
+        found = dict(zip(needed, self.outputs(body, needed, inputs, depth + 1), strict=True))
         start = [of(eqn.invars[num_consts + j]) for j in carried]
         told = [eqn.params[name] for name in ("length", "reverse", "unroll")]
         loop = _hash("scan", *told, *start, *(found[j] for j in carried))
-        stacked = [i for i in wanted if i >= num_carry]
-        rest = dict(zip(stacked, self.outputs(body, stacked, inputs, depth + 1), strict=True))
-        return [
-            _hash(loop, "stacked", rest[i]) if i >= num_carry else _hash(loop, "last", carried.index(i)) for i in wanted
-        ]
+        last = {j: _hash(loop, "last", rank) for rank, j in enumerate(carried)}
+        return [_hash(loop, "stacked", found[i]) if i >= num_carry else last[i] for i in wanted]
 
     def _while(self, eqn: Any, wanted: list[int], of: Callable[[Any], bytes], depth: int) -> list[bytes]:
         cond, num_cond = eqn.params["cond_jaxpr"], eqn.params["cond_nconsts"]
