@@ -228,10 +228,23 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     show_default=True,
     help="Run the first steps with fields changed and compare the curves.",
 )
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1_000,
+    show_default=True,
+    help="Environment steps after the warm-up to compare before a field is said to change nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @NO_CACHE
 def lint(
-    config: Path, section: str | None, overrides: tuple[str, ...], confirm: bool, as_json: bool, no_cache: bool
+    config: Path,
+    section: str | None,
+    overrides: tuple[str, ...],
+    confirm: bool,
+    steps: int,
+    as_json: bool,
+    no_cache: bool,
 ) -> None:
     """Look for settings in SECTION of the YAML file CONFIG that mislead, contradict each other or have no effect.
 
@@ -251,7 +264,7 @@ def lint(
     if not no_cache:
         runs.enable_compilation_cache()
     with Console(stderr=True).status("reading the program of the run") as status:
-        found = linting.lint(agent, confirm=confirm, given=asked.hyperparameters, progress=status.update)
+        found = linting.lint(agent, confirm=confirm, steps=steps, given=asked.hyperparameters, progress=status.update)
     if as_json:
         head = {"config": str(config), "section": asked.name, "confirm": confirm}
         click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))

@@ -35,8 +35,8 @@ LOOP = ("total_timesteps", "eval_freq", "eval_episodes", "metrics")
 CURVE = "the curve"
 TRIAL_STEPS = 256
 """Environment steps after the warm-up that every comparison takes."""
-MAX_TRIAL_STEPS = 20_000
-"""Environment steps after the warm-up that are made at most before a field is said to change nothing."""
+STEPS = 1_000
+"""Environment steps after the warm-up before a field is said to change nothing."""
 TRIAL_EPISODES = 8
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """On a CPU, where compiling takes longer than the few steps."""
@@ -236,8 +236,9 @@ class Trial:
     Only `eval_episodes` is another: schedules, buffer and warm-up are those of the run.
     """
 
-    def __init__(self, agent: Agent) -> None:
-        """Compile nothing yet."""
+    def __init__(self, agent: Agent, steps: int = STEPS) -> None:
+        """Compile nothing yet; `steps` are those after the warm-up before a field is said to change nothing."""
+        self.steps = steps
         self.agent = agent.replace(eval_episodes=min(TRIAL_EPISODES, agent.config.eval_episodes))
         options = QUICKLY_COMPILED if jax.default_backend() == "cpu" else None
         self._init = jax.jit(partial(train.init, agent.algorithm), compiler_options=options)
@@ -260,12 +261,9 @@ class Trial:
 
     def iterations(self) -> list[int]:
         """Iterations before each evaluation: two for every comparison, then for those that are still equal."""
-        config = self.agent.config
-        per, left = config.steps_per_iteration, sum(train.segment_iterations(config))
+        per, left = self.agent.config.steps_per_iteration, sum(train.segment_iterations(self.agent.config))
         first = min(max(2, -(-TRIAL_STEPS // per)), left)
-        constant = config.derived().get("target_time_constant_env_steps", 0.0)
-        wanted = max(4 * first, math.ceil(1.05 * constant / per) if math.isfinite(constant) else 0)
-        last = max(first, min(wanted, MAX_TRIAL_STEPS // per, left))
+        last = max(first, min(-(-self.steps // per), left))
         ends = [first // 2, first]
         while ends[-1] < last:
             ends.append(min(2 * ends[-1], last))
@@ -395,7 +393,7 @@ def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:
             f"{name}={_shown(getattr(agent.config, name))} changes neither curve nor weights in the first {min(steps):,} of"
             f" {total:,} environment steps",
             f"by equal curves with {name}={' and '.join(_shown(v) for v in others)}, bit for bit, of one seed"
-            + ("" if whole else "; no proof: it may act later"),
+            + ("" if whole else "; no proof: it may act later, and --steps looks further"),
             "look whether another field's value hides it, or what it waits for",
         )
     ]

@@ -24,6 +24,7 @@ def lint(
     agent: Agent,
     *,
     confirm: bool = True,
+    steps: int = inert.STEPS,
     given: Iterable[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Finding]:
@@ -32,6 +33,7 @@ def lint(
     Args:
         agent: of any algorithm, yours too, with numbers in its config.
         confirm: run the first steps with fields changed and compare the curves; else only the program is read.
+        steps: environment steps after the warm-up to compare before a field is said to change nothing; more take longer.
         given: fields that the user chose: one without effect is then a warning, else a note. None: those that differ from
             their defaults.
         progress: called with a line on what is being done.
@@ -44,7 +46,7 @@ def lint(
     if confirm:
         check_memory(agent, 4)  # two runs, each with a state before and one after a segment
         progress("compiling the first steps of the run")
-        trial = inert.Trial(agent)
+        trial = inert.Trial(agent, steps)
         if not trial.is_repeatable():
             found.append(
                 Finding(
