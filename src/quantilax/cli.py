@@ -270,7 +270,7 @@ def lint(
         click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))
     elif found:
         table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
-        for column in ("severity", "field", "finding", "known", "remedy"):
+        for column in ("severity", "field", "finding", "evidence", "remedy"):
             table.add_column(column, overflow="fold", ratio=None if column in ("severity", "field") else 1)
         for finding in found:
             table.add_row(*finding)
