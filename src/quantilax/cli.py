@@ -180,7 +180,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
     """
     from quantilax import runs
-    from quantilax.runs.loading import QUANTILES
+    from quantilax.statistics import QUANTILES, summarize
 
     if not no_cache:
         runs.enable_compilation_cache()
@@ -192,8 +192,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     if len(found.seeds) > 1:
         parts["all"] = found.returns, found.lengths
     summaries = {
-        name: {"return": runs.summarize(returns), "length": runs.summarize(lengths)}
-        for name, (returns, lengths) in parts.items()
+        name: {"return": summarize(returns), "length": summarize(lengths)} for name, (returns, lengths) in parts.items()
     }
     if as_json:
         head = {"run": str(run), "env_step": found.env_step, "episodes": episodes, "seed": seed}
@@ -281,6 +280,139 @@ def lint(
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("file", metavar="STUDY.yaml", type=click.Path(path_type=Path))
+@click.option("--seeds", type=click.IntRange(min=1), help="Another number of seeds than the study says.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs at the same time, one per core or device.  [default: all, or as the study was begun]",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The results' directory.  [default: studies/<name>]")
+@click.option("--dry-run", is_flag=True, help="Print cells, compile groups, time and memory; train nothing for good.")
+@click.option("--resume", is_flag=True, help="Go on with what is there: finished runs are never repeated.")
+@QUIET
+@NO_CACHE
+def study(
+    file: Path,
+    seeds: int | None,
+    jobs: int | None,
+    out: Path | None,
+    dry_run: bool,
+    resume: bool,
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Run the study in the file STUDY.yaml: cells times seeds, results written as they come.
+
+    \b
+    quantilax study investigations/0002-fractions/study.yaml --dry-run
+    quantilax study investigations/0002-fractions/study.yaml --seeds 20 --out studies/fractions
+    """
+    from quantilax import runs
+    from quantilax.studies import definition, execution
+    from quantilax.studies.store import Store
+
+    asked = definition.load(file)
+    asked = asked if seeds is None else asked.with_seeds(seeds)
+    out = out or Path("studies") / asked.name
+    begun = Store.find(out) if resume else None
+    runs.use_all_cores(jobs or (begun.facts["jobs"] if begun else len(asked.cells) * len(asked.seeds)))
+    if dry_run:
+        if not no_cache:
+            runs.enable_compilation_cache()
+        _foretell(execution.plan(asked, begun, jobs))
+        return
+    with _told_if_interrupted():
+        store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache)
+    _summarize(store, quiet)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: DIR]")
+def report(directory: Path, out: Path | None) -> None:
+    """Write the report of the study whose results are in DIR: report.html, report.md and its figures.
+
+    The page stands alone: it needs no network. Of a study that is not finished it shows what is there.
+
+    \b
+    quantilax report studies/fractions
+    """
+    from quantilax.studies import report as reports
+    from quantilax.studies.store import Store
+
+    out = out or directory
+    reports.report(Store.open(directory)).write(out)
+    click.echo(f"{out / reports.PAGE} and {out / reports.TWIN}")
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--cell", help="Another cell than the one that the rule names.")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Number of held-out seeds.")
+@click.option(
+    "--first-seed", type=click.IntRange(0, 2**32 - 1), help="The first of them.  [default: after the study's largest]"
+)
+@click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
+@click.option("--section", help="Its name there.  [default: that of the study's base]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at the same time.  [default: one per core or device]")
+@QUIET
+@NO_CACHE
+def recommend(
+    directory: Path,
+    cell: str | None,
+    seeds: int,
+    first_seed: int | None,
+    write: Path | None,
+    section: str | None,
+    jobs: int | None,
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
+
+    Where the held-out seeds contradict, nothing is written and the exit status is 1.
+
+    \b
+    quantilax recommend studies/fractions
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
+    """
+    from quantilax import runs
+    from quantilax.studies import tables
+    from quantilax.studies.recommend import recommend as recommended
+    from quantilax.studies.store import Store
+
+    store = Store.open(directory)
+    runs.use_all_cores(jobs or 2 * seeds)
+    with _told_if_interrupted():
+        found = recommended(
+            store,
+            cell=cell,
+            seeds=seeds,
+            first_seed=first_seed,
+            write=write,
+            section=section,
+            jobs=jobs,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    click.echo(f"{found.choice.cell}: {found.choice.reason}")
+    on = f"held-out seeds {tables.seeds(found.seeds)}"
+    if not found.judgement.holds:
+        click.echo(f"{on} contradict: {'; '.join(found.judgement.contradictions)}; nothing is written", err=True)
+        sys.exit(1)
+    click.echo(f"{on} agree: {found.judgement.score}")
+    if found.edited is None:
+        return
+    if found.edited.commented:
+        click.echo(
+            f"warning: {write}: the comments behind {', '.join(found.edited.commented)} were written for the values before",
+            err=True,
+        )
+    click.echo(f"written: section {section or store.facts['section']} of {write}")
+
+
 @cli.command(name="list-runs")
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
 def list_runs(directory: Path) -> None:
@@ -352,6 +484,88 @@ def list_() -> None:
         console.print(f"[bold]environments of {library}[/bold]")
         for name in names:
             console.print(f"  {name}")
+
+
+def _summarize(store: "Store", quiet: bool) -> None:  # type: ignore[name-defined]
+    if not quiet:
+        _tell_results(store)
+    click.echo(f"results in {store.path}; quantilax report {shlex.quote(str(store.path))} makes a page of them")
+
+
+def _tell_results(store: "Store") -> None:  # type: ignore[name-defined]
+    from quantilax.studies.report import summary_table
+    from quantilax.studies.results import Results
+    from quantilax.studies.verdict import verdict
+
+    results = Results.read(store)
+    told, table = verdict(results), summary_table(results)
+    if table.rows:
+        drawn = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+        kept = [i for i, column in enumerate(table.columns) if column.title in SUMMARY]
+        for i in kept:
+            drawn.add_column(table.columns[i].title, justify="right" if i else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*("\n".join((row[i].text, *filter(None, row[i].detail.split("; ")))) for i in kept))
+        Console(width=max(Console().width, 120), highlight=False, markup=False, emoji=False).print(drawn)
+        click.echo("\nbelow each figure its 95% interval, and p adjusted for the number of cells compared")
+    for line in (told.headline, *told.caveats):
+        click.echo(line)
+
+
+SUMMARY = (
+    "cell",
+    "n",
+    "return at the end",
+    "solved for good",
+    "fell",
+    "better over the curve",
+    "better at the end",
+    "broken",
+)
+"""Columns that a terminal has room for."""
+
+
+def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
+    from quantilax import train
+    from quantilax.studies.forecast import forecast
+
+    console = Console(width=max(Console().width, 120), highlight=False, markup=False)
+    derived = {cell: agent.config.derived() for group in planned.groups for cell, agent in group.agents.items()}
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    quantities = list(dict.fromkeys(quantity for figures in derived.values() for quantity in figures))
+    for column in ("cell", "group", *(quantity.replace("_", " ") for quantity in quantities)):
+        table.add_column(column, justify="left" if column == "cell" else "right", overflow="fold")
+    number = {cell: group.number + 1 for group in planned.groups for cell in group.agents}
+    for cell in planned.study.cells:
+        figures = derived.get(cell.name, {})
+        cells = (f"{figures[q]:,.6g}" if q in figures else "-" for q in quantities)
+        table.add_row(cell.name, str(number.get(cell.name, "-")), *cells)
+    console.print(table)
+    for failure in planned.failures:
+        click.echo(f"warning: cell '{failure.cell}' cannot be run: {failure.reason}", err=True)
+    for cell, agent in ((cell, agent) for group in planned.groups for cell, agent in group.agents.items()):
+        for line in train.advice(agent.config):
+            click.echo(f"warning: cell '{cell}': {line}", err=True)
+    laid, told = planned.laid, forecast(planned)
+    click.echo(
+        f"\n{planned.left} runs to do, {planned.finished} are there; {laid.jobs} job(s), {laid.width} run(s) on each at a"
+        f" time; {len(planned.groups)} compile group(s)"
+    )
+    click.echo(f"memory: {told.state_bytes / 2**20:,.1f} MiB for the states of {laid.runs} run(s) at a time")
+    if told.costs:
+        compiling, least, most = told.total
+        timed = "" if len(told.costs) == told.groups else f" (timed: {len(told.costs)} of {told.groups} groups)"
+        click.echo(
+            f"time: {_duration(least)} to {_duration(most)}, by the length of the evaluations' episodes, and"
+            f" {_duration(compiling)} compiling{timed}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Write 45 s, 12 min or 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

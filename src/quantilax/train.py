@@ -231,15 +231,29 @@ def compile_fit(
     keys: Key[Array, "S"],
     eval_callback: EvalCallback | None = None,
     with_init: bool = True,
+    per_run: bool = False,
 ) -> Program:
-    """Trace and compile `init` and `segment` for S seeds, ahead of time, so that compile time stands apart."""
+    """Trace and compile `init` and `segment` for S runs, ahead of time, so that compile time stands apart.
+
+    Args:
+        algorithm, env, config, eval_callback: of the runs.
+        keys: one for each.
+        with_init: without it only the program that goes on from a state is compiled.
+        per_run: the leaves of `env` and `config` have a leading axis S too; else all runs share them.
+    """
 
     def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
+        if per_run:
+            return over_seeds(lambda run: init(algorithm, *run), (env, config, keys))
         return over_seeds(partial(init, algorithm, env, config), keys)
 
     def segment_seeds(
         env: Environment, config: Config, state: State, iterations: Int[Array, ""]
     ) -> tuple[State, Record]:
+        if per_run:
+            return over_seeds(
+                lambda run: segment(algorithm, run[0], run[1], run[2], iterations, eval_callback), (env, config, state)
+            )
         return over_seeds(lambda s: segment(algorithm, env, config, s, iterations, eval_callback), state)
 
     laid = layout(len(keys))
@@ -247,9 +261,10 @@ def compile_fit(
     placed_segment: dict[str, Any] = {}
     if laid.mesh.size > 1:
         everywhere = NamedSharding(laid.mesh, P())
-        placed_init = {"in_shardings": everywhere, "out_shardings": laid.sharding}
+        settings = laid.sharding if per_run else everywhere
+        placed_init = {"in_shardings": (settings, settings, everywhere), "out_shardings": laid.sharding}
         placed_segment = {
-            "in_shardings": (everywhere, everywhere, laid.sharding, everywhere),
+            "in_shardings": (settings, settings, laid.sharding, everywhere),
             "out_shardings": laid.sharding,
         }
     start = time.perf_counter()

@@ -124,12 +124,17 @@ def check_memory(agent: Agent, num_seeds: int) -> None:
     needed = train.state_bytes(*agent.arguments())["total"] * num_seeds
     if jax.default_backend() != "cpu":
         return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = machine_memory()
     if needed > there:
         raise ConfigError(
             f"the state of {num_seeds} seed(s) takes {needed / 2**30:.1f} GiB and this machine has"
             f" {there / 2**30:.1f}; lower buffer_size or --seeds"
         )
+
+
+def machine_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def use_all_cores(num_seeds: int) -> None:

@@ -51,22 +51,33 @@ def load_section(path: Path, name: str | None = None, overrides: Mapping[str, An
     Raises:
         ConfigError: what is wrong with the file, the section or a field, and the remedy.
     """
-    sections = _read(path)
+    return select(read_yaml(path), path, name, overrides)
+
+
+def select(
+    sections: Mapping[str, Any], path: Path, name: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Section:
+    """Take a section of what a file holds, as `load_section` does."""
     if name is None:
         if len(sections) > 1:
             raise ConfigError(f"{path}: has several sections; name one of {', '.join(sections)}")
         name = next(iter(sections))
     if name not in sections:
         raise ConfigError(f"{path}: no section '{name}'{did_you_mean(name, sections, 'sections')}")
-    where, section, overrides = f"{path}: {name}", sections[name], dict(overrides or {})
+    where, section = f"{path}: {name}", sections[name]
     if not isinstance(section, dict):
         raise ConfigError(f"{where}: expected fields such as 'env: CartPole-v1', got {section!r}")
+    return _section(name, where, {"algorithm": name, **section}, overrides or {}, "command line")
 
-    merged = {
-        "algorithm": name,
-        **section,
-        **{k: v for k, v in overrides.items() if k in ("algorithm", "env")},
-    }
+
+def with_overrides(section: Section, overrides: Mapping[str, Any], origin: str) -> Section:
+    """Put fields on top of a section's, `env` and `algorithm` among them; `origin` says in messages where they stand."""
+    there = {"algorithm": section.algorithm.name, "env": section.env, **section.hyperparameters}
+    return _section(section.name, section.where, there, overrides, origin)
+
+
+def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mapping[str, Any], origin: str) -> Section:
+    merged = {**fields, **{k: v for k, v in overrides.items() if k in ("algorithm", "env")}}
     for key in ("algorithm", "env"):
         if key not in merged:
             raise ConfigError(f"{where}: missing field '{key}'; add a line such as 'env: CartPole-v1'")
@@ -77,8 +88,8 @@ def load_section(path: Path, name: str | None = None, overrides: Mapping[str, An
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}; a section not named after one needs a line 'algorithm: iqn'") from None
     hyperparameters = {
-        **pytree.convert(algorithm.config, _without(section), where),
-        **pytree.convert(algorithm.config, _without(overrides), "command line"),
+        **pytree.convert(algorithm.config, _without(fields), where),
+        **pytree.convert(algorithm.config, _without(overrides), origin),
     }
     return Section(name, where, algorithm, merged["env"], hyperparameters)
 
@@ -124,7 +135,18 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(
+    path: Path, holds: str = "sections; expected lines such as 'iqn:' with fields indented below"
+) -> dict[str, Any]:
+    """Read a file of names with values, strictly: no name twice.
+
+    Args:
+        path: the file.
+        holds: what should be in it, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -133,16 +155,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is no text file; expected YAML in UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    sections = parse_yaml(text, path)
+    if not isinstance(sections, dict) or not sections:
+        raise ConfigError(f"{path}: holds no {holds}")
+    return sections
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse a file's text, strictly; raise `ConfigError` where it is broken."""
     try:
-        sections = yaml.load(text, _StrictLoader)
+        return yaml.load(text, _StrictLoader)
     except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
         raise ConfigError(f"{path}{line}: broken YAML: {reason}") from None
-    if not isinstance(sections, dict) or not sections:
-        raise ConfigError(f"{path}: holds no sections; expected lines such as 'iqn:' with fields indented below")
-    return sections
 
 
 def _without(fields: Mapping[str, Any]) -> dict[str, Any]:

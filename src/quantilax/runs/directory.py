@@ -1,17 +1,14 @@
 """The directory of a run: what was asked for, what came out, and what is needed to get it again."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import reprlib
-import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,6 +18,7 @@ import yaml
 from quantilax import pytree
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
+from quantilax.runs import locks
 from quantilax.runs.files import write_whole
 
 
@@ -144,55 +142,13 @@ class RunDirectory:
             _check(file, f"starts[{number}].", start, START)
         return cls(path, facts)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from writing to the directory, for as long as this one lives.
-
-        The kernel holds the lock, so it ends with its holder, however that ends; the file says who it is.
-
-        Raises:
-            ConfigError: another process holds it, or the directory cannot be written to.
-        """
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written to: {error.strerror}; copy the run elsewhere") from None
-        with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
-            if not self._take(descriptor):
-                raise ConfigError(
-                    f"{self.path}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
-                )
-            self._say_holder(descriptor, f"process {os.getpid()} on {platform.node()} ({command()})\n")
-            yield
-            self._say_holder(descriptor, "")
-
-    def _take(self, descriptor: int) -> bool:
-        for _ in range(5):  # `is_locked` of another process may hold it for an instant
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.05)
-            except OSError:
-                return True  # a file system without locks: nothing better is to be had
-            else:
-                return True
-        return False
-
-    def _say_holder(self, descriptor: int, who: str) -> None:
-        os.ftruncate(descriptor, 0)
-        with suppress(OSError):  # the disk is full: the lock holds without a name
-            os.pwrite(descriptor, who.encode(), 0)
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing to the directory; see `quantilax.runs.locks`."""
+        return locks.lock(self.path)
 
     def is_locked(self) -> bool:
         """Say whether a process is writing to the directory."""
-        try:
-            with (self.path / "lock").open() as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return locks.is_locked(self.path)
 
     @property
     def status(self) -> str:
@@ -245,7 +201,7 @@ def config_yaml(name: str, agent: Agent) -> str:
 def provenance() -> dict[str, Any]:
     """Return what is needed to get a run's numbers again: command, versions, commit and machine."""
     return {
-        "command": command(),
+        "command": locks.command(),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -254,12 +210,6 @@ def provenance() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def command() -> str:
-    """Return the command that this process runs."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["quantilax" if program == "cli.py" else program, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Studies of configs and runs: what can be said before a run, and from many."""
+"""Studies: which configuration works, over cells and seeds, and why a run is unstable."""

@@ -1,0 +1,73 @@
+"""Who is writing to a directory: one process at a time."""
+
+import fcntl
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from quantilax.pytree import ConfigError
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing to a directory, for as long as this one lives.
+
+    The kernel holds the lock, so it ends with its holder, however that ends; the file `lock` says who it is.
+
+    Raises:
+        ConfigError: another process holds it, or the directory cannot be written to.
+    """
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written to: {error.strerror}; copy it elsewhere") from None
+    with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
+        if not _take(descriptor):
+            raise ConfigError(
+                f"{directory}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
+            )
+        _say_holder(descriptor, f"process {os.getpid()} on {platform.node()} ({command()})\n")
+        yield
+        _say_holder(descriptor, "")
+
+
+def is_locked(directory: Path) -> bool:
+    """Say whether a process is writing to a directory."""
+    try:
+        with (directory / "lock").open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def command() -> str:
+    """Return the command that this process runs."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["quantilax" if program == "cli.py" else program, *sys.argv[1:]])
+
+
+def _take(descriptor: int) -> bool:
+    for _ in range(5):  # `is_locked` of another process may hold it for an instant
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:
+            return True  # a file system without locks: nothing better is to be had
+        else:
+            return True
+    return False
+
+
+def _say_holder(descriptor: int, who: str) -> None:
+    os.ftruncate(descriptor, 0)
+    with suppress(OSError):  # the disk is full: the lock holds without a name
+        os.pwrite(descriptor, who.encode(), 0)

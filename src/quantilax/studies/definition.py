@@ -1,0 +1,376 @@
+"""What a study asks: a base, the cells that depart from it, seeds, and when the task counts as solved.
+
+question: Does a larger batch end the collapses?
+prediction: The share of seeds that fall after 475 halves at batch_size 256.
+base: {config: configs/gymnax/cartpole.yaml, section: iqn, overrides: {total_timesteps: 50_000}}
+cells:
+  one_at_a_time: {batch_size: [64, 256]}
+seeds: 20
+solved: 475
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from quantilax import pytree
+from quantilax.agent import Agent
+from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.runs import configs
+from quantilax.runs.configs import Section
+
+if TYPE_CHECKING:
+    from quantilax.studies.store import Store
+
+MAX_CELLS = 1_000
+"""More cells than anyone can read in a table; a finer search is several studies."""
+
+BASE = "base"
+"""Name of the cell without overrides."""
+
+
+class Cell(NamedTuple):
+    """One configuration of a study."""
+
+    name: str
+    overrides: dict[str, Any]
+    """Fields that differ from the base section, as written."""
+    section: Section
+
+
+class Study(NamedTuple):
+    """A study as its file says it, every cell resolved: `Study.load` reads one, `Study.make` builds one in Python."""
+
+    name: str
+    question: str
+    prediction: str
+    cells: tuple[Cell, ...]
+    """The base first."""
+    seeds: tuple[int, ...]
+    solved: float | None
+    """Mean return of an evaluation from which on the task counts as solved; None: nothing is said of solving."""
+    definition: dict[str, Any]
+    """The file's contents, `base.config` as it stands there."""
+    where: str
+    """For messages."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Study":
+        """Read a study's file.
+
+        Raises:
+            ConfigError: what is wrong with the file or a cell, and the remedy.
+        """
+        return load(Path(path))
+
+    @classmethod
+    def make(cls, definition: Mapping[str, Any], name: str = "study") -> "Study":
+        """Build a study from what a file holds: `base`, `cells`, `seeds`, `question` and so on.
+
+        Raises:
+            ConfigError: as for `load`.
+        """
+        return make(definition, name)
+
+    def run(
+        self,
+        out: str | Path | None = None,
+        *,
+        jobs: int | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+        cache: bool = False,
+    ) -> "Store":
+        """Run what is left of the study, and write results as they come.
+
+        Args:
+            out: the results' directory: new or empty, or with `resume` that of a former start; None: `studies/<name>`.
+            jobs: devices to use at once; None: all. A CPU has one, unless `quantilax.runs.use_all_cores` was called before.
+            resume: go on with what is there; finished runs are never repeated.
+            quiet: show no progress.
+            cache: keep compiled programs in the user's cache directory.
+
+        Returns:
+            the directory: `records()` is a Polars frame with a row per cell, seed and evaluation, `outcomes()` one with a
+            row per run, `summary()` one with a row per cell.
+
+        Raises:
+            ConfigError: a directory of another study or one that is in use, states that do not fit into the memory.
+            RunError: results could not be written; what is written is kept.
+            Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
+        """
+        from quantilax.studies import execution  # which needs this room
+
+        there = Path("studies") / self.name if out is None else Path(out)
+        return execution.run(self, there, jobs=jobs, resume=resume, quiet=quiet, cache=cache)
+
+    @property
+    def base(self) -> Cell:
+        """The cell that the others are compared with."""
+        return self.cells[0]
+
+    def create(self, cell: Cell) -> Agent:
+        """Build the agent of a cell."""
+        return cell.section.create()
+
+    def with_seeds(self, number: int) -> "Study":
+        """Return the study with another number of seeds, from its first one on."""
+        return self._replace(seeds=_seeds({"seeds": number, "first_seed": self.seeds[0]}, self.where))
+
+
+SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "MountainCar-v0": -110.0, "LunarLander-v2": 200.0}
+"""Where an environment's own registration says when it is solved (Gymnasium's `reward_threshold`)."""
+
+KEYS = ("question", "prediction", "base", "cells", "seeds", "first_seed", "solved")
+
+
+def load(path: Path) -> Study:
+    """Read a study's file.
+
+    Raises:
+        ConfigError: what is wrong with the file or a cell, and the remedy.
+    """
+    return make(
+        configs.read_yaml(path, "study; expected lines such as 'base: {config: ..., section: iqn}'"),
+        path.stem,
+        str(path),
+        path.parent,
+    )
+
+
+def make(definition: Mapping[str, Any], name: str, where: str = "study", beside: Path | None = None) -> Study:
+    """Build a study from what a file holds.
+
+    Args:
+        definition: `KEYS`.
+        name: what reports and the results' directory call it.
+        where: for messages.
+        beside: the directory that `base.config` is looked for in first; then the current one.
+    """
+    for key in definition:
+        if key not in KEYS:
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, KEYS, 'keys')}")
+    base = _base(definition.get("base"), where, beside or Path())
+    cells: dict[str, Cell] = {}
+    for cell_name, overrides in _cells(definition.get("cells"), where):
+        origin = f"{where}: cell '{cell_name}'"
+        if cell_name in cells or cell_name == BASE:
+            raise ConfigError(f"{where}: two cells are called '{cell_name}'; rename one ('{BASE}' is the base itself)")
+        section = configs.with_overrides(base, overrides, origin)
+        cells[cell_name] = Cell(cell_name, overrides, section)
+    everything = _without_twins([Cell(BASE, {}, base), *cells.values()], where)
+    return Study(
+        name=name,
+        question=_text(definition, "question", where),
+        prediction=_text(definition, "prediction", where),
+        cells=tuple(everything),
+        seeds=_seeds(definition, where),
+        solved=_solved(definition, base, where),
+        definition=dict(definition),
+        where=where,
+    )
+
+
+def _base(asked: Any, where: str, beside: Path) -> Section:
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("config"), str):
+        raise ConfigError(
+            f"{where}: base: expected lines such as 'config: configs/gymnax/cartpole.yaml', got {asked!r}"
+        )
+    for key in asked:
+        if key not in ("config", "section", "overrides"):
+            raise ConfigError(
+                f"{where}: base: unknown key '{key}'{did_you_mean(key, ('config', 'section', 'overrides'), 'keys')}"
+            )
+    overrides = asked.get("overrides") or {}
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"{where}: base: overrides: expected fields such as 'gamma: 0.99', got {overrides!r}")
+    written = Path(asked["config"])
+    file = beside / written if (beside / written).exists() or not written.exists() else written
+    section = configs.load_section(file, asked.get("section"))
+    return configs.with_overrides(section, overrides, f"{where}: base: overrides")
+
+
+Named = tuple[str, dict[str, Any]]
+
+
+def _cells(asked: Any, where: str) -> list[Named]:
+    """Every cell's name and overrides, as the four ways of naming cells give them."""
+    if asked is None:
+        return []
+    if not isinstance(asked, Mapping):
+        raise ConfigError(f"{where}: cells: expected {', '.join(WAYS)}, got {asked!r}")
+    found: list[Named] = []
+    for way, what in asked.items():
+        if way not in WAYS:
+            raise ConfigError(f"{where}: cells: unknown key '{way}'{did_you_mean(way, WAYS, 'keys')}")
+        found += WAYS[way](what, f"{where}: cells: {way}")
+        if len(found) > MAX_CELLS:
+            raise ConfigError(f"{where}: cells: more than {MAX_CELLS:,}; split the study")
+    return found
+
+
+def _named(asked: Any, where: str) -> list[Named]:
+    _expect_mapping(asked, where, "names with fields, such as 'wide: {torso_sizes: [128, 128]}'")
+    for name, overrides in asked.items():
+        _expect_mapping(overrides, f"{where}: {name}", "fields such as 'batch_size: 128'")
+    return [(str(name), dict(overrides)) for name, overrides in asked.items()]
+
+
+def _grid(asked: Any, where: str) -> list[Named]:
+    """The product of the fields' values."""
+    values = _lists(asked, where)
+    number = math.prod(len(v) for v in values.values())
+    if number > MAX_CELLS:
+        raise ConfigError(
+            f"{where}: {number:,} cells are more than {MAX_CELLS:,}; leave values out, or draw some with 'random'"
+        )
+    points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    return [(label(point), point) for point in points]
+
+
+def _one_at_a_time(asked: Any, where: str) -> list[Named]:
+    """Each value of each field alone, the other fields as in the base."""
+    return [(label({k: v}), {k: v}) for k, values in _lists(asked, where).items() for v in values]
+
+
+def _random(asked: Any, where: str) -> list[Named]:
+    """Cells drawn at random, the same for the same seed."""
+    _expect_mapping(asked, where, "'number', 'seed' and 'fields'")
+    for key in asked:
+        if key not in ("number", "seed", "fields"):
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, ('number', 'seed', 'fields'), 'keys')}")
+    number, seed = asked.get("number"), asked.get("seed", 0)
+    if type(number) is not int or not 1 <= number <= MAX_CELLS:
+        raise ConfigError(f"{where}: number: expected a whole number from 1 to {MAX_CELLS}, got {number!r}")
+    if type(seed) is not int or seed < 0:
+        raise ConfigError(f"{where}: seed: expected a whole number, 0 or more, got {seed!r}")
+    _expect_mapping(asked.get("fields"), f"{where}: fields", "ranges such as 'gamma: {uniform: [0.9, 0.999]}'")
+    generator = np.random.default_rng(seed)
+    draws = {k: _draws(r, number, generator, f"{where}: fields: {k}") for k, r in asked["fields"].items()}
+    width = len(str(number - 1))
+    return [(f"random-{i:0{width}}", {k: values[i] for k, values in draws.items()}) for i in range(number)]
+
+
+def _draws(asked: Any, number: int, generator: np.random.Generator, where: str) -> list[Any]:
+    example = "one of 'uniform: [low, high]', 'log_uniform: [low, high]', 'integer: [low, high]', 'choice: [...]'"
+    _expect_mapping(asked, where, example)
+    if len(asked) != 1 or next(iter(asked)) not in ("uniform", "log_uniform", "integer", "choice"):
+        raise ConfigError(f"{where}: expected {example}, got {asked!r}")
+    (way, ends), *_ = asked.items()
+    if way == "choice":
+        if not isinstance(ends, list) or not ends:
+            raise ConfigError(f"{where}: choice: expected a list of values, got {ends!r}")
+        return [ends[i] for i in generator.integers(len(ends), size=number)]
+    try:
+        low, high = (float(end) for end in ends)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: {way}: expected [low, high], got {ends!r}") from None
+    if not low < high or not math.isfinite(high - low) or (way == "log_uniform" and low <= 0):
+        raise ConfigError(f"{where}: {way}: expected {'0 < ' if way == 'log_uniform' else ''}low < high, got {ends!r}")
+    if way == "integer":
+        return [int(i) for i in generator.integers(int(low), int(high), size=number, endpoint=True)]
+    if way == "log_uniform":
+        return [float(f"{x:.4g}") for x in np.exp(generator.uniform(math.log(low), math.log(high), number))]
+    return [float(f"{x:.4g}") for x in generator.uniform(low, high, number)]
+
+
+WAYS: dict[str, Callable[[Any, str], list[Named]]] = {
+    "named": _named,
+    "grid": _grid,
+    "one_at_a_time": _one_at_a_time,
+    "random": _random,
+}
+
+
+def label(overrides: Mapping[str, Any]) -> str:
+    """Name a cell after its fields: `batch_size=64, gamma=0.98`."""
+    return ", ".join(f"{field}={_shown(value)}" for field, value in overrides.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return "[" + " ".join(map(_shown, value)) + "]"
+    return str(value)
+
+
+def _lists(asked: Any, where: str) -> dict[str, list[Any]]:
+    _expect_mapping(asked, where, "fields with lists, such as 'batch_size: [32, 128]'")
+    for field, values in asked.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}: {field}: expected a list of values, got {values!r}")
+    return dict(asked)
+
+
+def _expect_mapping(asked: Any, where: str, example: str) -> None:
+    if not isinstance(asked, Mapping) or not asked:
+        raise ConfigError(f"{where}: expected {example}, got {asked!r}")
+
+
+def _without_twins(cells: list[Cell], where: str) -> list[Cell]:
+    """Leave out cells that are the base again (a grid holds its values); two other cells alike are a mistake."""
+    kept: dict[str, Cell] = {}
+    for cell in cells:
+        identity = repr(resolved(cell.section))
+        if identity not in kept:
+            kept[identity] = cell
+        elif kept[identity].name != BASE:
+            raise ConfigError(
+                f"{where}: cells '{kept[identity].name}' and '{cell.name}' are the same configuration; leave one out"
+            )
+    return list(kept.values())
+
+
+def resolved(section: Section) -> dict[str, Any]:
+    """Algorithm, environment and every hyperparameter of a section, defaults included."""
+    config: Any = pytree.from_dict(section.algorithm.config, section.hyperparameters, section.where)
+    return {"algorithm": section.algorithm.name, "env": section.env, **pytree.to_dict(config)}
+
+
+def plain(section: Section) -> dict[str, Any]:
+    """Return `resolved` as JSON has it: lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(resolved(section)))
+    return found
+
+
+def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    asked, first = definition.get("seeds", 20), definition.get("first_seed", 0)
+    if type(first) is not int or first < 0:
+        raise ConfigError(f"{where}: first_seed: expected a whole number, 0 or more, got {first!r}")
+    if type(asked) is int and asked > 0:
+        seeds: Iterable[Any] = range(first, first + asked)
+    elif isinstance(asked, list) and asked and "first_seed" not in definition:
+        seeds = asked
+    else:
+        raise ConfigError(
+            f"{where}: seeds: expected their number (with 'first_seed', 0 if left out) or a list of them, got {asked!r}"
+        )
+    seeds = tuple(seeds)
+    if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise ConfigError(f"{where}: seeds: expected whole numbers from 0 to 2^32 - 1, got {asked!r}")
+    twice = {seed for seed in seeds if seeds.count(seed) > 1} if isinstance(asked, list) else set()
+    if twice:
+        raise ConfigError(f"{where}: seeds: {min(twice)} stands there twice; leave one out")
+    return seeds
+
+
+def _solved(definition: Mapping[str, Any], base: Section, where: str) -> float | None:
+    asked = definition.get("solved", SOLVED.get(base.env))
+    if asked is not None and (type(asked) not in (int, float) or not math.isfinite(asked)):
+        raise ConfigError(f"{where}: solved: expected a mean return, got {asked!r}")
+    return None if asked is None else float(asked)
+
+
+def _text(definition: Mapping[str, Any], key: str, where: str) -> str:
+    text = definition.get(key, "")
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: {key}: expected words, got {text!r}; put them in quotes")
+    return text.strip()

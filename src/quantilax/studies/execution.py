@@ -1,0 +1,328 @@
+"""Running a study: cells with one treedef share a compiled program, whose runs go through it in portions of one size.
+
+The width of a `vmap` and the number of devices decide the low bits of a run's numbers, and learning amplifies them. So both
+are chosen once per study and written down (`jobs` devices, `width` runs on each at a time), every portion is filled up to
+them with copies of its last run, and a run's numbers do not depend on what else is in its portion: the same study gives the
+same records however it is split, interrupted or distributed.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantilax import train
+from quantilax.agent import Agent, ConfigWarning
+from quantilax.pytree import ConfigError
+from quantilax.runs import Interrupted, evaluations
+from quantilax.runs.conditions import enable_compilation_cache, machine_memory
+from quantilax.runs.directory import provenance
+from quantilax.runs.errors import reason
+from quantilax.runs.evaluations import Evaluation
+from quantilax.runs.signals import Stop
+from quantilax.studies.definition import Study
+from quantilax.studies.progress import StudyProgress
+from quantilax.studies.store import Failure, Store, described
+from quantilax.types import Record
+
+MEMORY_SHARE = 0.6
+"""Of an accelerator's memory: what the states of a portion may take; the rest is for what the program needs besides."""
+
+
+class Group(NamedTuple):
+    """Cells that one compiled program serves."""
+
+    number: int
+    agents: dict[str, Agent]
+    """By cell."""
+
+    @property
+    def evaluations(self) -> int:
+        """Rows of each run's curve."""
+        return len(next(iter(self.agents.values())).evaluation_steps)
+
+
+class Portion(NamedTuple):
+    """Runs that go through the program together."""
+
+    group: int
+    runs: tuple[tuple[str, int], ...]
+    """(cell, seed)"""
+
+
+class Layout(NamedTuple):
+    """How the runs of a study are laid out; part of what decides its numbers."""
+
+    jobs: int
+    """Devices used at once (a CPU's cores are devices)."""
+    width: int
+    """Runs on each of them at a time: more than one only in a `vmap`, so not on a CPU."""
+
+    @property
+    def runs(self) -> int:
+        """Runs in a portion."""
+        return self.jobs * self.width
+
+
+def groups(study: Study) -> tuple[list[Group], list[Failure]]:
+    """Sort a study's cells by treedef; those that cannot be built are failures."""
+    found: dict[Any, dict[str, Agent]] = {}
+    failures = []
+    for cell in study.cells:
+        try:
+            with warnings.catch_warnings(category=ConfigWarning, action="ignore"):
+                agent = study.create(cell)
+            algorithm, env, config = agent.arguments()
+            found.setdefault((algorithm, jax.tree.structure((env, config))), {})[cell.name] = agent
+        except ConfigError as error:
+            failures.append(Failure(cell.name, str(error)))
+    return [Group(i, agents) for i, agents in enumerate(found.values())], failures
+
+
+def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> Layout:
+    """Choose how runs are laid over this process's devices.
+
+    Args:
+        study: what is to be run.
+        sorted_groups: its groups.
+        jobs: devices to use; None: all that the runs can fill.
+
+    Raises:
+        ConfigError: more jobs than devices, or states that do not fit into the memory.
+    """
+    devices = jax.local_devices()
+    most = max((len(group.agents) for group in sorted_groups), default=1) * len(study.seeds)
+    if jobs is not None and jobs > len(devices):
+        raise ConfigError(f"--jobs: {jobs} is more than the {len(devices)} device(s) of this process; lower it")
+    jobs = min(jobs or len(devices), most)
+    heaviest, needed = max(
+        ((name, bytes_of(group)) for group in sorted_groups for name in group.agents), key=lambda x: x[1]
+    )
+    if jax.default_backend() == "cpu":
+        there, share, width = machine_memory(), 1.0, 1
+    else:
+        there = int((devices[0].memory_stats() or {}).get("bytes_limit", 0)) or machine_memory()
+        share, jobs = MEMORY_SHARE, jobs if jobs < len(devices) else len(devices)
+        width = max(1, min(math.ceil(most / jobs), int(there * share / max(needed, 1))))
+    at_once = jobs if jax.default_backend() == "cpu" else 1  # cores share a memory, accelerators have one each
+    if needed * width * at_once > there * share:
+        raise ConfigError(
+            f"{study.where}: cell '{heaviest}': the state of {at_once * width} run(s) takes"
+            f" {needed * width * at_once / 2**30:.1f} GiB and there are {there * share / 2**30:.1f}; lower its buffer_size"
+            + (" or --jobs" if at_once > 1 else "")
+        )
+    return Layout(jobs, width)
+
+
+def bytes_of(group: Group) -> int:
+    """Bytes of one run's state."""
+    return train.state_bytes(*next(iter(group.agents.values())).arguments())["total"]
+
+
+def portions(study: Study, sorted_groups: list[Group], laid: Layout, finished: set[tuple[str, int]]) -> list[Portion]:
+    """What is left to run, group by group, seed by seed: early results cover all cells of a group."""
+    found = []
+    for group in sorted_groups:
+        runs = [(cell, seed) for seed in study.seeds for cell in group.agents if (cell, seed) not in finished]
+        found += [Portion(group.number, tuple(runs[i : i + laid.runs])) for i in range(0, len(runs), laid.runs)]
+    return found
+
+
+class Worker:
+    """Runs portions of a study; compiles a group's program when its first portion comes."""
+
+    def __init__(self, sorted_groups: list[Group], laid: Layout) -> None:
+        """Prepare; all workers of a study have the same groups and layout."""
+        self.groups = sorted_groups
+        self.laid = laid
+        self.current: tuple[int, train.Program] | None = None
+        self.compile_seconds = 0.0
+
+    def program(self, group: Group) -> train.Program:
+        """Compile, unless it is the program of the portion before; only one is kept."""
+        if self.current is None or self.current[0] != group.number:
+            self.current = None
+            first = next(iter(group.agents.items()))[0]
+            inputs = self.inputs(group, ((first, 0),))
+            program = train.compile_fit(group.agents[first].algorithm, *inputs, per_run=True)
+            self.compile_seconds += program.trace_seconds + program.compile_seconds
+            self.current = group.number, program
+        return self.current[1]
+
+    def inputs(self, group: Group, runs: tuple[tuple[str, int], ...]) -> tuple[Any, Any, Any]:
+        """(env, config, keys) with a leading axis of runs, filled up to the layout's number."""
+        runs = (*runs, *[runs[-1]] * (self.laid.runs - len(runs)))
+        arguments = [group.agents[cell].arguments()[1:] for cell, _ in runs]
+        env, config = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
+        return env, config, jax.vmap(jax.random.key)(jnp.array([seed for _, seed in runs], jnp.uint32))
+
+    def records(self, portion: Portion) -> Iterator[Record]:
+        """Train the runs of a portion from scratch, and yield their evaluations as they come."""
+        group = self.groups[portion.group]
+        program = self.program(group)
+        env, config, keys = self.inputs(group, portion.runs)
+        assert program.init is not None
+        for _, record in train.fit(env, config, program, program.init(env, config, keys)):
+            yield jax.device_get(record)
+
+    def rows(self, portion: Portion) -> list[dict[str, Any]]:
+        """Train the runs of a portion: a row for each of them and each evaluation."""
+        start = time.perf_counter()
+        return [
+            row
+            for i, record in enumerate(self.records(portion))
+            for row in rows_of(portion, record, time.perf_counter() - start, i == 0)
+        ]
+
+
+def rows_of(portion: Portion, record: Record, seconds: float, is_first: bool) -> list[dict[str, Any]]:
+    """Rows of one evaluation; a run whose parameters are no longer finite has no return."""
+    number = len(portion.runs)
+    mine: Record = jax.tree.map(lambda x: np.asarray(x)[:number], record)
+    entry = evaluations.entry([seed for _, seed in portion.runs], Evaluation(mine, seconds), is_first)
+    rows = []
+    for (cell, _), row, is_finite in zip(portion.runs, entry.seeds, mine.finite.tolist(), strict=True):
+        returns = {} if is_finite else dict.fromkeys(("return_mean", "return_std", "return_min"), math.nan)
+        rows.append({"cell": cell, **row, **returns, "finite": is_finite})
+    return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a start of a study is going to do."""
+
+    study: Study
+    groups: list[Group]
+    failures: list[Failure]
+    laid: Layout
+    portions: list[Portion]
+    finished: int
+    """Runs that are there already."""
+
+    @property
+    def left(self) -> int:
+        """Runs to do."""
+        return sum(len(portion.runs) for portion in self.portions)
+
+
+def plan(study: Study, store: Store | None = None, jobs: int | None = None) -> Plan:
+    """Find out what is to be done, and how it is laid out; `store` holds what a former start has finished."""
+    sorted_groups, failures = groups(study)
+    if not sorted_groups:
+        raise ConfigError(f"{failures[0].reason}; and no other cell can be run")
+    if store is None:
+        laid, finished = layout(study, sorted_groups, jobs), set()
+    else:
+        laid, finished = Layout(store.facts["jobs"], store.facts["width"]), store.finished()
+        there = len(jax.local_devices())
+        if laid.jobs > there or (laid.jobs < there and jax.default_backend() != "cpu"):
+            raise ConfigError(
+                f"{store.path}: was begun with {laid.jobs} jobs and this process has {there} device(s), which would"
+                f" change its numbers; use the machine it was begun on, or begin anew with another --out"
+            )
+    asked = {(cell.name, seed) for cell in study.cells for seed in study.seeds}
+    return Plan(
+        study, sorted_groups, failures, laid, portions(study, sorted_groups, laid, finished), len(asked & finished)
+    )
+
+
+def run(
+    study: Study,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    cache: bool = False,
+) -> Store:
+    """Run what is left of a study, and write results as they come.
+
+    Args:
+        study: what is asked.
+        out: the results' directory: new or empty, or with `resume` that of a former start of the same study.
+        jobs: devices to use at once; None: all. A resumed study keeps its number.
+        resume: go on with what is there; finished runs are never repeated, failed cells are tried again.
+        quiet: show no progress.
+        cache: keep compiled programs in the user's cache directory.
+
+    Raises:
+        ConfigError: a directory of another study or one that is in use, states that do not fit into the memory.
+        RunError: results could not be written; what is written is kept.
+        Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
+    """
+    if cache:
+        enable_compilation_cache()
+    begun = Store.find(out) if resume else None
+    if begun is not None:
+        begun.check(study)
+    planned = plan(study, begun, jobs)
+    store = begun or Store.create(
+        out, study, jobs=planned.laid.jobs, width=planned.laid.width, starts=[], status="running"
+    )
+    progress = StudyProgress(planned.left, quiet)
+    with store.lock(), Stop(progress.say) as stop:
+        _begin(store, study, planned)
+        status = "failed"
+        try:
+            stop.release()
+            with progress:
+                execute(planned, store, progress, stop.wait_for)
+            status = "finished"
+        except KeyboardInterrupt as error:
+            status = "interrupted"
+            signalled = error if isinstance(error, Interrupted) else Interrupted("interrupted", 2)
+            done = len(store.finished())
+            raise Interrupted(
+                f"{signalled}: {done} runs are kept in {out}; go on with the same command and --resume",
+                signalled.exit_status - 128,
+                signalled.at_once,
+            ) from None
+        finally:
+            stop.hold()
+            store.update(status=status)
+    return store
+
+
+def _begin(store: Store, study: Study, planned: Plan) -> None:
+    """Note the start, and cells and seeds that a former one did not have."""
+    asked = described(study)
+    seeds = [*store.facts["seeds"], *(seed for seed in study.seeds if seed not in store.facts["seeds"])]
+    store.update(
+        **{k: asked[k] for k in ("name", "question", "prediction", "solved", "base", "section")},
+        cells={**store.facts["cells"], **asked["cells"]},
+        overrides={**store.facts["overrides"], **asked["overrides"]},
+        seeds=seeds,
+        status="running",
+        starts=[*store.facts["starts"], {**provenance(), "finished_before": planned.finished}],
+    )
+    store.forget_failures()
+    for failure in planned.failures:
+        store.failed(failure)
+
+
+def execute(planned: Plan, store: Store, progress: StudyProgress, wait_for: Callable[[Callable[[], Any]], Any]) -> None:
+    """Run all portions in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
+    for failure in planned.failures:
+        progress.warn(f"cell '{failure.cell}' cannot be run: {failure.reason}")
+    worker, broken = Worker(planned.groups, planned.laid), set[int]()
+    for portion in planned.portions:
+        if portion.group in broken:
+            continue
+        try:
+            progress.began(portion, len(planned.groups))
+            rows = wait_for(lambda portion=portion: worker.rows(portion))  # type: ignore[misc]
+        except (jax.errors.JaxRuntimeError, jax.errors.JAXTypeError, TypeError, ValueError, ArithmeticError) as error:
+            broken.add(portion.group)
+            for cell in planned.groups[portion.group].agents:
+                store.failed(Failure(cell, reason(error)))
+                progress.warn(f"cell '{cell}' failed: {reason(error)}; the others go on")
+            continue
+        store.write(rows)
+        progress.finished(portion, rows)

@@ -1,0 +1,83 @@
+"""What a user sees while a study goes on: a bar in a terminal, plain lines elsewhere, nothing if asked to be quiet."""
+
+import time
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+class HasRuns(Protocol):
+    """A portion: its group, and its runs as (cell, seed)."""
+
+    @property
+    def group(self) -> int:
+        """Number of the compile group."""
+
+    @property
+    def runs(self) -> tuple[tuple[str, int], ...]:
+        """(cell, seed)"""
+
+
+class StudyProgress:
+    """Progress of one start of a study on standard error; a context manager around it."""
+
+    def __init__(self, runs: int, quiet: bool = False) -> None:
+        """Prepare for so many runs."""
+        self.total, self.done = runs, 0
+        self.group: int | None = None
+        self.start = time.perf_counter()
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("runs · "),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self.console,
+            disable=not self.console.is_terminal or quiet,
+        )
+        self.task = self.bar.add_task("compiling", total=runs)
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self.start = time.perf_counter()
+        if not self.bar.disable:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bar as it stands."""
+        if not self.bar.disable:
+            self.bar.stop()
+
+    def began(self, portion: HasRuns, groups: int) -> None:
+        """Say which program is compiled, where it is another one."""
+        if portion.group != self.group:
+            self.group = portion.group
+            self.say(f"compile group {portion.group + 1} of {groups}")
+
+    def finished(self, portion: HasRuns, rows: list[dict[str, Any]]) -> None:
+        """Show the last evaluation of each run of a portion."""
+        self.done += len(portion.runs)
+        elapsed = time.perf_counter() - self.start
+        left = elapsed * (self.total - self.done) / self.done
+        last = {(row["cell"], row["seed"]): row["return_mean"] for row in rows}
+        self.bar.update(self.task, completed=self.done, description="training")
+        if self.bar.disable:
+            ends = "; ".join(f"{cell} seed {seed}: {value:.1f}" for (cell, seed), value in last.items())
+            self.console.print(f"{self.done} of {self.total} runs · {left:.0f} s left · {ends}", markup=False)
+
+    def say(self, line: str) -> None:
+        """Print a line, unless quiet."""
+        self.console.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        """Print a line that begins with `warning:`, also where quiet."""
+        console = Console(stderr=True, highlight=False, soft_wrap=True) if self.console.quiet else self.console
+        console.print(f"warning: {line}", markup=False)

@@ -1,0 +1,254 @@
+"""The directory of a study: what was asked, what is finished, and every evaluation."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import polars as pl
+import yaml
+
+from quantilax import statistics
+from quantilax.pytree import ConfigError
+from quantilax.runs import RunError, locks
+from quantilax.runs.evaluations import COLUMNS
+from quantilax.runs.files import flush, write_whole
+from quantilax.studies.definition import Study, plain
+
+STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures.jsonl"
+
+
+class Failure(NamedTuple):
+    """A cell that could not be run."""
+
+    cell: str
+    reason: str
+
+
+class Store:
+    """Files of one study, written as results come.
+
+    | file | what |
+    |---|---|
+    | `study.yaml` | the study as it was asked for |
+    | `study.json` | every cell resolved, seeds, how runs are laid out, and for each start command, versions, commit, machine |
+    | `records/*.parquet` | finished runs: a row per cell, seed and evaluation |
+    | `failures.jsonl` | cells that could not be run, and why |
+    | `lock` | who is writing to the directory |
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self.facts = facts
+        """What `study.json` says."""
+
+    @classmethod
+    def create(cls, path: Path, study: Study, **facts: Any) -> Self:
+        """Create the directory of a study that begins; an existing one must be empty.
+
+        Raises:
+            ConfigError: it holds something, or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                has = "holds results" if (path / FACTS).exists() else "is not empty"
+                how = (
+                    "go on with --resume, or choose another --out"
+                    if (path / FACTS).exists()
+                    else "choose another --out"
+                )
+                raise ConfigError(f"{path}: {has}, and nothing is overwritten; {how}")
+            (path / RECORDS).mkdir()
+            write_whole(path / STUDY, yaml.safe_dump(study.definition, sort_keys=False, allow_unicode=True))
+            store = cls(path, {})
+            store.update(**described(study), **facts)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another --out") from None
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the directory of a study that was begun.
+
+        Raises:
+            ConfigError: it is none, or its `study.json` is damaged.
+        """
+        file = path / FACTS
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"{path}: is no study's directory: it has no {FACTS}") from None
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            facts = None
+        texts = dict.fromkeys(("name", "question", "prediction", "base", "section", "status"), str)
+        others = {"cells": dict, "overrides": dict, "seeds": list, "jobs": int, "width": int, "starts": list}
+        expected: dict[str, type] = texts | others
+        if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
+            raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
+        return cls(path, facts)
+
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        """Open the directory of a study that was begun; None where nothing is there yet."""
+        return cls.open(path) if (path / FACTS).exists() else None
+
+    def check(self, study: Study) -> None:
+        """Raise `ConfigError` unless these are the results of that study; it may ask for more cells and seeds."""
+        file, asked = self.path / FACTS, described(study)
+        for cell, fields in asked["cells"].items():
+            there = self.facts["cells"].get(cell, fields)
+            differing = [name for name in {**there, **fields} if there.get(name) != fields.get(name)]
+            if differing:
+                name = differing[0]
+                raise ConfigError(
+                    f"{file}: are results of another study: cell '{cell}' has {name}={there.get(name)} there and"
+                    f" {fields.get(name)} in {study.where}; choose another --out"
+                )
+        if not set(asked["cells"]) & set(self.facts["cells"]):
+            raise ConfigError(f"{file}: are results of another study: no cell is in both; choose another --out")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing to the directory."""
+        return locks.lock(self.path)
+
+    @property
+    def status(self) -> str:
+        """`running`, `finished`, `interrupted` or `killed`."""
+        status = str(self.facts["status"])
+        return "killed" if status == "running" and not locks.is_locked(self.path) else status
+
+    def update(self, **facts: Any) -> None:
+        """Change what `study.json` says."""
+        self.facts = {**self.facts, **facts}
+        write_whole(self.path / FACTS, json.dumps(self.facts, indent=1) + "\n")
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of runs that are finished, whole or not at all.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        name = f"{self._next():06}.parquet"
+        aside = self.path / RECORDS / f"{name}.partial"
+        try:
+            frame(rows).write_parquet(aside)
+            flush(aside)
+            aside.replace(self.path / RECORDS / name)
+            flush(self.path / RECORDS)
+        except OSError as error:
+            raise RunError(
+                f"{aside}: cannot be written: {error.strerror}; make room, then go on with --resume: finished runs are kept"
+            ) from None
+
+    def _next(self) -> int:
+        return max((int(file.stem) for file in self._files()), default=-1) + 1
+
+    def _files(self) -> list[Path]:
+        return sorted(file for file in (self.path / RECORDS).glob("*.parquet") if file.stem.isdecimal())
+
+    def records(self) -> pl.DataFrame:
+        """All finished runs: a row per cell, seed and evaluation, in the order of the study's cells and seeds.
+
+        Raises:
+            ConfigError: a file of them cannot be read.
+        """
+        parts = []
+        for file in self._files():
+            try:
+                parts.append(pl.read_parquet(file))
+            except (OSError, pl.exceptions.PolarsError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"{file}: is damaged ({reason}); delete it and go on with --resume") from None
+        if not parts:
+            return frame([])
+        order = {cell: i for i, cell in enumerate(self.facts["cells"])}
+        seeds = {seed: i for i, seed in enumerate(self.facts["seeds"])}
+        return pl.concat(parts, how="diagonal").sort(
+            pl.col("cell").replace_strict(order, default=len(order)),
+            pl.col("seed").replace_strict(seeds, default=len(seeds)),
+            "env_step",
+            maintain_order=True,
+        )
+
+    def summary(self) -> pl.DataFrame:
+        """A row per cell: its figures with intervals, and the comparison with the base; see `quantilax.statistics.summary`.
+
+        Where the study has no `solved`, the columns on solving are left out; where the base has no runs, nothing is compared.
+        """
+        records, base = self.records(), self.facts["base"]
+        return _told(statistics.summary, records, self.solved, base if base in records["cell"] else None)
+
+    def outcomes(self) -> pl.DataFrame:
+        """A row per run: what became of it; see `quantilax.statistics.outcomes`, and `summary` where there is no `solved`."""
+        return _told(statistics.outcomes, self.records(), self.solved)
+
+    @property
+    def solved(self) -> float | None:
+        """Return from which on the task counts as solved."""
+        solved = self.facts.get("solved")
+        return None if solved is None else float(solved)
+
+    def finished(self) -> set[tuple[str, int]]:
+        """(cell, seed) of every run that is finished."""
+        return set(self.records().select("cell", "seed").unique().iter_rows())
+
+    def failed(self, failure: Failure) -> None:
+        """Note that a cell cannot be run."""
+        with (self.path / FAILURES).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(failure._asdict()) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def failures(self) -> list[Failure]:
+        """Cells that could not be run in the last start."""
+        try:
+            lines = (self.path / FAILURES).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [Failure(**json.loads(line)) for line in lines]
+
+    def forget_failures(self) -> None:
+        """Begin a start: what failed is tried again."""
+        (self.path / FAILURES).unlink(missing_ok=True)
+
+
+SOLVING = ("first_solved", "solved_", "reached", "fell", "worst_drop")
+"""How the names of the columns begin that need a threshold."""
+
+
+def _told(
+    statistic: Callable[..., pl.DataFrame], records: pl.DataFrame, solved: float | None, *more: Any
+) -> pl.DataFrame:
+    """Apply a statistic that takes a threshold; without one, whatever depends on it is dropped."""
+    told = statistic(records, 0.0 if solved is None else solved, *more)
+    return told if solved is not None else told.drop(c for c in told.columns if c.startswith(SOLVING))
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Rows as a frame with the columns that all studies have, in their order."""
+    types: dict[str, Any] = {"cell": pl.String, "seed": pl.Int64, "env_step": pl.Int64, "finite": pl.Boolean}
+    rows = list(rows)
+    names = ["cell", *COLUMNS, *dict.fromkeys(name for row in rows for name in row)]
+    schema = {name: types.get(name, pl.Float64) for name in dict.fromkeys(names)}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def described(study: Study) -> dict[str, Any]:
+    """Return what a study comes to, as plain values: each cell with every field."""
+    return {
+        "name": study.name,
+        "question": study.question,
+        "prediction": study.prediction,
+        "solved": study.solved,
+        "seeds": list(study.seeds),
+        "base": study.base.name,
+        "section": study.base.section.name,
+        "overrides": json.loads(json.dumps({cell.name: cell.overrides for cell in study.cells})),
+        "cells": {cell.name: plain(cell.section) for cell in study.cells},
+    }

@@ -1,0 +1,265 @@
+"""Running studies: the same records however a study is split, interrupted or extended; and those of `quantilax train`."""
+
+import json
+from pathlib import Path
+
+import jax
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from quantilax import runs
+from quantilax.pytree import ConfigError
+from quantilax.runs import Interrupted, RunError
+from quantilax.studies import definition, execution
+from quantilax.studies.store import Store
+from tests.endtoend.conftest import TINY
+
+CELLS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return str(tmp_path / "tiny.yaml")
+
+
+def study(config: str, cells=CELLS, seeds=3, **overrides) -> definition.Study:
+    base = {"config": config, "section": "iqn", "overrides": overrides}
+    return definition.make({"base": base, "cells": cells, "seeds": seeds}, "s")
+
+
+def run(asked: definition.Study, out: Path, **options) -> pl.DataFrame:
+    return without_time(execution.run(asked, out, quiet=True, **options).records())
+
+
+def without_time(records: pl.DataFrame) -> pl.DataFrame:
+    return records.drop("seconds")
+
+
+@pytest.fixture
+def whole(config, tmp_path) -> pl.DataFrame:
+    return run(study(config), tmp_path / "whole")
+
+
+def test_a_study_has_the_records_that_train_has_bit_for_bit(config, tmp_path, whole):
+    for cell, override in (("base", {}), ("far", {"gamma": 0.5}), ("big", {"batch_size": 24})):
+        agent = runs.load_section(Path(config), "iqn", override).create()
+        runs.run(agent, tmp_path / cell, range(3), quiet=True)
+        curve = pl.read_parquet(tmp_path / cell / "evaluations.parquet").sort("seed", "env_step")
+        mine = whole.filter(cell=cell)
+        for column in ("seed", "env_step", "return_mean", "length_mean", "loss", "q", "target_distance"):
+            assert mine[column].to_list() == curve[column].to_list(), column
+
+
+def test_cells_with_one_treedef_share_a_program_and_others_do_not(config):
+    asked = study(config)
+    found, failures = execution.groups(asked)
+    assert [list(group.agents) for group in found] == [["base", "fast", "far"], ["big"]]
+    assert failures == []
+
+
+def test_a_row_stands_for_every_cell_seed_and_evaluation(whole):
+    assert whole.height == 4 * 3 * 4  # cells, seeds, rows of the curve (40, 100, 200, 300)
+    assert whole.select("cell", "seed", "env_step").is_unique().all()
+    assert whole["cell"].unique(maintain_order=True).to_list() == ["base", "fast", "far", "big"]
+    assert whole["finite"].all()
+    assert whole["return_mean"].is_finite().all()
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
+    config, tmp_path, whole, monkeypatch, stop_after
+):
+    asked, done = study(config), []
+    rows = execution.Worker.rows
+
+    def counting(worker, portion):
+        if len(done) == stop_after:
+            raise KeyboardInterrupt
+        found = rows(worker, portion)
+        done.extend([portion])
+        return found
+
+    monkeypatch.setattr(execution.Worker, "rows", counting)
+    with pytest.raises(Interrupted, match=r"runs are kept in .*; go on with the same command and --resume"):
+        execution.run(asked, tmp_path / "cut", quiet=True)
+    before = Store.open(tmp_path / "cut")
+    assert before.status == "interrupted"
+    kept = before.finished()
+    assert len(kept) == sum(len(portion.runs) for portion in done)
+
+    monkeypatch.setattr(execution.Worker, "rows", rows)
+    again = []
+    monkeypatch.setattr(execution.Worker, "records", _noting(execution.Worker.records, again))
+    assert_frame_equal(run(asked, tmp_path / "cut", resume=True), whole)
+    repeated = {r for portion in again for r in portion.runs} & kept
+    assert repeated == set()
+    assert Store.open(tmp_path / "cut").status == "finished"
+
+
+def _noting(records, portions):
+    def noting(worker, portion):
+        portions.append(portion)
+        return records(worker, portion)
+
+    return noting
+
+
+def test_a_study_run_piece_by_piece_has_the_same_records(config, tmp_path, whole):
+    few = {"named": {k: CELLS["named"][k] for k in ("far", "big")}}
+    run(study(config, few, seeds=1), tmp_path / "grown")
+    run(study(config, few, seeds=3), tmp_path / "grown", resume=True)
+    grown = run(study(config), tmp_path / "grown", resume=True)
+    order = ["cell", "seed", "env_step"]
+    assert_frame_equal(grown.sort(order), whole.sort(order))
+    assert len(Store.open(tmp_path / "grown").facts["starts"]) == 3
+
+
+def test_a_finished_study_that_is_resumed_trains_nothing(config, tmp_path, whole, monkeypatch):
+    def never(*_):
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(execution.Worker, "program", never)
+    assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_with_a_width_of_its_own_a_run_does_not_depend_on_what_else_is_in_its_portion(
+    config, tmp_path, monkeypatch, width, one_device
+):
+    monkeypatch.setattr(execution, "layout", lambda *_: execution.Layout(1, width))
+    several = run(study(config, {"named": {"far": {"gamma": 0.5}}}), tmp_path / "several")
+    alone = run(study(config, {"named": {"far": {"gamma": 0.5}}}, seeds=[2]), tmp_path / "alone")
+    assert_frame_equal(several.filter(seed=2), alone)
+
+
+def test_a_cell_that_cannot_be_built_is_reported_and_the_rest_goes_on(config, tmp_path, capfd):
+    cells = {"named": {"bad": {"buffer_size": 2}, "good": {"gamma": 0.5}}}
+    store = execution.run(study(config, cells, seeds=1), tmp_path / "out", quiet=True)
+    assert set(store.records()["cell"]) == {"base", "good"}
+    assert [failure.cell for failure in store.failures()] == ["bad"]
+    assert "buffer_size: 2 cannot hold one step" in store.failures()[0].reason
+    assert "warning: cell 'bad' cannot be run" in capfd.readouterr().err
+
+
+def test_a_group_that_fails_on_the_way_is_reported_and_the_rest_goes_on(config, tmp_path, monkeypatch, capfd):
+    program = execution.Worker.program
+
+    def failing(worker, group):
+        if "big" in group.agents:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return program(worker, group)
+
+    monkeypatch.setattr(execution.Worker, "program", failing)
+    store = execution.run(study(config, seeds=1), tmp_path / "out", quiet=True)
+    assert set(store.records()["cell"]) == {"base", "fast", "far"}
+    assert [(f.cell, f.reason[:18]) for f in store.failures()] == [("big", "RESOURCE_EXHAUSTED")]
+    monkeypatch.setattr(execution.Worker, "program", program)
+    store = execution.run(study(config, seeds=1), tmp_path / "out", quiet=True, resume=True)
+    assert store.failures() == []
+    assert set(store.records()["cell"]) == {"base", "fast", "far", "big"}
+
+
+def test_a_run_that_breaks_has_no_return_from_there_on_and_ends_no_other(config, tmp_path):
+    cells = {"named": {"broken": {"learning_rate": 1e38, "adam_eps": 1e-30}}}
+    records = run(study(config, cells, seeds=2), tmp_path / "out")
+    broken, base = records.filter(cell="broken"), records.filter(cell="base")
+    assert base["finite"].all()
+    assert base["return_mean"].is_finite().all()
+    assert not broken.filter(env_step=300)["finite"].any()
+    assert broken.filter(~pl.col("finite"))["return_mean"].is_nan().all()
+
+
+def test_what_is_needed_to_repeat_a_study_stands_beside_its_records(config, tmp_path):
+    asked = study(config, {"named": {"far": {"gamma": 0.5}}}, seeds=1)
+    execution.run(asked, tmp_path / "out", quiet=True)
+    facts = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert facts["cells"]["far"]["gamma"] == 0.5
+    assert facts["cells"]["far"]["batch_size"] == 16
+    assert (facts["jobs"], facts["width"], facts["seeds"]) == (min(2, len(jax.local_devices())), 1, [0])
+    assert {"command", "commit", "versions", "cores", "device", "date"} <= set(facts["starts"][0])
+    assert definition.load(tmp_path / "out" / "study.yaml").cells == asked.cells
+
+
+def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
+    out = tmp_path / "whole"
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
+        run(study(config), out)
+    with pytest.raises(ConfigError, match="results of another study: cell 'base' has batch_size=16 there and 8 in"):
+        run(study(config, batch_size=8), out, resume=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_directory_with_other_things_is_left_alone(config, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="is not empty, and nothing is overwritten; choose another --out"):
+            run(study(config), tmp_path / "mine", resume=resume)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["letter"]
+
+
+def test_a_directory_in_use_is_refused(config, tmp_path, whole):
+    with Store.open(tmp_path / "whole").lock(), pytest.raises(ConfigError, match="is in use by process"):
+        run(study(config), tmp_path / "whole", resume=True)
+
+
+def test_a_damaged_part_of_the_records_is_named(config, tmp_path, whole):
+    part = sorted((tmp_path / "whole" / "records").iterdir())[1]
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(ConfigError, match=f"{part.name}: is damaged .*; delete it and go on with --resume"):
+        run(study(config), tmp_path / "whole", resume=True)
+    part.unlink()
+    assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "{not json", '{"name": 1}'])
+def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
+    (tmp_path / "whole" / "study.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"study\.json: is damaged or of no study"):
+        run(study(config), tmp_path / "whole", resume=True)
+
+
+def test_a_full_disk_keeps_what_is_finished(config, tmp_path, monkeypatch):
+    write = pl.DataFrame.write_parquet
+    files = []
+
+    def until_full(frame, file):
+        if len(files) == 2:
+            raise OSError(28, "No space left on device")
+        files.append(file)
+        write(frame, file)
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", until_full)
+    with pytest.raises(RunError, match="No space left on device; make room, then go on with --resume"):
+        run(study(config), tmp_path / "out")
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", write)
+    assert len(Store.open(tmp_path / "out").finished()) == 2 * Store.open(tmp_path / "out").facts["jobs"]
+    assert run(study(config), tmp_path / "out", resume=True).height == 48
+
+
+def test_more_jobs_than_devices_are_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"--jobs: 99 is more than the \d+ device"):
+        run(study(config), tmp_path / "out", jobs=99)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_devices_than_a_study_was_begun_with_are_refused(config, tmp_path, whole):
+    store = Store.open(tmp_path / "whole")
+    store.update(jobs=64)
+    with pytest.raises(ConfigError, match="was begun with 64 jobs and this process has"):
+        run(study(config), tmp_path / "whole", resume=True)
+
+
+def test_states_that_do_not_fit_into_the_memory_are_refused_with_the_remedy(config, tmp_path):
+    cells = {"named": {"huge": {"buffer_size": 2_000_000_000}}}
+    with pytest.raises(ConfigError, match=r"cell 'huge': the state of .* GiB and there are .*; lower its buffer_size"):
+        run(study(config, cells), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_are_floats_also_where_a_cell_writes_them_as_whole_ones(config, tmp_path):
+    records = run(study(config, {"named": {"one": {"gamma": 1}}}, seeds=1), tmp_path / "out")
+    assert records.filter(cell="one")["return_mean"].is_finite().all()
