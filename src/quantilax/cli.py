@@ -89,9 +89,7 @@ def train(
     from quantilax import runs
 
     runs.use_all_cores(seeds)
-    named = section if section is None or "=" not in section else None
-    fields = overrides if named is section else (str(section), *overrides)
-    asked = runs.load_section(config, named, runs.parse_overrides(fields))
+    asked = _load(config, section, overrides)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         agent = asked.create()
@@ -217,6 +215,69 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
         + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
         + (", which with fewer than five is too narrow" if 1 < len(found.seeds) < 5 else "")
     )
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("section", required=False)
+@click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
+@click.option(
+    "--confirm/--no-confirm",
+    default=True,
+    show_default=True,
+    help="Run the first steps with fields changed and compare the curves.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1_000,
+    show_default=True,
+    help="Environment steps after the warm-up to compare before a field is said to change nothing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@NO_CACHE
+def lint(
+    config: Path,
+    section: str | None,
+    overrides: tuple[str, ...],
+    confirm: bool,
+    steps: int,
+    as_json: bool,
+    no_cache: bool,
+) -> None:
+    """Look for settings in SECTION of the YAML file CONFIG that mislead, contradict each other or have no effect.
+
+    Nothing is trained but, to confirm, some hundreds of steps. Exit status 1: there is more to say than notes.
+
+    \b
+    quantilax lint configs/gymnax/cartpole.yaml iqn
+    quantilax lint configs/gymnax/cartpole.yaml iqn risk_eta=0.25 --json
+    """
+    from quantilax import runs
+    from quantilax.agent import ConfigWarning
+    from quantilax.studies import lint as linting
+
+    asked = _load(config, section, overrides)
+    with warnings.catch_warnings(action="ignore", category=ConfigWarning):  # told as findings
+        agent = asked.create()
+    if not no_cache:
+        runs.enable_compilation_cache()
+    with Console(stderr=True).status("reading the program of the run") as status:
+        found = linting.lint(agent, confirm=confirm, steps=steps, given=asked.hyperparameters, progress=status.update)
+    if as_json:
+        head = {"config": str(config), "section": asked.name, "confirm": confirm}
+        click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))
+    elif found:
+        table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("severity", "field", "finding", "evidence", "remedy"):
+            table.add_column(column, overflow="fold", ratio=None if column in ("severity", "field") else 1)
+        for finding in found:
+            table.add_row(*finding)
+        Console(width=max(Console().width, 140), highlight=False, markup=False, emoji=False).print(table)
+    else:
+        click.echo("nothing found")
+    if not linting.is_clean(found):
+        sys.exit(1)
 
 
 @cli.command()
@@ -527,6 +588,15 @@ def _told_if_interrupted() -> Iterator[None]:
         if error.at_once:
             _end_at_once(error.exit_status)
         sys.exit(error.exit_status)
+
+
+def _load(config: Path, section: str | None, overrides: tuple[str, ...]) -> "Section":  # type: ignore[name-defined]
+    """Read what CONFIG [SECTION] [FIELD=VALUE]... asks for; what stands in the place of SECTION may be a FIELD=VALUE."""
+    from quantilax import runs
+
+    named = section if section is None or "=" not in section else None
+    fields = overrides if named is section else (str(section), *overrides)
+    return runs.load_section(config, named, runs.parse_overrides(fields))
 
 
 def _tell(result: "Result", seeds: int) -> None:  # type: ignore[name-defined]
