@@ -112,17 +112,17 @@ class Cell(NamedTuple):
 
 
 FAULTS = [
-    Cell("batch of 1", "noise", {"batch_size": 1}),
     Cell("learning rate x30", "learning_rate", {"learning_rate": 3e-2}),
     Cell("target never updated", "target", {"polyak": 1.0}),
     Cell("time limit as death", "time_limit", {}, {"limit_is_death": 1.0}),
     Cell("no exploration", "exploration", {"eps_start": 0.0, "eps_end": 0.0}),
-    Cell("tiny buffer", "buffer", {"buffer_size": 100}),
     Cell("kappa / 1000", "kappa", {"kappa": 1e-3}),
     Cell("kappa x100", "kappa", {"kappa": 100.0}),
     Cell("Adam eps 1", "adam_eps", {"adam_eps": 1.0}),
     Cell("rewards x100", "reward_scale", {}, {"reward_scale": 100 * REWARD_SCALE}),
     Cell("clipping to nothing", "clipping", {"max_grad_norm": 1e-5}),
+    Cell("batch of 1", "noise", {"batch_size": 1}),
+    Cell("tiny buffer", "buffer", {"buffer_size": 100}),
 ]
 """One fault each."""
 
@@ -136,6 +136,7 @@ HEALTHY = [
     Cell("Adam eps 1e-5", None, {"adam_eps": 1e-5}),
     Cell("gamma 0.97", None, {"gamma": 0.97}),
     Cell("rewards x3", None, {}, {"reward_scale": 3 * REWARD_SCALE}),
+    Cell("rewards of 1", None, {"learning_rate": 2e-3}, {"reward_scale": 1.0}),
     Cell("batch of 32", None, {"batch_size": 32}),
     Cell("batch of 128", None, {"batch_size": 128}),
     Cell("soft target", None, {"target_update_freq": 1, "polyak": 0.97}),
@@ -148,4 +149,4 @@ HEALTHY = [
 ]
 """Settings of which each learns."""
 
-CELLS = [*HEALTHY, *FAULTS]
+CELLS = [*FAULTS, *HEALTHY]
