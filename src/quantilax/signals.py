@@ -32,6 +32,8 @@ UPDATES = 8
 """Gradient steps tried, each from the run's own state."""
 NUM_FRACTIONS = 16
 """Midpoints at which Z is taken where fractions are not drawn."""
+DRAWS = 8
+"""Actions drawn for each observation, to see how much is explored."""
 DORMANT = 0.025
 """Share of its layer's mean activation below which a unit counts as dormant (Sokar et al. 2023)."""
 SMALL = 1e-12
@@ -55,6 +57,8 @@ class Signals(NamedTuple):
     """|step| / |theta| of a gradient step."""
     adam_below_eps: Float[Array, ""]
     """Share of the parameters with a gradient whose sqrt(v), bias-corrected, is below Adam's epsilon."""
+    adam_damping: Float[Array, ""]
+    """What Adam's epsilon leaves of its step: see `damping`."""
     adam_scale: Float[Array, ""]
     """Median of that sqrt(v)."""
     overshoot: Float[Array, ""]
@@ -96,7 +100,8 @@ class Signals(NamedTuple):
     action_entropy: Float[Array, ""]
     """Entropy of the actions that it learns from, over log A: 1 is uniform."""
     exploration: Float[Array, ""]
-    """Share of actions over R, taken as training takes them now, that are not greedy."""
+    """Share of actions, taken as training takes them now, that are not greedy; over the half of R with the larger gaps, where
+    the noise of drawn fractions decides nothing."""
 
     start_q: Float[Array, ""]
     """Mean over episodes of Q of their first step, learned units."""
@@ -106,10 +111,12 @@ class Signals(NamedTuple):
     """(start_q - start_return) / rms of G."""
     end_error: Float[Array, ""]
     """Mean of |Q - r| at the last steps of episodes that terminate before the time limit, over rms of G."""
+    limit_reached: Float[Array, ""]
+    """Share of episodes that last to the time limit."""
     limit_deaths: Float[Array, ""]
-    """Share of episodes that terminate, and do so at the time limit to the step."""
+    """Share of those that are told as terminated; NaN where there are none."""
     limit_error: Float[Array, ""]
-    """Mean of (Q - r) at the last steps of those, over rms of G: what the network thought was to come."""
+    """Mean of (Q - r) at the last steps of these, over rms of G: what the network thought was to come."""
     calibration: Float[Array, ""] | None
     """Mean over tau of |P(G <= Z_tau) - tau| at first steps."""
     spread_predicted: Float[Array, ""] | None
@@ -240,6 +247,12 @@ def overshoot(before: Float[Array, "B"], after: Float[Array, "B"]) -> Float[Arra
     return 1 - jnp.sum(before * after) / (jnp.sum(before**2) + SMALL)
 
 
+def damping(m: Float[Array, "P"], sqrt_v: Float[Array, "P"], eps: Float[Array, ""] | float) -> Float[Array, ""]:
+    """What epsilon leaves of Adam's step, |m / (sqrt(v) + eps)| / |m / sqrt(v)|: 1 where it does not matter."""
+    whole = jnp.where(sqrt_v > 0, m / jnp.where(sqrt_v > 0, sqrt_v, 1.0), 0.0)
+    return optax.tree.norm(whole * sqrt_v / (sqrt_v + eps)) / (optax.tree.norm(whole) + SMALL)
+
+
 def rms(x: Float[Array, "*shape"]) -> Float[Array, ""]:
     """Root of the mean square, never 0."""
     return jnp.sqrt(jnp.mean(x**2) + SMALL)
@@ -320,13 +333,14 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
-    v = jnp.ravel(optax.tree.get(learner.optimizer_state, "nu"))
+    m, v = (jnp.ravel(optax.tree.get(learner.optimizer_state, name)) for name in ("mu", "nu"))
     corrected = v / (1 - 0.999 ** jnp.maximum(learner.gradient_steps, 1))
     scale = jnp.where(v > 0, jnp.sqrt(corrected), jnp.nan)
     return {
         "gradient_signal": signal,
         "gradient_noise": noise,
         "adam_below_eps": nanmean((scale < learner.adam_eps).astype(jnp.float32), v > 0),
+        "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), learner.adam_eps), jnp.nan),
         "adam_scale": jnp.nanmedian(scale),
     }
 
@@ -426,10 +440,14 @@ def _of_experience(experience: Experience, actions: int, is_replay: bool) -> dic
 
 def _exploration(learner: Learner, raw: Observation, obs: Observation, key: Key[Array, ""]) -> Float[Array, ""]:
     size = jax.tree.leaves(raw)[0].shape[0]
-    keys = jax.random.split(key, (4, size))
-    taken = jax.vmap(jax.vmap(learner.behave), in_axes=(None, 0))(raw, keys)  # (4, |R|)
-    greedy = jax.vmap(learner.values, in_axes=(None, 0))(learner.params, obs).argmax(axis=-1)
-    return jnp.mean(taken != greedy)
+    q = jax.vmap(learner.values, in_axes=(None, 0))(learner.params, obs)
+    if q.shape[1] < 2:
+        return jnp.zeros(())
+    clear = jnp.argsort(jax.vmap(gap)(q))[size // 2 :]
+    keys = jax.random.split(key, (DRAWS, len(clear)))
+    there = jax.tree.map(lambda x: x[clear], raw)
+    taken = jax.vmap(jax.vmap(learner.behave), in_axes=(None, 0))(there, keys)  # (draws, |R| / 2)
+    return jnp.mean(taken != q[clear].argmax(axis=-1))
 
 
 def _of_episodes(
@@ -445,13 +463,15 @@ def _of_episodes(
     G = normalize.rewards(learner.normalizer, episodes.discounted) + cut
     scale = rms(G)
     start, beyond = of_taken(first), of_taken(last) - last.reward
-    at_limit = last.terminated & (episodes.lengths >= max_episode_steps)
+    reached = episodes.lengths >= max_episode_steps
+    at_limit = last.terminated & reached
     found: dict[str, Any] = {
         "start_q": start.mean(),
         "start_return": G.mean(),
         "bias": (start - G).mean() / scale,
         "end_error": nanmean(jnp.abs(beyond), last.terminated & ~at_limit) / scale,
-        "limit_deaths": at_limit.mean(),
+        "limit_reached": reached.mean(),
+        "limit_deaths": nanmean(last.terminated.astype(jnp.float32), reached),
         "limit_error": nanmean(beyond, at_limit) / scale,
         "calibration": None,
         "spread_predicted": None,

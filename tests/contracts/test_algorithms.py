@@ -270,7 +270,9 @@ def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is
     assert switched_off == instructions(off), "something is still measured"
 
 
-MAY_BE_UNKNOWN = {"adam_below_eps", "adam_scale", "doomed_q", "end_error", "limit_error", "truncation_share"}
+MAY_BE_UNKNOWN = {
+    "adam_below_eps", "adam_damping", "adam_scale", "doomed_q", "end_error", "limit_deaths", "limit_error", "truncation_share",
+}  # fmt: skip
 """Signals of which an evaluation may have nothing: no gradient step yet, no end of an episode."""
 
 

@@ -77,6 +77,14 @@ def test_entropy_is_one_for_uniform_counts():
     assert_allclose(signals.entropy(jnp.array([1.0, 3.0])), 0.8113, rtol=1e-4)
 
 
+def test_damping_is_what_epsilon_leaves_of_a_step():
+    # m / sqrt(v) = 1, 2; with eps = sqrt(v) half of each is left. Where v is 0 there is no step.
+    m, sqrt_v = jnp.array([0.1, 0.2, 0.0]), jnp.array([0.1, 0.1, 0.0])
+    assert_allclose(signals.damping(m, sqrt_v, 0.1), 0.5, rtol=1e-5)
+    # eps = 0.3 and sqrt(v) = 0.1, 0.3: a quarter and a half are left, sqrt(1/16 + 4/4) / sqrt(1 + 4).
+    assert_allclose(signals.damping(jnp.array([0.1, 0.6]), jnp.array([0.1, 0.3]), 0.3), (17 / 16 / 5) ** 0.5, rtol=1e-5)
+
+
 def test_watching_plays_the_episodes_that_evaluating_plays(algo):
     policy, key = algo.policy(algo.init(jax.random.key(0))), jax.random.key(3)
     lengths, returns = rollout.evaluate(algo.env, policy, key, 5)
@@ -176,7 +184,7 @@ def test_a_time_limit_told_as_death_is_seen_where_values_run_on():
 
     settings = dict(total_timesteps=600, eval_freq=600, learning_rate=1e-2, gamma=0.9, signals=True)
     seen = tiny("iqn", TimeLimit(limit=4), **settings).records(jax.random.key(0))[1].signals
-    assert float(seen.limit_deaths[-1]) == 0
+    assert (float(seen.limit_reached[-1]), float(seen.limit_deaths[-1])) == (1, 0)
     assert float(seen.truncation_share[-1]) == 1
     seen = tiny("iqn", Deadline(limit=4), **settings).records(jax.random.key(0))[1].signals
     assert float(seen.limit_deaths[-1]) == 1

@@ -76,29 +76,35 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     | `noise_to_signal` | noise over signal of a batch's gradient, S / (B G2), each summed over `WINDOW` evaluations |
     | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
     | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
-    | `adam_above_eps` | 1 - `adam_below_eps` |
-    | `explored` | largest `exploration` so far: whether it ever tried anything |
-    | `limit_surprise` | `limit_deaths` where there is something to come at the limit (`limit_error`), else 0 |
+    | `explored` | mean `exploration` so far: whether it ever tried anything |
+    | `limit_surprise` | of the episodes so far that reached the time limit, the share that died there unexpectedly (`limit_error`) |
 
     and every signal as it is.
     """
-    run = run.sort("env_step")
+    run = run.sort("env_step")[1:]
     batch = config.get("batch_size") or minibatch(config)
-    noise, signal = (run[name].rolling_sum(WINDOW, min_samples=1) for name in ("gradient_noise", "gradient_signal"))
+    column = {name: run[name].to_numpy().astype(float) for name in Signals._fields}
+    noise, signal = summed(column["gradient_noise"]), summed(column["gradient_signal"])
     resolved = np.maximum(signal, 0.1 * noise / (PARTS * PART))  # what so many transitions can tell from 0
+    reached = column["limit_reached"]
+    unexpected = np.where(column["limit_error"] > SURPRISE, np.nan_to_num(column["limit_deaths"]), 0.0)
+    q, target = column["reference_q"], column["reference_q_target"]
+    way, distance = np.abs(np.diff(target)), np.abs(q[1:] - target[:-1])
     derived = {
         "noise_to_signal": noise / batch / np.maximum(resolved, SMALL),
-        "return_size": run["start_return"].abs().cum_max(),
-        "adam_above_eps": 1 - run["adam_below_eps"],
-        "explored": run["exploration"].cum_max(),
-        "limit_surprise": run["limit_deaths"] * (run["limit_error"].fill_nan(0.0).fill_null(0.0) > SURPRISE),
+        "return_size": np.maximum.accumulate(np.abs(column["start_return"])),
+        "explored": np.cumsum(column["exploration"]) / np.arange(1, len(reached) + 1),
+        "limit_surprise": np.where(
+            reached.cumsum() > 0, (reached * unexpected).cumsum() / (reached.cumsum() + SMALL), np.nan
+        ),
+        "target_pace": np.concatenate([[np.nan], summed(way) / (summed(distance) + SMALL)]),
     }
-    if run["reference_q_target"].null_count() < run.height:
-        q, target = run["reference_q"], run["reference_q_target"]
-        way, distance = (target - target.shift(1)).abs(), (q - target.shift(1)).abs()
-        sums = [x.rolling_sum(WINDOW, min_samples=1) for x in (way, distance)]
-        derived["target_pace"] = sums[0] / (sums[1] + SMALL)
-    return run.with_columns(**{name: pl.Series(x, dtype=pl.Float64) for name, x in derived.items()})[1:]
+    return run.with_columns(**{name: pl.Series(x, dtype=pl.Float64) for name, x in derived.items()})
+
+
+def summed(values: np.ndarray) -> np.ndarray:
+    """Sums over the last `WINDOW` values, fewer at first."""
+    return np.array([values[max(0, i + 1 - WINDOW) : i + 1].sum() for i in range(len(values))])
 
 
 SURPRISE = 0.1
@@ -108,10 +114,6 @@ SURPRISE = 0.1
 def minibatch(config: Config) -> float:
     """Transitions in a gradient step of an algorithm that learns from minibatches of what it collects."""
     return float(config["num_envs"] * config["num_steps"] / config["num_minibatches"])
-
-
-def _fewer_times(value: float, factor: float, least: float = 0.0) -> float:
-    return float(f"{max(value / factor, least):.1g}")
 
 
 def _power_of_two(value: float) -> int:
@@ -126,8 +128,8 @@ def _change_noise(config: Config, row: Row) -> dict[str, Any]:
 
 
 def _change_learning_rate(config: Config, row: Row) -> dict[str, Any]:
-    beyond = row["value_churn"] / healthy()["value_churn"].high
-    return {"learning_rate": _fewer_times(config["learning_rate"], min(100, max(3, 3 * beyond)))}
+    beyond = row["update_ratio"] / healthy()["update_ratio"].high
+    return {"learning_rate": float(f"{config['learning_rate'] / max(3, 3 * beyond):.1g}")}
 
 
 def _change_target(config: Config, row: Row) -> dict[str, Any]:
@@ -159,7 +161,7 @@ RULES = (
         "limit_surprise",
         1,
         0.3,
-        ("limit_deaths", "limit_error", "truncation_share"),
+        ("limit_reached", "limit_deaths", "limit_error"),
         (),
         lambda config, row: {},
         remark="let the environment tell the limit as truncated, or show the time in the observation",
@@ -189,10 +191,10 @@ RULES = (
     Rule(
         "adam_eps",
         "Adam's epsilon is larger than its sqrt(v), so its steps are far smaller than the learning rate",
-        "adam_above_eps",
+        "adam_damping",
         -1,
         0.5,
-        ("adam_scale", "update_ratio"),
+        ("adam_below_eps", "adam_scale", "update_ratio"),
         ("adam_eps",),
         _change_adam_eps,
     ),
@@ -240,10 +242,10 @@ RULES = (
     Rule(
         "learning_rate",
         "single gradient steps change the values too much",
-        "value_churn",
+        "update_ratio",
         1,
-        0.3,
-        ("update_ratio", "policy_churn", "overshoot", "dormant"),
+        0.25,
+        ("value_churn", "overshoot", "dormant"),
         ("learning_rate",),
         _change_learning_rate,
         explains=("noise",),
