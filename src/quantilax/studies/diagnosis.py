@@ -77,7 +77,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
     | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
     | `explored` | mean `exploration` so far: whether it ever tried anything |
-    | `limit_surprise` | of the episodes so far that reached the time limit, the share that died there unexpectedly (`limit_error`) |
+    | `limit_surprise` | of the episodes so far that reached the time limit, the share that died there unexpectedly |
 
     and every signal as it is.
     """
