@@ -377,8 +377,10 @@ def batch_loss(
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Mean of `loss` over a batch; every example draws its own fractions, or shares them (`share_tau`)."""
-    tau, *Zs = forward(params, target_params, network, batch, key, config)
-    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(*Zs, tau, batch, config)
+    tau, Z, Z_next, Z_action, Z_before = forward(params, target_params, network, batch, key, config)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
+        Z, Z_next, Z_action, Z_before, tau, batch, config
+    )
     return value.mean(), (q.mean(), td_error.mean())
 
 
@@ -389,8 +391,8 @@ def forward(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
-) -> tuple[Array, Array, Array, Array, Array | None]:
-    """tau, Z, Z_next, Z_action and Z_before of a batch, as `loss` takes them."""
+) -> Any:
+    """Return tau, Z, Z_next, Z_action and Z_before of a batch, as `loss` takes them."""
     online, target = nnx.merge(network, params), nnx.merge(network, target_params)
     shape = () if config.share_tau else batch.reward.shape
     numbers = config.num_tau_samples, config.num_tau_prime_samples, config.num_quantile_samples
@@ -480,8 +482,8 @@ def measure_signals(
     def errors(
         params: PyTree, batch: NStep, key: Key[Array, ""]
     ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
-        _, Z, *of_target = forward(params, state.target_params, state.network, batch, key, config)
-        y = jax.vmap(targets, in_axes=(0, 0, 0, 0, None))(*of_target, batch, config)  # (B, N')
+        _, Z, Z_next, Z_action, Z_before = forward(params, state.target_params, state.network, batch, key, config)
+        y = jax.vmap(targets, in_axes=(0, 0, 0, 0, None))(Z_next, Z_action, Z_before, batch, config)  # (B, N')
         z = jax.vmap(lambda Z, action: Z[:, action])(Z, batch.action)  # (B, N)
         return y[:, None, :] - z[:, :, None], z.mean(axis=1)
 
