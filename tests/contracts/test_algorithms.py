@@ -245,12 +245,15 @@ def test_what_follows_from_a_config_is_told(algo):
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
 
 
-def instructions(algo) -> int:
-    """Instructions of the compiled segment."""
+def cost(algo) -> dict[str, float]:
+    """Instructions, operations and bytes of the compiled segment, by XLA's own count."""
     algorithm, env, config = algo.arguments()
     segment = jax.jit(partial(train.segment, algorithm, env))
-    lowered = segment.lower(config, jax.eval_shape(algo.init, jax.random.key(0)), jnp.array(5))
-    return sum(" = " in line for line in lowered.compile().as_text().splitlines())
+    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
+    compiled = segment.lower(config, state, jnp.array(5)).compile()
+    counted = compiled.cost_analysis()
+    lines = sum(" = " in line for line in compiled.as_text().splitlines())
+    return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
 
 
 def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is(name, monkeypatch):
@@ -261,13 +264,13 @@ def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is
     assert_same_bits(state.params, measured_state.params)
     assert_same_bits((record.lengths, record.returns), (measured.lengths, measured.returns))
 
-    switched_off = instructions(off)
-    assert switched_off < instructions(on)
+    switched_off = cost(off)["instructions"]
+    assert switched_off < cost(on)["instructions"]
     module = sys.modules[ALGORITHMS[name].init.__module__]
     with_metrics = module.batch_loss
     monkeypatch.setattr(module, "batch_loss", lambda *args: (with_metrics(*args)[0], (0.0, 0.0)))
     jax.clear_caches()
-    assert switched_off == instructions(off), "something is still measured"
+    assert switched_off == cost(off)["instructions"], "something is still measured"
 
 
 MAY_BE_UNKNOWN = {
@@ -295,17 +298,6 @@ def test_signals_switched_off_leave_the_program_as_if_there_were_none(name):
     assert costs[0] == costs[1]
     assert costs[0]["instructions"] < costs[2]["instructions"]
     assert costs[0]["flops"] < costs[2]["flops"]
-
-
-def cost(algo) -> dict[str, float]:
-    """Instructions, operations and bytes of the compiled segment, by XLA's own count."""
-    algorithm, env, config = algo.arguments()
-    segment = jax.jit(partial(train.segment, algorithm, env))
-    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
-    compiled = segment.lower(config, state, jnp.array(5)).compile()
-    counted = compiled.cost_analysis()
-    lines = sum(" = " in line for line in compiled.as_text().splitlines())
-    return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
 
 
 def test_measuring_signals_consumes_keys_once_and_maps_over_seeds(name):
