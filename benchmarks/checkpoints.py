@@ -67,10 +67,13 @@ def saves() -> None:
     for seeds, capacity, share in ((1, 20_000, 1.0), (10, 20_000, 1.0), (1, 1_000_000, 0.1), (1, 1_000_000, 1.0)):
         algo = IQN.create(env="CartPole-v1", buffer_size=capacity)
         state = jax.vmap(algo.init)(jax.random.split(jax.random.key(0), seeds))
-        filled = jnp.full(seeds, int(capacity * share), jnp.int32)
-        noise = jax.tree.map(lambda x: jax.random.bits(jax.random.key(1), x.shape, jnp.uint32), state.replay.rows)
-        rows = jax.tree.map(lambda x, n: n.astype(x.dtype), state.replay.rows, noise)  # nothing that compresses well
-        ring = replace(state.replay, rows=rows, size=filled)
+        ring, filled = state.replay, int(capacity * share) // algo.config.num_envs
+        rows, observations = jax.tree.map(
+            lambda x: jax.random.bits(jax.random.key(1), x.shape, jnp.uint32).astype(x.dtype),  # compresses badly
+            (ring.rows, ring.observations),
+        )
+        counters = dict(iterations=jnp.full_like(ring.iterations, filled), cursor=jnp.full_like(ring.cursor, filled))
+        ring = replace(ring, rows=rows, observations=observations, **counters)
         state = jax.block_until_ready(replace(state, replay=ring))
         copy, write, read = [], [], []
         with tempfile.TemporaryDirectory() as directory:

@@ -1,21 +1,27 @@
 """Cost of one training iteration against the capacity of the replay, plain and over seeds: it should not depend on it.
 
-python -m benchmarks.replay_capacity
+    python -m benchmarks.replay_capacity --n-step 3
+
+The capacities are timed in turn, so that other work on the machine meets them alike; median (and least).
 """
 
+import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 
 from quantilax import IQN
 
+CAPACITIES = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1M": 1_000_000}
 
-def milliseconds(capacity: int, seeds: int, iterations: int = 300) -> float:
-    """Median time of one iteration (10 environment steps, one small update) in a scan, the buffer donated."""
+
+def timed(capacity: int, seeds: int, n_step: int, iterations: int = 300) -> Callable[[], float]:
+    """Milliseconds of one iteration (10 environment steps, one small update) in a scan, the buffer donated."""
     algo = IQN.create(
         env="CartPole-v1", buffer_size=capacity, fill_buffer=1_000, num_epochs=1, batch_size=16, num_tau_samples=2,
-        num_tau_prime_samples=2, num_quantile_samples=2, torso_sizes=(16,), head_sizes=(16,),
+        num_tau_prime_samples=2, num_quantile_samples=2, torso_sizes=(16,), head_sizes=(16,), n_step=n_step,
     )  # fmt: skip
 
     def run(state):  # type: ignore[no-untyped-def]
@@ -23,21 +29,29 @@ def milliseconds(capacity: int, seeds: int, iterations: int = 300) -> float:
 
     state = jax.vmap(algo.init)(jax.random.split(jax.random.key(0), seeds))
     compiled = jax.jit(jax.vmap(run), donate_argnums=0).lower(state).compile()
-    times = []
-    for _ in range(7):
+
+    def once() -> float:
+        nonlocal state
         start = time.perf_counter()
         state = jax.block_until_ready(compiled(state))
-        times.append((time.perf_counter() - start) / iterations * 1e3)
-    return statistics.median(times)
+        return (time.perf_counter() - start) / iterations * 1e3
+
+    once()
+    return once
 
 
 def main() -> None:
-    print(
-        f"jax {jax.__version__}; milliseconds an iteration\n\n| seeds | 1k rows | 10k | 100k | 1M |\n|---|---|---|---|---|"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--n-step", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    print(f"jax {jax.__version__}; n_step {arguments.n_step}; milliseconds an iteration, of {arguments.rounds}\n")
+    print(f"| seeds | {' rows | '.join(CAPACITIES)} rows |\n|---{'|---' * len(CAPACITIES)}|")
     for seeds in (1, 8):
-        row = [milliseconds(capacity, seeds) for capacity in (1_000, 10_000, 100_000, 1_000_000)]
-        print(f"| {seeds} | " + " | ".join(f"{x:.3f}" for x in row) + " |")
+        programs = [timed(capacity, seeds, arguments.n_step) for capacity in CAPACITIES.values()]
+        rounds = [[program() for program in programs] for _ in range(arguments.rounds)]
+        cells = [f"{statistics.median(times):.3f} ({min(times):.3f})" for times in zip(*rounds, strict=True)]
+        print(f"| {seeds} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,43 @@
-"""Print the table of this study from results.csv: medians, counts, and means with percentile-bootstrap intervals over seeds.
+"""Print the table of this study from results.csv: medians, counts, and means with bootstrap intervals over seeds.
 
 python investigations/0002-fractions/analyse.py
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import bootstrap
+import polars as pl
+
+from quantilax.statistics import interval, outcomes
 
 SOLVED, BUDGET = 475.0, 100_000
 
 
 def main() -> None:
     """Print one row per cell."""
-    curves: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    with (Path(__file__).parent / "results.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            curve = curves.setdefault(row["cell"], {}).setdefault(int(row["seed"]), [])
-            curve.append((int(row["env_step"]), float(row["return_mean"])))
+    records = pl.read_csv(Path(__file__).parent / "results.csv")
+    seeds = outcomes(records, SOLVED)
+    areas = records.group_by("cell", "seed").agg(
+        area=pl.col("return_mean").mean()
+    )  # each evaluation alike, unlike `auc`
 
     print(
         "| cell | seeds | first at 475, median step | solved for good, median step | fell below 475 after it"
         " | end below 475 | mean over the curve [95 %] | mean at the end [95 %] |\n|" + "---|" * 8
     )
-    for cell, seeds in curves.items():
-        first, lasting, fell, final, area = [], [], 0, [], []
-        for curve in map(sorted, seeds.values()):
-            steps, returns = (np.array(x) for x in zip(*curve, strict=True))
-            solved = returns >= SOLVED
-            first.append(steps[solved.argmax()] if solved.any() else BUDGET)
-            tail = len(solved) - np.argmin(solved[::-1]) if not solved.all() else 0  # rows up to the last one below
-            lasting.append(steps[tail] if tail < len(steps) else BUDGET)
-            fell += not solved[solved.argmax() :].all() and bool(solved.any())
-            final.append(returns[-1])
-            area.append(returns.mean())
-
-        def interval(values: list[float]) -> str:
-            ends = bootstrap((values,), np.mean, n_resamples=10_000, rng=0, method="percentile").confidence_interval
-            return f"{np.mean(values):.0f} [{ends.low:.0f}, {ends.high:.0f}]"
-
-        ended = sum(x < SOLVED for x in final)
+    for part in seeds.join(areas, ["cell", "seed"], maintain_order="left").partition_by("cell", maintain_order=True):
+        first, lasting = (min(BUDGET, part[name].median()) for name in ("first_solved", "solved_for_good"))
+        ended = len(part) - part["solved_at_end"].sum()
         print(
-            f"| {cell} | {len(seeds)} | {np.median(first):,.0f} | {np.median(lasting):,.0f} | {fell} | {ended}"
-            f" | {interval(area)} | {interval(final)} |"
+            f"| {part['cell'][0]} | {len(part)} | {first:,.0f} | {lasting:,.0f} | {part['fell'].sum()} | {ended}"
+            f" | {mean(part['area'])} | {mean(part['final'])} |"
         )
+
+
+def mean(values: pl.Series) -> str:
+    """Write a mean and its interval."""
+    low, high = interval(lambda x: x.mean(axis=1), np.array(values))
+    return f"{values.mean():.0f} [{low:.0f}, {high:.0f}]"
 
 
 if __name__ == "__main__":

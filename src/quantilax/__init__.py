@@ -12,6 +12,7 @@ from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Reco
 
 if TYPE_CHECKING:
     from quantilax.runs import CheckpointError, Result, RunError, load, resume, run
+    from quantilax.studies.definition import Study
 
 __version__ = version("quantilax")
 
@@ -32,6 +33,7 @@ __all__ = [
     "Record",
     "Result",
     "RunError",
+    "Study",
     "TimeStep",
     "Transition",
     "load",
@@ -43,8 +45,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Look up `runs`, `run`, `load` and the like on first use: progress bars and YAML take a fifth of a second to import."""
-    if name not in {*__all__, "runs"}:
+    """Look up `runs`, `run`, `Study` and the like on first use: progress bars and YAML take a fifth of a second to import."""
+    if name not in {*__all__, "runs", "studies"}:
         raise AttributeError(f"module 'quantilax' has no attribute '{name}'")
-    runs = importlib.import_module("quantilax.runs")
-    return runs if name == "runs" else getattr(runs, name)
+    if name in ("runs", "studies"):
+        return importlib.import_module(f"quantilax.{name}")
+    return getattr(
+        importlib.import_module("quantilax.studies.definition" if name == "Study" else "quantilax.runs"), name
+    )

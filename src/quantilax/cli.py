@@ -89,9 +89,7 @@ def train(
     from quantilax import runs
 
     runs.use_all_cores(seeds)
-    named = section if section is None or "=" not in section else None
-    fields = overrides if named is section else (str(section), *overrides)
-    asked = runs.load_section(config, named, runs.parse_overrides(fields))
+    asked = _load(config, section, overrides)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         agent = asked.create()
@@ -182,7 +180,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
     """
     from quantilax import runs
-    from quantilax.runs.loading import QUANTILES
+    from quantilax.statistics import QUANTILES, summarize
 
     if not no_cache:
         runs.enable_compilation_cache()
@@ -194,8 +192,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     if len(found.seeds) > 1:
         parts["all"] = found.returns, found.lengths
     summaries = {
-        name: {"return": runs.summarize(returns), "length": runs.summarize(lengths)}
-        for name, (returns, lengths) in parts.items()
+        name: {"return": summarize(returns), "length": summarize(lengths)} for name, (returns, lengths) in parts.items()
     }
     if as_json:
         head = {"run": str(run), "env_step": found.env_step, "episodes": episodes, "seed": seed}
@@ -218,6 +215,69 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
         + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
         + (", which with fewer than five is too narrow" if 1 < len(found.seeds) < 5 else "")
     )
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("section", required=False)
+@click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
+@click.option(
+    "--confirm/--no-confirm",
+    default=True,
+    show_default=True,
+    help="Run the first steps with fields changed and compare the curves.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1_000,
+    show_default=True,
+    help="Environment steps after the warm-up to compare before a field is said to change nothing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@NO_CACHE
+def lint(
+    config: Path,
+    section: str | None,
+    overrides: tuple[str, ...],
+    confirm: bool,
+    steps: int,
+    as_json: bool,
+    no_cache: bool,
+) -> None:
+    """Look for settings in SECTION of the YAML file CONFIG that mislead, contradict each other or have no effect.
+
+    Nothing is trained but, to confirm, some hundreds of steps. Exit status 1: there is more to say than notes.
+
+    \b
+    quantilax lint configs/gymnax/cartpole.yaml iqn
+    quantilax lint configs/gymnax/cartpole.yaml iqn risk_eta=0.25 --json
+    """
+    from quantilax import runs
+    from quantilax.agent import ConfigWarning
+    from quantilax.studies import lint as linting
+
+    asked = _load(config, section, overrides)
+    with warnings.catch_warnings(action="ignore", category=ConfigWarning):  # told as findings
+        agent = asked.create()
+    if not no_cache:
+        runs.enable_compilation_cache()
+    with Console(stderr=True).status("reading the program of the run") as status:
+        found = linting.lint(agent, confirm=confirm, steps=steps, given=asked.hyperparameters, progress=status.update)
+    if as_json:
+        head = {"config": str(config), "section": asked.name, "confirm": confirm}
+        click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))
+    elif found:
+        table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("severity", "field", "finding", "evidence", "remedy"):
+            table.add_column(column, overflow="fold", ratio=None if column in ("severity", "field") else 1)
+        for finding in found:
+            table.add_row(*finding)
+        Console(width=max(Console().width, 140), highlight=False, markup=False, emoji=False).print(table)
+    else:
+        click.echo("nothing found")
+    if not linting.is_clean(found):
+        sys.exit(1)
 
 
 @cli.command()
@@ -273,7 +333,92 @@ def study(
         return
     with _told_if_interrupted():
         store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache, on=on)
-    _summarize(store)
+    _summarize(store, quiet)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: DIR]")
+def report(directory: Path, out: Path | None) -> None:
+    """Write the report of the study whose results are in DIR: report.html, report.md and its figures.
+
+    The page stands alone: it needs no network. Of a study that is not finished it shows what is there.
+
+    \b
+    quantilax report studies/fractions
+    """
+    from quantilax.studies import report as reports
+    from quantilax.studies.store import Store
+
+    out = out or directory
+    reports.report(Store.open(directory)).write(out)
+    click.echo(f"{out / reports.PAGE} and {out / reports.TWIN}")
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--cell", help="Another cell than the one that the rule names.")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Number of held-out seeds.")
+@click.option(
+    "--first-seed", type=click.IntRange(0, 2**32 - 1), help="The first of them.  [default: after the study's largest]"
+)
+@click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
+@click.option("--section", help="Its name there.  [default: that of the study's base]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at the same time.  [default: one per core or device]")
+@QUIET
+@NO_CACHE
+def recommend(
+    directory: Path,
+    cell: str | None,
+    seeds: int,
+    first_seed: int | None,
+    write: Path | None,
+    section: str | None,
+    jobs: int | None,
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
+
+    Where the held-out seeds contradict, nothing is written and the exit status is 1.
+
+    \b
+    quantilax recommend studies/fractions
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
+    """
+    from quantilax import runs
+    from quantilax.studies import tables
+    from quantilax.studies.recommend import recommend as recommended
+    from quantilax.studies.store import Store
+
+    store = Store.open(directory)
+    runs.use_all_cores(jobs or 2 * seeds)
+    with _told_if_interrupted():
+        found = recommended(
+            store,
+            cell=cell,
+            seeds=seeds,
+            first_seed=first_seed,
+            write=write,
+            section=section,
+            jobs=jobs,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    click.echo(f"{found.choice.cell}: {found.choice.reason}")
+    on = f"held-out seeds {tables.seeds(found.seeds)}"
+    if not found.judgement.holds:
+        click.echo(f"{on} contradict: {'; '.join(found.judgement.contradictions)}; nothing is written", err=True)
+        sys.exit(1)
+    click.echo(f"{on} agree: {found.judgement.score}")
+    if found.edited is None:
+        return
+    if found.edited.commented:
+        click.echo(
+            f"warning: {write}: the comments behind {', '.join(found.edited.commented)} were written for the values before",
+            err=True,
+        )
+    click.echo(f"written: section {section or store.facts['section']} of {write}")
 
 
 @cli.command(name="list-runs")
@@ -349,8 +494,43 @@ def list_() -> None:
             console.print(f"  {name}")
 
 
-def _summarize(store: "Store") -> None:  # type: ignore[name-defined]
-    click.echo(f"results in {store.path}")
+def _summarize(store: "Store", quiet: bool) -> None:  # type: ignore[name-defined]
+    if not quiet:
+        _tell_results(store)
+    click.echo(f"results in {store.path}; quantilax report {shlex.quote(str(store.path))} makes a page of them")
+
+
+def _tell_results(store: "Store") -> None:  # type: ignore[name-defined]
+    from quantilax.studies.report import summary_table
+    from quantilax.studies.results import Results
+    from quantilax.studies.verdict import verdict
+
+    results = Results.read(store)
+    told, table = verdict(results), summary_table(results)
+    if table.rows:
+        drawn = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+        kept = [i for i, column in enumerate(table.columns) if column.title in SUMMARY]
+        for i in kept:
+            drawn.add_column(table.columns[i].title, justify="right" if i else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*("\n".join((row[i].text, *filter(None, row[i].detail.split("; ")))) for i in kept))
+        Console(width=max(Console().width, 120), highlight=False, markup=False, emoji=False).print(drawn)
+        click.echo("\nbelow each figure its 95% interval, and p adjusted for the number of cells compared")
+    for line in (told.headline, *told.caveats):
+        click.echo(line)
+
+
+SUMMARY = (
+    "cell",
+    "n",
+    "return at the end",
+    "solved for good",
+    "fell",
+    "better over the curve",
+    "better at the end",
+    "broken",
+)
+"""Columns that a terminal has room for."""
 
 
 def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
@@ -408,6 +588,15 @@ def _told_if_interrupted() -> Iterator[None]:
         if error.at_once:
             _end_at_once(error.exit_status)
         sys.exit(error.exit_status)
+
+
+def _load(config: Path, section: str | None, overrides: tuple[str, ...]) -> "Section":  # type: ignore[name-defined]
+    """Read what CONFIG [SECTION] [FIELD=VALUE]... asks for; what stands in the place of SECTION may be a FIELD=VALUE."""
+    from quantilax import runs
+
+    named = section if section is None or "=" not in section else None
+    fields = overrides if named is section else (str(section), *overrides)
+    return runs.load_section(config, named, runs.parse_overrides(fields))
 
 
 def _tell(result: "Result", seeds: int) -> None:  # type: ignore[name-defined]

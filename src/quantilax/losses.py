@@ -56,6 +56,19 @@ def quantile_regression(
     return rho.mean(axis=1).sum(axis=0)
 
 
+def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | float) -> Float[Array, "A"]:
+    """`t ln pi`, where `pi = softmax(q / t)`; near `q - max q` for small t, and exact there.
+
+    Args:
+        q: values of the actions.
+        temperature: t > 0, in units of `q`.
+
+    Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, appendix B.1.
+    """
+    advantage = q - jax.lax.stop_gradient(q.max())
+    return advantage - temperature * jax.nn.logsumexp(advantage / temperature)
+
+
 def lambda_returns(
     reward: Float[Array, "T"],
     discount: Float[Array, "T"],

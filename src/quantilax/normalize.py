@@ -3,13 +3,14 @@
 Replay holds what the environment gave; normalisation happens on reading, with the moments of the moment.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from quantilax.types import Observation, Transition
+from quantilax.types import NStep, Observation, Transition
 
+Experience = TypeVar("Experience", Transition, NStep)
 EPSILON = 1e-8
 CLIP = 10.0
 """Standard deviations: a feature constant so far must not enter as thousands when it moves."""
@@ -79,8 +80,8 @@ def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "
     return z * jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
 
 
-def transitions(normalizer: Normalizer, batch: Transition) -> Transition:
-    """Normalise a batch's observations and rewards."""
+def transitions(normalizer: Normalizer, batch: Experience) -> Experience:
+    """Normalise a batch's observations and rewards, or sums of rewards."""
     return batch._replace(
         obs=observations(normalizer, batch.obs),
         next_obs=observations(normalizer, batch.next_obs),

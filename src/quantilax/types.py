@@ -62,6 +62,28 @@ class Transition(NamedTuple):
         return 1.0 - jnp.asarray(self.terminated, jnp.float32)
 
 
+class NStep(NamedTuple):
+    """Experience (x, a, R, x') over `steps` = m steps: n, or fewer where the episode ended; batched with leading axes."""
+
+    obs: Observation
+    action: Int[Array, "*batch"]
+    """That of the first step."""
+    reward: Float[Array, "*batch"]
+    """R = r_0 + gamma r_1 + ... + gamma^(m-1) r_{m-1}."""
+    next_obs: Observation
+    """The true successor of the last step; anything where that terminated."""
+    terminated: Bool[Array, "*batch"]
+    """Of the last step."""
+    truncated: Bool[Array, "*batch"]
+    """Of the last step."""
+    steps: Int[Array, "*batch"]
+
+    @property
+    def discount(self) -> Float[Array, "*batch"]:
+        """1 - terminated: the return from `next_obs` counts gamma^m times it."""
+        return 1.0 - jnp.asarray(self.terminated, jnp.float32)
+
+
 @runtime_checkable
 class Environment(Protocol):
     """An environment is a pytree with these members; its leaves (physics, say) may vary, its treedef is static.

@@ -1,6 +1,7 @@
 """IQN against an independent evaluation of the paper's equations, and against the known bugs of other implementations."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
 
-from quantilax import IQN, ConfigError, ConfigWarning, Transition, fractions
+from quantilax import IQN, ConfigError, ConfigWarning, fractions, replay, train
 from quantilax.algorithms import iqn
+from quantilax.types import NStep
 from tests.conftest import tiny
 from tests.hlo import copies_in_loops
 
@@ -32,9 +35,10 @@ def state(algo):
     return replace(state, target_params=perturbed(state.params))
 
 
-def transition(terminated=False, truncated=False):
+def transition(terminated=False, truncated=False, steps=1):
     obs, next_obs = jax.random.normal(jax.random.key(4), (2, 6))
-    return Transition(obs, jnp.array(1), jnp.array(0.5), next_obs, jnp.array(terminated), jnp.array(truncated))
+    ends = jnp.array(terminated), jnp.array(truncated)
+    return NStep(obs, jnp.array(1), jnp.array(0.5), next_obs, *ends, jnp.array(steps))
 
 
 def numpy_network(params):
@@ -55,15 +59,26 @@ def numpy_network(params):
 
 
 def numpy_loss(state, t, taus, config):
-    """The loss of one transition in numpy, written from the paper alone; `taus`: tau, tau' and tau''."""
+    """The loss of one transition in numpy, written from the papers alone; `taus`: tau, tau' and tau''."""
     tau, tau_prime, tau_action = (np.asarray(x, np.float64) for x in taus)
     online, target = numpy_network(state.params), numpy_network(state.target_params)
-    a_star = (online if config.double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
-    z, z_next = online(t.obs, tau)[:, int(t.action)], target(t.next_obs, tau_prime)[:, a_star]
+    z, reward = online(t.obs, tau)[:, int(t.action)], float(t.reward)
+    if config.munchausen:
+        temperature = config.munchausen_temperature
+        log_pi, log_pi_next = (
+            log_softmax(target(x, tau_action).mean(axis=0) / temperature) for x in (t.obs, t.next_obs)
+        )
+        soft = target(t.next_obs, tau_prime) - temperature * log_pi_next
+        z_next = (np.exp(log_pi_next) * soft).sum(axis=1)
+        bonus = max(temperature * log_pi[int(t.action)], config.munchausen_clip)
+        reward += config.munchausen_alpha * bonus
+    else:
+        a_star = (online if config.double else target)(t.next_obs, tau_action).mean(axis=0).argmax()
+        z_next = target(t.next_obs, tau_prime)[:, a_star]
     total = 0.0
     for i in range(len(tau)):
         for j in range(len(tau_prime)):
-            delta = float(t.reward) + config.gamma * (1 - float(t.terminated)) * z_next[j] - z[i]
+            delta = reward + config.gamma ** int(t.steps) * (1 - float(t.terminated)) * z_next[j] - z[i]
             k = config.kappa
             huber = 0.5 * delta**2 if abs(delta) <= k else k * (abs(delta) - 0.5 * k)
             total += abs(tau[i] - (delta < 0)) * huber / k
@@ -80,12 +95,41 @@ def loss_of_one(state, t, key, config):
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("terminated", [False, True])
-def test_the_loss_is_the_papers(algo, state, double, terminated):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_loss_is_the_papers(algo, state, double, terminated, steps):
     config = replace(algo.config, double=double)
     for seed in range(5):
-        key, t = jax.random.key(seed), transition(terminated)
+        key, t = jax.random.key(seed), transition(terminated, steps=steps)
         taus = [tau[0] for tau in fractions.draw(key, "uniform", (1,), NUMBERS)]
         assert_allclose(loss_of_one(state, t, key, config), numpy_loss(state, t, taus, config), rtol=1e-4)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+@pytest.mark.parametrize(("temperature", "clip"), [(0.03, -1.0), (0.5, -1.0), (2.0, -1.0), (0.5, -0.1)])
+def test_the_loss_with_munchausen_is_that_of_its_paper(algo, state, terminated, temperature, clip):
+    config = replace(algo.config, munchausen=True, munchausen_temperature=temperature, munchausen_clip=clip)
+    for seed in range(5):
+        key = jax.random.key(seed)
+        t = transition(terminated)._replace(action=jnp.array(seed % 2))  # the better action and the worse
+        taus = [tau[0] for tau in fractions.draw(key, "uniform", (1,), NUMBERS)]
+        assert_allclose(loss_of_one(state, t, key, config), numpy_loss(state, t, taus, config), rtol=1e-4)
+
+
+def test_munchausen_without_bonus_and_temperature_is_iqn(algo, state):
+    # As t goes to 0 the softmax becomes the argmax and t ln pi of it 0; alpha = 0 takes the bonus away.
+    config = replace(algo.config, munchausen=True, munchausen_alpha=0.0, munchausen_temperature=1e-6)
+    for seed in range(5):
+        key = jax.random.key(seed)
+        values = (loss_of_one(state, transition(), key, c) for c in (algo.config, config))
+        assert_allclose(*values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"double": True}, "double: "), ({"n_step": 2}, "n_step: 2 with munch")]
+)
+def test_what_munchausen_does_not_define_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny("iqn", munchausen=True, **fields)
 
 
 def test_double_changes_which_network_selects(algo, state):
@@ -293,28 +337,49 @@ def test_warm_up_fills_the_replay_with_random_actions_and_counts_its_steps():
     algo = tiny("iqn", fill_buffer=90, buffer_size=100)
     state = algo.init(jax.random.key(0))
     assert int(state.env_steps) == int(state.replay.size) == 92  # whole iterations of four environments
-    share = np.asarray(state.replay.rows.action)[:92].mean()
+    share = np.asarray(state.replay.rows.action)[:23].mean()
     assert 0.3 < share < 0.7
     assert int(state.gradient_steps) == 0
 
 
 def test_the_replay_holds_what_the_environment_gave_also_with_normalisation():
     algo = tiny("iqn", normalize_observations=True, normalize_rewards=True)
-    rows = algo.train(jax.random.key(0))[0].replay.rows
-    assert set(np.unique(rows.obs)) == {0.0, 1.0}
-    assert set(np.unique(rows.reward)) <= {0.0, 1.0}
+    ring = algo.train(jax.random.key(0))[0].replay
+    assert set(np.unique(ring.observations)) == {0.0, 1.0}
+    assert set(np.unique(ring.rows.reward)) <= {0.0, 1.0}
 
 
 def test_training_copies_no_replay_in_its_loops():  # bug 10, and docs/decisions/0002
-    algo = tiny("iqn", buffer_size=54_321)
-    algorithm, env, config = algo.arguments()
-    from quantilax import train
+    for n in (1, 3):
+        algo = tiny("iqn", buffer_size=54_321, n_step=n)
+        algorithm, env, config = algo.arguments()
+        ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
+        rows, slots = ring.rows.reward.shape[0], ring.observations.shape[0]
+        assert 54_321 / 4 < rows < slots
+        for seeds in (None, 3):
+            run, key = partial(train.train, algorithm, env, config), jax.random.key(0)
+            if seeds:
+                run, key = jax.vmap(run), jax.random.split(key, seeds)
+            program = jax.jit(run).lower(key).compile()
+            assert copies_in_loops(program, rows) == copies_in_loops(program, slots) == 0
 
-    for seeds in (None, 3):
-        run, key = (lambda k: train.train(algorithm, env, config, k)), jax.random.key(0)
-        if seeds:
-            run, key = jax.vmap(run), jax.random.split(key, seeds)
-        assert copies_in_loops(jax.jit(run).lower(key).compile(), 54_321) == 0
+
+@pytest.mark.parametrize("normalize_rewards", [False, True])
+def test_an_update_learns_from_n_steps_of_the_replay_with_its_own_discount(monkeypatch, normalize_rewards):
+    algo = tiny("iqn", n_step=3, gamma=0.5, normalize_rewards=normalize_rewards)
+    state, _ = algo.train(jax.random.key(0))
+    ring, seen = state.replay, []
+    monkeypatch.setattr(iqn, "batch_loss", lambda params, *args: seen.append(args[2]) or loss_of_params(params))
+    iqn.update(algo.config, state, jax.random.key(1))
+    batch = replay.sample(ring, jax.random.split(jax.random.key(1))[0], algo.config.batch_size, 0.5)
+    assert set(np.unique(batch.steps)) > {3}
+    assert_array_equal(seen[0].steps, batch.steps)
+    std = np.sqrt(state.normalizer.reward.moments.variance + 1e-8) if normalize_rewards else 1
+    assert_allclose(seen[0].reward, batch.reward / std, rtol=1e-6)
+
+
+def loss_of_params(params):
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), (0.0, 0.0)
 
 
 GOOD = dict(env="probe/corridor")
@@ -356,3 +421,30 @@ def test_fields_that_contradict_each_other_are_refused():
         IQN.create(**GOOD, buffer_size=5, batch_size=16)
     with pytest.raises(ConfigError, match="total_timesteps: 5 is less than one step of num_envs=10"):
         IQN.create(**GOOD, total_timesteps=5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (dict(buffer_size=49), "buffer_size: 49 cannot hold n_step=5 steps of num_envs=10; raise it to 50 or more"),
+        (
+            dict(total_timesteps=49),
+            "total_timesteps: 49 is less than n_step=5 steps of num_envs=10; raise it to 50 or more",
+        ),
+        (
+            dict(fill_buffer=30),
+            "fill_buffer: 30 and one step of num_envs=10 are less than n_step=5 steps, which the first gradient step reads;"
+            " raise it to 40 or more",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::quantilax.ConfigWarning")
+def test_what_is_too_small_for_n_steps_is_refused_and_the_least_that_is_not_is_enough(settings, line):
+    least = dict(buffer_size=50, fill_buffer=40, total_timesteps=50, eval_freq=50, eval_episodes=1, n_step=5)
+    with pytest.raises(ConfigError) as caught:
+        IQN.create(**GOOD, **{**least, **settings})
+    assert str(caught.value) == line
+    algo = IQN.create(**GOOD, **least)
+    state, _ = algo.step(algo.init(jax.random.key(0)))
+    assert int(state.replay.size) == 50
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))

@@ -263,3 +263,23 @@ def test_states_that_do_not_fit_into_the_memory_are_refused_with_the_remedy(conf
 def test_numbers_are_floats_also_where_a_cell_writes_them_as_whole_ones(config, tmp_path):
     records = run(study(config, {"named": {"one": {"gamma": 1}}}, seeds=1), tmp_path / "out")
     assert records.filter(cell="one")["return_mean"].is_finite().all()
+
+
+def test_a_study_runs_from_python_and_its_results_are_frames(config, tmp_path, monkeypatch, whole):
+    import quantilax
+
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {{config: {config}, section: iqn}}\ncells: {json.dumps(CELLS)}\nseeds: 3\nsolved: 0.5\n")
+    asked = quantilax.Study.load(str(file))
+    made = quantilax.Study.make({"base": {"config": config, "section": "iqn"}, "cells": CELLS, "seeds": 3}, "mine")
+    assert made.cells == asked.cells
+    store = asked.run(quiet=True)
+    assert store.path == Path("studies/mine")
+    assert_frame_equal(without_time(store.records()), whole)
+    assert store.outcomes().height == 12
+    assert store.summary()["cell"].to_list() == ["base", "fast", "far", "big"]
+    assert store.summary()["n"].to_list() == [3, 3, 3, 3]
+    with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
+        asked.run(quiet=True)
+    assert_frame_equal(asked.run(resume=True, quiet=True).records(), store.records())

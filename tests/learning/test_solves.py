@@ -12,10 +12,11 @@ from quantilax.runs import load_section
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_iqn_solves_the_corridor():
+@pytest.mark.parametrize("variant", [{}, {"n_step": 3}, {"munchausen": True}])
+def test_iqn_solves_the_corridor(variant):
     algo = IQN.create(
         env="probe/corridor", total_timesteps=8_000, eval_freq=2_000, fill_buffer=500, eval_episodes=16, gamma=0.9,
-        polyak=0.95, target_update_freq=1, torso_sizes=(32,), head_sizes=(32,),
+        polyak=0.95, target_update_freq=1, torso_sizes=(32,), head_sizes=(32,), **variant,
     )  # fmt: skip
     _, (lengths, returns) = algo.train(jax.random.key(0))
     assert (np.asarray(returns[-1]) == 1).all()

@@ -56,9 +56,10 @@ def test_iqn_recovers_both_modes_of_a_bimodal_return_not_only_its_mean():
     assert_allclose(Z.mean(axis=0), true.mean(axis=0), atol=0.15)
 
 
-def test_iqn_recovers_a_return_that_only_bootstrapping_gives():
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_iqn_recovers_a_return_that_only_bootstrapping_gives(n_step):
     gamma = 0.8
-    Z, true = learned("probe/geometric", gamma)
+    Z, true = learned("probe/geometric", gamma, n_step=n_step)
     spread = wasserstein(np.full_like(true, true.mean()), true)[0]
     assert spread > 0.9  # what knowing only the mean would give
     assert wasserstein(Z, true)[0] < 0.15
@@ -85,8 +86,12 @@ def value(create, name, gamma):
     return float(record.metrics.q[-1])
 
 
-def iqn(name, gamma):
-    return IQN.create(env=name, gamma=gamma, **{**LEARNER, "eval_freq": 4_000, "kappa": 1.0})
+def iqn(name, gamma, n_step=1):
+    return IQN.create(env=name, gamma=gamma, n_step=n_step, **{**LEARNER, "eval_freq": 4_000, "kappa": 1.0})
+
+
+def iqn_over_3_steps(name, gamma):
+    return iqn(name, gamma, n_step=3)
 
 
 def pqn(name, gamma):
@@ -96,13 +101,13 @@ def pqn(name, gamma):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("create", [iqn, pqn])
+@pytest.mark.parametrize("create", [iqn, iqn_over_3_steps, pqn])
 def test_a_time_limit_is_no_death(create):
     # 1 / (1 - .9) = 10; stored as death, the values of the four steps would average 2.3.
     assert value(create, "probe/time_limit", 0.9) == pytest.approx(10, rel=0.04)
 
 
-@pytest.mark.parametrize("create", [iqn, pqn])
+@pytest.mark.parametrize("create", [iqn, iqn_over_3_steps, pqn])
 def test_nothing_is_bootstrapped_over_the_end_of_an_episode(create):
     # First step gamma, second 1: .75 on average; with the next episode's value leaking in it would be far above.
     assert value(create, "probe/terminal", 0.5) == pytest.approx(0.75, rel=0.04)

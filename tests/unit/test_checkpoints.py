@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantilax import replay
+from quantilax import Transition, replay
 from quantilax.runs import checkpoints
 from quantilax.runs.errors import CheckpointError
 
@@ -130,28 +130,38 @@ def test_typed_keys_come_back_and_draw_the_same(tmp_path, impl):
 
 
 def rings(capacity: int, filled: int) -> replay.Ring:
-    """Two runs' replay of frames, as training holds them."""
+    """Two runs' replay of frames from two environments, as training holds them; the second run has a cut in each half."""
 
     def one(seed: int) -> replay.Ring:
-        ring = replay.init({"obs": jnp.zeros((50,), jnp.uint8), "done": jnp.zeros((), bool)}, capacity)
-        obs = jax.random.randint(jax.random.key(seed), (filled, 50), 0, 256).astype(jnp.uint8)
-        return replay.add(ring, {"obs": obs, "done": obs[:, 0] > 127})
+        frames = jax.random.randint(jax.random.key(seed), (filled, 2, 50), 0, 256).astype(jnp.uint8)
+        flags = jnp.zeros((filled, 2), bool)
+        cut = flags.at[filled // 4, 0].set(seed == 1).at[filled * 3 // 4, 0].set(seed == 1)
+        steps = Transition(frames, frames[..., 0].astype(jnp.int32), frames[..., 1] / 7, frames, flags, cut)
+        first = jax.tree.map(lambda x: x[0, 0], steps)
+        ring = replay.init(first, frames[0], capacity)
+        return jax.lax.scan(lambda ring, step: (replay.add(ring, step, step.obs + 1), None), ring, steps)[0]
 
     return jax.tree.map(lambda *x: jnp.stack(x), one(0), one(1))
 
 
-@pytest.mark.parametrize("filled", [1, 9, 1000])
+@pytest.mark.parametrize("filled", [1, 9, 1000, 3210])
 def test_only_the_filled_part_of_the_replay_is_stored_in_its_own_dtype_and_the_rest_comes_back_empty(tmp_path, filled):
-    state = {"replay": rings(1000, filled)}
+    state = {"replay": rings(2000, filled)}
     path = checkpoints.save(tmp_path / "checkpoints", 1, checkpoints.pack(state), facts())
     read = checkpoints.read(path)
-    stored = {name: (array.dtype, array.shape) for name, array in read.arrays.items() if "rows" in name}
+    stored = {name: (str(array.dtype), array.shape) for name, array in read.arrays.items() if array.ndim > 2}
+    rows, slots = min(filled, 1000), min(filled + 2 + (filled > 1), 1000 + 31 + 3)  # with one cut or two
     assert stored == {
-        "replay/rows/obs": (np.dtype(np.uint8), (2, filled, 50)),
-        "replay/rows/done": (np.dtype(bool), (2, filled)),
+        "replay/rows/action": ("int32", (2, rows, 2)),
+        "replay/rows/reward": ("float32", (2, rows, 2)),
+        "replay/rows/terminated": ("bool", (2, rows, 2)),
+        "replay/rows/truncated": ("bool", (2, rows, 2)),
+        "replay/rows/offset": ("uint8", (2, rows, 2)),
+        "replay/observations": ("uint8", (2, slots, 2, 50)),
+        "replay/anchors": ("uint32", (2, 9, 2)),
     }
-    # 100 bytes a row for the frames, incompressible; nothing else here is large.
-    assert sum(file.stat().st_size for file in files(path)) < 130 * filled + 20_000
+    # 200 bytes a slot for the frames, incompressible, and at most 44 a row; nothing else here is large.
+    assert sum(file.stat().st_size for file in files(path)) < 250 * slots + 20_000
     back = checkpoints.unpack(read, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
-from quantilax import ALGORITHMS, pytree
+from quantilax import ALGORITHMS, pytree, statistics
 from quantilax.envs.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,15 @@ def test_the_columns_and_files_of_a_run_are_told():
     assert len(files) == 8
     for word in (*files, *COLUMNS):
         assert re.search(rf"^\| `{re.escape(word)}` \|", page, re.MULTILINE), word
+
+
+def test_the_columns_of_the_statistics_are_told():
+    page = (DOCS / "guides" / "statistics.md").read_text()
+    records = pl.DataFrame({"cell": ["a", "b"], "seed": [0, 0], "env_step": [0, 0], "return_mean": [1.0, 2.0]})
+    told = {word for line in page.splitlines() if line.startswith("| `") for word in re.findall(r"`(\w+)`", line)}
+    for table in (statistics.outcomes(records, 475), statistics.summary(records, 475, "a")):
+        names = {re.sub("_(low|high)$", "", name) for name in table.columns}
+        assert names - told <= {"cell", "env", "seed"}
 
 
 def python_of(page: Path) -> str:

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
 from quantilax import ConfigError, Metrics, Record
-from quantilax.runs import beside, evaluations, loggers, summarize
+from quantilax.runs import beside, evaluations, loggers
 from quantilax.runs.beside import Beside
 from quantilax.runs.evaluations import Evaluation, entry
 from quantilax.runs.signals import Interrupted, Stop
@@ -84,12 +83,6 @@ def test_numbers_of_a_callback_are_columns_and_arrays_are_not():
     assert row["callback/a/b"] == 2.0
     assert not any("picture" in name for name in row)
     assert list(row)[-1] == "seconds"
-
-
-def test_the_iqm_is_scipys_trimmed_mean():
-    for n in (1, 2, 3, 4, 5, 10, 101):
-        values = np.random.default_rng(n).normal(size=n)
-        assert evaluations.iqm(values) == pytest.approx(stats.trim_mean(values, 0.25))
 
 
 def test_stacked_evaluations_come_back():
@@ -419,31 +412,6 @@ def test_wandb_offline_has_each_seed_and_all_under_one_identity(tmp_path, pytest
                 logged.append((json.loads(items["_step"]), json.loads(items["return_mean/seed-8"])))
     assert sorted(logged) == [(0, 6.5), (100, 6.5), (200, 6.5), (300, 6.5)]
     assert identities == {(tmp_path / "wandb" / "id").read_text()}
-
-
-def test_a_summary_has_the_moments_and_quantiles_of_its_episodes():
-    values = np.arange(101.0)
-    told = summarize(values)
-    assert told.mean == 50
-    assert told.iqm == 50
-    assert told.quantiles == {0.05: 5, 0.25: 25, 0.5: 50, 0.75: 75, 0.95: 95}
-    half = 1.96 * values.std() / np.sqrt(101)  # of a mean of so many episodes
-    assert told.mean_interval == pytest.approx((50 - half, 50 + half), abs=0.6)
-
-
-def test_with_several_seeds_the_interval_is_that_of_seeds_and_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(60):
-        values = rng.normal(size=(12, 1)) + 0.1 * rng.normal(size=(12, 50))  # seeds differ by 1, episodes by .1
-        low, high = summarize(values).mean_interval
-        assert high - low > 0.5, "600 episodes of 12 seeds are not 600 independent ones"
-        covered += low <= 0 <= high
-    assert covered >= 48  # a percentile bootstrap of 12 covers about 91%; below 48 of 60 has a chance of about 0.005
-
-
-def test_equal_episodes_have_an_interval_of_no_width():
-    assert summarize(np.full((3, 10), 500.0)).mean_interval == (500.0, 500.0)
 
 
 def test_ints_of_jax_become_plain_numbers():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import log_softmax
 
 from quantilax import losses
 
@@ -69,6 +70,13 @@ def test_the_gradient_vanishes_at_the_true_quantiles():
     tau = jnp.array([0.1, 0.5, 0.8])
     gradient = jax.grad(lambda z: losses.quantile_regression(z, tau, targets, 1e-3))(jnp.quantile(targets, tau))
     assert_allclose(gradient, 0, atol=2e-3)
+
+
+def test_the_scaled_log_softmax_is_scipys_and_keeps_its_precision_for_small_temperatures():
+    q = jnp.array([3.0, 1.0, 2.5])
+    assert_allclose(losses.scaled_log_softmax(q, 0.7), 0.7 * log_softmax(np.array([3.0, 1.0, 2.5]) / 0.7), rtol=1e-6)
+    # softmax(q / 1e-6) is 1 for the first, so t ln pi = q - max q
+    assert_allclose(losses.scaled_log_softmax(q, 1e-6), [0.0, -2.0, -0.5], atol=1e-6)
 
 
 REWARD = jnp.array([1.0, 0.0, -1.0, 0.0, 1.0])

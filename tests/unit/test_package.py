@@ -22,6 +22,7 @@ BELOW = {
     "risk": {"types", "pytree"},
     "exploration": {"types", "pytree"},
     "normalize": {"types", "pytree"},
+    "statistics": {"pytree"},
     "networks": {"types", "pytree"},
     "replay": {"types", "pytree"},
     "rollout": {"types", "pytree"},
@@ -40,9 +41,9 @@ BELOW = {
     },
     "train": {"algorithms", "rollout", "types", "pytree"},
     "agent": {"train", "rollout", "algorithms", "envs", "types", "pytree"},
-    "runs": {"agent", "train", "algorithms", "replay", "envs", "types", "pytree"},
-    "studies": {"runs", "agent", "train", "algorithms", "envs", "types", "pytree"},
-    "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "types", "pytree"},
+    "runs": {"agent", "train", "algorithms", "replay", "envs", "statistics", "types", "pytree"},
+    "studies": {"runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
+    "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
 }
 """Each room, and the rooms that it may look into."""
 

@@ -35,6 +35,14 @@ def test_the_base_is_a_cell_and_the_files_name_is_the_studys(folder):
     assert asked.solved is None  # the probe does not say
 
 
+def test_a_study_in_a_folder_of_its_own_is_called_after_the_folder(folder, monkeypatch):
+    (folder / "0001-batch").mkdir()
+    (folder / "0001-batch" / "study.yaml").write_text("base: {config: ../tiny.yaml}")
+    monkeypatch.chdir(folder / "0001-batch")
+    assert definition.load(Path("study.yaml")).name == definition.load(folder / "0001-batch" / "study.yaml").name
+    assert definition.load(Path("study.yaml")).name == "0001-batch"
+
+
 def test_named_cells_keep_their_names_and_fields(folder):
     asked = study(folder, cells={"named": {"wide": {"torso_sizes": [16]}, "fast": {"learning_rate": "1e-2"}}})
     assert names(asked) == ["base", "wide", "fast"]

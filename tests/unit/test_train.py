@@ -83,6 +83,7 @@ def test_the_state_takes_the_bytes_that_are_told():
     state = algo.init(jax.random.key(0))
     assert told["replay"] == sum(x.nbytes for x in jax.tree.leaves(state.replay))
     assert told["params"] == sum(x.nbytes for x in jax.tree.leaves(state.params))
-    rows = 1_000 * (2 * 2 * 4 + 4 + 4 + 1 + 1)  # two observations of two floats, action, reward, two flags
-    assert told["replay"] == rows + 8
+    rows = 1_000 * (4 + 4 + 1 + 1 + 1)  # action, reward, two flags, offset
+    slots = 10 * (100 + 100 // 32 + 2 + 1) * 2 * 4  # of ten environments, 100 steps each; observations of two floats
+    assert told["replay"] == rows + slots + 10 * (100 // 128 + 2) * 4 + 10 * 4 + 8  # anchors, cursors, two counters
     assert sum(size for name, size in told.items() if name != "total") == told["total"]

@@ -2,13 +2,18 @@
 
 | symbol | here | meaning |
 |---|---|---|
-| x, a, r, x' | `transition` | one transition; `discount = 1 - terminated`: a time limit still bootstraps |
+| x, a, R, x' | `transition` | m steps, `n_step` or fewer at an episode's end; R is the sum of their discounted rewards |
+| m, d | `steps`, `discount` | of the transition; `discount = 1 - terminated`: a time limit still bootstraps |
 | psi(x), phi(tau) | `psi`, `embedding` | features of the observation, embedding of a fraction |
 | Z_tau(x, a) | `Z` | quantile of the return at fraction tau: `Z = head(psi, tau)`, (N, A) |
 | tau, tau', tau'' | `tau`, `tau_prime`, `tau_action` | N, N' and K fractions, drawn as `tau_sampling` and `share_tau` say |
 | theta, theta^- | `params`, `target_params` | online and target network; equal at step 0 |
-| delta_ij | | `r + gamma Z^-_{tau'_j}(x', a*) - Z_{tau_i}(x, a)` |
+| delta_ij | | `R + gamma^m d Z^-_{tau'_j}(x', a*) - Z_{tau_i}(x, a)` |
 | a* | `a_star` | argmax of the mean over K samples of the target network (of the online one if `double`) |
+
+With `munchausen` it is M-IQN (Vieillard, Pietquin & Geist 2020, https://arxiv.org/abs/2007.14430): pi is the softmax of that
+mean over the temperature t, R gets `alpha [t ln pi(a|x)]` clipped to [l0, 0], and the target is the soft one,
+`sum_a' pi(a'|x') (Z^-_{tau'_j}(x', a') - t ln pi(a'|x'))` in the place of `Z^-_{tau'_j}(x', a*)`.
 """
 
 import math
@@ -24,7 +29,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from quantilax import exploration, fractions, losses, normalize, replay, risk, rollout
 from quantilax.networks import ACTIVATIONS, MLP, ImplicitQuantileHead
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
-from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
+from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
 
 
 @dataclass
@@ -44,6 +49,7 @@ class Config:
     buffer_size: int = field(100_000, "transitions kept", paper=1_000_000, ge=1)
     fill_buffer: int = field(1_000, "environment steps with random actions before learning", paper=50_000, ge=0)
     batch_size: int = field(64, "transitions in a gradient step", paper=32, ge=1)
+    n_step: int = field(1, "n, steps of reward before the bootstrap; fewer at an episode's end", paper=1, ge=1)
 
     # Optimisation
     learning_rate: float = field(1e-3, "first step size of Adam", paper=5e-5, ge=0)
@@ -73,6 +79,10 @@ class Config:
     )
     kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return", paper=1.0, gt=0)
     double: bool = field(False, "the online network selects a*, the target network rates it", paper=False)
+    munchausen: bool = field(False, "M-IQN: targets of the softmax policy, its log-probability added to the reward")
+    munchausen_alpha: float = field(0.9, "alpha, share of t ln pi(a|x) added to the reward; 0: soft IQN", ge=0, le=1)
+    munchausen_temperature: float = field(0.03, "t of the softmax policy, in units of return", gt=0)
+    munchausen_clip: float = field(-1.0, "l0, the least that t ln pi(a|x) counts, in units of return", le=0)
     risk: str = field(
         "neutral",
         "distortion of the acting policy's fractions",
@@ -133,21 +143,38 @@ class Config:
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
         risk.check(self.risk, self.risk_eta)
+        if self.munchausen and self.double:
+            raise ConfigError(
+                "double: has no meaning with munchausen, whose targets select no action; set one to false"
+            )
+        if self.munchausen and self.n_step > 1:
+            raise ConfigError(
+                f"n_step: {self.n_step} with munchausen is not defined: the rewards on the way would need their own"
+                " log-probabilities; set n_step to 1 or munchausen to false"
+            )
         if self.gradient_steps > MAX_INT32:
             raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
-        if self.buffer_size < self.num_envs:
+        steps = "one step" if self.n_step == 1 else f"n_step={self.n_step} steps"
+        if self.buffer_size < self.n_step * self.num_envs:
             raise ConfigError(
-                f"buffer_size: {self.buffer_size} cannot hold one step of num_envs={self.num_envs}; raise it"
+                f"buffer_size: {self.buffer_size} cannot hold {steps} of num_envs={self.num_envs}; raise it to"
+                f" {self.n_step * self.num_envs} or more"
             )
-        if self.total_timesteps < self.num_envs:
+        if self.total_timesteps < self.n_step * self.num_envs:
             raise ConfigError(
-                f"total_timesteps: {self.total_timesteps} is less than one step of num_envs={self.num_envs}; raise it"
+                f"total_timesteps: {self.total_timesteps} is less than {steps} of num_envs={self.num_envs}; raise it to"
+                f" {self.n_step * self.num_envs} or more"
+            )
+        if self.warmup_steps < (self.n_step - 1) * self.num_envs:
+            raise ConfigError(
+                f"fill_buffer: {self.fill_buffer} and one step of num_envs={self.num_envs} are less than {steps}, which the"
+                f" first gradient step reads; raise it to {(self.n_step - 1) * self.num_envs} or more"
             )
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
-        if self.batch_size < 16:
+        if self.batch_size < 16 and self.n_step == 1:
             lines.append(
                 f"batch_size={self.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
                 " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
@@ -186,7 +213,7 @@ class State:
     target_params: PyTree
     optimizer_state: PyTree
     replay: replay.Ring
-    """Rows of `Transition`, observations and rewards as the environment gave them."""
+    """Steps as the environment gave them, nothing normalised."""
     env_state: PyTree
     """Leading axis num_envs."""
     obs: Shaped[Array, "num_envs *obs"]
@@ -226,7 +253,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
         params=params,
         target_params=params,
         optimizer_state=optimizer(config).init(params),
-        replay=replay.init(rollout.transition_spec(env), config.buffer_size),
+        replay=replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step),
         env_state=env_state,
         obs=obs,
         normalizer=normalize.init(
@@ -282,7 +309,7 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
     env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
     return replace(
         state,
-        replay=replay.add(state.replay, transition),
+        replay=replay.add(state.replay, transition, obs),
         env_state=env_state,
         obs=obs,
         normalizer=normalize.update(state.normalizer, transition, config.gamma),
@@ -294,8 +321,9 @@ def loss(
     Z: Float[Array, "N A"],
     Z_next: Float[Array, "N_prime A"],
     Z_action: Float[Array, "K A"],
+    Z_before: Float[Array, "K A"] | None,
     tau: Float[Array, "N"],
-    transition: Transition,
+    transition: NStep,
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Algorithm 1 of the paper for one transition: the loss, and (q = mean of Z_tau(x, a), |mean of the targets - q|).
@@ -304,12 +332,23 @@ def loss(
         Z: online network at x and tau.
         Z_next: target network at x' and tau'.
         Z_action: the network that selects, at x' and tau''.
+        Z_before: target network at x and tau'', for `munchausen`; else None.
         tau: the fractions of Z.
-        transition: (x, a, r, x').
-        config: gamma and kappa.
+        transition: (x, a, R, x'), over m steps.
+        config: gamma, kappa and those of `munchausen`.
     """
-    a_star = jnp.argmax(Z_action.mean(axis=0))
-    targets = transition.reward + config.gamma * transition.discount * Z_next[:, a_star]  # (N',)
+    q_next, reward = Z_action.mean(axis=0), transition.reward
+    if Z_before is None:
+        a_star = jnp.argmax(q_next)
+        future = Z_next[:, a_star]  # (N',)
+    else:
+        t = config.munchausen_temperature
+        t_log_pi = losses.scaled_log_softmax(q_next, t)
+        future = (Z_next - t_log_pi) @ jnp.exp(t_log_pi / t)  # (N',)
+        bonus = losses.scaled_log_softmax(Z_before.mean(axis=0), t)[transition.action]
+        reward = reward + config.munchausen_alpha * jnp.clip(bonus, config.munchausen_clip, 0)
+    gamma_m = config.gamma**transition.steps
+    targets = reward + gamma_m * transition.discount * future
     z = Z[:, transition.action]  # (N,)
     q = z.mean()
     td_error = jnp.abs(targets.mean() - q)
@@ -320,7 +359,7 @@ def batch_loss(
     params: PyTree,
     target_params: PyTree,
     network: nnx.GraphDef,
-    batch: Transition,
+    batch: NStep,
     key: Key[Array, ""],
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
@@ -334,17 +373,21 @@ def batch_loss(
     Z_next = target.Z(psi_next, tau_prime)  # (B, N', A)
     selecting, psi_selecting = (online, jax.vmap(online.psi)(batch.next_obs)) if config.double else (target, psi_next)
     Z_action = selecting.Z(psi_selecting, tau_action)  # (B, K, A)
+    Z_before = target.Z(jax.vmap(target.psi)(batch.obs), tau_action) if config.munchausen else None  # (B, K, A)
     Z = online.Z(jax.vmap(online.psi)(batch.obs), tau)  # (B, N, A)
 
     tau = jnp.broadcast_to(tau, Z.shape[:-1])  # (B, N)
-    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, None))(Z, Z_next, Z_action, tau, batch, config)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
+        Z, Z_next, Z_action, Z_before, tau, batch, config
+    )
     return value.mean(), (q.mean(), td_error.mean())
 
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
     """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean Z, TD error)."""
     key_sample, key_loss = jax.random.split(key)
-    batch = normalize.transitions(state.normalizer, replay.sample(state.replay, key_sample, config.batch_size))
+    batch = replay.sample(state.replay, key_sample, config.batch_size, config.gamma)
+    batch = normalize.transitions(state.normalizer, batch)
     (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
         state.params, state.target_params, state.network, batch, key_loss, config
     )

@@ -1,5 +1,5 @@
 """Replay: what was seen, kept for learning."""
 
-from quantilax.replay.ring import Ring, add, compact, expand, init, sample
+from quantilax.replay.ring import Ring, Rows, add, compact, expand, init, sample
 
-__all__ = ["Ring", "add", "compact", "expand", "init", "sample"]
+__all__ = ["Ring", "Rows", "add", "compact", "expand", "init", "sample"]

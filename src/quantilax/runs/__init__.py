@@ -4,7 +4,7 @@ from quantilax.runs.conditions import check_memory, enable_compilation_cache, us
 from quantilax.runs.configs import Section, load_section, parse_overrides
 from quantilax.runs.directory import RunDirectory
 from quantilax.runs.errors import CheckpointError, RunError
-from quantilax.runs.loading import Evaluated, Loaded, Summary, evaluate, load, summarize
+from quantilax.runs.loading import Evaluated, Loaded, evaluate, load
 from quantilax.runs.signals import Interrupted
 from quantilax.runs.training import Result, resume, run
 
@@ -17,7 +17,6 @@ __all__ = [
     "RunDirectory",
     "RunError",
     "Section",
-    "Summary",
     "check_memory",
     "enable_compilation_cache",
     "evaluate",
@@ -26,6 +25,5 @@ __all__ = [
     "parse_overrides",
     "resume",
     "run",
-    "summarize",
     "use_all_cores",
 ]

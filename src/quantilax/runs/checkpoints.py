@@ -212,7 +212,7 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
     """
     arrays, names = checkpoint.arrays, [name for name, _ in _named(specs)]
     rings = [
-        (_name(path), node)
+        _name(path)
         for path, node in jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda x: isinstance(x, replay.Ring))
         if isinstance(node, replay.Ring)
     ]
@@ -224,7 +224,7 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
                 yield f"{name} is not in the checkpoint"
                 continue
             there = arrays[name]
-            is_row = any(name.startswith(f"{ring}/rows") for ring, _ in rings)
+            is_row = any(name.startswith((f"{ring}/rows/", f"{ring}/observations")) for ring in rings)
             fits = there.shape == shape or (
                 is_row and there.ndim == len(shape) and there.shape[1] <= shape[1] and _but(there.shape) == _but(shape)
             )
@@ -242,7 +242,7 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
         )
 
     def expanded(node: Any, spec: Any) -> Any:
-        return replay.expand(node, jax.tree.leaves(spec.rows)[0].shape[1]) if isinstance(node, replay.Ring) else node
+        return replay.expand(node, spec) if isinstance(node, replay.Ring) else node
 
     def on_device(array: Any, spec: Any) -> jax.Array:
         if _is_key(spec):
@@ -372,7 +372,7 @@ def _raw(spec: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _but(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its second axis, the rows of a replay."""
+    """A shape without its second axis, the rows or slots of a replay."""
     return shape[:1] + shape[2:]
 
 

@@ -51,7 +51,13 @@ def load_section(path: Path, name: str | None = None, overrides: Mapping[str, An
     Raises:
         ConfigError: what is wrong with the file, the section or a field, and the remedy.
     """
-    sections = read_yaml(path)
+    return select(read_yaml(path), path, name, overrides)
+
+
+def select(
+    sections: Mapping[str, Any], path: Path, name: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Section:
+    """Take a section of what a file holds, as `load_section` does."""
     if name is None:
         if len(sections) > 1:
             raise ConfigError(f"{path}: has several sections; name one of {', '.join(sections)}")
@@ -149,16 +155,21 @@ def read_yaml(
         raise ConfigError(f"{path}: is no text file; expected YAML in UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    sections = parse_yaml(text, path)
+    if not isinstance(sections, dict) or not sections:
+        raise ConfigError(f"{path}: holds no {holds}")
+    return sections
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse a file's text, strictly; raise `ConfigError` where it is broken."""
     try:
-        sections = yaml.load(text, _StrictLoader)
+        return yaml.load(text, _StrictLoader)
     except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
         raise ConfigError(f"{path}{line}: broken YAML: {reason}") from None
-    if not isinstance(sections, dict) or not sections:
-        raise ConfigError(f"{path}: holds no {holds}")
-    return sections
 
 
 def _without(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from quantilax.statistics import iqm
 from quantilax.types import Metrics, Record
 
 COLUMNS = (
@@ -77,13 +78,6 @@ def entry(seeds: list[int], evaluation: Evaluation, is_first: bool) -> Entry:
         "seconds": round(seconds, 3),
     }
     return Entry(env_step, seconds, rows, together, returns, lengths)
-
-
-def iqm(values: np.ndarray) -> float:
-    """Interquartile mean: the mean without the lowest and the highest quarter (of less than 4: the mean)."""
-    ordered = np.sort(values, axis=None)
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def stack(history: list[Evaluation]) -> dict[str, Any]:

@@ -14,12 +14,7 @@ from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints
 from quantilax.runs.conditions import check_config, load_agent
 from quantilax.runs.directory import RunDirectory
-from quantilax.runs.evaluations import iqm
 from quantilax.types import Policy, State
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-CONFIDENCE = 0.95
-RESAMPLES = 2_000
 
 
 class Loaded(NamedTuple):
@@ -68,51 +63,6 @@ def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, S
     return agent, tree["state"], seeds, checkpoint.facts["env_step"]
 
 
-class Summary(NamedTuple):
-    """Statistics of episodes' returns or lengths."""
-
-    mean: float
-    mean_interval: tuple[float, float]
-    iqm: float
-    """Mean of the middle half of the episodes."""
-    iqm_interval: tuple[float, float]
-    quantiles: dict[float, float]
-
-
-def summarize(values: np.ndarray) -> Summary:
-    """Summarise episodes of one seed (E,) or of several (S, E).
-
-    The intervals are percentile bootstraps of 95%. With several seeds whole seeds are drawn, so they hold for what training
-    with another seed would give; with one seed only the episodes are drawn, and they say nothing on other seeds.
-    """
-    from scipy import stats  # takes half a second and more
-
-    values = np.atleast_2d(values)
-    units = values.T if len(values) == 1 else values  # what is drawn, in rows
-
-    def interval(statistic: Any) -> tuple[float, float]:
-        if len(units) < 2 or np.ptp(values) == 0:
-            return (float(statistic(values)),) * 2
-        found = stats.bootstrap(
-            (np.arange(len(units)),),
-            lambda drawn: statistic(units[drawn]),
-            vectorized=False,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        return float(found.low), float(found.high)
-
-    return Summary(
-        mean=float(values.mean()),
-        mean_interval=interval(np.mean),
-        iqm=iqm(values),
-        iqm_interval=interval(iqm),
-        quantiles={q: float(np.quantile(values, q)) for q in QUANTILES},
-    )
-
-
 class Evaluated(NamedTuple):
     """Episodes played with what a run learned."""
 
@@ -128,7 +78,7 @@ class Evaluated(NamedTuple):
 def evaluate(
     path: Path | str, checkpoint: str | int = "last", *, episodes: int = 1_000, seed: int = 0, env: Any = None
 ) -> Evaluated:
-    """Play episodes with the policy of each of a run's seeds; `summarize` tells what they come to.
+    """Play episodes with the policy of each of a run's seeds; `quantilax.statistics.summarize` tells what they come to.
 
     Args:
         path, checkpoint, env: as for `load`.

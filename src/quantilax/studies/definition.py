@@ -10,10 +10,11 @@ solved: 475
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from quantilax.agent import Agent
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import configs
 from quantilax.runs.configs import Section
+
+if TYPE_CHECKING:
+    from quantilax.studies.store import Store
 
 MAX_CELLS = 1_000
 """More cells than anyone can read in a table; a finer search is several studies."""
@@ -40,7 +44,7 @@ class Cell(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study as its file says it, every cell resolved; `load` reads one, `make` builds one in Python."""
+    """A study as its file says it, every cell resolved: `Study.load` reads one, `Study.make` builds one in Python."""
 
     name: str
     question: str
@@ -54,6 +58,56 @@ class Study(NamedTuple):
     """The file's contents, `base.config` as it stands there."""
     where: str
     """For messages."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Study":
+        """Read a study's file.
+
+        Raises:
+            ConfigError: what is wrong with the file or a cell, and the remedy.
+        """
+        return load(Path(path))
+
+    @classmethod
+    def make(cls, definition: Mapping[str, Any], name: str = "study") -> "Study":
+        """Build a study from what a file holds: `base`, `cells`, `seeds`, `question` and so on.
+
+        Raises:
+            ConfigError: as for `load`.
+        """
+        return make(definition, name)
+
+    def run(
+        self,
+        out: str | Path | None = None,
+        *,
+        jobs: int | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+        cache: bool = False,
+    ) -> "Store":
+        """Run what is left of the study, and write results as they come.
+
+        Args:
+            out: the results' directory: new or empty, or with `resume` that of a former start; None: `studies/<name>`.
+            jobs: devices to use at once; None: all. A CPU has one, unless `quantilax.runs.use_all_cores` was called before.
+            resume: go on with what is there; finished runs are never repeated.
+            quiet: show no progress.
+            cache: keep compiled programs in the user's cache directory.
+
+        Returns:
+            the directory: `records()` is a Polars frame with a row per cell, seed and evaluation, `outcomes()` one with a
+            row per run, `summary()` one with a row per cell.
+
+        Raises:
+            ConfigError: a directory of another study or one that is in use, states that do not fit into the memory.
+            RunError: results could not be written; what is written is kept.
+            Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
+        """
+        from quantilax.studies import execution  # which needs this room
+
+        there = Path("studies") / self.name if out is None else Path(out)
+        return execution.run(self, there, jobs=jobs, resume=resume, quiet=quiet, cache=cache)
 
     @property
     def base(self) -> Cell:
@@ -83,7 +137,7 @@ def load(path: Path) -> Study:
     """
     return make(
         configs.read_yaml(path, "study; expected lines such as 'base: {config: ..., section: iqn}'"),
-        path.stem,
+        path.resolve().parent.name if path.stem == "study" else path.stem,
         str(path),
         path.parent,
     )
@@ -279,6 +333,12 @@ def resolved(section: Section) -> dict[str, Any]:
     """Algorithm, environment and every hyperparameter of a section, defaults included."""
     config: Any = pytree.from_dict(section.algorithm.config, section.hyperparameters, section.where)
     return {"algorithm": section.algorithm.name, "env": section.env, **pytree.to_dict(config)}
+
+
+def plain(section: Section) -> dict[str, Any]:
+    """Return `resolved` as JSON has it: lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(resolved(section)))
+    return found
 
 
 def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Self
 import polars as pl
 import yaml
 
+from quantilax import statistics
 from quantilax.pytree import ConfigError
 from quantilax.runs import RunError, locks
 from quantilax.runs.evaluations import COLUMNS
 from quantilax.runs.files import flush, write_whole
-from quantilax.studies.definition import Study, resolved
+from quantilax.studies.definition import Study, plain
 
 STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures{}.jsonl"
 
@@ -91,7 +92,9 @@ class Store:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError):
             facts = None
-        expected = {"name": str, "cells": dict, "seeds": list, "jobs": int, "width": int, "starts": list, "status": str}
+        texts = dict.fromkeys(("name", "question", "prediction", "base", "section", "status"), str)
+        others = {"cells": dict, "overrides": dict, "seeds": list, "jobs": int, "width": int, "starts": list}
+        expected: dict[str, type] = texts | others
         if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
             raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
         return cls(path, facts)
@@ -189,6 +192,24 @@ class Store:
             maintain_order=True,
         )
 
+    def summary(self) -> pl.DataFrame:
+        """A row per cell: its figures with intervals, and the comparison with the base; see `quantilax.statistics.summary`.
+
+        Where the study has no `solved`, the columns on solving are left out; where the base has no runs, nothing is compared.
+        """
+        records, base = self.records(), self.facts["base"]
+        return _told(statistics.summary, records, self.solved, base if base in records["cell"] else None)
+
+    def outcomes(self) -> pl.DataFrame:
+        """A row per run: what became of it; see `quantilax.statistics.outcomes`, and `summary` where there is no `solved`."""
+        return _told(statistics.outcomes, self.records(), self.solved)
+
+    @property
+    def solved(self) -> float | None:
+        """Return from which on the task counts as solved."""
+        solved = self.facts.get("solved")
+        return None if solved is None else float(solved)
+
     def finished(self) -> set[tuple[str, int]]:
         """(cell, seed) of every run that is finished."""
         return set(self.records().select("cell", "seed").unique().iter_rows())
@@ -215,6 +236,18 @@ class Store:
         return sorted(self.path.glob(FAILURES.format("*")))
 
 
+SOLVING = ("first_solved", "solved_", "reached", "fell", "worst_drop")
+"""How the names of the columns begin that need a threshold."""
+
+
+def _told(
+    statistic: Callable[..., pl.DataFrame], records: pl.DataFrame, solved: float | None, *more: Any
+) -> pl.DataFrame:
+    """Apply a statistic that takes a threshold; without one, whatever depends on it is dropped."""
+    told = statistic(records, 0.0 if solved is None else solved, *more)
+    return told if solved is not None else told.drop(c for c in told.columns if c.startswith(SOLVING))
+
+
 def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """Rows as a frame with the columns that all studies have, in their order."""
     types: dict[str, Any] = {"cell": pl.String, "seed": pl.Int64, "env_step": pl.Int64, "finite": pl.Boolean}
@@ -226,19 +259,14 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 
 def described(study: Study) -> dict[str, Any]:
     """Return what a study comes to, as plain values: each cell with every field."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "name": study.name,
-                "question": study.question,
-                "prediction": study.prediction,
-                "solved": study.solved,
-                "seeds": list(study.seeds),
-                "base": study.base.name,
-                "section": study.base.section.name,
-                "overrides": {cell.name: cell.overrides for cell in study.cells},
-                "cells": {cell.name: resolved(cell.section) for cell in study.cells},
-            }
-        )
-    )
-    return plain
+    return {
+        "name": study.name,
+        "question": study.question,
+        "prediction": study.prediction,
+        "solved": study.solved,
+        "seeds": list(study.seeds),
+        "base": study.base.name,
+        "section": study.base.section.name,
+        "overrides": json.loads(json.dumps({cell.name: cell.overrides for cell in study.cells})),
+        "cells": {cell.name: plain(cell.section) for cell in study.cells},
+    }

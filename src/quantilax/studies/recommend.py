@@ -1,0 +1,159 @@
+"""From a study's winner to a section in a config file: only after seeds that the study never saw say the same."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from quantilax import algorithms, pytree
+from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.runs import locks
+from quantilax.runs.configs import Section
+from quantilax.studies import choice, execution, sections, tables
+from quantilax.studies.choice import Choice, Judgement
+from quantilax.studies.definition import Cell, Study
+from quantilax.studies.results import Results
+from quantilax.studies.store import STUDY, Store
+from quantilax.studies.verdict import quoted
+
+
+class Recommended(NamedTuple):
+    """A choice, what held-out seeds say of it, and where it was written."""
+
+    choice: Choice
+    seeds: list[int]
+    """All held-out seeds that count."""
+    judgement: Judgement
+    edited: sections.Edited | None
+    """None where nothing was written."""
+
+
+def recommend(
+    store: Store,
+    *,
+    cell: str | None = None,
+    seeds: int = 20,
+    first_seed: int | None = None,
+    write: Path | None = None,
+    section: str | None = None,
+    jobs: int | None = None,
+    quiet: bool = False,
+    cache: bool = False,
+) -> Recommended:
+    """Choose a cell by the rule of `quantilax.studies.choice`, validate it on held-out seeds, and write it if it holds.
+
+    The held-out runs, of the cell and of the base, lie in `validation/` within the study's directory. They are run once: the
+    same call again finds them there. All that lie there count, also those of an earlier call: who asks until the answer
+    pleases gets no better answer.
+
+    Args:
+        store: a study's directory.
+        cell: a cell in place of the winner.
+        seeds: number of held-out seeds.
+        first_seed: the first of them; None: the one after the study's largest.
+        write: the config file; None: nothing is written.
+        section: name of the section in it; None: that of the study's base.
+        jobs: devices to use at once; None: all.
+        quiet: show no progress.
+        cache: keep compiled programs in the user's cache directory.
+
+    Raises:
+        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, or the file cannot be edited. All this is
+            found out before anything is run.
+        RunError, Interrupted: as for `execution.run`.
+    """
+    results = Results.read(store)
+    chosen, is_winner = _chosen(results, cell)
+    asked = held_out(store.facts["seeds"], seeds, first_seed)
+    name = section or str(store.facts["section"])
+    fields = store.facts["cells"][chosen.cell]
+    if write is not None:
+        sections.put(sections.read(write), write, name, fields, ["a trial"])
+    study = validation(store, chosen.cell, asked)
+    ran = execution.run(study, store.path / choice.VALIDATION, jobs=jobs, resume=True, quiet=quiet, cache=cache)
+    theirs = Results.read(ran)
+    judgement = choice.judge(results, theirs, chosen.cell, is_winner)
+    if judgement is None:
+        raise ConfigError(
+            f"{ran.path}: runs of {quoted(chosen.cell)} or of the base are missing there; see its failures"
+        )
+    counted = sorted(theirs.outcomes.filter(cell=chosen.cell)["seed"].to_list())
+    edited = None
+    if write is not None and judgement.holds:
+        comment = _comment(results, theirs, chosen, judgement, counted)
+        edited = sections.put(sections.read(write), write, name, fields, comment)
+        sections.write(write, edited.text)
+    return Recommended(chosen, counted, judgement, edited)
+
+
+def _chosen(results: Results, cell: str | None) -> tuple[Choice, bool]:
+    """Give the cell, and whether the rule names it."""
+    path, cells = results.store.path, results.store.facts["cells"]
+    winner = choice.choose(results)
+    if cell is None:
+        if winner is None:
+            raise ConfigError(f"{path}: runs of the base are missing; finish the study with --resume first")
+        return winner, True
+    if cell not in cells:
+        raise ConfigError(f"{path}: no cell '{cell}'{did_you_mean(cell, cells, 'cells')}")
+    if results.row(cell) is None or cell in results.missing:
+        raise ConfigError(f"{path}: runs of cell '{cell}' are missing; finish the study with --resume first")
+    if winner is not None and winner.cell == cell:
+        return winner, True
+    return Choice(cell, "it was asked for"), False
+
+
+def held_out(used: list[int], number: int, first: int | None) -> list[int]:
+    """Give the seeds to validate with; raise `ConfigError` where the study has used one of them."""
+    start = max(used) + 1 if first is None else first
+    asked = range(start, start + number)
+    both = [seed for seed in used if seed in asked]
+    if both:
+        raise ConfigError(
+            f"--first-seed: seed {tables.seeds(both)} chose the cell, and cannot validate it; begin at {max(used) + 1} or later"
+        )
+    if asked.stop > 2**32:
+        raise ConfigError(f"--first-seed: {start} leaves no room for {number} seeds below 2^32; choose a smaller one")
+    return list(asked)
+
+
+def validation(store: Store, cell: str, seeds: list[int]) -> Study:
+    """Make the study of a cell and the base on held-out seeds, from what the study's directory says."""
+    facts = store.facts
+    names = list(dict.fromkeys((facts["base"], cell)))
+    there = yaml.safe_load((store.path / STUDY).read_text(encoding="utf-8"))
+    overrides = {name: facts["overrides"].get(name, {}) for name in names if name != facts["base"]}
+    definition = {key: value for key, value in there.items() if key not in ("cells", "first_seed")}
+    definition |= {"seeds": seeds} | ({"cells": {"named": overrides}} if overrides else {})
+    return Study(
+        name=f"{facts['name']}-validation",
+        question=f"Does {quoted(cell)} hold on seeds that did not choose it?",
+        prediction="",
+        cells=tuple(Cell(name, facts["overrides"].get(name, {}), _section(store, name)) for name in names),
+        seeds=tuple(seeds),
+        solved=store.solved,
+        definition=definition,
+        where=str(store.path),
+    )
+
+
+def _section(store: Store, cell: str) -> Section:
+    fields, where = store.facts["cells"][cell], f"{store.path}: cell '{cell}'"
+    algorithm = algorithms.get(fields["algorithm"])
+    own = {name: value for name, value in fields.items() if name not in ("algorithm", "env")}
+    converted: dict[str, Any] = pytree.convert(algorithm.config, own, where)
+    return Section(str(store.facts["section"]), where, algorithm, fields["env"], converted)
+
+
+def _comment(results: Results, theirs: Results, chosen: Choice, judgement: Judgement, seeds: list[int]) -> list[str]:
+    starts = theirs.store.facts["starts"]
+    commits = ", ".join(dict.fromkeys(start.get("commit") or "unknown" for start in starts))
+    lines = [
+        f"cell {quoted(chosen.cell)} of the study {quoted(results.store.facts['name'])}; on held-out seeds"
+        f" {tables.seeds(seeds)} (n = {len(seeds)}) {judgement.score}."
+    ]
+    base = theirs.row(theirs.base)
+    if chosen.cell != results.base and base is not None:
+        lines.append(f"The base on {base['n']} held-out seeds: {choice.score(theirs, base)}.")
+    lines.append(f"Intervals of 95%. Commit {commits}, {starts[-1]['date'][:10]}: {locks.command()}")
+    return lines

@@ -1,0 +1,247 @@
+"""The report of a study: a page that stands alone, a Markdown twin and its figures, from the study's files alone."""
+
+import base64
+import hashlib
+import math
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import polars as pl
+import yaml
+from markupsafe import Markup
+
+from quantilax.pytree import ConfigError
+from quantilax.runs.files import write_whole
+from quantilax.studies import choice, figures, tables
+from quantilax.studies.figures import Figure
+from quantilax.studies.results import Results
+from quantilax.studies.store import Store
+from quantilax.studies.tables import Column, Entry
+from quantilax.studies.verdict import verdict
+
+PAGE, TWIN = "report.html", "report.md"
+
+TEMPLATES = jinja2.PackageLoader("quantilax.studies", "templates")
+
+
+class Table(NamedTuple):
+    """Headings and rows."""
+
+    columns: list[Column]
+    rows: list[list[Entry]]
+
+
+class Report(NamedTuple):
+    """The two texts and the figures of the second, by file name."""
+
+    page: str
+    twin: str
+    figures: dict[str, str]
+
+    def write(self, out: Path) -> None:
+        """Write everything into a directory.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in FIGURES:
+                (out / name).unlink(missing_ok=True)
+            for name, text in (self.figures | {PAGE: self.page, TWIN: self.twin}).items():
+                write_whole(out / name, text)
+        except OSError as error:
+            raise ConfigError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+
+
+FIGURES = ("report-curves.svg", "report-solved.svg", "report-return.svg", "report-improvement.svg")
+
+
+def report(store: Store, diagnosis: pl.DataFrame | None = None) -> Report:
+    """Make the report of a study from its files; of an unfinished one from what is there.
+
+    Args:
+        store: the study's directory.
+        diagnosis: a row per finding; its columns are shown as they are, under the names that they have.
+
+    Raises:
+        ConfigError: a file of the records is damaged.
+    """
+    results = Results.read(store)
+    told = contents(results, diagnosis)
+    drawn = _figures(results, hover=True)
+    style = "".join(_source(name) for name in ("figure.css", "report.css"))
+    script = _source("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = _environment(autoescape=True).get_template("report.html.j2")
+    page = html.render(
+        **told,
+        style=Markup(style),
+        script=Markup(script),
+        digest=digest,
+        figures={name: Markup(figure.inline()) for name, figure in drawn.items()},
+        panels=_panels(results),
+    )
+    alone = {name: figure.alone() for name, figure in _figures(results, hover=False).items()}
+    twin = _environment(autoescape=False).get_template("report.md.j2").render(**told, figures=alone)
+    return Report(page, re.sub(r"\n{3,}", "\n\n", twin), alone)
+
+
+def contents(results: Results, diagnosis: pl.DataFrame | None = None) -> dict[str, Any]:
+    """Everything that page and twin say, by the names that their templates have."""
+    facts, starts = results.store.facts, results.store.facts["starts"]
+    asked = len(facts["cells"]) * len(facts["seeds"])
+    chosen = choice.choose(results)
+    return {
+        "name": facts["name"],
+        "title": facts["question"] or facts["name"],
+        "prediction": facts["prediction"],
+        "status": results.store.status,
+        "base": results.base,
+        "seeds": tables.seeds(facts["seeds"]),
+        "runs": results.outcomes.height,
+        "asked": asked,
+        "cells": len(facts["cells"]),
+        "solved": results.store.solved,
+        "date": starts[-1].get("date", "")[:10] if starts else "",
+        "verdict": verdict(results),
+        "table": summary_table(results),
+        "failures": results.failures,
+        "broken": {cell: tables.seeds(numbers) for cell, numbers in results.broken.items()},
+        "missing": {cell: tables.seeds(numbers) for cell, numbers in results.missing.items()},
+        "diagnosis": None if diagnosis is None or diagnosis.is_empty() else _frame_table(diagnosis),
+        "configurations": _configurations(results),
+        "left_out": max(0, results.summary.height - figures.MAX_PANELS),
+        "every": figures.every(results) if results.rows else 1,
+        "recommended": None if chosen is None else _recommended(results, chosen),
+        "rule": _rule(),
+        "starts": starts,
+        "jobs": facts["jobs"],
+        "width": facts["width"],
+    }
+
+
+def summary_table(results: Results) -> Table:
+    """The summary as people read it."""
+    found = tables.columns(results) if results.rows else []
+    return Table(found, [[column.entry(row) for column in found] for row in results.rows])
+
+
+def section_yaml(results: Results, cell: str) -> str:
+    """Write a cell as a section of a config file, every field with its value."""
+    fields = results.store.facts["cells"][cell]
+    return yaml.safe_dump({results.store.facts["section"]: fields}, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _recommended(results: Results, chosen: choice.Choice) -> dict[str, Any]:
+    held_out, told = Store.find(results.store.path / choice.VALIDATION), None
+    if held_out is not None:
+        told = choice.judge(results, Results.read(held_out), chosen.cell, is_winner=True)
+    return {
+        "cell": chosen.cell,
+        "reason": chosen.reason,
+        "yaml": section_yaml(results, chosen.cell),
+        "judgement": told,
+        "held_out": tables.seeds(held_out.facts["seeds"]) if held_out else "",
+    }
+
+
+def _rule() -> list[list[str]]:
+    """The rule of the choice as the module says it: paragraphs of one item, lists of several."""
+    paragraphs = (choice.__doc__ or "").strip().split("\n\n")[1:-1]
+    parts = [" ".join(paragraph.replace("*", "").replace("`", "").split()) for paragraph in paragraphs]
+    return [re.split(r" ?(?<!\w)\d\. ", part)[1:] if part.startswith("1. ") else [part] for part in parts]
+
+
+def _configurations(results: Results) -> Table:
+    """What each cell changes, and what follows from its config."""
+    facts, derived = results.store.facts, results.derived()
+    quantities = list(dict.fromkeys(name for of_cell in derived.values() for name in of_cell))
+    columns = [
+        Column("cell", "", lambda _: Entry("")),
+        Column("differs from the base by", "", lambda _: Entry("")),
+        *(Column(name.replace("_", " "), "", lambda _: Entry("")) for name in quantities),
+    ]
+    rows = []
+    for cell in facts["cells"]:
+        overrides = facts["overrides"].get(cell, {})
+        told = ", ".join(f"{field}: {_plain(value)}" for field, value in overrides.items()) or "-"
+        figured = derived.get(cell, {})
+        rows.append(
+            [Entry(cell, "", cell), Entry(told, "", told), *(_quantity(figured.get(name)) for name in quantities)]
+        )
+    return Table(columns, rows)
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+
+
+def _quantity(value: float | None) -> Entry:
+    return Entry("-") if value is None else Entry(f"{value:,.6g}", "", float(value))
+
+
+def _frame_table(frame: pl.DataFrame) -> Table:
+    columns = [Column(name.replace("_", " "), "", lambda _: Entry("")) for name in frame.columns]
+    return Table(columns, [[_anything(value) for value in row] for row in frame.iter_rows()])
+
+
+def _anything(value: Any) -> Entry:
+    if value is None:
+        return Entry("-")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Entry(str(value), "", str(value))
+    return Entry(f"{value:,.6g}" if isinstance(value, float) else str(value), "", value)
+
+
+def _figures(results: Results, hover: bool) -> dict[str, Figure]:
+    if not results.rows:
+        return {}
+    drawn = {} if hover else {"report-curves.svg": figures.curves(results, hover=False).together()}
+    if results.store.solved is not None:
+        drawn["report-solved.svg"] = figures.solved_for_good(results, hover)
+    drawn["report-return.svg"] = figures.over_the_curve(results, hover)
+    if results.others:
+        drawn["report-improvement.svg"] = figures.improvement(results, hover)
+    return drawn
+
+
+def _panels(results: Results) -> dict[str, Markup]:
+    drawn = figures.curves(results, hover=True).panels if results.rows else {}
+    return {cell: Markup(panel.inline()) for cell, panel in drawn.items()}
+
+
+def _source(name: str) -> str:
+    return (files("quantilax.studies") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _environment(autoescape: bool) -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=TEMPLATES,
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters |= {"markdown": markdown, "sortable": _sortable}
+    return found
+
+
+def _sortable(entry: Entry) -> str | None:
+    """What the page's script sorts by."""
+    value = entry.value
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return None if value is None or value != value else str(value)
+
+
+def markdown(text: Any) -> str:
+    """Write text so that Markdown shows it as it is, in one line."""
+    line = " ".join(str(text).split()).replace("&", "&amp;")
+    line = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", line)
+    line = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
+    return re.sub(r"^(#+|[-+]|\d+[.)])(?=\s)", lambda m: m[0][:-1] + "\\" + m[0][-1], line)

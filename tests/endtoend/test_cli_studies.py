@@ -1,0 +1,241 @@
+"""A study from outside: run, its table, its report in a browser, and a section recommended into a config file."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+import yaml
+
+from quantilax.studies.store import Store
+from tests.endtoend.conftest import TINY, Call, Ended, process, tree
+from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, store
+
+STUDY = """\
+question: Does a shorter horizon hurt?
+prediction: It does not.
+base: {config: tiny.yaml, section: iqn}
+cells:
+  named: {short: {gamma: 0.5}}
+seeds: 3
+solved: 0.5
+"""
+
+
+class Done(NamedTuple):
+    """What the commands of a study came to, one after the other."""
+
+    root: Path
+    study: Ended
+    report: Ended
+    recommend: Ended
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    root, cache = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("cache")
+    (root / "tiny.yaml").write_text(TINY)
+    (root / "s.yaml").write_text(STUDY)
+    study = process(root, cache, "study", "s.yaml", "--out", "s")
+    report = process(root, cache, "report", "s")
+    options = ("--cell", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
+    return Done(root, study, report, process(root, cache, "recommend", "s", *options))
+
+
+def test_a_study_ends_with_its_table_and_says_how_to_get_a_report(done: Done):
+    assert (done.study.status, [line for line in done.study.lines if line.startswith("warning")]) == (0, [])
+    out = done.study.stdout
+    assert out.splitlines()[0].split()[:2] == ["cell", "n"]
+    for row in Store.open(done.root / "s").summary().iter_rows(named=True):
+        line = next(line for line in out.splitlines() if line.startswith(row["cell"]))
+        assert line.split()[1] == "3"
+        assert f"{row['final_iqm']:.3f}" in line
+    assert "With so few seeds no difference could have shown" in out
+    assert out.splitlines()[-1] == "results in s; quantilax report s makes a page of them"
+
+
+def test_a_report_lies_beside_the_results(done: Done):
+    assert (done.report.status, done.report.lines) == (0, [])
+    assert done.report.stdout == "s/report.html and s/report.md\n"
+    page = (done.root / "s" / "report.html").read_text()
+    assert "Does a shorter horizon hurt?" in page
+    assert "quantilax study s.yaml --out s" in page
+    assert "![Learning curves" in (done.root / "s" / "report.md").read_text()
+    assert (done.root / "s" / "report-curves.svg").exists()
+
+
+def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Call, tmp_path):
+    assert (done.recommend.status, done.recommend.stdout.splitlines()[-1]) == (
+        0,
+        "written: section iqn_kept of tiny.yaml",
+    ), done.recommend
+    text = (done.root / "tiny.yaml").read_text()
+    assert text.startswith(TINY)
+    assert "held-out seeds 3, 4 (n = 2)" in text
+    assert "--write tiny.yaml --section iqn_kept" in " ".join(text.replace("#: ", "").split())
+    sections = yaml.safe_load(text)
+    assert sections["iqn_kept"] == Store.open(done.root / "s").facts["cells"]["base"]
+    validation = Store.open(done.root / "s" / "validation")
+    assert validation.records().select(pl.col("seed").unique().sort())["seed"].to_list() == [3, 4]
+    (tmp_path / "new.yaml").write_text(text)
+    ended = call("train", "new.yaml", "iqn_kept", "--dry-run")
+    assert (ended.status, ended.stderr) == (0, "")
+
+
+def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_nothing(call: Call, tmp_path, monkeypatch):
+    store(tmp_path / "s", {"base": [NEVER] * 6, "fast": [GOOD] * 6})  # of curves that training does not give
+    (tmp_path / "x.yaml").write_text(TINY)
+    ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--quiet")
+    assert ended.status == 1
+    assert ended.stderr.startswith("held-out seeds 6, 7 contradict: it is not ahead of “base” there")
+    assert ended.stderr.endswith("; nothing is written\n")
+    assert (tmp_path / "x.yaml").read_text() == TINY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "nowhere"], "error: nowhere: is no study's directory: it has no study.json"),
+        (["report", "tiny.yaml"], "error: tiny.yaml: is no study's directory: it has no study.json"),
+        (
+            ["report", "s", "--out", "tiny.yaml"],
+            "error: tiny.yaml: cannot be written: File exists; choose another --out",
+        ),
+        (["report"], "error: Missing argument 'DIR'."),
+        (["recommend", "nowhere"], "error: nowhere: is no study's directory"),
+        (
+            ["recommend", "s", "--first-seed", "0"],
+            "error: --first-seed: seed 0 to 5 chose the cell, and cannot validate it",
+        ),
+        (["recommend", "s", "--cell", "bse"], "error: s: no cell 'bse'; did you mean 'base'?"),
+        (
+            ["recommend", "s", "--write", "no/x.yaml"],
+            "error: no/x.yaml: there is no directory no; make it, or choose another",
+        ),
+        (
+            ["recommend", "s", "--write", "flow.yaml"],
+            "error: flow.yaml: section 'iqn' cannot be put in without changing the",
+        ),
+        (["recommend", "s", "--seeds", "0"], "error: Invalid value for '--seeds'"),
+        (["recommend", "half"], "error: half: runs of the base are missing; finish the study with --resume first"),
+    ],
+)
+def test_what_users_get_wrong_is_one_line_and_changes_nothing(call: Call, tmp_path, arguments, words):
+    store(tmp_path / "s", {"base": [GOOD] * 6, "low": [NEVER] * 6})
+    store(tmp_path / "half", {"base": [GOOD] * 2})
+    (tmp_path / "flow.yaml").write_text("iqn: {env: probe/corridor}\n")
+    before = tree(tmp_path)
+    ended = call(*arguments)
+    assert ended.status == 2
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(words)
+    assert tree(tmp_path) == before
+
+
+def test_a_damaged_file_of_records_is_named(call: Call, tmp_path):
+    there = store(tmp_path / "s", {"base": [GOOD] * 6})
+    part = there.path / "records" / "000000.parquet"
+    part.write_bytes(part.read_bytes()[:50])
+    ended = call("report", "s")
+    assert ended.status == 2
+    assert re.match(
+        r"error: s/records/000000\.parquet: is damaged .*; delete it and go on with --resume$", ended.stderr
+    )
+
+
+# In a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--virtual-time-budget=5000",
+    "--window-size=1400,1000", "--hide-scrollbars", "--enable-logging=stderr",
+)  # fmt: skip
+PROBE = """
+<script>
+const failed = [];
+addEventListener("error", event => failed.push(event.message));
+addEventListener("load", () => {
+  const table = document.querySelector("table.sortable");
+  const names = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+  const press = title => {
+    const head = [...table.tHead.rows[0].cells].find(head => head.textContent === title);
+    head.querySelector("button").click();
+    return [head.getAttribute("aria-sort"), names()];
+  };
+  const told = {before: names(), width: document.documentElement.clientWidth};
+  told.scroll = document.documentElement.scrollWidth;
+  told.sorted = ["return at the end", "return at the end", "solved for good", "cell", "better at the end"].map(press);
+  const seed = [...document.querySelectorAll("svg.figure .seeds path")].find(path => path.dataset.tip);
+  seed.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: 5, clientY: 5}));
+  told.tip = document.getElementById("tip").textContent;
+  told.tipShown = !document.getElementById("tip").hidden;
+  told.failed = failed;
+  parent.postMessage(told, "*");
+});
+</script>
+"""
+HARNESS = """<!DOCTYPE html><pre id="told"></pre>
+<script>
+const told = {};
+addEventListener("message", event => {
+  told[event.data.width] = event.data;
+  document.getElementById("told").textContent = JSON.stringify(told);
+});
+</script>
+<iframe src="probed.html" width="1280" height="900" style="border:0"></iframe>
+<iframe src="probed.html" width="390" height="900" style="border:0"></iframe>
+"""
+
+
+def browse(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:
+    assert BROWSER is not None
+    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_the_page_works_in_a_browser_on_desktop_and_phone(call: Call, tmp_path):
+    name = "a_name_without_any_place_to_break_it_that_is_longer_than_a_phone_is_wide"
+    broken = (10.0, 480.0, NAN, NAN)
+    curves = {
+        "base": [GOOD, FALLS, GOOD, LATE, GOOD, GOOD],
+        name: [NEVER] * 6,
+        "wild": [FALLS, LATE, broken, LATE, FALLS, LATE],
+    }
+    there = store(tmp_path / "s", curves, question=f"Is {name} wide?")
+    there.update(
+        starts=[{**start, "command": f"quantilax study {'very-' * 60}long.yaml"} for start in there.facts["starts"]]
+    )
+    assert call("report", "s").status == 0
+    page = tmp_path / "s" / "report.html"
+
+    seen = browse(page, tmp_path / "profile")
+    assert "CONSOLE" not in seen.stderr, seen.stderr  # errors of scripts, and what the page's own policy refused
+    assert 'id="tip"' in seen.stdout
+
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    (tmp_path / "probed.html").write_text(text.replace("</head>", PROBE + "</head>"))
+    (tmp_path / "harness.html").write_text(HARNESS)
+    dumped = browse(tmp_path / "harness.html", tmp_path / "profile").stdout
+    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', dumped)[1]))
+    assert set(told) == {"1280", "390"}
+    for width, found in told.items():
+        assert found["failed"] == []
+        assert found["scroll"] == int(width), "the body scrolls sideways"
+        assert found["before"] == ["base", name, "wild"]
+        assert found["sorted"] == [
+            ["descending", ["base", "wild", name]],
+            ["ascending", [name, "wild", "base"]],
+            ["ascending", ["base", "wild", name]],  # soonest first
+            ["ascending", [name, "base", "wild"]],
+            ["descending", ["wild", name, "base"]],  # the base has none: last
+        ]
+        assert found["tipShown"]
+        assert found["tip"].startswith("seed 0: 500.0 at the end")

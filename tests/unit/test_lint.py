@@ -1,0 +1,320 @@
+"""Findings on a config: each rule at both sides of its border, fields without effect, and nothing on what is healthy."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quantilax import ALGORITHMS, pytree, train
+from quantilax.agent import Agent, ConfigWarning, create
+from quantilax.algorithms import iqn
+from quantilax.envs.probes import Corridor
+from quantilax.studies import inert
+from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_program
+from quantilax.studies.lint import Finding, _advice, _chosen, is_clean, lint
+from quantilax.studies.ranges import ranges
+from tests.conftest import TINY, tiny
+
+as_it_should_be = iqn.batch_loss
+
+
+def blind_step(env, config, state):
+    """IQN's step with the mistake of a library: the online network stands where the target network should."""
+
+    def blind_loss(params, target_params, *rest):
+        return as_it_should_be(params, jax.lax.stop_gradient(params), *rest)
+
+    with mock.patch.object(iqn, "batch_loss", blind_loss):
+        return iqn.step(env, config, state)
+
+
+BLIND = iqn.ALGORITHM._replace(name="iqn_blind", step=blind_step)
+
+
+@pytree.dataclass
+class Config(iqn.Config):
+    """IQN's, with fields that nobody reads."""
+
+    unread: float = pytree.field(0.5, "of no use")
+    unread_number: int = pytree.field(3, "of no use", ge=0)
+    unread_name: str = pytree.field("x", "of no use; other values are not known")
+    unread_array: Any = pytree.field(None, "of no use, and no number")
+
+
+FORGETFUL = iqn.ALGORITHM._replace(name="forgetful", config=Config)
+
+
+def agent(algorithm, env="probe/corridor", **changes) -> Agent:
+    """As `tiny`, without the warnings at creation."""
+    with warnings.catch_warnings(action="ignore", category=ConfigWarning):
+        return create(algorithm, env, {**TINY["iqn"], **changes})
+
+
+def of(found: list[Finding], field: str) -> Finding:
+    (one,) = (finding for finding in found if finding.field == field)
+    return one
+
+
+@pytest.fixture(scope="module", params=["iqn", "pqn"])
+def healthy(request) -> tuple[Agent, Programs, Trial]:
+    """An agent of each algorithm in which every field has its effect: a distortion of risk is on."""
+    changes = dict(risk="cvar", risk_eta=0.5) if request.param == "iqn" else {}
+    one = tiny(request.param, "CartPole-v1", exploration_fraction=0.5, **changes)
+    return one, Programs(one, lambda _: None), Trial(one)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Programs:
+    """Those of an IQN whose acting policy is not distorted."""
+    return Programs(tiny("iqn"), lambda _: None)
+
+
+def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
+    return inert.findings(programs, given, trial, lambda _: None)
+
+
+def test_nothing_is_inert_by_the_program_in_a_healthy_agent(healthy):
+    assert by_program(healthy[1]) == ([], [])
+
+
+def test_every_float_of_a_healthy_agent_changes_curve_or_weights(healthy):
+    one, programs, trial = healthy
+    assert trial.is_repeatable()
+    for name in pytree.float_fields(type(one.config)):
+        assert CURVE in programs.base.reaches[name]
+        assert inert._unseen(one, name, trial) == [], name
+
+
+@pytest.fixture(scope="module")
+def outputs(healthy) -> Callable[..., list[tuple[str, tuple[bytes, ...]]]]:
+    """Run a whole training with floats changed: the outputs' names and bits."""
+    one, _, _ = healthy
+    algorithm, env, config = one.arguments()
+    run = jax.jit(lambda config: train.train(algorithm, env, config, jax.random.key(0)))
+
+    def outputs(**changes):
+        changes = {name: jnp.float32(value) for name, value in changes.items()}
+        named = jax.tree_util.tree_flatten_with_path(run(replace(config, **changes)))[0]
+        return [(inert._output(path), inert._bytes(x)) for path, x in named]
+
+    return outputs
+
+
+def test_outputs_that_a_float_is_said_not_to_reach_keep_their_bits_when_it_changes(healthy, outputs):
+    one, programs, _ = healthy
+    base, kept, moved = outputs(), 0, 0
+    for name in pytree.float_fields(type(one.config)):
+        changed = outputs(**{name: alternatives(one, name)[0]})
+        for (output, before), (_, after) in zip(base, changed, strict=True):
+            if output not in programs.base.reaches[name]:
+                assert before == after, f"{name} moves {output}"
+                kept += 1
+            moved += before != after
+    assert kept > 50, "the analysis tells some apart"
+    assert moved > 50
+
+
+def test_a_library_that_never_reads_its_target_network_is_caught():
+    found = lint(agent(BLIND, target_update_freq=1, polyak=0.5))
+    for field in ("target_update_freq", "polyak"):
+        finding = of(found, field)
+        assert finding.severity == "error"
+        assert finding.finding.startswith(f"{field}=")
+        assert "has no effect on the curve" in finding.finding
+        assert finding.evidence.startswith("by the program; confirmed: with ")
+        assert "equal curves, bit for bit, over" in finding.evidence
+        assert "iqn_blind" in finding.remedy
+    assert "reaches only target_params of the state, the metric target_distance" in of(found, "polyak").finding
+    assert "please report" not in str(found)
+    others = {f.field for f in found if "by the program" in f.evidence} - {"target_update_freq", "polyak"}
+    assert others <= {"risk_eta", "double"}, "with one network, it does not matter which selects"
+
+
+def test_with_its_target_network_read_the_same_is_not_said(plain):
+    assert [f.field for f in inert_of(plain)] == ["risk_eta"]
+
+
+def test_what_brings_a_field_to_life_is_told_and_a_field_that_was_chosen_is_a_warning(plain):
+    (note,) = inert_of(plain)
+    assert (note.severity, note.evidence) == ("note", "by the program")
+    assert "with risk=cvar" in note.remedy
+    assert [f.severity for f in inert_of(plain, given=["risk_eta", "gamma"])] == ["warning"]
+
+
+def test_fields_that_differ_from_their_defaults_count_as_chosen():
+    assert set(_chosen(tiny("iqn"))) == set(TINY["iqn"]) - {"num_epochs"}, "2 is the default"
+    assert _chosen(create(iqn.ALGORITHM, "probe/corridor", {"gamma": 0.99, "risk_eta": 0.5})) == ["risk_eta"]
+
+
+def test_static_fields_without_effect_are_found_with_what_brings_them_to_life():
+    # Without layers there is nothing to activate or to normalise.
+    programs = Programs(agent(iqn.ALGORITHM, torso_sizes=[], head_sizes=[]), lambda _: None)
+    found = {one.name: one for one in by_program(programs)[0]}
+    assert set(found) == {"risk_eta", "activation", "layer_norm"}
+    assert found["activation"].enabled_by == found["layer_norm"].enabled_by == ("torso_sizes", (1,))
+
+
+def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own():
+    found = lint(agent(FORGETFUL, unread_array=np.ones(3)))
+    for field in ("unread", "unread_number"):
+        assert of(found, field).severity == "error"
+        assert "confirmed: with" in of(found, field).evidence
+        assert "reaches only" not in of(found, field).finding
+    assert of(found, "unread_array").evidence == "by the program", "there is no other value to compare with"
+    assert of(found, "unread_name") == Finding(
+        "note", "unread_name", "unread_name=x was not examined: no other legal value is known", "none", ""
+    )
+    assert not is_clean(found)
+    assert found == sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
+
+
+def test_what_a_value_hides_is_told_by_curves_and_called_no_proof():
+    # With epsilon constant the length of its schedule is of no matter: the program cannot see that.
+    found = lint(tiny("iqn", Corridor(cells=2), eps_start=0.1, eps_end=0.1, total_timesteps=2400, eval_freq=1200))
+    (finding,) = (f for f in found if "changes neither curve nor weights" in f.finding)
+    assert (finding.severity, finding.field) == ("note", "exploration_fraction")
+    # 1,000 steps, and before them the warm-up of 40.
+    assert "in the first 1,040 of 2,400 environment steps" in finding.finding
+    assert finding.evidence.startswith("by equal curves with exploration_fraction=0.6, bit for bit, of one seed")
+    assert finding.evidence.endswith("no proof: it may act later, and --steps looks further")
+
+
+def test_a_device_that_does_not_repeat_its_runs_compares_no_curves(plain, monkeypatch):
+    monkeypatch.setattr(inert, "Programs", lambda *_: plain)
+    monkeypatch.setattr(Trial, "is_repeatable", lambda self: False)
+    found = lint(plain.agent)
+    assert any("so no curves were compared" in f.finding for f in found)
+    assert of(found, "risk_eta").evidence == "by the program"
+
+
+def test_curves_that_contradict_the_program_are_told_and_not_hidden(plain, monkeypatch):
+    monkeypatch.setattr(inert, "_confirmed", lambda *_: None)
+    monkeypatch.setattr(inert, "_unseen", lambda *_: [])
+    assert "please report" in inert_of(plain, trial=Trial(plain.agent))[0].evidence
+
+
+def test_what_the_algorithm_and_the_loop_advise_is_among_the_findings():
+    one = agent(iqn.ALGORITHM, batch_size=8, eval_freq=70, eps_end=0.5)
+    found = list(_advice(one))
+    for line in train.advice(one.config):
+        (finding,) = (f for f in found if line.startswith(f.finding))
+        assert line == f"{finding.finding}; {finding.remedy}"
+        assert (finding.severity, finding.evidence) == ("warning", "by arithmetic")
+        assert line.startswith(f"{finding.field}=") or finding.field == "eps_end"
+
+
+SOUND = dict(
+    total_timesteps=100_000,
+    eval_freq=5_000,
+    eval_episodes=10,
+    num_envs=10,
+    num_epochs=2,
+    buffer_size=20_000,
+    fill_buffer=1_000,
+    batch_size=64,
+    target_update_freq=32,
+)
+"""Fields of IQN; everything that the rules look at is well within its range."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "severity", "words"),
+    [
+        # 2 / 10 * 320 = 64
+        (dict(batch_size=320), None, None, ""),
+        (dict(batch_size=321), "samples_replayed_per_env_step", "warning", "64.2 samples are replayed per environment step"),
+        (dict(batch_size=16, num_envs=32, total_timesteps=102_400), None, None, ""),  # 2 / 32 * 16 = 1
+        (dict(batch_size=16, num_envs=33), "samples_replayed_per_env_step", "warning", "0.969697 samples"),
+        # 99,000 steps of learning, 5 of them per gradient step
+        (dict(target_update_freq=1_980), None, None, ""),
+        (dict(target_update_freq=1_981), "target_time_constant_env_steps", "warning", "fits 10.0 times"),
+        (dict(target_update_freq=19_799), "target_time_constant_env_steps", "warning", "fits 1.0 times"),
+        (dict(target_update_freq=19_800), "target_time_constant_env_steps", "error", "stays near its first weights"),
+        (dict(target_update_freq=1, polyak=1.0), "target_time_constant_env_steps", "error", "of inf environment steps"),
+        (dict(target_update_freq=5), None, None, ""),
+        (dict(target_update_freq=4), "target_time_constant_updates", "warning", "within 4 gradient steps"),
+        (dict(exploration_fraction=0.5), None, None, ""),
+        (dict(exploration_fraction=0.51), "epsilon_end_at_env_step", "warning", "at step 51,000 of 100,000"),
+        (dict(exploration_fraction=0.51, eps_start=0.1, eps_end=0.1), None, None, ""),
+        (dict(exploration_fraction=0.01), "epsilon_end_at_env_step", "warning", "within the warm-up of 1,000 steps"),
+        (dict(exploration_fraction=0.011), None, None, ""),
+        (dict(eval_episodes=9), "eval_episodes", "warning", "a mean over 9 episodes"),
+        (dict(fill_buffer=20_000, exploration_fraction=0.3), None, None, ""),
+        (dict(fill_buffer=20_001, exploration_fraction=0.3), "warmup_steps", "warning", "20,010 of 100,000 steps, 20%"),
+        (dict(buffer_size=500), None, None, ""),
+        (dict(buffer_size=499), "buffer_size", "warning", "cannot hold one episode of the longest length, 500 steps"),
+        (dict(buffer_size=99_999), None, None, ""),
+        (dict(buffer_size=100_000), "buffer_size", "note", "nothing is ever dropped"),
+        (dict(learning_rate=0.0), "learning_rate", "error", "nothing is learned"),
+        (dict(learning_rate=0.01), None, None, ""),
+        (dict(learning_rate=0.011), "learning_rate", "warning", "above 0.01"),
+        (dict(learning_rate=3e-5), None, None, ""),  # 3e-5 * 19,800 = 0.594
+        (dict(learning_rate=3e-5, learning_rate_end=0.5), "learning_rate", "warning", "about 0.45 in all"),
+        (dict(gamma=1.0), "gamma", "warning", "has no bound"),
+        (dict(gamma=0.9997), None, None, ""),  # 3,333 steps of at most 500
+        (dict(gamma=0.9999), "gamma", "note", "looks 10,000 steps ahead and no episode is longer than 500"),
+        (dict(gamma=0.961), None, None, ""),  # 25.6 steps of at most 500
+        (dict(gamma=0.95), "gamma", "note", "looks 20 steps ahead and episodes may take 500"),
+    ],
+    ids=lambda x: " ".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
+)  # fmt: skip
+def test_each_rule_speaks_beyond_its_border_and_not_before(changes, field, severity, words):
+    with warnings.catch_warnings(action="ignore", category=ConfigWarning):
+        found = list(ranges(create(iqn.ALGORITHM, "CartPole-v1", {**SOUND, **changes})))
+    assert [(f.field, f.severity, f.evidence) for f in found] == ([(field, severity, "by arithmetic")] if field else [])
+    assert all(words in f.finding and f.remedy for f in found)
+
+
+def test_the_shipped_sections_and_the_defaults_are_within_every_range():
+    from pathlib import Path
+
+    from quantilax import runs
+
+    path = Path(__file__).parents[2] / "configs" / "gymnax" / "cartpole.yaml"
+    for section in ("iqn", "iqn_research", "pqn"):
+        assert list(ranges(runs.load_section(path, section).create())) == []
+    for algorithm in ALGORITHMS.values():
+        assert all(f.severity == "note" for f in ranges(create(algorithm, "CartPole-v1", {})))
+
+
+def test_a_config_without_the_names_that_rules_look_for_is_left_alone():
+    assert [f.field for f in ranges(tiny("pqn", eval_episodes=10, total_timesteps=25_600, eval_freq=12_800))] == []
+
+
+def test_other_values_are_legal_and_others():
+    one = tiny("iqn", max_grad_norm=float("inf"))
+    for name in one.config.__dataclass_fields__:
+        values = alternatives(one, name)
+        assert values
+        for value in values:
+            assert getattr(one.replace(**{name: value}).config, name) != getattr(one.config, name)
+    assert alternatives(one, "gamma") == pytest.approx([0.49])
+    assert alternatives(one, "eval_epsilon") == [0.5]
+    assert alternatives(one, "kappa") == [0.5, 0.001, 2.0]
+    assert alternatives(one, "max_grad_norm") == [1e-3, 1.0]
+    assert alternatives(one, "torso_sizes") == [(9,), (8, 8), ()]
+    assert alternatives(one, "double") == [True]
+    assert alternatives(one, "num_epochs") == [4, 1, 3]
+
+
+def test_a_trial_is_the_run_itself_at_its_beginning(healthy, outputs):
+    # The second row of a trial stands at the end of a run as short as this one.
+    one, _, trial = healthy
+    curve = [bits for output, (bits,) in outputs() if output == CURVE]
+    assert trial.base(1).env_step == one.evaluation_steps[-1]
+    last = tuple(bits[-4 * one.config.eval_episodes :] for bits in curve)  # of each row, 4 bytes per episode
+    assert trial.base(1).curve == last
+
+
+def test_a_trial_takes_the_steps_that_are_asked_for_and_no_more_than_the_run():
+    one = tiny("iqn", total_timesteps=50_000, eval_freq=12_500)  # 4 environment steps per iteration
+    assert Trial(one).iterations() == [32, 32, 64, 122]
+    assert Trial(one, steps=1).iterations() == [32, 32]
+    assert sum(Trial(one, steps=10**6).iterations()) == (50_000 - 40) / 4
+    assert Trial(tiny("iqn", total_timesteps=80, eval_freq=40)).iterations() == [5, 5]

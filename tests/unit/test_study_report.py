@@ -1,0 +1,424 @@
+"""The report of a study: its figures are those of the statistics, it claims no more, and it stands alone."""
+
+import html.parser
+import re
+import xml.etree.ElementTree as ET
+
+import polars as pl
+import pytest
+
+from quantilax import statistics
+from quantilax.studies import choice, figures, report, tables
+from quantilax.studies.results import Results, smallest_p, verdict_of
+from quantilax.studies.store import Failure, Store
+from quantilax.studies.verdict import verdict
+from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, START, store, write
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+SELF_CLOSED = {"path", "circle", "rect"}
+
+
+class Page(html.parser.HTMLParser):
+    """What a strict reader finds in a page: every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.rows: list[list[dict]] = []
+        """Cells of all table rows: text and data-value."""
+        self.words = ""
+        self.scripts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        named = dict(attributes)
+        assert len(named) == len(attributes), f"an attribute of <{tag}> stands there twice"
+        self.addresses += [
+            value for name, value in attributes if name in ("src", "href", "action", "xlink:href", "data")
+        ]
+        assert not [name for name in named if name.startswith("on")], "scripts in attributes"
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append({"value": named.get("data-value"), "text": "", "title": named.get("title")})
+        elif tag == "script":
+            self.scripts.append("")
+
+    def handle_startendtag(self, tag, attributes):
+        assert tag in SELF_CLOSED, f"<{tag}/>"
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+            return
+        if "style" in self.open:
+            return
+        self.words += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1]["text"] += data
+
+
+def unwrapped(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Six seeds each: the base falls now and then, the other cell is late or never solves."""
+    base = [GOOD, GOOD, FALLS, GOOD, FALLS, GOOD]
+    curves = {"base": base, "slow": [NEVER, LATE, NEVER, NEVER, LATE, NEVER]}
+    return store(tmp_path / "s", curves, question="Does it help?", prediction="It does.")
+
+
+@pytest.fixture
+def told(two):
+    return report.report(two)
+
+
+# Figures
+
+
+def test_the_table_of_the_page_has_the_statistics_own_figures(two, told):
+    rows = [row for row in Page(told.page).rows if row and row[0]["text"] in ("base", "slow")][:2]
+    for row, mine in zip(two.summary().iter_rows(named=True), rows, strict=True):
+        values = [cell["value"] for cell in mine]
+        assert values[0] == row["cell"]
+        names = [
+            "final_iqm",
+            "auc_mean",
+            "solved_at_end_share",
+            "fell_share",
+            "solved_for_good_median",
+            "worst_drop_median",
+        ]
+        names += ["auc_improvement", "final_improvement"]
+        expected = [row["n"], *(row[name] for name in names)]
+        assert [None if v is None else float(v) for v in values[1:]] == expected
+    base, slow = ([cell["text"] for cell in row] for row in rows)
+    assert base[4:6] == ["6 of 6" + "61% to 100%", "2 of 6" + "10% to 70%"]  # Wilson: z^2 = 3.84; 6 / (6 + 3.84) = .61
+    assert slow[4:7] == ["2 of 610% to 70%", "0 of 20% to 66%", "never300 to never"]
+    assert slow[8] == "0.00 worse0.00 to 0.39p = 0.002"  # all below: 2 / C(12, 6) = 0.0022; 3.84 / (6 + 3.84) = .39
+
+
+def test_page_and_twin_say_the_same_figures(told):
+    for words in ("6 of 6", "2 of 6", "300 to never", "0.00 worse", "p = 0.002"):
+        assert words in told.page
+        assert words in told.twin
+    text = unwrapped(Page(told.page).words)
+    for line in re.findall(r"^- ([^*].*)$", told.twin.split("## Cells")[0], re.MULTILINE):
+        assert unwrapped(line.replace("\\", "")) in text
+    assert "Does it help?" in told.twin
+    assert "It does." in told.twin
+
+
+def test_the_dots_are_the_outcomes_and_the_panels_have_every_seed(two, told):
+    assert len(re.findall(r'<path d="M[^"]*"><title>seed ', told.page)) == 12
+    for run in two.outcomes().iter_rows(named=True):
+        assert f"seed {run['seed']}: {tables.steps(run['solved_for_good'])}</title>" in told.page
+    assert told.page.count('class="cross never"') == 4
+
+
+def test_a_curve_lies_where_its_numbers_are(tmp_path):
+    there = Results.read(store(tmp_path / "s", {"base": [(0.0, 500.0, 250.0, 500.0)]}, seeds=1))
+    panel = figures.curves(there, hover=False).panels["base"].body
+    drawn = re.search(r'<g class="seeds"><path d="M([^"]+)"', panel)[1]
+    points = [tuple(map(float, p.split())) for p in drawn.split("L")]
+    left, right, top, bottom = 46, figures.PANEL_WIDTH - 10, 8, figures.PANEL_HEIGHT - 26
+    assert [x for x, _ in points] == pytest.approx([left + (right - left) * t / 3 for t in range(4)], abs=0.06)
+    heights = [bottom - (bottom - top) * (value + 20) / 540 for value in (0, 500, 250, 500)]  # margins of 4%
+    assert [y for _, y in points] == pytest.approx(heights, abs=0.06)
+
+
+def test_ticks_are_round_and_within():
+    assert figures.Scale(0, 100_000, 0, 1).ticks() == [0, 25_000, 50_000, 75_000, 100_000]
+    assert figures.Scale(-20, 520, 0, 1).ticks() == [0, 200, 400]
+    assert figures.Scale(0, 0.7, 0, 1).ticks() == pytest.approx([0, 0.2, 0.4, 0.6])
+
+
+# Verdict
+
+
+def test_what_the_tests_tell_apart_is_said_with_its_interval_and_n(two):
+    said = verdict(Results.read(two))
+    assert said.headline == "Over the whole curve “slow” is worse than “base”. At the end “slow” is worse than “base”."
+    assert "n = 6 seeds per cell" in said.basis
+    assert "adjusted for 1 comparison." in said.basis
+    assert "against" in said.findings[0]
+    assert "p = 0.002" in said.findings[0]
+
+
+def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path):
+    curves = {"base": [GOOD, FALLS, GOOD, LATE, GOOD, GOOD], "same": [FALLS, GOOD, GOOD, GOOD, LATE, GOOD]}
+    said = verdict(Results.read(store(tmp_path / "s", curves)))
+    assert said.headline == (
+        "Over the whole curve “same” cannot be told apart from “base”. At the end “same” cannot be told apart from “base”."
+    )
+    assert not any("beats" in line for line in said.findings)
+    assert any(
+        line.startswith("Not told apart is not equal: over the whole curve the intervals") for line in said.caveats
+    )
+
+
+def test_a_difference_that_does_not_survive_the_number_of_cells_is_not_claimed(tmp_path):
+    # Four seeds all below four others: p = 2 / C(8, 4) = 0.029, which 2 comparisons make 0.057.
+    curves = {"base": [GOOD] * 4, "low": [NEVER] * 4}
+    assert verdict_of(Results.read(store(tmp_path / "one", curves, seeds=4)).others[0], "auc") == -1
+    results = Results.read(store(tmp_path / "two", curves | {"same": [GOOD] * 4}, seeds=4))
+    low = next(row for row in results.others if row["cell"] == "low")
+    assert low["auc_p"] < 0.05 < low["auc_p_holm"]
+    assert verdict(results).headline.startswith("Over the whole curve no cell can be told apart from “base”.")
+
+
+def test_too_few_seeds_to_show_anything_are_said_to_be_too_few(tmp_path):
+    assert smallest_p(3, 3) == pytest.approx(0.1)  # 2 / C(6, 3)
+    curves = {"base": [GOOD] * 3, "low": [NEVER] * 3}
+    said = verdict(Results.read(store(tmp_path / "s", curves, seeds=3)))
+    assert any("With so few seeds no difference could have shown: the smallest" in line for line in said.caveats)
+    assert any("is 0.1;" in line for line in said.caveats)
+    assert any("fewer than five seeds" in line for line in said.caveats)
+
+
+def test_without_a_threshold_nothing_is_said_of_solving(tmp_path):
+    there = store(tmp_path / "s", {"base": [GOOD] * 6, "low": [NEVER] * 6}, solved=None)
+    told = report.report(there)
+    assert not [c for c in there.summary().columns if "solved" in c or "fell" in c]
+    assert "solved" not in Page(told.page).words.split("How it is chosen")[0]
+    assert set(told.figures) == {"report-curves.svg", "report-return.svg", "report-improvement.svg"}
+
+
+# What did not come out
+
+
+def test_an_unfinished_study_shows_what_is_there_and_what_is_missing(tmp_path):
+    there = store(tmp_path / "s", {"base": [GOOD] * 6, "slow": [LATE] * 2})
+    there.update(status="interrupted")
+    told = report.report(there)
+    words = unwrapped(Page(told.page).words)
+    assert "8 of 12 runs" in words
+    assert "interrupted" in words
+    assert "4 of 12 runs are missing (seeds of “slow”: 2 to 5); quantilax study with --resume runs them." in words
+    assert "slow has no results yet of seed 2 to 5." in words
+    assert "n = 2 to 6 seeds per cell" in words
+    assert "- **slow** has no results yet of seed 2 to 5." in told.twin
+
+
+def test_a_study_without_results_has_a_report_too(tmp_path):
+    told = report.report(store(tmp_path / "s", {"base": []}))
+    words = unwrapped(Page(told.page).words)
+    assert "No run is finished: there is nothing to say yet." in words
+    assert "0 of 6 runs" in words
+    assert told.figures == {}
+
+
+def test_a_cell_that_failed_is_told_with_its_reason_and_is_not_missing(tmp_path):
+    there = store(tmp_path / "s", {"base": [GOOD] * 6, "bad": []})
+    there.failed(Failure("bad", "buffer_size: 2 cannot hold <one> step"))
+    told = report.report(there)
+    words = unwrapped(Page(told.page).words)
+    assert "bad could not be run: buffer_size: 2 cannot hold <one> step" in words
+    assert "missing" not in words.split("How it is chosen")[0].replace("None while runs of the base are missing", "")
+    assert "cannot hold \\<one\\> step" in told.twin
+
+
+def test_a_base_without_runs_compares_nothing(tmp_path):
+    told = report.report(store(tmp_path / "s", {"base": [], "slow": [LATE] * 6}))
+    words = unwrapped(Page(told.page).words)
+    assert "The base “base” has no runs, so no cell is compared with anything." in words
+    assert "None while runs of the base are missing." in words
+
+
+def test_broken_seeds_are_counted_named_and_drawn(tmp_path):
+    broken = (10.0, 480.0, NAN, NAN)
+    there = store(tmp_path / "s", {"base": [GOOD] * 6, "wild": [GOOD, GOOD, broken, GOOD, broken, GOOD]})
+    told = report.report(there)
+    words = unwrapped(Page(told.page).words)
+    assert "2 runs of “wild” broke" in words
+    assert "wild broke with seed 2, 4." in words
+    assert told.page.count('class="cross broken"') == 2 + 1  # and one in the key
+    row = next(row for row in Page(told.page).rows if row[0]["text"] == "wild")
+    assert row[-1]["text"] == "2"
+    assert row[3]["value"] == "-Infinity"  # the mean of returns with one that is -inf
+    assert "nan" not in told.page.lower().split("<body>")[1].split("<script>")[0]
+
+
+# The page
+
+
+def test_the_page_is_well_formed_and_stands_alone(told):
+    page = Page(told.page)
+    assert page.addresses == ["data:,"]
+    assert not re.search(r"https?:|@import|url\(", told.page)
+    assert {"html", "head", "body", "main", "table", "svg"} <= set(page.tags)
+    assert "default-src 'none'" in told.page
+    assert len(page.scripts) == 1
+
+
+def test_names_and_words_of_users_are_text_in_page_twin_and_figures(tmp_path):
+    name = "<script>alert('x')</script>|`a` \"b\" & *c* {{ 7 * 7 }}"
+    curves = {"base": [GOOD] * 6, name: [NEVER] * 6}
+    evil = "<img src=x onerror=alert(1)> </title></script><!-- {% raw %}"
+    told = report.report(store(tmp_path / "s", curves, question=evil, prediction=f"# {evil}"))
+    page = Page(told.page)
+    assert "img" not in page.tags
+    assert len(page.scripts) == 1
+    assert page.words.count(name) >= 3
+    assert evil in page.words
+    assert "49" not in {cell["text"] for row in page.rows for cell in row}
+    assert not re.search(r"(?<!\\)<(script|img)", told.twin.split("```yaml")[0])
+    for row in re.findall(r"^\|.*script.*$", told.twin, re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", row)) in (11, 9)  # of the table of cells, of that of configurations
+    for figure in told.figures.values():
+        ET.fromstring(figure)
+    assert "&lt;script&gt;" in told.figures["report-return.svg"]
+
+
+@pytest.mark.parametrize(
+    "text", ["# a", "- a", "1. a", "a\nb", "a | b", "_a_", "<b>", "[a](b)", "a `b`", "5 * 3", "\\"]
+)
+def test_markdown_of_text_is_that_text(text):
+    from markdown_it import MarkdownIt  # rich needs it
+
+    drawn = MarkdownIt("commonmark", {"html": True}).render(report.markdown(text))
+    assert html.unescape(drawn) == f"<p>{' '.join(text.split())}</p>\n"
+
+
+def test_names_of_fields_stay_readable_in_markdown():
+    assert report.markdown("batch_size=64, gamma=0.98") == "batch_size=64, gamma=0.98"
+
+
+def test_figures_of_the_twin_are_small_and_stand_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        statistics, "interval", lambda of, *rows, **_: (of(*(x[None] for x in rows))[0],) * 2
+    )  # at once
+    many = {f"cell {i}": [GOOD, FALLS, LATE, NEVER] * 25 for i in range(40)}
+    told = report.report(store(tmp_path / "s", {"base": [GOOD] * 100, **many}, seeds=100))
+    assert len(told.figures) == 4
+    for figure in told.figures.values():
+        assert len(figure.encode()) < 200_000
+        assert re.findall(r"https?://[^\"]*", figure) == ["http://www.w3.org/2000/svg"]
+        ET.fromstring(figure)
+    assert "11 cells with lower returns over the curve have no picture" in Page(told.page).words
+    assert "Of each seed's curve one evaluation in 2 is drawn" in unwrapped(Page(told.page).words)
+    assert sum(row[0]["text"].startswith("cell ") for row in Page(told.page).rows if row) == 80  # in two tables
+
+
+def test_every_column_is_explained(told):
+    heads = next(row for row in Page(told.page).rows if row and row[0]["text"] == "cell")
+    assert all(head["title"] for head in heads)
+    for head in heads:
+        assert f"**{head['text']}**: " in told.twin
+
+
+def test_the_page_says_how_to_get_it_again(tmp_path, two):
+    two.update(starts=[START, {**START, "command": "quantilax study s.yaml --resume", "finished_before": 7}])
+    words = unwrapped(Page(report.report(two).page).words)
+    for part in (
+        START["command"],
+        "quantilax study s.yaml --resume",
+        "with 7 runs there",
+        START["commit"],
+        "jax 0.10.2",
+    ):
+        assert part in words
+    assert "Seeds 0 to 5; 2 devices at once with 1 run on each." in words
+
+
+def test_a_diagnosis_is_shown_where_one_is_handed_in(two, told):
+    assert "Diagnosis" not in Page(told.page).words
+    found = pl.DataFrame({"cell": ["slow"], "cause": ["the target <never> moves"], "evidence": [0.25]})
+    told = report.report(two, found)
+    assert [c["text"] for c in next(r for r in Page(told.page).rows if len(r) == 3 and r[0]["text"] == "slow")] == [
+        "slow",
+        "the target <never> moves",
+        "0.25",
+    ]
+    assert "## Diagnosis" in told.twin
+
+
+def test_the_recommended_section_is_yaml_that_resolves_to_the_cell(tmp_path, two, told):
+    from quantilax.runs import load_section
+    from quantilax.studies.definition import resolved
+
+    block = re.search(r"```yaml\n(.*?)```", told.twin, re.DOTALL)[1]
+    assert unwrapped(block) in unwrapped(Page(told.page).words)
+    (tmp_path / "x.yaml").write_text(block)
+    section = load_section(tmp_path / "x.yaml", "iqn")
+    mine = two.facts["cells"]["base"]
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in resolved(section).items()} == mine
+
+
+def test_the_report_of_the_same_files_is_the_same(two, told):
+    assert report.report(Store.open(two.path)) == told
+
+
+def test_writing_twice_leaves_the_second_report(tmp_path, two, told):
+    out = tmp_path / "out"
+    told.write(out)
+    assert {p.name for p in out.iterdir()} == {"report.html", "report.md", *report.FIGURES}
+    (out / "mine.svg").write_text("mine")
+    told._replace(figures={}).write(out)
+    assert {p.name for p in out.iterdir()} == {"report.html", "report.md", "mine.svg"}
+
+
+# The choice
+
+
+def test_the_base_stays_where_nothing_is_ahead(two):
+    chosen = choice.choose(Results.read(two))
+    assert (chosen.cell, chosen.reason) == ("base", "no cell is ahead of “base” by the rule, so it stays")
+
+
+def test_solving_decides_before_the_curve(tmp_path):
+    low = (10.0, 20.0, 30.0, 480.0)  # a lower curve than FALLS, but solved at the end
+    high = (10.0, 480.0, 470.0, 470.0)
+    there = Results.read(store(tmp_path / "s", {"base": [high] * 8, "end": [low] * 8}, seeds=8))
+    assert verdict_of(there.others[0], "auc") == -1
+    chosen = choice.choose(there)
+    assert chosen.cell == "end"
+    assert "the share of runs solved at the end, 68% to 100% against 0% to 32%" in chosen.reason
+
+
+def test_falls_decide_where_all_end_solved(tmp_path):
+    fast = (10.0, 480.0, 300.0, 500.0)
+    calm = (10.0, 20.0, 480.0, 500.0)
+    there = Results.read(store(tmp_path / "s", {"base": [fast] * 8, "calm": [calm] * 8}, seeds=8))
+    assert choice.choose(there).cell == "calm"
+
+
+def test_counts_whose_intervals_overlap_decide_nothing(tmp_path):
+    # 6 of 6 (61% to 100%) against 4 of 6 (30% to 90%) solved at the end, curves alike
+    curves = {"base": [GOOD, GOOD, GOOD, GOOD, NEVER, NEVER], "more": [GOOD] * 6}
+    assert choice.choose(Results.read(store(tmp_path / "s", curves))).cell == "base"
+
+
+def test_the_curve_decides_last(tmp_path):
+    slow = (10.0, 20.0, 480.0, 500.0)
+    chosen = choice.choose(Results.read(store(tmp_path / "s", {"base": [slow] * 6, "fast": [GOOD] * 6})))
+    assert chosen.cell == "fast"
+    assert "the return over the curve" in chosen.reason
+
+
+def test_cells_with_missing_or_more_broken_runs_are_not_chosen(tmp_path):
+    slow = (10.0, 20.0, 480.0, 500.0)
+    curves = {"base": [slow] * 8, "few": [GOOD] * 7, "wild": [GOOD] * 7 + [(1.0, NAN, NAN, NAN)]}
+    assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).cell == "base"
+
+
+def test_nothing_is_chosen_while_runs_of_the_base_are_missing(tmp_path):
+    there = store(tmp_path / "s", {"base": [NEVER] * 5, "good": [GOOD] * 6})
+    assert choice.choose(Results.read(there)) is None
+    write(there, {"base": {5: NEVER}})
+    assert choice.choose(Results.read(there)).cell == "good"
