@@ -91,7 +91,8 @@ def _begin() -> None:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"--on ray: {reason(error)}; begin a cluster with 'ray start', or unset RAY_ADDRESS"
+            f"--on ray: {reason(error)}; begin a cluster with 'ray start', or unset RAY_ADDRESS (a cluster that wants a"
+            " token: RAY_AUTH_MODE=token)"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
