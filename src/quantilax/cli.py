@@ -333,7 +333,7 @@ def study(
         return
     with _told_if_interrupted():
         store = execution.run(asked, out, jobs=jobs, resume=resume, quiet=quiet, cache=not no_cache, on=on)
-    _summarize(store, quiet)
+    _summarize(store, quiet or store.writer > 0)  # of several processes one tells the results
 
 
 @cli.command()
