@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import rollout
+from quantilax import rollout, threads
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
 
@@ -77,6 +77,9 @@ def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array,
     """Return the state before training, warm-up done."""
     env, config = _opaque((env, config))
     return _strong(algorithm.init(env, config, key))
+
+
+_init = jax.jit(init, static_argnums=0)  # one trace serves `state_bytes` and `compile_fit`
 
 
 def segment(
@@ -232,6 +235,7 @@ def compile_fit(
     eval_callback: EvalCallback | None = None,
     with_init: bool = True,
     per_run: bool = False,
+    while_compiling: Callable[[], Any] | None = None,
 ) -> Program:
     """Trace and compile `init` and `segment` for S runs, ahead of time, so that compile time stands apart.
 
@@ -240,12 +244,13 @@ def compile_fit(
         keys: one for each.
         with_init: without it only the program that goes on from a state is compiled.
         per_run: the leaves of `env` and `config` have a leading axis S too; else all runs share them.
+        while_compiling: called in another thread once all is traced, while Python has nothing to do.
     """
 
     def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
         if per_run:
-            return over_seeds(lambda run: init(algorithm, *run), (env, config, keys))
-        return over_seeds(partial(init, algorithm, env, config), keys)
+            return over_seeds(lambda run: _init(algorithm, *run), (env, config, keys))
+        return over_seeds(partial(_init, algorithm, env, config), keys)
 
     def segment_seeds(
         env: Environment, config: Config, state: State, iterations: Int[Array, ""]
@@ -269,13 +274,17 @@ def compile_fit(
         }
     start = time.perf_counter()
     lowered_init = jax.jit(init_seeds, **placed_init).lower(env, config, keys)
+    compiled_init = threads.begin(lowered_init.compile) if with_init else None  # while Python traces the other
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
     jitted_segment = jax.jit(segment_seeds, donate_argnums=2, **placed_segment)
     lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
     traced = time.perf_counter()
+    if while_compiling is not None:
+        threads.begin(while_compiling)
+    segment_program = lowered_segment.compile()
     return Program(
-        init=lowered_init.compile() if with_init else None,
-        segment=lowered_segment.compile(),
+        init=None if compiled_init is None else compiled_init(),
+        segment=segment_program,
         specs=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered_segment.out_info),
         trace_seconds=traced - start,
         compile_seconds=time.perf_counter() - traced,
@@ -308,7 +317,7 @@ def leaves_as_arrays(tree: PyTree) -> PyTree:
 
 def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[str, int]:
     """Bytes that one run's state takes, in all and for each of its fields, without running anything."""
-    spec = jax.eval_shape(partial(init, algorithm), leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
+    spec = _init.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
 
     def size(tree: Any) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -259,7 +259,7 @@ def test_a_count_that_no_memory_holds_is_refused_before_anything_is_made(call: C
 
 
 def test_memory_that_runs_out_while_training_is_one_error_line_and_a_failed_status(call: Call, tmp_path, monkeypatch):
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1149000005568 bytes.")
 
     monkeypatch.setattr("quantilax.runs.training.train.compile_fit", exhausted)
@@ -269,7 +269,7 @@ def test_memory_that_runs_out_while_training_is_one_error_line_and_a_failed_stat
 
 
 def test_an_interrupted_run_ends_with_status_130_and_does_not_claim_to_be_running(call: Call, tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("quantilax.runs.training.train.compile_fit", interrupted)

@@ -1,5 +1,7 @@
 """Networks: the cosine embedding's numbers, shapes, initial weights."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from quantilax.networks import MLP, ImplicitQuantileHead, cosines
+from quantilax.networks import MLP, ImplicitQuantileHead, cosines, in_one_pass, linear
+from quantilax.networks.dense import dense
 from quantilax.networks.heads import SINE
 
 
@@ -76,13 +79,24 @@ def test_a_batch_is_its_observations_one_by_one_with_fractions_of_their_own_or_s
         assert_allclose(together_shared[i], head(psi[i], shared), rtol=1e-5, atol=1e-6)
 
 
+def products(jaxpr) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of the left operand and of the result of each matrix product, those of inner functions too."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append((equation.invars[0].aval.shape, equation.outvars[0].aval.shape))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                found += products(inner)
+    return found
+
+
 def test_fractions_that_a_batch_shares_are_embedded_once():
     head = implicit_quantile_head()
 
     def embedded(shape: tuple[int, ...]) -> int:
-        jaxpr = jax.make_jaxpr(head)(jnp.ones((32, 8)), jnp.ones(shape))
-        products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
-        return max(e.invars[0].aval.shape[0] for e in products if e.invars[0].aval.shape[-1] == 10)  # 10 cosines
+        found = products(jax.make_jaxpr(head)(jnp.ones((32, 8)), jnp.ones(shape)).jaxpr)
+        return max(left[0] for left, _ in found if left[-1] == 10)  # 10 cosines
 
     assert embedded((32, 6)) == 32 * 6
     assert embedded((6,)) == 6
@@ -94,13 +108,74 @@ def test_the_torso_is_computed_once_per_observation_whatever_the_number_of_fract
 
     def torso_rows(fractions: int) -> list[int]:
         jaxpr = jax.make_jaxpr(lambda x, tau: head(torso(x), tau))(jnp.ones(4), jnp.ones(fractions))
-        return [
-            e.outvars[0].aval.size
-            for e in jaxpr.eqns
-            if e.primitive.name == "dot_general" and e.invars[0].aval.shape[-1] == 4
-        ]
+        return [math.prod(result) for left, result in products(jaxpr.jaxpr) if left[-1] == 4]
 
     assert torso_rows(64) == [8]
+
+
+def test_several_sets_of_fractions_in_one_pass_are_the_sets_one_by_one():
+    head, psi = implicit_quantile_head(), jax.random.normal(jax.random.key(0), (3, 8))
+    for shape in ((3, 5), (3, 2)), ((5,), (2,)):  # fractions of their own, and shared ones
+        taus = [jax.random.uniform(jax.random.key(i), s) for i, s in enumerate(shape)]
+        for Z, tau in zip(in_one_pass(head, psi, *taus), taus, strict=True):
+            assert_allclose(Z, head(psi, tau), rtol=1e-5, atol=1e-6)
+
+
+def plain(layer: nnx.Linear, x: jax.Array) -> jax.Array:
+    return x @ layer.kernel[...] + layer.bias[...]
+
+
+def gradients(affine, layer: nnx.Linear, x: jax.Array, axes=None):
+    """Of a function of the outputs that is not linear, in the layer and in x; `axes` map over copies of the two."""
+    graphdef, params = nnx.split(layer)
+
+    def value(params, x):
+        return jnp.sin(affine(nnx.merge(graphdef, params), x)).sum()
+
+    gradient = jax.grad(value, argnums=(0, 1))
+    if axes is None:
+        return gradient(params, x)
+    if axes[0] is not None:
+        params = jax.tree.map(lambda p: jnp.stack([p, 2 * p, 3 * p]), params)
+    return jax.vmap(gradient, axes)(params, x)
+
+
+def assert_all_close(got, expected):
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 7, 11])  # fewer than the inputs, as many, more
+@pytest.mark.parametrize("rows", [1, 40])
+def test_dense_has_the_values_and_gradients_of_the_plain_layer(outputs, rows):
+    layer, x = linear(7, outputs, nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (rows, 7))
+    assert_allclose(dense(layer, x), plain(layer, x), rtol=1e-6)
+    assert_all_close(gradients(dense, layer, x), gradients(plain, layer, x))
+
+
+@pytest.mark.parametrize("outputs", [2, 7])
+@pytest.mark.parametrize("axes", [(None, 0), (0, 0)])  # one layer for all, as over a batch; a layer each, as over seeds
+def test_dense_under_vmap_has_the_gradients_of_the_plain_layer(outputs, axes):
+    layer, x = linear(7, outputs, nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (3, 40, 7))
+    assert_all_close(gradients(dense, layer, x, axes), gradients(plain, layer, x, axes))
+
+
+def test_dense_has_second_derivatives():
+    layer, x = linear(3, 2, nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (5, 3))
+
+    def slope(affine, x):
+        return (jax.grad(lambda x: jnp.sin(affine(layer, x)).sum())(x) ** 2).sum()
+
+    assert_allclose(jax.grad(slope, argnums=1)(dense, x), jax.grad(slope, argnums=1)(plain, x), rtol=1e-4, atol=1e-5)
+
+
+def test_no_weights_gradient_of_the_head_reads_a_matrix_of_rows_by_its_columns():
+    head, psi, tau = implicit_quantile_head(), jnp.ones((32, 8)), jnp.ones((32, 6))
+    graphdef, params = nnx.split(head)
+    loss = jax.jit(jax.grad(lambda params: nnx.merge(graphdef, params)(psi, tau).var()))
+    compiled = loss.lower(params).compile().as_text()
+    products = [line for line in compiled.splitlines() if " dot(" in line]
+    assert len(products) >= 7  # four layers forwards, and backwards at least as many but one
+    assert [line for line in products if "lhs_contracting_dims={1}" not in line] == []
 
 
 def test_weights_are_uniform_within_one_over_the_root_of_fan_in():

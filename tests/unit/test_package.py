@@ -23,6 +23,7 @@ BELOW = {
     "exploration": {"types", "pytree"},
     "normalize": {"types", "pytree"},
     "statistics": {"pytree"},
+    "threads": set(),
     "networks": {"types", "pytree"},
     "replay": {"types", "pytree"},
     "rollout": {"types", "pytree"},
@@ -39,9 +40,9 @@ BELOW = {
         "types",
         "pytree",
     },
-    "train": {"algorithms", "rollout", "types", "pytree"},
+    "train": {"algorithms", "rollout", "threads", "types", "pytree"},
     "agent": {"train", "rollout", "algorithms", "envs", "types", "pytree"},
-    "runs": {"agent", "train", "algorithms", "replay", "envs", "statistics", "types", "pytree"},
+    "runs": {"agent", "train", "algorithms", "replay", "envs", "statistics", "threads", "types", "pytree"},
     "studies": {"runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
     "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
 }
@@ -111,9 +112,9 @@ def test_a_name_that_is_not_there_is_said_to_be_missing():
 def test_gymnaxs_plotting_libraries_are_not_imported_but_work_when_asked_for():
     code = """
 import sys, quantilax.envs.gymnax as adapter
-assert not {'seaborn', 'pandas', 'scipy.stats', 'matplotlib.pyplot'} & set(sys.modules)
+assert not {'seaborn', 'pandas', 'scipy.stats', 'matplotlib', 'matplotlib.pyplot'} & set(sys.modules)
 import gymnax.environments.misc.pong as pong
-assert callable(pong.plt.subplots)
+assert callable(pong.plt.subplots) and callable(pong.colors.ListedColormap)
 import matplotlib.pyplot as plt
 assert plt.subplots is pong.plt.subplots
 """

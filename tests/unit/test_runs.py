@@ -14,7 +14,7 @@ import pytest
 
 import quantilax
 from quantilax import ConfigError, RunError
-from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints
+from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints, training
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, tiny
 from tests.contracts.test_environments import Own
@@ -385,3 +385,8 @@ def test_metrics_switched_off_leave_their_columns_empty_and_a_broken_run_is_stil
     told = [len((tmp_path / "broken" / f"evaluations.{kind}").read_text().splitlines()) for kind in ("csv", "jsonl")]
     rows = pl.read_parquet(tmp_path / "broken" / "evaluations.parquet").height
     assert told == [rows + 1, rows], "the tables of a failed run are whole"
+
+
+def test_a_module_that_cannot_be_imported_ahead_is_left_to_those_who_need_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)  # import raises
+    training._import_ahead()

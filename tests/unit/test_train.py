@@ -1,5 +1,7 @@
 """The loop: where evaluations fall, and how they count."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +89,41 @@ def test_the_state_takes_the_bytes_that_are_told():
     slots = 10 * (100 + 100 // 32 + 2 + 1) * 2 * 4  # of ten environments, 100 steps each; observations of two floats
     assert told["replay"] == rows + slots + 10 * (100 // 128 + 2) * 4 + 10 * 4 + 8  # anchors, cursors, two counters
     assert sum(size for name, size in told.items() if name != "total") == told["total"]
+
+
+def test_the_check_of_the_memory_and_the_program_share_a_trace_of_init(one_device):
+    algo = iqn(total_timesteps=400, eval_freq=200, fill_buffer=100, buffer_size=200)
+    traced = []
+
+    def init(*arguments):
+        traced.append(arguments)
+        return algo.algorithm.init(*arguments)
+
+    def step(*_):
+        raise KeyboardInterrupt  # of the program, only the trace of `init` is wanted
+
+    algorithm, (_, env, config) = algo.algorithm._replace(init=init, step=step), algo.arguments()
+    train.state_bytes(algorithm, env, config)
+    with pytest.raises(KeyboardInterrupt):
+        train.compile_fit(algorithm, env, config, jax.random.split(jax.random.key(0), 1))
+    assert len(traced) == 1
+
+
+def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device):
+    algo = iqn(total_timesteps=400, eval_freq=200, fill_buffer=100, buffer_size=200)
+    algorithm, env, config = algo.arguments()
+    done, events = threading.Event(), []
+
+    def step(*arguments):
+        events.append("traced")
+        return algorithm.step(*arguments)
+
+    def beside():
+        events.append("beside")
+        done.set()
+
+    keys = jax.random.split(jax.random.key(0), 1)
+    train.compile_fit(algorithm._replace(step=step), env, config, keys, while_compiling=beside)
+    assert done.wait(10)
+    assert events[-1] == "beside"
+    assert set(events[:-1]) == {"traced"}

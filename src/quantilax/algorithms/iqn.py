@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import exploration, fractions, losses, normalize, replay, risk, rollout
-from quantilax.networks import ACTIVATIONS, MLP, ImplicitQuantileHead
+from quantilax.networks import ACTIVATIONS, MLP, ImplicitQuantileHead, in_one_pass
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
 
@@ -370,9 +370,11 @@ def batch_loss(
     tau, tau_prime, tau_action = fractions.draw(key, config.tau_sampling, shape, numbers)
 
     psi_next = jax.vmap(target.psi)(batch.next_obs)  # (B, features)
-    Z_next = target.Z(psi_next, tau_prime)  # (B, N', A)
-    selecting, psi_selecting = (online, jax.vmap(online.psi)(batch.next_obs)) if config.double else (target, psi_next)
-    Z_action = selecting.Z(psi_selecting, tau_action)  # (B, K, A)
+    if config.double:
+        Z_next = target.Z(psi_next, tau_prime)  # (B, N', A)
+        Z_action = online.Z(jax.vmap(online.psi)(batch.next_obs), tau_action)  # (B, K, A)
+    else:
+        Z_next, Z_action = in_one_pass(target.Z, psi_next, tau_prime, tau_action)
     Z_before = target.Z(jax.vmap(target.psi)(batch.obs), tau_action) if config.munchausen else None  # (B, K, A)
     Z = online.Z(jax.vmap(online.psi)(batch.obs), tau)  # (B, N, A)
 

@@ -28,8 +28,12 @@ class _Later(types.ModuleType):
 
 @contextmanager
 def _later(*names: str) -> Iterator[None]:
-    """Put off the import of modules within the block."""
+    """Put off the import of modules within the block; a module's own come after it."""
     stand_ins = {name: _Later(name) for name in names if name not in sys.modules}
+    for name, stand_in in stand_ins.items():
+        parent, _, child = name.rpartition(".")
+        if parent in stand_ins:
+            setattr(stand_ins[parent], child, stand_in)
     sys.modules.update(stand_ins)
     try:
         yield
@@ -38,7 +42,8 @@ def _later(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-with _later("seaborn", "matplotlib.pyplot"):  # for gymnax's renderers, which nothing here calls: 3 of its 4 seconds
+# For gymnax's renderers, which nothing here calls: most of the seconds that it takes.
+with _later("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.colors"):
     import gymnax
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
+from quantilax.networks.dense import dense
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "swish": jax.nn.swish,
@@ -43,7 +45,7 @@ class MLP(nnx.Module):
         """The same over the last axis, for any number of leading axes."""
         x = jnp.asarray(x, jnp.float32)
         for i, layer in enumerate(self.layers):
-            x = layer(x)
+            x = dense(layer, x)
             if self.norms:
                 x = self.norms[i](x)
             x = ACTIVATIONS[self.activation](x)

@@ -1,11 +1,12 @@
 """Ctrl-C and SIGTERM: the first lets a segment end and be saved, the second ends at once."""
 
-import queue
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
+
+from quantilax import threads
 
 T = TypeVar("T")
 
@@ -78,19 +79,7 @@ class Stop:
 
     def wait_for(self, function: Callable[[], T]) -> T:
         """Call a function that Python cannot interrupt (a compiled program) and stay able to handle signals meanwhile."""
-        results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-        def call() -> None:
-            try:
-                results.put((function(), None))
-            except BaseException as error:
-                results.put((None, error))
-
-        threading.Thread(target=call, daemon=True).start()
-        result, error = results.get()
-        if error is not None:
-            raise error
-        return result
+        return threads.begin(function)()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.is_holding:

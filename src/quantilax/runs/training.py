@@ -1,5 +1,7 @@
 """Training a run, or going on with one: the host's loop around the compiled segments, and the files it leaves."""
 
+import contextlib
+import importlib
 import math
 import shlex
 import signal
@@ -257,7 +259,14 @@ def _loop(
     algorithm, env, config = agent.arguments()
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
     compile_fit = partial(
-        train.compile_fit, algorithm, env, config, keys, agent.in_program_callback, checkpoint is None
+        train.compile_fit,
+        algorithm,
+        env,
+        config,
+        keys,
+        agent.in_program_callback,
+        with_init=checkpoint is None,
+        while_compiling=_import_ahead,
     )
     program = stop.wait_for(compile_fit)  # in the main thread a signal could be swallowed by a callback of jax
     progress.compiled(program.trace_seconds, program.compile_seconds)
@@ -351,6 +360,13 @@ class _Saver:
                 self.reason = reason(error)
 
         return write
+
+
+def _import_ahead() -> None:
+    """Import what a run needs later on: each takes a good part of a second."""
+    for name in ("orbax.checkpoint", "polars", "matplotlib.backends.backend_agg"):
+        with contextlib.suppress(Exception):  # whatever it is, those who need the module meet it
+            importlib.import_module(name)
 
 
 def _restored(checkpoint: Checkpoint, program: train.Program) -> tuple[State, list[Evaluation]]:
