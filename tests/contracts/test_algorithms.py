@@ -126,12 +126,17 @@ def test_evaluations_draw_new_episodes_each_time(name):
     assert len({tuple(row) for row in returns.tolist()}) == len(algo.evaluation_steps)
 
 
+def is_negative(algo, field: str) -> bool:
+    """Say whether a field takes no positive numbers."""
+    return algo.config.__dataclass_fields__[field].metadata["bounds"].get("le") == 0
+
+
 def test_a_sweep_over_floats_is_one_program(algo):
     algo.train(jax.random.key(0))
     before = _train._cache_size()
     for field in pytree.float_fields(type(algo.config)):
         algo.replace(**{field: getattr(algo.config, field)}).train(jax.random.key(0))
-        algo.replace(**{field: jnp.float32(0.5)}).train(jax.random.key(0))
+        algo.replace(**{field: jnp.float32(-0.5 if is_negative(algo, field) else 0.5)}).train(jax.random.key(0))
     assert _train._cache_size() == before
 
 
@@ -146,6 +151,7 @@ def test_every_float_field_vmaps(name):
     algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
     fields = pytree.float_fields(type(algo.config))
     values = dict(zip(fields, jnp.linspace(0.2, 0.9, 2 * len(fields)).reshape(-1, 2), strict=True))
+    values = {field: -x if is_negative(algo, field) else x for field, x in values.items()}
 
     def params(values):
         return algo.replace(**values).train(jax.random.key(0))[0].params
