@@ -165,17 +165,6 @@ def test_what_a_killed_process_leaves_undone_the_first_one_runs(place, alone, pa
     assert (store.status, store.failures()) == ("finished", [])
 
 
-def test_processes_with_other_layouts_are_refused_and_nothing_is_written(place, begin):
-    address = f"127.0.0.1:{free_port()}"
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_COORDINATOR_BIND_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [begin("--on", "jax", "--jobs", str(i + 1), **common, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    ended = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    said = "--jobs: process 1 is laid out as 2 job(s) of 1 run(s), process 0 as 1 job(s) of 1 run(s); give all the same"
-    assert all(said in err for _, err in ended)
-    assert not (place / "out").exists()
-
-
 def test_without_the_extra_ray_is_refused_with_the_remedy(place, call: Call, monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")  # so that it is as before afterwards
     monkeypatch.setitem(sys.modules, "ray", None)

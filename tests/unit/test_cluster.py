@@ -1,6 +1,7 @@
 """Who trains what on a cluster, with workers that die or cannot be used; no Ray is needed."""
 
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from quantilax.pytree import ConfigError
 from quantilax.runs import RunError
-from quantilax.studies import cluster, definition, execution, machines
+from quantilax.studies import cluster, definition, execution, machines, processes
 from quantilax.studies.cluster import Hand, Shift
 from quantilax.studies.execution import Layout
 from quantilax.studies.store import Failure, Store
@@ -227,3 +228,32 @@ def test_several_writers_do_not_touch_each_others_files(planned, tmp_path):
     assert second.failures() == [Failure("big", "out of memory")]
     first.forget_failures()
     assert second.failures() == []
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (
+            {"laid": [2, 1]},
+            "process 1 is laid out as 2 job.s. of 1 run.s., process 0 as 1 job.s. of 1 run.s.; give all the",
+        ),
+        (
+            {"runs": "others"},
+            "process 1 has other runs to do than process 0; give all the same study, --seeds and --out",
+        ),
+        ({"error": "no study"}, "process 1: no study"),
+    ],
+)
+def test_processes_with_other_plans_are_refused(planned, told, other, words):
+    said = json.dumps({**processes._agreed(planned), **other})
+    with pytest.raises(ConfigError, match=words):
+        processes._agree(SimpleNamespace(number=2, get=lambda name, who: said), planned, told)
+
+
+def test_processes_with_one_plan_agree_and_another_machine_is_told(planned, told):
+    said = json.dumps(processes._agreed(planned))
+    processes._agree(SimpleNamespace(number=2, get=lambda name, who: said), planned, told)
+    assert told.warnings == []
+    said = json.dumps({**processes._agreed(planned), "machine": {**machines.facts(), "jaxlib": "0.1"}})
+    processes._agree(SimpleNamespace(number=2, get=lambda name, who: said), planned, told)
+    assert [line.split(",")[0] for line in told.warnings] == ["process 1 has jaxlib 0.1"]

@@ -175,7 +175,7 @@ def test_no_weights_gradient_of_the_head_reads_a_matrix_of_rows_by_its_columns()
     compiled = loss.lower(params).compile().as_text()
     products = [line for line in compiled.splitlines() if " dot(" in line]
     assert len(products) >= 7  # four layers forwards, and backwards at least as many but one
-    assert not [line for line in products if "lhs_contracting_dims={0}" in line]
+    assert [line for line in products if "lhs_contracting_dims={1}" not in line] == []
 
 
 def test_weights_are_uniform_within_one_over_the_root_of_fan_in():
