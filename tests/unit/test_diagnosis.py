@@ -14,7 +14,7 @@ from quantilax.studies import diagnosis
 from quantilax.studies.diagnosis import RULES, diagnose, healthy
 
 STEPS = [1000 * i for i in range(11)]
-CONFIG = pytree.to_dict(iqn.Config(batch_size=64))
+CONFIG = pytree.to_dict(iqn.Config(batch_size=16))
 
 
 def middle(name: str) -> float:
@@ -27,7 +27,7 @@ def frame(returns=None, seed=0, **columns) -> pl.DataFrame:
     rows = {name: np.full(len(STEPS), middle(name) if name in healthy() else 0.5) for name in Signals._fields}
     rows["limit_reached"], rows["limit_deaths"] = np.full((2, len(STEPS)), [[0.5], [0.0]])
     rows["gradient_signal"] = np.full(len(STEPS), 1.0)
-    rows["gradient_noise"] = np.full(len(STEPS), 64 * middle("noise_to_signal"))
+    rows["gradient_noise"] = np.full(len(STEPS), 16 * middle("noise_to_signal"))
     rows["reference_q"] = np.arange(len(STEPS)) / 5  # learns, and its target follows
     rows["reference_q_target"] = rows["reference_q"] - 0.01
     rows["start_return"] = np.full(len(STEPS), middle("return_size"))
@@ -109,7 +109,7 @@ def test_what_explains_another_cause_comes_first_whatever_their_scores():
 
 
 def test_among_others_the_one_farthest_out_comes_first():
-    assert named(frame(adam_damping=1e-4, replay_episodes=20.0)) == ["adam_eps", "buffer"]
+    assert named(frame(adam_damping=1e-4, replay_episodes=5.0)) == ["adam_eps", "buffer"]
 
 
 def test_the_evidence_says_since_when_and_how_long_before_the_fall():
@@ -152,18 +152,19 @@ def test_how_a_run_went(returns, word, fall):
     assert (diagnosis.judge(run).word, diagnosis.judge(run).fall) == (word, fall)
 
 
-def test_the_noise_is_of_the_batch_that_is_trained_on():
-    run = frame(gradient_noise=640.0, gradient_signal=2.0)
-    made = diagnosis.quantities(run, {**CONFIG, "batch_size": 32})
-    assert made["noise_to_signal"].to_list() == [640 / 2 / 32] * 10  # S / G2 / B, without the row before training
+def test_the_noise_is_of_the_batch_that_is_trained_on_and_its_parts_are_summed_before_they_are_divided():
+    # After the row before training S = 640 always and G2 = 2, -2, 6: sums 2, 0, 6. The standard error of one G2 is at most
+    # sqrt(2) 640 / 512 = 1.7678, of the sums sqrt(1), sqrt(2), sqrt(3) times that.
+    run = frame(gradient_noise=640.0, gradient_signal=[9.0, 2.0, -2.0, 6.0] + [1.0] * 7)
+    made = diagnosis.quantities(run, {**CONFIG, "batch_size": 32})["noise_to_signal"]
+    expected = [20 / (2 + 3.5355), 40 / (0 + 5), 60 / (6 + 6.1237)]
+    assert made[:3].to_list() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_noise_parts_are_summed_before_they_are_divided():
-    # S = 4 always, G2 = 1, -1, 3: a quotient of each would be 4, -4, 4/3; of the sums it is 8 / 0.. and 12 / 3.
-    run = frame(gradient_noise=4.0, gradient_signal=[9.0, 1.0, -1.0, 3.0] + [1.0] * 7)
-    made = diagnosis.quantities(run, {**CONFIG, "batch_size": 1})
-    assert made["noise_to_signal"][0] == 4
-    assert made["noise_to_signal"][2] == 4
+def test_noise_of_which_no_signal_could_be_told_is_not_called_large():
+    # With B = 16 and ten evaluations of 512 transitions, no more than 512 sqrt(10) / (16 * 2 sqrt(2)) can be said.
+    made = diagnosis.quantities(frame(gradient_noise=1.0, gradient_signal=-1.0), CONFIG)["noise_to_signal"]
+    assert made[9] == pytest.approx(32 * 10**0.5 / 8**0.5)
 
 
 def test_seeds_are_told_apart_and_in_sum():
@@ -177,7 +178,7 @@ def test_seeds_are_told_apart_and_in_sum():
 def test_an_algorithm_without_replay_target_and_quantiles_is_judged_by_the_rest():
     absent = ["replay_episodes", "reference_q_target", "target_lag", "huber_scale", "huber_share", "calibration"]
     run = frame().with_columns(**{name: pl.lit(None, pl.Float64) for name in absent})
-    config = pytree.to_dict(pqn.Config())
+    config = pytree.to_dict(pqn.Config(num_minibatches=128))  # of 16 transitions each
     assert named(run, config) == []
     assert named(run.with_columns(gradient_noise=pl.lit(1e7)), config) == ["noise"]
     assert named(run.with_columns(exploration=pl.lit(0.0)), config) == ["exploration"]

@@ -64,7 +64,7 @@ class Rule(NamedTuple):
 
 
 WINDOW = 5
-"""Evaluations over which the parts of the gradient's noise are summed: their quotient from one alone says little."""
+"""Evaluations over which the ways of the target are summed."""
 SMALL = 1e-12
 
 
@@ -73,7 +73,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
 
     | quantity | from |
     |---|---|
-    | `noise_to_signal` | noise over signal of a batch's gradient, S / (B G2), each summed over `WINDOW` evaluations |
+    | `noise_to_signal` | S / (B G2), noise over signal of a batch's gradient: sum of S so far over `largest_signal` |
     | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
     | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
     | `explored` | mean `exploration` so far: whether it ever tried anything |
@@ -84,14 +84,13 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     run = run.sort("env_step")[1:]
     batch = config.get("batch_size") or minibatch(config)
     column = {name: run[name].to_numpy().astype(float) for name in Signals._fields}
-    noise, signal = summed(column["gradient_noise"]), summed(column["gradient_signal"])
-    resolved = np.maximum(signal, 0.1 * noise / (PARTS * PART))  # what so many transitions can tell from 0
+    noise, signal = column["gradient_noise"], column["gradient_signal"]
     reached = column["limit_reached"]
     unexpected = np.where(column["limit_error"] > SURPRISE, np.nan_to_num(column["limit_deaths"]), 0.0)
     q, target = column["reference_q"], column["reference_q_target"]
     way, distance = np.abs(np.diff(target)), np.abs(q[1:] - target[:-1])
     derived = {
-        "noise_to_signal": noise / batch / np.maximum(resolved, SMALL),
+        "noise_to_signal": noise.cumsum() / batch / (largest_signal(signal, noise) + SMALL),
         "return_size": np.maximum.accumulate(np.abs(column["start_return"])),
         "explored": np.cumsum(column["exploration"]) / np.arange(1, len(reached) + 1),
         "limit_surprise": np.where(
@@ -100,6 +99,16 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
         "target_pace": np.concatenate([[np.nan], summed(way) / (summed(distance) + SMALL)]),
     }
     return run.with_columns(**{name: pl.Series(x, dtype=pl.Float64) for name, x in derived.items()})
+
+
+def largest_signal(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Sum of G2 so far, and twice its standard error: what is called noise should not be an estimate's failure.
+
+    Where G2 is small that of one evaluation is sqrt(2 / d) S / n, with n transitions and d directions in which
+    gradients vary evenly; d = 1 is the most that it can be.
+    """
+    error = np.sqrt(2) * noise / (PARTS * PART)
+    return np.maximum(signal.cumsum(), 0) + 2 * np.sqrt((error**2).cumsum())
 
 
 def summed(values: np.ndarray) -> np.ndarray:
@@ -168,11 +177,11 @@ RULES = (
     ),
     Rule(
         "reward_scale",
-        "returns are so large that the network's values do not reach them",
+        "returns are so large that the network's values take long to follow them",
         "return_size",
         1,
         0.5,
-        ("bias", "huber_scale"),
+        ("replay_error", "huber_scale", "bias"),
         ("normalize_rewards",),
         lambda config, row: {"normalize_rewards": True},
         explains=("kappa", "noise", "learning_rate", "clipping", "buffer"),
@@ -351,8 +360,8 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
     outcome, rows = judge(run), quantities(run, config)
     medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
     scores = {rule.cause: score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in medians}
-    named = [rule for rule in RULES if scores.get(rule.cause, -math.inf) > rule.margin]
-    named.sort(key=lambda rule: (_depth(rule, named), -scores[rule.cause]))
+    above = [rule for rule in RULES if scores.get(rule.cause, -math.inf) > rule.margin]
+    named = sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))
     causes = tuple(
         Cause(
             rule.cause,
