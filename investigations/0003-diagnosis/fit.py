@@ -9,6 +9,7 @@ run's own setting been missing where the ranges were measured: the test of a set
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/diagnosis"))
     parser.add_argument("--keep-ranges", action="store_true", help="count only")
     parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--require", action="store_true", help="fail below 80 % of faults or above 5 % of false alarms")
     asked = parser.parse_args()
     tables = runs(asked.data)
     configs = {cell.name: config_of(cell) for cell in CELLS if cell.name in tables}
@@ -148,6 +150,11 @@ def main() -> None:
                 alone = sum(row["left_out"] == row["cause"] for row in mine)
                 wrong = sorted({row["named_first"] for row in mine} - {mine[0]["cause"]})
                 print(f"{name:26} {right:3} of {len(mine):3}, left out {alone:3}  {' '.join(wrong)}")
+    named = [row["named_first"] == row["cause"] for row in rows if (row["kind"], row["split"]) == ("fault", "held out")]
+    alarms = [row["named_first"] != "none" for row in rows if (row["kind"], row["split"]) == ("healthy", "held out")]
+    print(f"\nheld out: {sum(named)} of {len(named)} faults named first, {sum(alarms)} of {len(alarms)} false alarms")
+    if asked.require and (sum(named) < 0.8 * len(named) or sum(alarms) > 0.05 * len(alarms)):
+        sys.exit("below what docs/diagnosis.md says")
 
 
 if __name__ == "__main__":

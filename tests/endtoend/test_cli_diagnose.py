@@ -11,7 +11,7 @@ from tests.endtoend.conftest import Call, process, tree
 
 STUDY = """\
 base: {config: tiny.yaml, section: iqn}
-cells: {clipped: {max_grad_norm: 1e-12}}
+cells: {named: {clipped: {max_grad_norm: 1e-12}}}
 seeds: 2
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -196,3 +197,18 @@ def test_every_rule_reads_a_range_that_was_measured():
         assert rule.quantity in healthy()
         assert set(rule.beside) <= set(healthy())
         assert set(rule.explains) <= {other.cause for other in RULES}
+
+
+def test_the_page_has_each_signal_and_rule_and_the_counts_of_the_validation():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "diagnosis.md").read_text()
+    for name in (*Signals._fields, *(rule.cause for rule in RULES)):
+        assert f"\n| `{name}` |" in page
+    held = pl.read_csv(root / "investigations" / "0003-diagnosis" / "results.csv").filter(split="held out")
+    faults, sound = held.filter(kind="fault"), held.filter(kind="healthy")
+    right = faults.filter(pl.col("named_first") == pl.col("cause")).height
+    alarms = sound.filter(pl.col("named_first") != "none").height
+    assert (
+        f"**{right} of {faults.height} faults are named first. A cause is named in {alarms} of {sound.height} runs"
+        in page
+    )
