@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: help train test lint format docs bench test-matrix clean
+.PHONY: help train test validate lint format docs bench test-matrix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -18,6 +18,10 @@ train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 
 test: $(VENV)/.installed-test  ## Run the whole test suite
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+validate: $(VENV)/.installed-test  ## Inject each fault of docs/diagnosis.md into runs and count what is named: 15 minutes on two cores
+	$(BIN)/python investigations/0003-diagnosis/run.py --out runs/diagnosis --first-seed 100 --seeds 10
+	$(BIN)/python investigations/0003-diagnosis/fit.py --data runs/diagnosis --keep-ranges --out runs/diagnosis/results.csv --require
 
 lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -421,6 +421,35 @@ def recommend(
     click.echo(f"written: section {section or store.facts['section']} of {write}")
 
 
+@cli.command()
+@click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diagnose(path: Path, as_json: bool) -> None:
+    """Name the causes of what went wrong in the run or the study in a directory, with the evidence.
+
+    It reads the signals that training measures with signals=true; see docs/diagnosis.md.
+
+    \b
+    quantilax train configs/gymnax/cartpole.yaml iqn signals=true --seeds 5 --out runs/x
+    quantilax diagnose runs/x
+    """
+    from quantilax.studies import diagnosis
+    from quantilax.studies.store import FACTS
+
+    found = (
+        diagnosis.diagnose_study(path) if (path / FACTS).exists() else {"": diagnosis.diagnose_run(path)}
+    )  # a run is a study of one cell
+    if as_json:
+        told = {cell: [diagnosis.as_json(one) for one in seeds] for cell, seeds in found.items()}
+        click.echo(json.dumps(told if list(told) != [""] else told[""], indent=2))
+        return
+    for cell, seeds in found.items():
+        if cell:
+            click.echo(f"cell {cell}")
+        for line in diagnosis.told(seeds):
+            click.echo(f"  {line}" if cell else line)
+
+
 @cli.command(name="list-runs")
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
 def list_runs(directory: Path) -> None:

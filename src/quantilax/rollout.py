@@ -1,12 +1,15 @@
 """Steps of environments: `collect` for learning, `evaluate` for measuring."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax.types import Environment, Observation, Policy, Transition
+
+Seen: TypeAlias = tuple[Float[Array, "E"], Transition, Transition]
 
 
 def collect(
@@ -32,23 +35,61 @@ def collect(
     return env_state, time_step.obs, transition
 
 
+class Episodes(NamedTuple):
+    """Episodes of an evaluation, and what is needed to compare them with what a network expected of them."""
+
+    lengths: Int[Array, "E"]
+    returns: Float[Array, "E"]
+    """Undiscounted."""
+    discounted: Float[Array, "E"]
+    """sum_t gamma^t r_t, without what would follow a cut."""
+    first: Transition
+    """The first step of each."""
+    last: Transition
+    """The last step of each."""
+
+
 def evaluate(
     env: Environment, policy: Policy, key: Key[Array, ""], episodes: int
 ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
     """Play `episodes` episodes in parallel, each counted once, to its end: (lengths, returns), undiscounted."""
+    lengths, returns, _ = _play(env, policy, key, episodes, None, lambda seen, *_: seen)
+    return lengths, returns
+
+
+def watch(
+    env: Environment, policy: Policy, key: Key[Array, ""], episodes: int, gamma: Float[Array, ""] | float
+) -> Episodes:
+    """Play the episodes that `evaluate` plays, and keep more of them."""
+
+    def see(seen: Seen, transition: Transition, active: Bool[Array, "E"], t: Int[Array, ""]) -> Seen:
+        discounted, first, last = seen
+        discounted = discounted + jnp.where(active, gamma**t * transition.reward, 0.0)
+        return discounted, _where(t == 0, transition, first), _where(active, transition, last)
+
+    nothing = jax.tree.map(lambda x: jnp.zeros((episodes, *x.shape), x.dtype), transition_spec(env))
+    lengths, returns, seen = _play(env, policy, key, episodes, (jnp.zeros(episodes), nothing, nothing), see)
+    return Episodes(lengths, returns, *seen)
+
+
+def _play(
+    env: Environment, policy: Policy, key: Key[Array, ""], episodes: int, seen: Any, see: Callable[..., Any]
+) -> tuple[Int[Array, "E"], Float[Array, "E"], Any]:
+    """Lengths, returns and what `see` made of the steps: (seen, transition, active, t) -> seen."""
 
     def unfinished(carry: tuple[Any, ...]) -> Array:
-        _, _, _, t, active, _, _ = carry
+        _, _, _, t, active, *_ = carry
         return active.any() & (t < env.max_episode_steps)
 
     def play(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        env_state, obs, key, t, active, lengths, returns = carry
+        env_state, obs, key, t, active, lengths, returns, seen = carry
         key, key_collect = jax.random.split(key)
         env_state, obs, transition = collect(env, policy, env_state, obs, key_collect)
         returns = returns + jnp.where(active, transition.reward, 0.0)
         lengths = lengths + active
+        seen = see(seen, transition, active, t)
         active = active & ~(transition.terminated | transition.truncated)
-        return env_state, obs, key, t + 1, active, lengths, returns
+        return env_state, obs, key, t + 1, active, lengths, returns, seen
 
     key_reset, key = jax.random.split(key)
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, episodes))
@@ -60,9 +101,15 @@ def evaluate(
         jnp.ones(episodes, bool),
         jnp.zeros(episodes, jnp.int32),
         jnp.zeros(episodes),
+        seen,
     )
-    *_, lengths, returns = jax.lax.while_loop(unfinished, play, carry)
-    return lengths, returns
+    *_, lengths, returns, seen = jax.lax.while_loop(unfinished, play, carry)
+    return lengths, returns, seen
+
+
+def _where(mask: Bool[Array, "*E"], new: PyTree, old: PyTree) -> PyTree:
+    """Choose by a mask over the leading axis (or by one for all)."""
+    return jax.tree.map(lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o), new, old)
 
 
 def transition_spec(env: Environment) -> Transition:

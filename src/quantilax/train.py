@@ -110,7 +110,14 @@ def segment(
     metrics = None if mean is None else measured(mean, state, iterations)
 
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
-    lengths, returns = rollout.evaluate(env, algorithm.policy(env, config, state), key, config.eval_episodes)
+    policy, signals = algorithm.policy(env, config, state), None
+    if measures_signals(algorithm, config):
+        episodes = rollout.watch(env, policy, key, config.eval_episodes, config.gamma)
+        lengths, returns = episodes.lengths, episodes.returns
+        keys = signal_keys(state)
+        signals = _strong(algorithm.signals(env, config, state, episodes, *keys))  # type: ignore[misc]
+    else:
+        lengths, returns = rollout.evaluate(env, policy, key, config.eval_episodes)
     callback = None
     if eval_callback is not None:
         key = jax.random.fold_in(state.evaluation_key, ~state.env_steps)  # no step of any evaluation
@@ -122,8 +129,20 @@ def segment(
         finite=all_finite(state.params),
         metrics=metrics,
         callback=callback,
+        signals=signals,
     )
     return state, record
+
+
+def measures_signals(algorithm: Algorithm, config: Config) -> bool:
+    """Say whether records hold `quantilax.signals.Signals`."""
+    return algorithm.signals is not None and getattr(config, "signals", False)
+
+
+def signal_keys(state: State) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """Return the key of a run's reference batch, and one for this evaluation's signals; nothing else uses them."""
+    key = jax.random.fold_in(state.evaluation_key, 2**31)  # evaluations fold in steps, callbacks ~steps
+    return jax.random.fold_in(key, 2**32 - 1), jax.random.fold_in(key, state.env_steps)
 
 
 def measured(mean: Metrics, state: State, iterations: Int[Array, ""]) -> Metrics:

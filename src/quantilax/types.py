@@ -146,6 +146,8 @@ class Record(NamedTuple):
     """None where the config says `metrics: false`."""
     callback: PyTree = None
     """What the agent's `eval_callback` returned; None without one."""
+    signals: PyTree = None
+    """A `quantilax.signals.Signals`; None unless the config says `signals: true`."""
 
 
 EvalCallback: TypeAlias = Callable[["Algorithm", Environment, Config, State, Key[Array, ""]], PyTree]
@@ -173,6 +175,12 @@ class Algorithm(NamedTuple):
     """The policy that evaluation runs."""
     quantiles: Callable[[Config, State, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None = None
     """(config, state, observation, fractions) -> Z, for one observation; None: the algorithm is not distributional."""
+    signals: Callable[[Environment, Config, State, PyTree, Key[Array, ""], Key[Array, ""]], PyTree] | None = None
+    """(env, config, state, episodes, reference_key, key) -> `quantilax.signals.Signals`; None: it measures none.
+
+    Episodes are a `quantilax.rollout.Episodes`; the first key is the same at each evaluation of a run. It is called where the
+    config has a field `signals` that is true.
+    """
 
 
 def num_actions(env: Environment) -> int:

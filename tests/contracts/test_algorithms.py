@@ -251,12 +251,15 @@ def test_what_follows_from_a_config_is_told(algo):
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
 
 
-def instructions(algo) -> int:
-    """Instructions of the compiled segment."""
+def cost(algo) -> dict[str, float]:
+    """Instructions, operations and bytes of the compiled segment, by XLA's own count."""
     algorithm, env, config = algo.arguments()
     segment = jax.jit(partial(train.segment, algorithm, env))
-    lowered = segment.lower(config, jax.eval_shape(algo.init, jax.random.key(0)), jnp.array(5))
-    return sum(" = " in line for line in lowered.compile().as_text().splitlines())
+    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
+    compiled = segment.lower(config, state, jnp.array(5)).compile()
+    counted = compiled.cost_analysis()
+    lines = sum(" = " in line for line in compiled.as_text().splitlines())
+    return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
 
 
 def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is(name, monkeypatch):
@@ -267,13 +270,53 @@ def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is
     assert_same_bits(state.params, measured_state.params)
     assert_same_bits((record.lengths, record.returns), (measured.lengths, measured.returns))
 
-    switched_off = instructions(off)
-    assert switched_off < instructions(on)
+    switched_off = cost(off)["instructions"]
+    assert switched_off < cost(on)["instructions"]
     module = sys.modules[ALGORITHMS[name].init.__module__]
     with_metrics = module.batch_loss
     monkeypatch.setattr(module, "batch_loss", lambda *args: (with_metrics(*args)[0], (0.0, 0.0)))
     jax.clear_caches()
-    assert switched_off == instructions(off), "something is still measured"
+    assert switched_off == cost(off)["instructions"], "something is still measured"
+
+
+MAY_BE_UNKNOWN = {
+    "adam_below_eps", "adam_damping", "adam_scale", "doomed_q", "end_error", "limit_deaths", "limit_error", "truncation_share",
+}  # fmt: skip
+"""Signals of which an evaluation may have nothing: no gradient step yet, no end of an episode."""
+
+
+def test_signals_are_measured_and_change_nothing_else(name):
+    on, off = tiny(name, signals=True), tiny(name)
+    state, record = on.records(jax.random.key(0))
+    unmeasured = off.records(jax.random.key(0))
+    assert unmeasured[1].signals is None
+    assert_same_bits((state, record._replace(signals=None)), unmeasured)
+    for signal, values in record.signals._asdict().items():
+        assert values is None or values.shape == (len(on.evaluation_steps),)
+        assert values is None or signal in MAY_BE_UNKNOWN or np.isfinite(values).all(), signal
+
+
+def test_signals_switched_off_leave_the_program_as_if_there_were_none(name):
+    on, off = tiny(name, signals=True), tiny(name)
+    without = tiny(name)
+    object.__setattr__(without, "algorithm", off.algorithm._replace(signals=None))
+    costs = [cost(algo) for algo in (off, without, on)]
+    assert costs[0] == costs[1]
+    assert costs[0]["instructions"] < costs[2]["instructions"]
+    assert costs[0]["flops"] < costs[2]["flops"]
+
+
+def test_measuring_signals_consumes_keys_once(name):
+    algo = tiny(name, signals=True, total_timesteps=TINY[name]["eval_freq"])
+    with jax.debug_key_reuse(True):
+        jax.jit(partial(train.train, *algo.arguments()))(jax.random.key(0))
+
+
+def test_the_reference_batch_is_the_same_at_each_evaluation(name):
+    # Nothing learned: what is measured on the reference batch alone stands still to the bit.
+    _, record = tiny(name, signals=True, learning_rate=0.0).records(jax.random.key(0))
+    for signal in ("reference_q", "action_gap", "effective_rank"):
+        assert len(set(getattr(record.signals, signal).tolist())) == 1
 
 
 def test_replay_fill_and_target_distance_are_measured_where_there_is_one(algo):

@@ -31,6 +31,6 @@ def test_a_gradient_step_computes_little_beyond_its_products_and_makes_few_passe
     assert products < measured["flops"] < 1.25 * products  # the rest: psi, the output, the loss, random numbers
 
     activations = 4 * B * (N + N_PRIME + K) * WIDTH  # bytes of one hidden layer of every row
-    # Of these, 3.9 and 1.8 are operands turned for the weights' gradients and fractions sent together (decision 0013), which costs
-    # bytes and saves a sixth of the time. That no product reads by columns is held in tests/unit/test_networks.py.
+    # Of these, 3.9 and 1.8 are operands turned for the weights' gradients and fractions sent together (decision 0013): more
+    # bytes in a sixth less time. That no product reads by columns is held in tests/unit/test_networks.py.
     assert measured["bytes accessed"] < (23.1 if share else 30.5) * activations

@@ -27,8 +27,10 @@ BELOW = {
     "networks": {"types", "pytree"},
     "replay": {"types", "pytree"},
     "rollout": {"types", "pytree"},
+    "signals": {"rollout", "normalize", "types", "pytree"},
     "envs": {"types", "pytree"},
     "algorithms": {
+        "signals",
         "losses",
         "networks",
         "replay",
@@ -42,8 +44,8 @@ BELOW = {
     },
     "train": {"algorithms", "rollout", "threads", "types", "pytree"},
     "agent": {"train", "rollout", "algorithms", "envs", "types", "pytree"},
-    "runs": {"agent", "train", "algorithms", "replay", "envs", "statistics", "threads", "types", "pytree"},
-    "studies": {"runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
+    "runs": {"signals", "agent", "train", "algorithms", "replay", "envs", "statistics", "threads", "types", "pytree"},
+    "studies": {"signals", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
     "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
 }
 """Each room, and the rooms that it may look into."""

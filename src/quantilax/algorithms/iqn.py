@@ -26,7 +26,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, fractions, losses, normalize, replay, risk, rollout
+from quantilax import exploration, fractions, losses, normalize, replay, risk, rollout, signals
 from quantilax.networks import ACTIVATIONS, MLP, ImplicitQuantileHead, in_one_pass
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
@@ -42,6 +42,7 @@ class Config:
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations", paper=0.001, ge=0, le=1)
     metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
+    signals: bool = field(False, "measure what `quantilax diagnose` reads, at evaluations; off, it costs nothing")
     num_envs: int = field(10, "environments, one step each per iteration", paper=1, ge=1)
     num_epochs: int = field(2, "gradient steps per iteration", paper=0.25, ge=1)
 
@@ -281,12 +282,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
 def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics]:
     """Take one step in each environment, then `num_epochs` gradient steps."""
     key, key_collect, key_updates = jax.random.split(state.key, 3)
-    epsilon = exploration.linear_schedule(
-        config.eps_start,
-        config.eps_end,
-        config.exploration_fraction * config.total_timesteps,
-        state.env_steps,
-    )
+    epsilon = epsilon_of(config, state)
     state = collect(env, config, replace(state, key=key), acting_policy(config, state, epsilon), key_collect)
 
     def update_once(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
@@ -302,6 +298,12 @@ def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics
         epsilon=epsilon,
     )
     return state, metrics
+
+
+def epsilon_of(config: Config, state: State) -> Float[Array, ""]:
+    """Probability of a random action, by the schedule."""
+    duration = config.exploration_fraction * config.total_timesteps
+    return exploration.linear_schedule(config.eps_start, config.eps_end, duration, state.env_steps)
 
 
 def collect(env: Environment, config: Config, state: State, act: Policy, key: Key[Array, ""]) -> State:
@@ -337,6 +339,21 @@ def loss(
         transition: (x, a, R, x'), over m steps.
         config: gamma, kappa and those of `munchausen`.
     """
+    y = targets(Z_next, Z_action, Z_before, transition, config)
+    z = Z[:, transition.action]  # (N,)
+    q = z.mean()
+    td_error = jnp.abs(y.mean() - q)
+    return losses.quantile_regression(z, tau, jax.lax.stop_gradient(y), config.kappa), (q, td_error)
+
+
+def targets(
+    Z_next: Float[Array, "N_prime A"],
+    Z_action: Float[Array, "K A"],
+    Z_before: Float[Array, "K A"] | None,
+    transition: NStep,
+    config: Config,
+) -> Float[Array, "N_prime"]:
+    """R + gamma^m Z_next at a*, the best action by Z_action; with `munchausen` its soft form."""
     q_next, reward = Z_action.mean(axis=0), transition.reward
     if Z_before is None:
         a_star = jnp.argmax(q_next)
@@ -348,11 +365,7 @@ def loss(
         bonus = losses.scaled_log_softmax(Z_before.mean(axis=0), t)[transition.action]
         reward = reward + config.munchausen_alpha * jnp.clip(bonus, config.munchausen_clip, 0)
     gamma_m = config.gamma**transition.steps
-    targets = reward + gamma_m * transition.discount * future
-    z = Z[:, transition.action]  # (N,)
-    q = z.mean()
-    td_error = jnp.abs(targets.mean() - q)
-    return losses.quantile_regression(z, tau, jax.lax.stop_gradient(targets), config.kappa), (q, td_error)
+    return reward + gamma_m * transition.discount * future
 
 
 def batch_loss(
@@ -364,6 +377,22 @@ def batch_loss(
     config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Mean of `loss` over a batch; every example draws its own fractions, or shares them (`share_tau`)."""
+    tau, Z, Z_next, Z_action, Z_before = forward(params, target_params, network, batch, key, config)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
+        Z, Z_next, Z_action, Z_before, tau, batch, config
+    )
+    return value.mean(), (q.mean(), td_error.mean())
+
+
+def forward(
+    params: PyTree,
+    target_params: PyTree,
+    network: nnx.GraphDef,
+    batch: NStep,
+    key: Key[Array, ""],
+    config: Config,
+) -> Any:
+    """Return tau, Z, Z_next, Z_action and Z_before of a batch, as `loss` takes them."""
     online, target = nnx.merge(network, params), nnx.merge(network, target_params)
     shape = () if config.share_tau else batch.reward.shape
     numbers = config.num_tau_samples, config.num_tau_prime_samples, config.num_quantile_samples
@@ -377,12 +406,7 @@ def batch_loss(
         Z_next, Z_action = in_one_pass(target.Z, psi_next, tau_prime, tau_action)
     Z_before = target.Z(jax.vmap(target.psi)(batch.obs), tau_action) if config.munchausen else None  # (B, K, A)
     Z = online.Z(jax.vmap(online.psi)(batch.obs), tau)  # (B, N, A)
-
-    tau = jnp.broadcast_to(tau, Z.shape[:-1])  # (B, N)
-    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
-        Z, Z_next, Z_action, Z_before, tau, batch, config
-    )
-    return value.mean(), (q.mean(), td_error.mean())
+    return jnp.broadcast_to(tau, Z.shape[:-1]), Z, Z_next, Z_action, Z_before
 
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
@@ -441,4 +465,67 @@ def policy(env: Environment, config: Config, state: State) -> Policy:
     return acting_policy(config, state, config.eval_epsilon)
 
 
-ALGORITHM = Algorithm("iqn", Config, init, step, policy, quantiles)
+def measure_signals(
+    env: Environment,
+    config: Config,
+    state: State,
+    episodes: rollout.Episodes,
+    reference_key: Key[Array, ""],
+    key: Key[Array, ""],
+) -> signals.Signals:
+    """Hand over what `quantilax.signals` measures with."""
+
+    def draw(key: Key[Array, ""], size: int) -> NStep:
+        return normalize.transitions(state.normalizer, replay.sample(state.replay, key, size, config.gamma))
+
+    def mean_loss(params: PyTree, batch: NStep, key: Key[Array, ""]) -> Float[Array, ""]:
+        return batch_loss(params, state.target_params, state.network, batch, key, config)[0]
+
+    def errors(
+        params: PyTree, batch: NStep, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
+        _, Z, Z_next, Z_action, Z_before = forward(params, state.target_params, state.network, batch, key, config)
+        y = jax.vmap(targets, in_axes=(0, 0, 0, 0, None))(Z_next, Z_action, Z_before, batch, config)  # (B, N')
+        z = jax.vmap(lambda Z, action: Z[:, action])(Z, batch.action)  # (B, N)
+        return y[:, None, :] - z[:, :, None], z.mean(axis=1)
+
+    def quantiles_of(params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        network = nnx.merge(state.network, params)
+        return network.Z(network.psi(obs), tau)
+
+    rows = state.replay.rows  # (T, E)
+    filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
+    learner = signals.Learner(
+        params=state.params,
+        target_params=state.target_params,
+        draw=draw,
+        loss=mean_loss,
+        errors=errors,
+        quantiles=quantiles_of,
+        values=lambda params, obs: quantiles_of(params, obs, signals.midpoints(signals.NUM_FRACTIONS)).mean(axis=0),
+        features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
+        behave=acting_policy(config, state, epsilon_of(config, state)),
+        greedy=acting_policy(config, state, 0.0),
+        experience=signals.Experience(
+            rows.action,
+            normalize.rewards(state.normalizer, rows.reward),
+            rows.terminated,
+            rows.truncated,
+            is_there=jnp.broadcast_to(filled, rows.reward.shape),
+        ),
+        is_replay=True,
+        optimizer=optimizer(config),
+        optimizer_state=state.optimizer_state,
+        gradient_steps=state.gradient_steps,
+        adam_eps=config.adam_eps,
+        max_grad_norm=config.max_grad_norm,
+        batch_size=config.batch_size,
+        num_quantile_samples=config.num_quantile_samples,
+        kappa=config.kappa,
+        gamma=config.gamma,
+        normalizer=state.normalizer,
+    )
+    return signals.measure(env, learner, episodes, reference_key, key)
+
+
+ALGORITHM = Algorithm("iqn", Config, init, step, policy, quantiles, measure_signals)

@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, losses, normalize, rollout
+from quantilax import exploration, losses, normalize, rollout, signals
 from quantilax.networks import ACTIVATIONS, MLP, QHead
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -37,6 +37,7 @@ class Config:
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations", ge=0, le=1)
     metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
+    signals: bool = field(False, "measure what `quantilax diagnose` reads, at evaluations; off, it costs nothing")
     num_envs: int = field(32, "E, environments", paper=128, ge=1)
     num_steps: int = field(64, "T, steps of each environment per iteration", paper=32, ge=1)
     num_epochs: int = field(4, "passes over what an iteration collected", paper=2, ge=1)
@@ -178,17 +179,9 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
 def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics]:
     """Collect T steps in each environment, compute the lambda-returns, and go over them `num_epochs` times."""
     key, key_collect, key_epochs = jax.random.split(state.key, 3)
-    epsilon = exploration.linear_schedule(
-        config.eps_start,
-        config.eps_end,
-        config.exploration_fraction * config.total_timesteps,
-        state.env_steps,
-    )
+    epsilon = epsilon_of(config, state)
     state, transitions = collect(env, config, replace(state, key=key), epsilon, key_collect)
-    transitions = normalize.transitions(state.normalizer, transitions)
-    targets = lambda_targets(config, state, transitions)
-    rows = (transitions.obs, transitions.action, targets)
-    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)  # (T E, ...)
+    rows = rows_of(config, state, normalize.transitions(state.normalizer, transitions))
 
     def epoch(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
         order = jax.random.permutation(key, config.steps_per_iteration).reshape(config.num_minibatches, -1)
@@ -204,6 +197,12 @@ def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics
         epsilon=epsilon,
     )
     return state, metrics
+
+
+def epsilon_of(config: Config, state: State) -> Float[Array, ""]:
+    """Probability of a random action, by the schedule."""
+    duration = config.exploration_fraction * config.total_timesteps
+    return exploration.linear_schedule(config.eps_start, config.eps_end, duration, state.env_steps)
 
 
 def collect(
@@ -224,6 +223,13 @@ def collect(
         return state, transition
 
     return jax.lax.scan(one, state, jax.random.split(key, config.num_steps))
+
+
+def rows_of(config: Config, state: State, transitions: Transition) -> tuple[Observation, Array, Array]:
+    """What is learned from, with one leading axis T E: observations, actions and targets."""
+    rows = (transitions.obs, transitions.action, lambda_targets(config, state, transitions))
+    flat: tuple[Observation, Array, Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    return flat
 
 
 def lambda_targets(config: Config, state: State, transitions: Transition) -> Float[Array, "T E"]:
@@ -282,4 +288,66 @@ def policy(env: Environment, config: Config, state: State) -> Policy:
     return acting_policy(config, state, config.eval_epsilon)
 
 
-ALGORITHM = Algorithm("pqn", Config, init, step, policy)
+def measure_signals(
+    env: Environment,
+    config: Config,
+    state: State,
+    episodes: rollout.Episodes,
+    reference_key: Key[Array, ""],
+    key: Key[Array, ""],
+) -> signals.Signals:
+    """Hand over what `quantilax.signals` measures with: there is no replay, so an iteration is collected and thrown away."""
+    key_collect, key = jax.random.split(key)
+    _, collected = collect(env, config, state, epsilon_of(config, state), key_collect)
+    transitions = normalize.transitions(state.normalizer, collected)
+    rows = rows_of(config, state, transitions)
+
+    def draw(key: Key[Array, ""], size: int) -> PyTree:
+        index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
+        return jax.tree.map(lambda x: x[index], rows)
+
+    def mean_loss(params: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
+        return batch_loss(params, state.network, batch)[0]
+
+    def errors(params: PyTree, batch: PyTree, key: Key[Array, ""]) -> tuple[Float[Array, "B 1 1"], Float[Array, "B"]]:
+        obs, action, target = batch
+        q = jax.vmap(lambda x, a: q_of(params, x)[a])(obs, action)
+        return (target - q)[:, None, None], q
+
+    def q_of(params: PyTree, obs: Observation) -> Float[Array, "A"]:
+        return nnx.merge(state.network, params)(obs)
+
+    learner = signals.Learner(
+        params=state.params,
+        target_params=None,
+        draw=draw,
+        loss=mean_loss,
+        errors=errors,
+        quantiles=None,
+        values=q_of,
+        features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
+        behave=acting_policy(config, state, epsilon_of(config, state)),
+        greedy=acting_policy(config, state, 0.0),
+        experience=signals.Experience(
+            transitions.action,
+            transitions.reward,
+            transitions.terminated,
+            transitions.truncated,
+            is_there=jnp.ones_like(transitions.terminated),
+        ),
+        is_replay=False,
+        optimizer=optimizer(config),
+        optimizer_state=state.optimizer_state,
+        gradient_steps=state.gradient_steps,
+        adam_eps=1e-8,  # optax's for RAdam
+        max_grad_norm=config.max_grad_norm,
+        batch_size=config.steps_per_iteration // config.num_minibatches,
+        num_quantile_samples=1,
+        kappa=float("inf"),
+        gamma=config.gamma,
+        normalizer=state.normalizer,
+    )
+    return signals.measure(env, learner, episodes, reference_key, key)
+
+
+ALGORITHM = Algorithm("pqn", Config, init, step, policy, signals=measure_signals)

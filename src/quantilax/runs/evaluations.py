@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from quantilax.signals import Signals
 from quantilax.statistics import iqm
 from quantilax.types import Metrics, Record
 
 COLUMNS = (
     "seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", *Metrics._fields, "seconds",
 )  # fmt: skip
-"""Of every seed's row; the numbers that an `eval_callback` returned stand before `seconds`, as `callback/<name>`."""
+"""Of every seed's row; before `seconds` stand the fields of `quantilax.signals.Signals`, where they are measured, and the
+numbers that an `eval_callback` returned, as `callback/<name>`."""
 
 
 class Evaluation(NamedTuple):
@@ -56,6 +58,7 @@ def entry(seeds: list[int], evaluation: Evaluation, is_first: bool) -> Entry:
         "return_min": returns.min(axis=1),
         "length_mean": lengths.mean(axis=1),
         **_metrics(record.metrics, is_first),
+        **_signals(record.signals),
         **_numbers(record.callback, len(seeds)),
     }
     rows = [
@@ -108,6 +111,12 @@ def _metrics(metrics: Metrics | None, is_first: bool) -> dict[str, np.ndarray | 
         name: None if value is None or (is_first and name not in at_the_end) else np.asarray(value)
         for name, value in values.items()
     }
+
+
+def _signals(signals: Signals | None) -> dict[str, np.ndarray | None]:
+    """Columns of the signals; none where they are not measured."""
+    found = {} if signals is None else signals._asdict()
+    return {name: None if value is None else np.asarray(value) for name, value in found.items()}
 
 
 def _numbers(callback: Any, seeds: int) -> dict[str, np.ndarray]:

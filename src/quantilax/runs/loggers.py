@@ -139,22 +139,32 @@ class Parquet:
 
     def _add(self, entry: Entry) -> None:
         self.entries += 1
-        for row, returns, lengths in zip(entry.seeds, entry.returns, entry.lengths, strict=True):
-            self.rows.append({**row, "returns": returns.tolist(), "lengths": lengths.tolist()})
+        self.rows += rows(entry)
 
     def _write(self) -> None:
-        import polars as pl  # takes a good part of a second
-
-        types: dict[str, Any] = dict.fromkeys(self.rows[0], pl.Float64)
-        types |= {"seed": pl.Int64, "env_step": pl.Int64, "returns": pl.List(pl.Float32), "lengths": pl.List(pl.Int32)}
-        table = pl.DataFrame(self.rows, schema=types)
+        written = table(self.rows)
         aside = self.path.with_name(self.name + ".partial")
         try:
-            table.write_parquet(aside)
+            written.write_parquet(aside)
             aside.replace(self.path)
         finally:
             aside.unlink(missing_ok=True)
         self.written = self.entries
+
+
+def rows(entry: Entry) -> list[dict[str, Any]]:
+    """Rows of `evaluations.parquet`: those of the seeds, with every episode's return and length."""
+    parts = zip(entry.seeds, entry.returns, entry.lengths, strict=True)
+    return [{**row, "returns": returns.tolist(), "lengths": lengths.tolist()} for row, returns, lengths in parts]
+
+
+def table(rows: list[dict[str, Any]]) -> "pl.DataFrame":  # type: ignore[name-defined]
+    """Put `rows` of all evaluations into a frame, with the types of `evaluations.parquet`."""
+    import polars as pl  # takes a good part of a second
+
+    types: dict[str, Any] = dict.fromkeys(rows[0], pl.Float64)
+    types |= {"seed": pl.Int64, "env_step": pl.Int64, "returns": pl.List(pl.Float32), "lengths": pl.List(pl.Int32)}
+    return pl.DataFrame(rows, schema=types)
 
 
 class TensorBoard:

@@ -29,10 +29,11 @@ from quantilax.studies.dependence import dependence, fingerprint
 from quantilax.studies.findings import Finding, Severity
 from quantilax.types import Record, State
 
-LOOP = ("total_timesteps", "eval_freq", "eval_episodes", "metrics")
-"""Fields that say how long to run and what to measure: not looked at here."""
+LOOP = ("total_timesteps", "eval_freq", "eval_episodes")
+"""Fields that say how long to run and how much to measure: not looked at here."""
 
 CURVE = "the curve"
+OF_THE_STATE = " of the state"
 TRIAL_STEPS = 256
 """Environment steps after the warm-up that every comparison takes."""
 STEPS = 1_000
@@ -49,6 +50,8 @@ class Program(NamedTuple):
     """For each field that is a leaf, the outputs that it may influence: the curve, metrics, parts of the final state."""
     curve: bytes
     """Hash of all that the curve needs."""
+    measured: frozenset[str]
+    """Outputs other than the final state."""
 
 
 def program(agent: Agent) -> Program:
@@ -67,17 +70,19 @@ def program(agent: Agent) -> Program:
         for path in (paths[i] for i in positions if paths[i][0].idx == 1):
             reaches[path[1].name].add(output)
     curve = fingerprint(jaxpr, [i for i, output in enumerate(outputs) if output == CURVE])
-    return Program({name: frozenset(found) for name, found in reaches.items()}, curve)
+    measured = frozenset(output for output in outputs if not output.endswith(OF_THE_STATE))
+    return Program({name: frozenset(found) for name, found in reaches.items()}, curve, measured)
 
 
 def _output(path: tuple[Any, ...]) -> str:
     """What an output of `train` is called."""
     names = [jax.tree_util.keystr((part,), simple=True) for part in path]
     if path[0].idx == 0:
-        return f"{names[1]} of the state" if len(names) > 1 else "the state"
+        return (names[1] if len(names) > 1 else "all") + OF_THE_STATE
     if names[1] in ("lengths", "returns"):
         return CURVE
-    return f"the metric {names[2]}" if names[1] == "metrics" and len(names) > 2 else names[1]
+    measured = {"metrics": "metric", "signals": "signal"}
+    return f"the {measured[names[1]]} {names[2]}" if names[1] in measured and len(names) > 2 else names[1]
 
 
 def alternatives(agent: Agent, name: str) -> list[Any]:
@@ -210,9 +215,12 @@ def _reaches_curve(programs: Programs, leaf: str, name: str, value: Any) -> bool
 
 
 def _is_same(programs: Programs, a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Say whether two variants have a program each, the same as far as the curve needs it."""
+    """Say whether two variants have a program each, the same as far as the curve needs it, and measure the same.
+
+    A switch that adds something to what is measured, as `metrics` does, has that effect and need have no other.
+    """
     one, other = programs.of(**a), programs.of(**b)
-    return one is not None and other is not None and one.curve == other.curve
+    return one is not None and other is not None and (one.curve, one.measured) == (other.curve, other.measured)
 
 
 def _matters(programs: Programs, changes: dict[str, Any], name: str, value: Any) -> bool:

@@ -1,0 +1,161 @@
+"""Measure the ranges of healthy runs, and count what is named: the confusion matrix.
+
+python investigations/0003-diagnosis/fit.py --data runs/diagnosis     # ranges from the first half of the first seeds
+
+Seeds below 10 set the ranges ("fitted"), those from 10 to 99 were in view while rules and margins were chosen ("seen"), those
+from 100 on were trained when all was decided ("held out"). `left_out` says what would have been named first had the
+run's own setting been missing where the ranges were measured: the test of a setting that is new.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import polars as pl
+from faults import CELLS, FAULTS, MILDER, Cell
+
+from quantilax import pytree
+from quantilax.runs.directory import provenance
+from quantilax.studies import diagnosis
+
+HERE = Path(__file__).parent
+RANGES = Path(diagnosis.__file__).with_name("healthy.csv")
+FITTED, SEEN = 10, 100
+
+Ranges = dict[str, tuple[float, float, int]]
+"""Least, largest and number of runs, by quantity."""
+
+
+def runs(data: Path) -> dict[str, pl.DataFrame]:
+    """All evaluations, by cell."""
+    parts: dict[str, list[pl.DataFrame]] = {}
+    for file in sorted(data.glob("*.parquet")):
+        table = pl.read_parquet(file)
+        parts.setdefault(table["cell"][0], []).append(table)
+    return {cell: pl.concat(tables, how="diagonal").sort("seed", "env_step") for cell, tables in parts.items()}
+
+
+def config_of(cell: Cell) -> dict:
+    """Every hyperparameter of a cell, as `config.yaml` would have them."""
+    return pytree.to_dict(cell.agent().config)
+
+
+def medians(table: pl.DataFrame, config: dict) -> list[dict[str, float]]:
+    """Of each seed's quantities."""
+    found = []
+    for _, rows in table.group_by("seed", maintain_order=True):
+        made = diagnosis.quantities(rows, config)
+        found.append({n: diagnosis._median(made[n]) for n in made.columns if made[n].dtype == pl.Float64})
+    return found
+
+
+def ranges(healthy: dict[str, list[dict[str, float]]]) -> Ranges:
+    """Least and largest median over healthy runs."""
+    every: dict[str, list[float]] = {}
+    for rows in healthy.values():
+        for row in rows:
+            for name, value in row.items():
+                if value == value and name != "seconds":
+                    every.setdefault(name, []).append(value)
+    return {name: (min(values), max(values), len(values)) for name, values in every.items()}
+
+
+def write_ranges(found: Ranges, cells: list[str]) -> None:
+    """Into the package."""
+    made = provenance()
+    with RANGES.open("w", newline="") as file:
+        file.write(
+            "# Least and largest median of a run over healthy runs, by quantity (quantilax.studies.diagnosis).\n"
+        )
+        file.write(f"# investigations/0003-diagnosis/fit.py; commit {made['commit']}; jax {made['versions']['jax']}\n")
+        file.write(f"# seeds 0 to {FITTED - 1} of each of: {'; '.join(cells)}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["quantity", "low", "high", "runs"])
+        for name, (low, high, count) in found.items():
+            writer.writerow([name, f"{low:.4g}", f"{high:.4g}", count])
+
+
+def use(found: Ranges) -> None:
+    """Let the diagnosis judge by these."""
+    made = {name: diagnosis.Range(low, high) for name, (low, high, _) in found.items()}
+    diagnosis.healthy = lambda: made
+
+
+def kind(cell: Cell) -> str:
+    """What a cell is in the table."""
+    return "fault" if cell in FAULTS else "milder fault" if cell in MILDER else "healthy"
+
+
+def split(seed: int) -> str:
+    """What a seed was used for."""
+    return "fitted" if seed < FITTED else "seen" if seed < SEEN else "held out"
+
+
+def first(one: diagnosis.Diagnosis) -> str:
+    """Cause that is named first."""
+    return one.causes[0].cause if one.causes else "none"
+
+
+def main() -> None:
+    """Set the ranges, count, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("runs/diagnosis"))
+    parser.add_argument("--keep-ranges", action="store_true", help="count only")
+    parser.add_argument("--out", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--require", action="store_true", help="fail below 80 % of faults or above 5 % of false alarms")
+    asked = parser.parse_args()
+    tables = runs(asked.data)
+    configs = {cell.name: config_of(cell) for cell in CELLS if cell.name in tables}
+    healthy = {
+        cell.name: medians(tables[cell.name].filter(pl.col("seed") < FITTED), configs[cell.name])
+        for cell in CELLS
+        if cell.cause is None and cell.name in tables
+    }
+    if not asked.keep_ranges:
+        write_ranges(ranges(healthy), list(healthy))
+        diagnosis.healthy.cache_clear()
+    rows = []
+    shipped = {name: (low, high, 0) for name, (low, high) in diagnosis.healthy().items()}
+    for cell in (cell for cell in CELLS if cell.name in tables):
+        use(shipped)
+        found = diagnosis.diagnose(tables[cell.name], configs[cell.name])
+        without = found
+        if cell.cause is None and not asked.keep_ranges:
+            use(ranges({name: some for name, some in healthy.items() if name != cell.name}))
+            without = diagnosis.diagnose(tables[cell.name], configs[cell.name])
+        for one, other in zip(found, without, strict=True):
+            rows.append(
+                {
+                    "cell": cell.name,
+                    "kind": kind(cell),
+                    "cause": cell.cause or "none",
+                    "seed": one.seed,
+                    "split": split(one.seed),
+                    "outcome": one.outcome.word,
+                    "named_first": first(one),
+                    "named": " ".join(f"{c.cause}:{c.score:.2f}" for c in one.causes),
+                    "left_out": first(other),
+                    "best": round(one.outcome.best, 3),
+                    "last": round(one.outcome.last, 3),
+                }
+            )
+    pl.DataFrame(rows).write_csv(asked.out)
+    for part in ("fitted", "seen", "held out"):
+        print(f"\n{part}")
+        for name in dict.fromkeys(row["cell"] for row in rows):
+            mine = [row for row in rows if row["cell"] == name and row["split"] == part]
+            if mine:
+                right = sum(row["named_first"] == row["cause"] for row in mine)
+                alone = sum(row["left_out"] == row["cause"] for row in mine)
+                wrong = sorted({row["named_first"] for row in mine} - {mine[0]["cause"]})
+                print(f"{name:26} {right:3} of {len(mine):3}, left out {alone:3}  {' '.join(wrong)}")
+    named = [row["named_first"] == row["cause"] for row in rows if (row["kind"], row["split"]) == ("fault", "held out")]
+    alarms = [row["named_first"] != "none" for row in rows if (row["kind"], row["split"]) == ("healthy", "held out")]
+    print(f"\nheld out: {sum(named)} of {len(named)} faults named first, {sum(alarms)} of {len(alarms)} false alarms")
+    if asked.require and (sum(named) < 0.8 * len(named) or sum(alarms) > 0.05 * len(alarms)):
+        sys.exit("below what docs/diagnosis.md says")
+
+
+if __name__ == "__main__":
+    main()

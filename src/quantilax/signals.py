@@ -1,0 +1,490 @@
+"""Signals: what is measured at an evaluation so that `quantilax diagnose` can tell why a run goes wrong.
+
+A pure observer: `measure` takes what an algorithm knows (`Learner`), draws with keys of its own, and changes nothing. The
+formulas stand here, one function each; an algorithm's file only hands over its parts.
+
+| symbol | here | meaning |
+|---|---|---|
+| R | `reference` | transitions of random actions, the same at each evaluation of a run |
+| g, g_m | | gradient of the loss, before clipping; that of the m-th part |
+| Q, Q^- | | expected return by the online and the target network, in the units that the network learns |
+| G | | discounted return of an evaluation's episode, in the same units |
+| rms(Q) | | root of the mean of Q^2 over R: what makes values relative |
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from quantilax import normalize, rollout
+from quantilax.types import Environment, Observation, Policy, Transition, num_actions
+
+REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
+"""|R| is their product."""
+PARTS, PART = 16, 32
+"""Gradients, of so many transitions each, for the noise of the gradient."""
+UPDATES = 8
+"""Gradient steps tried, each from the run's own state."""
+NUM_FRACTIONS = 16
+"""Midpoints at which Z is taken where fractions are not drawn."""
+DRAWS = 8
+"""Actions drawn for each observation, to see how much is explored."""
+DORMANT = 0.025
+"""Share of its layer's mean activation below which a unit counts as dormant (Sokar et al. 2023)."""
+SMALL = 1e-12
+
+
+class Signals(NamedTuple):
+    """Numbers of one evaluation; None where an algorithm has no such thing, NaN where this evaluation has none.
+
+    "Relative" is: over rms(Q). Nothing here depends on the unit of the rewards but what says "learned units".
+    """
+
+    gradient_signal: Float[Array, ""]
+    """|E g|^2, unbiased, so that it may be negative: see `noise_parts`."""
+    gradient_noise: Float[Array, ""]
+    """Trace of the covariance of one transition's gradient: see `noise_parts`."""
+    clip_share: Float[Array, ""]
+    """Share of gradients that are clipped."""
+    clip_factor: Float[Array, ""]
+    """Mean of what is left of a gradient's norm: min(1, max_grad_norm / |g|)."""
+    update_ratio: Float[Array, ""]
+    """|step| / |theta| of a gradient step."""
+    adam_below_eps: Float[Array, ""]
+    """Share of the parameters with a gradient whose sqrt(v), bias-corrected, is below Adam's epsilon."""
+    adam_damping: Float[Array, ""]
+    """What Adam's epsilon leaves of its step: see `damping`."""
+    adam_scale: Float[Array, ""]
+    """Median of that sqrt(v)."""
+    overshoot: Float[Array, ""]
+    """Share of its batch's error that a gradient step removes; above 1 it turns errors round: see `overshoot`."""
+    loss_ratio: Float[Array, ""]
+    """Loss on a gradient step's own batch, after over before."""
+    policy_churn: Float[Array, ""]
+    """Share of R whose greedy action a gradient step changes."""
+    value_churn: Float[Array, ""]
+    """Mean change of Q over R by a gradient step, relative."""
+
+    reference_q: Float[Array, ""]
+    """Mean of Q over R and actions, learned units."""
+    reference_q_target: Float[Array, ""] | None
+    """Mean of Q^- over R and actions, learned units; R is fixed, so it stands still if the target does."""
+    target_lag: Float[Array, ""] | None
+    """Mean of |Q - Q^-| over R, relative."""
+    target_disagreement: Float[Array, ""] | None
+    """Share of R where Q and Q^- choose different actions."""
+    action_gap: Float[Array, ""]
+    """Mean over R of best less second-best Q, relative."""
+    decision_snr: Float[Array, ""] | None
+    """Median over R of action gap / sqrt(Var_tau[Z_1 - Z_2] / K)."""
+    reference_error: Float[Array, ""]
+    """Mean of |r + gamma max Q^-(x') - Q(x, a)| over R, relative: what the run has forgotten, or never learned."""
+    replay_error: Float[Array, ""]
+    """Mean of |expected target - Q| over what it learns from, relative."""
+    value_bound: Float[Array, ""]
+    """Largest |Q| over R and the first states / (largest |r| / (1 - gamma)): above 1 no such return exists."""
+    doomed_q: Float[Array, ""]
+    """Largest of |Q - r| over R's terminal steps, relative; it should be near 0. NaN where R has none."""
+
+    terminal_share: Float[Array, ""]
+    """Share of what it learns from that ends an episode for good."""
+    truncation_share: Float[Array, ""]
+    """Truncated / all ends among what it learns from; NaN where there is no end."""
+    replay_episodes: Float[Array, ""] | None
+    """Ends of episodes in the replay."""
+    action_entropy: Float[Array, ""]
+    """Entropy of the actions that it learns from, over log A: 1 is uniform."""
+    exploration: Float[Array, ""]
+    """Share of actions, taken over R as training takes them now, that are not the greedy ones at the same fractions."""
+
+    start_q: Float[Array, ""]
+    """Mean over episodes of Q of their first step, learned units."""
+    start_return: Float[Array, ""]
+    """Mean of G over the same, learned units."""
+    bias: Float[Array, ""]
+    """(start_q - start_return) / rms of G."""
+    end_error: Float[Array, ""]
+    """Mean of |Q - r| at the last steps of episodes that terminate before the time limit, over rms of G."""
+    limit_reached: Float[Array, ""]
+    """Share of episodes that last to the time limit."""
+    limit_deaths: Float[Array, ""]
+    """Share of those that are told as terminated; NaN where there are none."""
+    limit_error: Float[Array, ""]
+    """Mean of (Q - r) at the last steps of these, over rms of G: what the network thought was to come."""
+    calibration: Float[Array, ""] | None
+    """Mean over tau of |P(G <= Z_tau) - tau| at first steps."""
+    spread_predicted: Float[Array, ""] | None
+    """Mean interquartile range of Z at first steps, over rms of G."""
+    spread_observed: Float[Array, ""]
+    """Interquartile range of G, over rms of G."""
+    crossing: Float[Array, ""] | None
+    """Share of neighbouring fractions whose Z of the greedy action falls, over R."""
+    huber_share: Float[Array, ""] | None
+    """P(|delta| > kappa)."""
+    huber_scale: Float[Array, ""] | None
+    """Mean |delta| / kappa."""
+
+    dormant: Float[Array, ""]
+    """Share of psi's units that are dormant over R: see `dormant_share`."""
+    effective_rank: Float[Array, ""]
+    """Effective rank of psi over R, over its width: see `effective_rank`."""
+
+
+class Experience(NamedTuple):
+    """Steps without their observations; rewards in learned units. Rows that hold none are `~is_there`."""
+
+    action: Int[Array, "*rows"]
+    reward: Float[Array, "*rows"]
+    terminated: Bool[Array, "*rows"]
+    truncated: Bool[Array, "*rows"]
+    is_there: Bool[Array, "*rows"]
+
+
+class Learner(NamedTuple):
+    """What an algorithm hands to `measure`; unless told otherwise observations are normalised, values in learned units."""
+
+    params: PyTree
+    target_params: PyTree
+    """None: there is no target network."""
+    draw: Callable[[Key[Array, ""], int], PyTree]
+    """(key, n) -> a batch of n, as training draws them."""
+    loss: Callable[[PyTree, PyTree, Key[Array, ""]], Float[Array, ""]]
+    """(params, batch, key) -> mean loss."""
+    errors: Callable[[PyTree, PyTree, Key[Array, ""]], tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]]
+    """(params, batch, key) -> (target less estimate of each pair of fractions, Q of the actions taken)."""
+    quantiles: Callable[[PyTree, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None
+    """(params, observation, tau) -> Z; None: not distributional."""
+    values: Callable[[PyTree, Observation], Float[Array, "A"]]
+    """(params, observation) -> Q."""
+    features: Callable[[PyTree, Observation], Float[Array, "F"]]
+    """(params, observation) -> psi, after its last activation."""
+    behave: Policy
+    """How training acts now, on an observation of the environment."""
+    greedy: Policy
+    """The same without exploration: with the same key it draws the same fractions."""
+    experience: Experience
+    """All that it can learn from now."""
+    is_replay: bool
+    """`experience` is a replay, so that the number of its episodes says something."""
+    optimizer: optax.GradientTransformation
+    optimizer_state: PyTree
+    gradient_steps: Int[Array, ""]
+    adam_eps: Float[Array, ""] | float
+    max_grad_norm: Float[Array, ""] | float
+    batch_size: int
+    num_quantile_samples: int
+    """K of the acting policy."""
+    kappa: Float[Array, ""] | float
+    gamma: Float[Array, ""] | float
+    normalizer: normalize.Normalizer
+
+
+def measure(
+    env: Environment, learner: Learner, episodes: rollout.Episodes, reference_key: Key[Array, ""], key: Key[Array, ""]
+) -> Signals:
+    """Measure all signals.
+
+    Args:
+        env: that of training.
+        learner: what the algorithm knows.
+        episodes: those of the evaluation.
+        reference_key: the same at each evaluation of a run.
+        key: another one at each.
+    """
+    key_reference, key_explore = jax.random.split(reference_key)
+    key_gradient, key_updates, key_errors = jax.random.split(key, 3)
+    raw = reference(env, key_reference)
+    R = normalize.transitions(learner.normalizer, raw)
+    return Signals(
+        **_of_the_gradient(learner, key_gradient),
+        **_of_updates(learner, R, key_updates),
+        **_of_values(learner, R, episodes),
+        **_of_errors(learner, R, key_errors),
+        **_of_experience(learner.experience, num_actions(env), learner.is_replay),
+        exploration=_exploration(learner, raw.obs, key_explore),
+        **_of_episodes(learner, episodes, env.max_episode_steps),
+        **_of_features(jax.vmap(partial(learner.features, learner.params))(R.obs)),
+    )
+
+
+def reference(env: Environment, key: Key[Array, ""]) -> Transition:
+    """R: `REFERENCE_ENVS` x `REFERENCE_STEPS` transitions of random actions, on one axis, as the environment gives them."""
+
+    def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
+        return jax.random.randint(key, (), 0, num_actions(env))
+
+    def one(carry: tuple[PyTree, Observation], key: Key[Array, ""]) -> tuple[tuple[PyTree, Observation], Transition]:
+        env_state, obs, transition = rollout.collect(env, act, *carry, key)
+        return (env_state, obs), transition
+
+    key_reset, key_steps = jax.random.split(key)
+    start = jax.vmap(env.reset)(jax.random.split(key_reset, REFERENCE_ENVS))
+    _, transitions = jax.lax.scan(one, start, jax.random.split(key_steps, REFERENCE_STEPS))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+
+
+def noise_parts(
+    mean_square: Float[Array, ""], square_of_mean: Float[Array, ""], parts: int, size: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Signal G2 = |E g|^2 and noise S = tr Cov of one transition's gradient, both unbiased, from M gradients of b transitions:
+
+        S  = b M / (M - 1) (mean_m |g_m|^2 - |mean_m g_m|^2)
+        G2 = |mean_m g_m|^2 - S / (M b)
+
+    A batch of B has the noise S / B beside the signal G2; B = S / G2 is the simple noise scale. For M = 2 these are
+    S = b |g_1 - g_2|^2 / 2 and G2 = g_1 . g_2. Source: McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, appendix A.
+    """
+    noise = size * parts / (parts - 1) * (mean_square - square_of_mean)
+    return square_of_mean - noise / (parts * size), noise
+
+
+def overshoot(before: Float[Array, "B"], after: Float[Array, "B"]) -> Float[Array, ""]:
+    """Share of the errors that a step removes, `1 - sum(before after) / sum(before^2)`: 0 nothing, 1 all, 2 turned round."""
+    return 1 - jnp.sum(before * after) / (jnp.sum(before**2) + SMALL)
+
+
+def damping(m: Float[Array, "P"], sqrt_v: Float[Array, "P"], eps: Float[Array, ""] | float) -> Float[Array, ""]:
+    """What epsilon leaves of Adam's step, |m / (sqrt(v) + eps)| / |m / sqrt(v)|: 1 where it does not matter."""
+    whole = jnp.where(sqrt_v > 0, m / jnp.where(sqrt_v > 0, sqrt_v, 1.0), 0.0)
+    return optax.tree.norm(whole * sqrt_v / (sqrt_v + eps)) / (optax.tree.norm(whole) + SMALL)
+
+
+def rms(x: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """Root of the mean square, never 0."""
+    return jnp.sqrt(jnp.mean(x**2) + SMALL)
+
+
+def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
+    """Best less second-best value; NaN where there is one action."""
+    if q.shape[0] < 2:
+        return jnp.full((), jnp.nan)
+    best, second = jax.lax.top_k(q, 2)[0]
+    return best - second
+
+
+def decision_snr(Z: Float[Array, "N A"], num_samples: int) -> Float[Array, ""]:
+    """Action gap over the standard error that K drawn fractions give it: gap / sqrt(Var_tau[Z_1 - Z_2] / K).
+
+    Z_1 and Z_2 are those of the two best actions, at the same fractions, as the acting policy draws them.
+    """
+    if Z.shape[1] < 2:
+        return jnp.full((), jnp.nan)
+    best, second = jax.lax.top_k(Z.mean(axis=0), 2)[1]
+    difference = Z[:, best] - Z[:, second]
+    return difference.mean() / jnp.sqrt(difference.var() / num_samples + SMALL)
+
+
+def calibration(Z: Float[Array, "E N"], tau: Float[Array, "N"], G: Float[Array, "E"]) -> Float[Array, ""]:
+    """Mean over tau of |P(G <= Z_tau) - tau|: 0 where quantiles are those of the returns, 1/2 where all lie to one side."""
+    return jnp.abs((G[:, None] <= Z).mean(axis=0) - tau).mean()
+
+
+def dormant_share(features: Float[Array, "B F"]) -> Float[Array, ""]:
+    """Share of units whose mean |activation| is at most `DORMANT` times the mean over the layer.
+
+    Source: Sokar et al. (2023), https://arxiv.org/abs/2302.12902, definition 3.1.
+    """
+    activation = jnp.abs(features).mean(axis=0)
+    return jnp.mean(activation <= DORMANT * activation.mean())
+
+
+def effective_rank(features: Float[Array, "B F"]) -> Float[Array, ""]:
+    """exp(entropy of the singular values over their sum), over F. Source: Roy & Vetterli (2007)."""
+    values = jnp.linalg.svd(features, compute_uv=False)
+    share = values / (values.sum() + SMALL)
+    return jnp.exp(-jnp.sum(share * jnp.log(share + SMALL))) / features.shape[1]
+
+
+def entropy(counts: Float[Array, "A"]) -> Float[Array, ""]:
+    """Entropy of a distribution given by counts, over log A; 1 where there is one action."""
+    share = counts / jnp.maximum(counts.sum(), 1)
+    bits = -jnp.sum(share * jnp.log(share + SMALL))
+    return bits / jnp.log(counts.shape[0]) if counts.shape[0] > 1 else jnp.ones(())
+
+
+def quartile_range(x: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """Upper less lower quartile."""
+    low, high = jnp.quantile(x, jnp.array([0.25, 0.75]))
+    return high - low
+
+
+def nanmean(x: Float[Array, "*shape"], where: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """Mean over a part; NaN where it is empty."""
+    return jnp.where(where, x, 0.0).sum() / where.sum()
+
+
+def midpoints(n: int) -> Float[Array, "n"]:
+    """(i + 1/2) / n."""
+    return (jnp.arange(n) + 0.5) / n
+
+
+def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
+    def add(sums: tuple[PyTree, Array], key: Key[Array, ""]) -> tuple[tuple[PyTree, Array], None]:
+        key_draw, key_loss = jax.random.split(key)
+        gradient = jax.grad(learner.loss)(learner.params, learner.draw(key_draw, PART), key_loss)
+        return (optax.tree.add(sums[0], gradient), sums[1] + optax.tree.norm(gradient, squared=True)), None
+
+    zero = optax.tree.zeros_like(learner.params), jnp.zeros(())
+    (total, squares), _ = jax.lax.scan(add, zero, jax.random.split(key, PARTS))
+    square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
+    signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
+
+    m, v = (jnp.ravel(optax.tree.get(learner.optimizer_state, name)) for name in ("mu", "nu"))
+    corrected = v / (1 - 0.999 ** jnp.maximum(learner.gradient_steps, 1))
+    scale = jnp.where(v > 0, jnp.sqrt(corrected), jnp.nan)
+    return {
+        "gradient_signal": signal,
+        "gradient_noise": noise,
+        "adam_below_eps": nanmean((scale < learner.adam_eps).astype(jnp.float32), v > 0),
+        "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), learner.adam_eps), jnp.nan),
+        "adam_scale": jnp.nanmedian(scale),
+    }
+
+
+def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str, Any]:
+    values = jax.vmap(learner.values, in_axes=(None, 0))
+    q = values(learner.params, R.obs)
+    greedy = q.argmax(axis=-1)
+
+    def one(_: None, key: Key[Array, ""]) -> tuple[None, dict[str, Any]]:
+        key_draw, key_loss = jax.random.split(key)
+        batch = learner.draw(key_draw, learner.batch_size)
+        loss, gradient = jax.value_and_grad(learner.loss)(learner.params, batch, key_loss)
+        norm = optax.tree.norm(gradient)
+        updates, _ = learner.optimizer.update(gradient, learner.optimizer_state, learner.params)
+        params = optax.apply_updates(learner.params, updates)
+        before, after = (  # at the fractions of the step itself
+            learner.errors(p, batch, jax.random.clone(key_loss))[0].mean(axis=(1, 2)) for p in (learner.params, params)
+        )
+        q_after = values(params, R.obs)
+        return None, {
+            "clip_share": (norm > learner.max_grad_norm).astype(jnp.float32),
+            "clip_factor": jnp.minimum(1.0, learner.max_grad_norm / (norm + SMALL)),
+            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(learner.params),
+            "overshoot": overshoot(before, after),
+            "loss_ratio": learner.loss(params, batch, jax.random.clone(key_loss)) / (loss + SMALL),
+            "policy_churn": jnp.mean(q_after.argmax(axis=-1) != greedy),
+            "value_churn": jnp.abs(q_after - q).mean() / rms(q),
+        }
+
+    _, rows = jax.lax.scan(one, None, jax.random.split(key, UPDATES))
+    return {name: x.mean() for name, x in rows.items()}
+
+
+def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes) -> dict[str, Any]:
+    values = jax.vmap(learner.values, in_axes=(None, 0))
+    q = values(learner.params, R.obs)
+    scale = rms(q)
+    start = values(learner.params, normalize.observations(learner.normalizer, episodes.first.obs))
+    experience = learner.experience
+    largest = jnp.max(jnp.where(experience.is_there, jnp.abs(experience.reward), 0.0))
+    taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
+    beyond = jnp.where(R.terminated, jnp.abs(taken - R.reward), -jnp.inf).max() / scale
+    found: dict[str, Any] = {
+        "reference_q": q.mean(),
+        "reference_q_target": None,
+        "target_lag": None,
+        "target_disagreement": None,
+        "action_gap": jax.vmap(gap)(q).mean() / scale,
+        "decision_snr": None,
+        "value_bound": jnp.maximum(jnp.abs(q).max(), jnp.abs(start).max()) * (1 - learner.gamma) / (largest + SMALL),
+        "doomed_q": jnp.where(R.terminated.any(), beyond, jnp.nan),
+        "crossing": None,
+    }
+    if learner.target_params is not None:
+        q_target = values(learner.target_params, R.obs)
+        found["reference_q_target"] = q_target.mean()
+        found["target_lag"] = jnp.abs(q - q_target).mean() / scale
+        found["target_disagreement"] = jnp.mean(q.argmax(axis=-1) != q_target.argmax(axis=-1))
+    if learner.quantiles is not None:
+        tau = midpoints(NUM_FRACTIONS)
+        Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, R.obs, tau)  # (|R|, N, A)
+        snr = jax.vmap(decision_snr, in_axes=(0, None))(Z, learner.num_quantile_samples)
+        found["decision_snr"] = jnp.median(snr)
+        chosen = jnp.take_along_axis(Z, q.argmax(axis=-1)[:, None, None], axis=2)[..., 0]  # (|R|, N)
+        found["crossing"] = jnp.mean(jnp.diff(chosen, axis=1) < 0)
+    return found
+
+
+def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str, Any]:
+    values = jax.vmap(learner.values, in_axes=(None, 0))
+    q = values(learner.params, R.obs)
+    bootstrap = learner.params if learner.target_params is None else learner.target_params
+    target = R.reward + learner.gamma * R.discount * values(bootstrap, R.next_obs).max(axis=-1)
+    taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
+
+    key_draw, key_loss = jax.random.split(key)
+    delta, q_batch = learner.errors(learner.params, learner.draw(key_draw, PARTS * PART), key_loss)
+    distributional = learner.quantiles is not None
+    return {
+        "reference_error": jnp.abs(target - taken).mean() / rms(q),
+        "replay_error": jnp.abs(delta.mean(axis=(1, 2))).mean() / rms(q_batch),
+        "huber_share": jnp.mean(jnp.abs(delta) > learner.kappa) if distributional else None,
+        "huber_scale": jnp.abs(delta).mean() / learner.kappa if distributional else None,
+    }
+
+
+def _of_experience(experience: Experience, actions: int, is_replay: bool) -> dict[str, Any]:
+    there = experience.is_there
+    ends = (experience.terminated | experience.truncated) & there
+    taken = jnp.where(there, experience.action, actions).ravel()
+    return {
+        "terminal_share": nanmean(experience.terminated.astype(jnp.float32), there),
+        "truncation_share": nanmean((experience.truncated & ~experience.terminated).astype(jnp.float32), ends),
+        "replay_episodes": ends.sum().astype(jnp.float32) if is_replay else None,
+        "action_entropy": entropy(jnp.bincount(taken, length=actions + 1)[:actions]),
+    }
+
+
+def _exploration(learner: Learner, obs: Observation, key: Key[Array, ""]) -> Float[Array, ""]:
+    keys = jax.random.split(key, (DRAWS, jax.tree.leaves(obs)[0].shape[0]))
+    taken, greedy = (
+        jax.vmap(jax.vmap(policy), in_axes=(None, 0))(obs, jax.random.clone(keys))  # (draws, |R|)
+        for policy in (learner.behave, learner.greedy)
+    )
+    return jnp.mean(taken != greedy)
+
+
+def _of_episodes(
+    learner: Learner, episodes: rollout.Episodes, max_episode_steps: Int[Array, ""] | int
+) -> dict[str, Any]:
+    first, last = (normalize.transitions(learner.normalizer, x) for x in (episodes.first, episodes.last))
+    values = jax.vmap(learner.values, in_axes=(None, 0))
+
+    def of_taken(step: Transition) -> Float[Array, "E"]:
+        return jnp.take_along_axis(values(learner.params, step.obs), step.action[:, None], axis=1)[:, 0]
+
+    cut = learner.gamma**episodes.lengths * last.discount * values(learner.params, last.next_obs).max(axis=-1)
+    G = normalize.rewards(learner.normalizer, episodes.discounted) + cut
+    scale = rms(G)
+    start, beyond = of_taken(first), of_taken(last) - last.reward
+    reached = episodes.lengths >= max_episode_steps
+    at_limit = last.terminated & reached
+    found: dict[str, Any] = {
+        "start_q": start.mean(),
+        "start_return": G.mean(),
+        "bias": (start - G).mean() / scale,
+        "end_error": nanmean(jnp.abs(beyond), last.terminated & ~at_limit) / scale,
+        "limit_reached": reached.mean(),
+        "limit_deaths": nanmean(last.terminated.astype(jnp.float32), reached),
+        "limit_error": nanmean(beyond, at_limit) / scale,
+        "calibration": None,
+        "spread_predicted": None,
+        "spread_observed": quartile_range(G) / scale,
+    }
+    if learner.quantiles is not None:
+        tau = jnp.concatenate([midpoints(NUM_FRACTIONS), jnp.array([0.25, 0.75])])
+        Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, first.obs, tau)
+        Z = jnp.take_along_axis(Z, first.action[:, None, None], axis=2)[..., 0]  # (E, N + 2)
+        found["calibration"] = calibration(Z[:, :-2], tau[:-2], G)
+        found["spread_predicted"] = (Z[:, -1] - Z[:, -2]).mean() / scale
+    return found
+
+
+def _of_features(features: Float[Array, "B F"]) -> dict[str, Any]:
+    return {"dormant": dormant_share(features), "effective_rank": effective_rank(features)}

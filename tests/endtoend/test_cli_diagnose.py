@@ -1,0 +1,67 @@
+"""`quantilax diagnose` from outside: a run, a study, and what it refuses."""
+
+import csv
+import json
+from pathlib import Path
+
+import polars as pl
+
+from quantilax.signals import Signals
+from tests.endtoend.conftest import Call, process, tree
+
+STUDY = """\
+base: {config: tiny.yaml, section: iqn}
+cells: {named: {clipped: {max_grad_norm: 1e-12}}}
+seeds: 2
+"""
+
+
+def test_a_run_with_a_fault_is_diagnosed_by_a_process_of_its_own(call: Call, tmp_path, tmp_path_factory):
+    trained = call("train", "tiny.yaml", "signals=true", "max_grad_norm=1e-12", "--seeds", "2", "--out", "r", "-q")
+    assert (trained.status, trained.lines) == (0, [])
+    with open("r/evaluations.csv", newline="") as file:
+        columns = next(csv.reader(file))
+    assert set(Signals._fields) < set(columns)
+    assert columns[-1] == "seconds"
+    assert set(Signals._fields) < set(pl.read_parquet("r/evaluations.parquet").columns)
+    assert set(Signals._fields) < set(json.loads(Path("r/evaluations.jsonl").read_text().splitlines()[0])["all"])
+
+    before = tree(tmp_path)
+    ended = process(tmp_path, tmp_path_factory.mktemp("cache"), "diagnose", "r")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "seed 0: " in ended.stdout
+    assert "1. clipping: next to nothing is left of the gradients after clipping" in ended.stdout
+    assert "in healthy runs" in ended.stdout
+    assert "read from the config: max_grad_norm=1e-12" in ended.stdout
+    assert "in sum: clipping named first in 2 of 2 seeds" in ended.stdout
+    assert tree(tmp_path) == before
+
+    found = json.loads(call("diagnose", "r", "--json").stdout)
+    assert [one["seed"] for one in found] == [0, 1]
+    assert found[0]["causes"][0]["cause"] == "clipping"
+    assert found[0]["causes"][0]["change"]["max_grad_norm"] > 1e-12
+
+
+def test_a_study_is_diagnosed_cell_by_cell(call: Call, tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY.replace("iqn}", "iqn, overrides: {signals: true}}"))
+    assert call("study", "study.yaml", "--out", "s", "--quiet", "--jobs", "1").status == 0
+    ended = call("diagnose", "s")
+    assert ended.status == 0
+    base, clipped = ended.stdout.split("cell clipped")
+    assert base.startswith("cell base")
+    assert "clipping" not in base
+    assert "in sum: clipping named first in 2 of 2 seeds" in clipped
+    assert set(json.loads(call("diagnose", "s", "--json").stdout)) == {"base", "clipped"}
+
+
+def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path):
+    assert call("train", "tiny.yaml", "--out", "without", "-q").status == 0
+    (tmp_path / "empty").mkdir()
+    for path, message in {
+        "without": "without: has no signals; train it again with signals=true",
+        "empty": "empty: is no run directory",
+        "nowhere": "nowhere: no such run directory",
+    }.items():
+        ended = call("diagnose", path)
+        assert (ended.status, ended.stdout, len(ended.lines)) == (2, "", 1)
+        assert message in ended.lines[0]

@@ -1,0 +1,214 @@
+"""The rules on frames made by hand: what is named, in which order, with which evidence; and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from quantilax import ConfigError, pytree
+from quantilax.algorithms import iqn, pqn
+from quantilax.signals import Signals
+from quantilax.studies import diagnosis
+from quantilax.studies.diagnosis import RULES, diagnose, healthy
+
+STEPS = [1000 * i for i in range(11)]
+CONFIG = pytree.to_dict(iqn.Config(batch_size=16))
+
+
+def middle(name: str) -> float:
+    low, high = healthy()[name]
+    return math.sqrt(low * high) if low > 0 else (low + high) / 2
+
+
+def frame(returns=None, seed=0, **columns) -> pl.DataFrame:
+    """Eleven evaluations of a run in whose signals there is nothing wrong, but for `columns`."""
+    rows = {name: np.full(len(STEPS), middle(name) if name in healthy() else 0.5) for name in Signals._fields}
+    rows["limit_reached"], rows["limit_deaths"] = np.full((2, len(STEPS)), [[0.5], [0.0]])
+    rows["gradient_signal"] = np.full(len(STEPS), 1.0)
+    rows["gradient_noise"] = np.full(len(STEPS), 16 * middle("noise_to_signal"))
+    rows["reference_q"] = np.arange(len(STEPS)) / 5  # learns, and its target follows
+    rows["reference_q_target"] = rows["reference_q"] - 0.01
+    rows["start_return"] = np.full(len(STEPS), middle("return_size"))
+    rows["exploration"] = np.full(len(STEPS), middle("explored"))
+    rows |= {name: np.broadcast_to(np.asarray(x, float), len(STEPS)) for name, x in columns.items()}
+    returns = np.linspace(10, 200, len(STEPS)) if returns is None else np.asarray(returns, float)
+    return pl.DataFrame(
+        {
+            "seed": [seed] * len(STEPS),
+            "env_step": STEPS,
+            "return_mean": returns,
+            "return_std": np.ones(len(STEPS)),
+            **rows,
+        }
+    )
+
+
+def named(run, config=CONFIG) -> list[str]:
+    return [cause.cause for cause in diagnose(run, config)[0].causes]
+
+
+def test_a_run_like_healthy_ones_has_no_cause_and_asks_for_no_study():
+    (one,) = diagnose(frame(), CONFIG)
+    assert (one.causes, one.study, one.outcome.word) == ((), None, "learned")
+
+
+FAULTS = {
+    "noise": {"gradient_noise": 1e5},
+    "learning_rate": {"update_ratio": 0.05},
+    "target": {"reference_q_target": 0.1},
+    "time_limit": {"limit_deaths": 1.0, "limit_error": 0.5},
+    "exploration": {"exploration": 0.0},
+    "buffer": {"replay_episodes": 1.0},
+    "kappa": {"huber_scale": 500.0},
+    "adam_eps": {"adam_damping": 1e-3},
+    "reward_scale": {"start_return": 5_000.0},
+    "clipping": {"clip_factor": 1e-5},
+}
+
+
+def test_there_is_a_fault_for_each_rule():
+    assert {rule.cause for rule in RULES} == set(FAULTS)
+
+
+@pytest.mark.parametrize("cause", FAULTS)
+def test_a_quantity_out_of_its_range_names_its_cause_and_nothing_else(cause):
+    assert named(frame(**FAULTS[cause])) == [cause]
+
+
+@pytest.mark.parametrize("cause", FAULTS)
+def test_a_change_is_one_of_the_configs_fields_with_another_value_that_it_may_have(cause):
+    (found,) = diagnose(frame(**FAULTS[cause]), {**CONFIG, "max_grad_norm": 1e-4, "eps_start": 0.0, "eps_end": 0.0})[
+        0
+    ].causes
+    if cause == "time_limit":
+        assert found.change == {}
+        assert "truncated" in found.remark
+        return
+    assert set(found.change) <= set(found.config)
+    assert all(CONFIG[field] != value or cause == "exploration" for field, value in found.change.items())
+    pytree.replace(iqn.Config(), **found.change)  # it may have them
+
+
+def test_limit_deaths_that_the_network_saw_coming_are_no_fault():
+    # The task ends there by its own rules, and time is observed: Q falls to the last reward.
+    assert named(frame(limit_deaths=1.0, limit_error=0.0)) == []
+
+
+def test_kappa_is_out_of_range_on_either_side():
+    assert named(frame(huber_scale=1e-4)) == ["kappa"]
+
+
+def test_what_explains_another_cause_comes_first_whatever_their_scores():
+    # Rewards a thousand times too large make TD errors a million kappas.
+    run = frame(start_return=5_000.0, huber_scale=1e6)
+    (one,) = diagnose(run, CONFIG)
+    assert [cause.cause for cause in one.causes] == ["reward_scale", "kappa"]
+    assert one.causes[0].score < one.causes[1].score
+
+
+def test_among_others_the_one_farthest_out_comes_first():
+    assert named(frame(adam_damping=1e-4, replay_episodes=5.0)) == ["adam_eps", "buffer"]
+
+
+def test_the_evidence_says_since_when_and_how_long_before_the_fall():
+    low, high = healthy()["clip_factor"]
+    factors = [1.0] * 4 + [1e-4] * 7
+    (one,) = diagnose(frame([10, 50, 100, 150, 200, 200, 200, 20, 10, 10, 10], clip_factor=factors), CONFIG)
+    assert one.outcome == ("fell", 10, 200, 10, 7000)
+    first = one.causes[0].evidence[0]
+    # The median of ten rows, 1 three times and 1e-4 seven times; out from the fifth evaluation on.
+    assert (first.quantity, first.median, first.low, first.high, first.since) == ("clip_factor", 1e-4, low, high, 4000)
+    text = "\n".join(diagnosis.told([one]))
+    assert "outside from step 4,000 on, 3,000 steps before the fall" in text
+    assert "read from the config: max_grad_norm=inf" in text
+
+
+def test_a_run_that_failed_without_a_sign_gets_a_study_that_would_decide():
+    (one,) = diagnose(frame([10] * 11), CONFIG)
+    assert one.outcome.word == "did not learn"
+    assert one.causes == ()
+    vary = one.study["one_at_a_time"]
+    assert 1 <= len(vary) <= diagnosis.PROPOSED
+    assert all(CONFIG[field] not in values for field, values in vary.items())
+    assert "the evidence does not decide" in "\n".join(diagnosis.told([one]))
+
+
+@pytest.mark.parametrize(
+    ("returns", "word", "fall"),
+    [
+        ([10, 50, 100, 200, 200], "learned", None),
+        ([10, 50, 200, 150, 120], "learned", None),  # not half of the way down from 200: 105
+        ([10, 50, 200, 100, 200], "fell and came back", 3000),
+        ([10, 50, 200, 100, 30], "fell", 3000),
+        ([10, 11, 10, 9, 10], "did not learn", None),
+        ([10, 10, 10, 10, 10], "did not learn", None),
+        ([-500, -400, -100, -450, -500], "fell", 3000),
+    ],
+)
+def test_how_a_run_went(returns, word, fall):
+    run = frame(np.resize(returns, len(STEPS)))[: len(returns)]
+    assert (diagnosis.judge(run).word, diagnosis.judge(run).fall) == (word, fall)
+
+
+def test_the_noise_is_of_the_batch_that_is_trained_on_and_its_parts_are_summed_before_they_are_divided():
+    # After the row before training S = 640 always and G2 = 2, -2, 6: sums 2, 0, 6. The standard error of one G2 is at most
+    # sqrt(2) 640 / 512 = 1.7678, of the sums sqrt(1), sqrt(2), sqrt(3) times that.
+    run = frame(gradient_noise=640.0, gradient_signal=[9.0, 2.0, -2.0, 6.0] + [1.0] * 7)
+    made = diagnosis.quantities(run, {**CONFIG, "batch_size": 32})["noise_to_signal"]
+    expected = [20 / (2 + 3.5355), 40 / (0 + 5), 60 / (6 + 6.1237)]
+    assert made[:3].to_list() == pytest.approx(expected, rel=1e-4)
+
+
+def test_noise_of_which_no_signal_could_be_told_is_not_called_large():
+    # With B = 16 and ten evaluations of 512 transitions, no more than 512 sqrt(10) / (16 * 2 sqrt(2)) can be said.
+    made = diagnosis.quantities(frame(gradient_noise=1.0, gradient_signal=-1.0), CONFIG)["noise_to_signal"]
+    assert made[9] == pytest.approx(32 * 10**0.5 / 8**0.5)
+
+
+def test_seeds_are_told_apart_and_in_sum():
+    run = pl.concat([frame(seed=s, **(FAULTS["clipping"] if s else {})) for s in range(3)])
+    found = diagnose(run, CONFIG)
+    assert [one.seed for one in found] == [0, 1, 2]
+    assert diagnosis.sums(found) == ["clipping named first in 2 of 3 seeds", "no cause named first in 1 of 3 seeds"]
+    assert json.dumps([diagnosis.as_json(one) for one in found], allow_nan=False)
+
+
+def test_an_algorithm_without_replay_target_and_quantiles_is_judged_by_the_rest():
+    absent = ["replay_episodes", "reference_q_target", "target_lag", "huber_scale", "huber_share", "calibration"]
+    run = frame().with_columns(**{name: pl.lit(None, pl.Float64) for name in absent})
+    config = pytree.to_dict(pqn.Config(num_minibatches=128))  # of 16 transitions each
+    assert named(run, config) == []
+    assert named(run.with_columns(gradient_noise=pl.lit(1e7)), config) == ["noise"]
+    assert named(run.with_columns(exploration=pl.lit(0.0)), config) == ["exploration"]
+
+
+def test_a_run_without_signals_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match="signals=true"):
+        diagnose(frame().drop("clip_factor"), CONFIG)
+    with pytest.raises(ConfigError, match="3 evaluations"):
+        diagnose(frame()[:3], CONFIG)
+
+
+def test_every_rule_reads_a_range_that_was_measured():
+    for rule in RULES:
+        assert rule.quantity in healthy()
+        assert set(rule.beside) <= set(healthy())
+        assert set(rule.explains) <= {other.cause for other in RULES}
+
+
+def test_the_page_has_each_signal_and_rule_and_the_counts_of_the_validation():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "diagnosis.md").read_text()
+    for name in (*Signals._fields, *(rule.cause for rule in RULES)):
+        assert f"\n| `{name}` |" in page
+    held = pl.read_csv(root / "investigations" / "0003-diagnosis" / "results.csv").filter(split="held out")
+    faults, sound = held.filter(kind="fault"), held.filter(kind="healthy")
+    right = faults.filter(pl.col("named_first") == pl.col("cause")).height
+    alarms = sound.filter(pl.col("named_first") != "none").height
+    assert (
+        f"**{right} of {faults.height} faults are named first. A cause is named in {alarms} of {sound.height} runs"
+        in page
+    )
