@@ -9,10 +9,12 @@ import pytest
 
 from quantilax import statistics
 from quantilax.studies import choice, figures, report, tables
+from quantilax.studies.diagnosis import healthy
 from quantilax.studies.results import Results, smallest_p, verdict_of
 from quantilax.studies.store import Failure, Store
 from quantilax.studies.verdict import verdict
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, START, store, write
+from tests.unit.test_diagnosis import frame
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 SELF_CLOSED = {"path", "circle", "rect"}
@@ -336,16 +338,28 @@ def test_the_page_says_how_to_get_it_again(tmp_path, two):
     assert "Seeds 0 to 5; 2 devices at once with 1 run on each." in words
 
 
-def test_a_diagnosis_is_shown_where_one_is_handed_in(two, told):
+def test_first_causes_are_shown_by_cell_where_signals_were_measured(tmp_path, told):
     assert "Diagnosis" not in Page(told.page).words
-    found = pl.DataFrame({"cell": ["slow"], "cause": ["the target <never> moves"], "evidence": [0.25]})
-    told = report.report(two, found)
-    assert [c["text"] for c in next(r for r in Page(told.page).rows if len(r) == 3 and r[0]["text"] == "slow")] == [
-        "slow",
-        "the target <never> moves",
-        "0.25",
+    assert "## Diagnosis" not in told.twin
+    made = store(tmp_path / "measured", {}, cells={"clipped": {"max_grad_norm": 1e-3}}, seeds=3)
+    fault = {"clip_factor": 1e-4}
+    for cell, seeds in {"base": [{}, {}, {}], "clipped": [fault, {}, fault]}.items():
+        for seed, columns in enumerate(seeds):
+            made.write(
+                frame(None, seed, **columns).with_columns(cell=pl.lit(cell), finite=pl.lit(True)).rows(named=True)
+            )
+    told = report.report(made)
+    shown = [[c["text"] for c in row] for row in Page(told.page).rows]
+    low, high = healthy()["clip_factor"]
+    evidence = f"clip_factor 0.0001 to 0.0001in healthy runs {low:.3g} to {high:.3g}"
+    assert [row for row in shown if row[-1:] in (["try"], [""], ["max_grad_norm=10.0"])] == [
+        ["cell", "named first", "seeds", "how they went", "evidence", "try"],
+        ["base", "no cause", "3 of 3", "3 learned", "", ""],
+        ["clipped", "clipping", "2 of 3", "2 learned", evidence, "max_grad_norm=10.0"],
+        ["clipped", "no cause", "1 of 3", "1 learned", "", ""],
     ]
     assert "## Diagnosis" in told.twin
+    assert "max_grad_norm=10.0" in told.twin
 
 
 def test_the_recommended_section_is_yaml_that_resolves_to_the_cell(tmp_path, two, told):

@@ -483,6 +483,50 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     return {str(cell): _of(path, rows, cells[cell]) for (cell,), rows in records.group_by("cell", maintain_order=True)}
 
 
+def can_diagnose(records: pl.DataFrame) -> bool:
+    """Say whether these evaluations have signals, and enough of them."""
+    if not set(Signals._fields) <= set(records.columns) or records.is_empty():
+        return False
+    return bool((records.group_by("cell", "seed").len()["len"] >= MIN_ROWS).all())
+
+
+def summary(found: Mapping[str, list[Diagnosis]]) -> pl.DataFrame:
+    """A row per cell and first cause, the most frequent first: seeds, how they went, evidence, the change worth trying.
+
+    The evidence is the figure that named the cause: least and largest median of those seeds, and the healthy range.
+    """
+    rows: list[dict[str, str]] = []
+    for cell, seeds in found.items():
+        groups: dict[str, list[Diagnosis]] = {}
+        for one in seeds:
+            groups.setdefault(one.causes[0].cause if one.causes else "", []).append(one)
+        for cause, those in sorted(groups.items(), key=lambda group: -len(group[1])):
+            words = [one.outcome.word for one in those]
+            counts = sorted({word: words.count(word) for word in words}.items(), key=lambda x: -x[1])
+            rows.append(
+                {
+                    "cell": cell,
+                    "named first": cause or "no cause",
+                    "seeds": f"{len(those)} of {len(seeds)}",
+                    "how they went": ", ".join(f"{count} {word}" for word, count in counts),
+                    "evidence": _span(those) if cause else "",
+                    "try": _try(those[0].causes[0]) if cause else "",
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def _span(those: list[Diagnosis]) -> str:
+    shown = [one.causes[0].evidence[0] for one in those]
+    medians = [e.median for e in shown]
+    own = f"{min(medians):.3g}" + (f" to {max(medians):.3g}" if len(medians) > 1 else "")
+    return f"{shown[0].quantity} {own}; in healthy runs {shown[0].low:.3g} to {shown[0].high:.3g}"
+
+
+def _try(cause: Cause) -> str:
+    return " ".join(f"{k}={v}" for k, v in cause.change.items()) or cause.remark
+
+
 def _of(path: Path, run: pl.DataFrame, config: Config) -> list[Diagnosis]:
     try:
         return diagnose(run, config)
@@ -536,8 +580,7 @@ def _causes(one: Diagnosis) -> list[str]:
         lines += [f"   {_evidence(e, one.outcome.fall)}" for e in cause.evidence]
         if cause.config:
             lines.append("   read from the config: " + ", ".join(f"{k}={v}" for k, v in cause.config.items()))
-        change = " ".join(f"{k}={v}" for k, v in cause.change.items())
-        lines.append(f"   try: {change or cause.remark}")
+        lines.append(f"   try: {_try(cause)}")
     if not one.causes:
         lines.append("nothing measured is outside of what healthy runs show")
     if one.study:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import polars as pl
 import yaml
 from markupsafe import Markup
 
 from quantilax.pytree import ConfigError
 from quantilax.runs.files import write_whole
-from quantilax.studies import choice, figures, tables
+from quantilax.studies import choice, diagnosis, figures, tables
 from quantilax.studies.figures import Figure
 from quantilax.studies.results import Results
 from quantilax.studies.store import Store
@@ -60,18 +59,14 @@ class Report(NamedTuple):
 FIGURES = ("report-curves.svg", "report-solved.svg", "report-return.svg", "report-improvement.svg")
 
 
-def report(store: Store, diagnosis: pl.DataFrame | None = None) -> Report:
+def report(store: Store) -> Report:
     """Make the report of a study from its files; of an unfinished one from what is there.
-
-    Args:
-        store: the study's directory.
-        diagnosis: a row per finding; its columns are shown as they are, under the names that they have.
 
     Raises:
         ConfigError: a file of the records is damaged.
     """
     results = Results.read(store)
-    told = contents(results, diagnosis)
+    told = contents(results)
     drawn = _figures(results, hover=True)
     style = "".join(_source(name) for name in ("figure.css", "report.css"))
     script = _source("report.js")
@@ -90,7 +85,7 @@ def report(store: Store, diagnosis: pl.DataFrame | None = None) -> Report:
     return Report(page, re.sub(r"\n{3,}", "\n\n", twin), alone)
 
 
-def contents(results: Results, diagnosis: pl.DataFrame | None = None) -> dict[str, Any]:
+def contents(results: Results) -> dict[str, Any]:
     """Everything that page and twin say, by the names that their templates have."""
     facts, starts = results.store.facts, results.store.facts["starts"]
     asked = len(facts["cells"]) * len(facts["seeds"])
@@ -112,7 +107,7 @@ def contents(results: Results, diagnosis: pl.DataFrame | None = None) -> dict[st
         "failures": results.failures,
         "broken": {cell: tables.seeds(numbers) for cell, numbers in results.broken.items()},
         "missing": {cell: tables.seeds(numbers) for cell, numbers in results.missing.items()},
-        "diagnosis": None if diagnosis is None or diagnosis.is_empty() else _frame_table(diagnosis),
+        "diagnosis": _diagnosis(results.store),
         "configurations": _configurations(results),
         "left_out": max(0, results.summary.height - figures.MAX_PANELS),
         "every": figures.every(results) if results.rows else 1,
@@ -184,17 +179,19 @@ def _quantity(value: float | None) -> Entry:
     return Entry("-") if value is None else Entry(f"{value:,.6g}", "", float(value))
 
 
-def _frame_table(frame: pl.DataFrame) -> Table:
-    columns = [Column(name.replace("_", " "), "", lambda _: Entry("")) for name in frame.columns]
-    return Table(columns, [[_anything(value) for value in row] for row in frame.iter_rows()])
-
-
-def _anything(value: Any) -> Entry:
-    if value is None:
-        return Entry("-")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return Entry(str(value), "", str(value))
-    return Entry(f"{value:,.6g}" if isinstance(value, float) else str(value), "", value)
+def _diagnosis(store: Store) -> Table | None:
+    """First causes by cell; None where the runs measured no signals."""
+    if not diagnosis.can_diagnose(store.records()):
+        return None
+    frame = diagnosis.summary(diagnosis.diagnose_study(store.path))
+    columns = [Column(name, "", lambda _: Entry("")) for name in frame.columns]
+    rows = []
+    for row in frame.iter_rows():
+        shown = [Entry(text, "", text) for text in row]
+        figure, _, healthy = row[4].partition("; ")
+        shown[4] = Entry(figure, healthy, figure)
+        rows.append(shown)
+    return Table(columns, rows)
 
 
 def _figures(results: Results, hover: bool) -> dict[str, Figure]:
