@@ -17,10 +17,10 @@ from faults import CELLS, FAULTS, MILDER, Cell
 
 from quantilax import pytree
 from quantilax.runs.directory import provenance
-from quantilax.studies import diagnosis
+from quantilax.studies import diagnosis, rules
 
 HERE = Path(__file__).parent
-RANGES = Path(diagnosis.__file__).with_name("healthy.csv")
+RANGES = Path(rules.__file__).with_name("healthy.csv")
 FITTED, SEEN = 10, 100
 
 Ranges = dict[str, tuple[float, float, int]]
@@ -45,7 +45,7 @@ def medians(table: pl.DataFrame, config: dict) -> list[dict[str, float]]:
     """Of each seed's quantities."""
     found = []
     for _, rows in table.group_by("seed", maintain_order=True):
-        made = diagnosis.quantities(rows, config)
+        made = rules.quantities(rows, config)
         found.append({n: diagnosis._median(made[n]) for n in made.columns if made[n].dtype == pl.Float64})
     return found
 
@@ -65,9 +65,7 @@ def write_ranges(found: Ranges, cells: list[str]) -> None:
     """Into the package."""
     made = provenance()
     with RANGES.open("w", newline="") as file:
-        file.write(
-            "# Least and largest median of a run over healthy runs, by quantity (quantilax.studies.diagnosis).\n"
-        )
+        file.write("# Least and largest median of a run over healthy runs, by quantity (quantilax.studies.rules).\n")
         file.write(f"# investigations/0003-diagnosis/fit.py; commit {made['commit']}; jax {made['versions']['jax']}\n")
         file.write(f"# seeds 0 to {FITTED - 1} of each of: {'; '.join(cells)}\n")
         writer = csv.writer(file, lineterminator="\n")
@@ -78,8 +76,8 @@ def write_ranges(found: Ranges, cells: list[str]) -> None:
 
 def use(found: Ranges) -> None:
     """Let the diagnosis judge by these."""
-    made = {name: diagnosis.Range(low, high) for name, (low, high, _) in found.items()}
-    diagnosis.healthy = lambda: made
+    made = {name: rules.Range(low, high) for name, (low, high, _) in found.items()}
+    rules.healthy = lambda: made
 
 
 def kind(cell: Cell) -> str:
@@ -114,9 +112,9 @@ def main() -> None:
     }
     if not asked.keep_ranges:
         write_ranges(ranges(healthy), list(healthy))
-        diagnosis.healthy.cache_clear()
+        rules.healthy.cache_clear()
     rows = []
-    shipped = {name: (low, high, 0) for name, (low, high) in diagnosis.healthy().items()}
+    shipped = {name: (low, high, 0) for name, (low, high) in rules.healthy().items()}
     for cell in (cell for cell in CELLS if cell.name in tables):
         use(shipped)
         found = diagnosis.diagnose(tables[cell.name], configs[cell.name])

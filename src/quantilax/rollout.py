@@ -9,6 +9,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax.types import Environment, Observation, Policy, Transition
 
+ADVICE_ON_TRUNCATION = (
+    "bootstrap_truncated=false teaches that the return ends at the time limit, which the observation does not show: values"
+    " of good states come out too small and noisy; set it to true"
+)
+"""For algorithms that have the field."""
+
 Seen: TypeAlias = tuple[Float[Array, "E"], Transition, Transition]
 
 

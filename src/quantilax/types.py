@@ -61,6 +61,12 @@ class Transition(NamedTuple):
         """1 - terminated: a time limit still bootstraps, from `next_obs`."""
         return 1.0 - jnp.asarray(self.terminated, jnp.float32)
 
+    def ended_where_truncated(self) -> "Transition":
+        """The same with every cut told as an end, so that nothing bootstraps from it."""
+        return self._replace(
+            terminated=self.terminated | self.truncated, truncated=jnp.zeros_like(self.truncated, dtype=bool)
+        )
+
 
 class NStep(NamedTuple):
     """Experience (x, a, R, x') over `steps` = m steps: n, or fewer where the episode ended; batched with leading axes."""

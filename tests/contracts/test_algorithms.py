@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import ALGORITHMS, ConfigError, Metrics, pytree, train
+from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, train
 from quantilax.agent import _train, create
-from quantilax.envs.probes import Corridor
+from quantilax.envs.probes import Corridor, TimeLimit
 from tests.conftest import TINY, tiny
 
 
@@ -277,6 +277,28 @@ def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is
     monkeypatch.setattr(module, "batch_loss", lambda *args: (with_metrics(*args)[0], (0.0, 0.0)))
     jax.clear_caches()
     assert switched_off == cost(off)["instructions"], "something is still measured"
+
+
+class Deadline(TimeLimit):
+    """The time limit told as an end."""
+
+    def step(self, key, state, action):
+        state, told = super().step(key, state, action)
+        return state, told._replace(terminated=told.truncated, truncated=told.terminated)
+
+
+def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
+    settings = dict(signals=True, gamma=0.9, learning_rate=1e-2)
+    with pytest.warns(ConfigWarning, match="bootstrap_truncated=false teaches"):
+        cut = tiny(name, TimeLimit(limit=4), **settings, bootstrap_truncated=False)
+    state, record = cut.records(jax.random.key(0))
+    ended_state, ended = tiny(name, Deadline(limit=4), **settings).records(jax.random.key(0))
+    assert_same_bits((state.params, record.returns, record.signals), (ended_state.params, ended.returns, ended.signals))
+    bootstrapped, _ = tiny(name, TimeLimit(limit=4), **settings).records(jax.random.key(0))
+    differ = [
+        bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (state.params, bootstrapped.params)), strict=True)
+    ]
+    assert any(differ)
 
 
 MAY_BE_UNKNOWN = {

@@ -12,7 +12,8 @@ from quantilax import ConfigError, pytree
 from quantilax.algorithms import iqn, pqn
 from quantilax.signals import Signals
 from quantilax.studies import diagnosis
-from quantilax.studies.diagnosis import RULES, diagnose, healthy
+from quantilax.studies.diagnosis import diagnose
+from quantilax.studies.rules import RULES, healthy, quantities
 
 STEPS = [1000 * i for i in range(11)]
 CONFIG = pytree.to_dict(iqn.Config(batch_size=16))
@@ -157,14 +158,14 @@ def test_the_noise_is_of_the_batch_that_is_trained_on_and_its_parts_are_summed_b
     # After the row before training S = 640 always and G2 = 2, -2, 6: sums 2, 0, 6. The standard error of one G2 is at most
     # sqrt(2) 640 / 512 = 1.7678, of the sums sqrt(1), sqrt(2), sqrt(3) times that.
     run = frame(gradient_noise=640.0, gradient_signal=[9.0, 2.0, -2.0, 6.0] + [1.0] * 7)
-    made = diagnosis.quantities(run, {**CONFIG, "batch_size": 32})["noise_to_signal"]
+    made = quantities(run, {**CONFIG, "batch_size": 32})["noise_to_signal"]
     expected = [20 / (2 + 3.5355), 40 / (0 + 5), 60 / (6 + 6.1237)]
     assert made[:3].to_list() == pytest.approx(expected, rel=1e-4)
 
 
 def test_noise_of_which_no_signal_could_be_told_is_not_called_large():
     # With B = 16 and ten evaluations of 512 transitions, no more than 512 sqrt(10) / (16 * 2 sqrt(2)) can be said.
-    made = diagnosis.quantities(frame(gradient_noise=1.0, gradient_signal=-1.0), CONFIG)["noise_to_signal"]
+    made = quantities(frame(gradient_noise=1.0, gradient_signal=-1.0), CONFIG)["noise_to_signal"]
     assert made[9] == pytest.approx(32 * 10**0.5 / 8**0.5)
 
 

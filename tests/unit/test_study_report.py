@@ -9,8 +9,8 @@ import pytest
 
 from quantilax import statistics
 from quantilax.studies import choice, figures, report, tables
-from quantilax.studies.diagnosis import healthy
 from quantilax.studies.results import Results, smallest_p, verdict_of
+from quantilax.studies.rules import healthy
 from quantilax.studies.store import Failure, Store
 from quantilax.studies.verdict import verdict
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, START, store, write

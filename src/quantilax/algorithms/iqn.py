@@ -103,6 +103,9 @@ class Config:
 
     # The task
     gamma: float = field(0.99, "discount per environment step", paper=0.99, ge=0, le=1)
+    bootstrap_truncated: bool = field(
+        True, "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
+    )
     normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far", paper=False)
     normalize_rewards: bool = field(False, "learn from rewards over the std of discounted returns so far", paper=False)
 
@@ -185,6 +188,8 @@ class Config:
                 f"fill_buffer={self.fill_buffer} leaves nothing of total_timesteps={self.total_timesteps} to learn from:"
                 " no gradient step is taken; lower fill_buffer or raise total_timesteps"
             )
+        if not self.bootstrap_truncated:
+            lines.append(rollout.ADVICE_ON_TRUNCATION)
         if self.fill_buffer < self.batch_size:
             lines.append(
                 f"fill_buffer={self.fill_buffer} is smaller than batch_size={self.batch_size}: the first batches repeat"
@@ -309,6 +314,8 @@ def epsilon_of(config: Config, state: State) -> Float[Array, ""]:
 def collect(env: Environment, config: Config, state: State, act: Policy, key: Key[Array, ""]) -> State:
     """One step of each environment into the replay."""
     env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
+    if not config.bootstrap_truncated:
+        transition = transition.ended_where_truncated()
     return replace(
         state,
         replay=replay.add(state.replay, transition, obs),
@@ -525,6 +532,8 @@ def measure_signals(
         gamma=config.gamma,
         normalizer=state.normalizer,
     )
+    if not config.bootstrap_truncated:
+        episodes = episodes._replace(last=episodes.last.ended_where_truncated())
     return signals.measure(env, learner, episodes, reference_key, key)
 
 

@@ -60,6 +60,9 @@ class Config:
     exploration_fraction: float = field(0.2, "share of total_timesteps over which epsilon falls", paper=0.1, ge=0, le=1)
 
     # The task
+    bootstrap_truncated: bool = field(
+        True, "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
+    )
     normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far", paper=False)
     normalize_rewards: bool = field(False, "learn from rewards over the std of discounted returns so far", paper=False)
 
@@ -112,6 +115,8 @@ class Config:
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
+        if not self.bootstrap_truncated:
+            lines.append(rollout.ADVICE_ON_TRUNCATION)
         if not self.layer_norm:
             lines.append(
                 "layer_norm=false: without a target network, LayerNorm is what keeps PQN from diverging; set it to true"
@@ -213,6 +218,8 @@ def collect(
     def one(state: State, key: Key[Array, ""]) -> tuple[State, Transition]:
         act = acting_policy(config, state, epsilon)
         env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
+        if not config.bootstrap_truncated:
+            transition = transition.ended_where_truncated()
         state = replace(
             state,
             env_state=env_state,
@@ -347,6 +354,8 @@ def measure_signals(
         gamma=config.gamma,
         normalizer=state.normalizer,
     )
+    if not config.bootstrap_truncated:
+        episodes = episodes._replace(last=episodes.last.ended_where_truncated())
     return signals.measure(env, learner, episodes, reference_key, key)
 
 
