@@ -17,6 +17,20 @@ from quantilax.pytree import ConfigError
 
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
 NO_CACHE = click.option("--no-cache", is_flag=True, help="Do not keep compiled programs in the user's cache directory.")
+
+
+def _number_or_auto(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    return None if value == "auto" else click.IntRange(min=1)(value, parameter, context)
+
+
+JOBS = click.option(
+    "--jobs",
+    callback=_number_or_auto,
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="Runs at the same time, in each worker or process; auto: one per core or device, or as the study was begun.",
+)
 LOG = click.option(
     "--log", multiple=True, metavar="NAME", help="tensorboard or wandb, beside the run's own files; may be repeated."
 )
@@ -283,11 +297,7 @@ def lint(
 @cli.command()
 @click.argument("file", metavar="STUDY.yaml", type=click.Path(path_type=Path))
 @click.option("--seeds", type=click.IntRange(min=1), help="Another number of seeds than the study says.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help="Runs at the same time, one per core or device, in each worker or process.  [default: all, or as it was begun]",
-)
+@JOBS
 @click.option(
     "--on",
     type=click.Choice(["ray", "jax"]),
@@ -312,9 +322,9 @@ def study(
     """Run the study in the file STUDY.yaml: cells times seeds, results written as they come.
 
     \b
-    quantilax study investigations/0002-fractions/study.yaml --dry-run
-    quantilax study investigations/0002-fractions/study.yaml --seeds 20 --out studies/fractions
-    quantilax study investigations/0002-fractions/study.yaml --on ray
+    quantilax study investigations/0004-munchausen/study.yaml --dry-run
+    quantilax study investigations/0004-munchausen/study.yaml --seeds 20 --out studies/munchausen
+    quantilax study investigations/0004-munchausen/study.yaml --on ray
     """
     from quantilax import runs
     from quantilax.studies import definition, execution
@@ -364,7 +374,7 @@ def report(directory: Path, out: Path | None) -> None:
 )
 @click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
 @click.option("--section", help="Its name there.  [default: that of the study's base]")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at the same time.  [default: one per core or device]")
+@JOBS
 @QUIET
 @NO_CACHE
 def recommend(

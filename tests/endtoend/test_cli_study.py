@@ -68,6 +68,7 @@ def test_a_dry_run_tells_cells_groups_time_and_memory_and_leaves_nothing(call: C
         (STUDY + "seeds: 3\n", (), "'seeds' stands there twice"),
         ("- a\n", (), "study.yaml: holds no study"),
         (STUDY, ("study", "study.yaml", "--jobs", "999"), "--jobs: 999 is more than the"),
+        (STUDY, ("study", "study.yaml", "--jobs", "all"), "'--jobs': 'all' is not a valid integer"),
         (STUDY, ("study", "study.yaml", "--out", "tiny.yaml"), "tiny.yaml: cannot be written"),
     ],
 )
