@@ -181,6 +181,8 @@ class Learner(NamedTuple):
     """K of the acting policy."""
     kappa: Float[Array, ""] | float
     gamma: Float[Array, ""] | float
+    bootstrap_truncated: bool
+    """False: it learns from a cut as from an end, and that is how what is measured here looks at cuts too."""
     normalizer: normalize.Normalizer
 
 
@@ -199,6 +201,8 @@ def measure(
     key_reference, key_explore = jax.random.split(reference_key)
     key_gradient, key_updates, key_errors = jax.random.split(key, 3)
     raw = reference(env, key_reference)
+    if not learner.bootstrap_truncated:
+        raw, episodes = raw.ended_where_truncated(), episodes._replace(last=episodes.last.ended_where_truncated())
     R = normalize.transitions(learner.normalizer, raw)
     return Signals(
         **_of_the_gradient(learner, key_gradient),

@@ -294,11 +294,6 @@ def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
     state, record = cut.records(jax.random.key(0))
     ended_state, ended = tiny(name, Deadline(limit=4), **settings).records(jax.random.key(0))
     assert_same_bits((state.params, record.returns, record.signals), (ended_state.params, ended.returns, ended.signals))
-    bootstrapped, _ = tiny(name, TimeLimit(limit=4), **settings).records(jax.random.key(0))
-    differ = [
-        bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (state.params, bootstrapped.params)), strict=True)
-    ]
-    assert any(differ)
 
 
 MAY_BE_UNKNOWN = {

@@ -530,10 +530,9 @@ def measure_signals(
         num_quantile_samples=config.num_quantile_samples,
         kappa=config.kappa,
         gamma=config.gamma,
+        bootstrap_truncated=config.bootstrap_truncated,
         normalizer=state.normalizer,
     )
-    if not config.bootstrap_truncated:
-        episodes = episodes._replace(last=episodes.last.ended_where_truncated())
     return signals.measure(env, learner, episodes, reference_key, key)
 
 
