@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import rollout, signals, train
+from quantilax import ConfigWarning, rollout, signals, train
 from quantilax.envs.probes import Corridor, Terminal, TimeLimit
 from tests.conftest import tiny
 
@@ -193,7 +193,9 @@ def test_a_time_limit_told_as_death_is_seen_where_values_run_on():
     seen = tiny("iqn", TimeLimit(limit=4), **settings).records(jax.random.key(0))[1].signals
     assert (float(seen.limit_reached[-1]), float(seen.limit_deaths[-1])) == (1, 0)
     assert float(seen.truncation_share[-1]) == 1
-    seen = tiny("iqn", TimeLimit(limit=4), **settings, bootstrap_truncated=False).records(jax.random.key(0))[1].signals
+    with pytest.warns(ConfigWarning, match="bootstrap_truncated=false"):
+        ended = tiny("iqn", TimeLimit(limit=4), **settings, bootstrap_truncated=False)
+    seen = ended.records(jax.random.key(0))[1].signals
     assert float(seen.limit_deaths[-1]) == 1
     assert float(seen.truncation_share[-1]) == 0
     assert float(seen.limit_error[-1]) > 0.2
