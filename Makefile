@@ -20,8 +20,9 @@ test: $(VENV)/.installed-test  ## Run the whole test suite
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
 validate: $(VENV)/.installed-test  ## Inject each fault of docs/diagnosis.md into runs and count what is named: 15 minutes on two cores
-	$(BIN)/python investigations/0003-diagnosis/run.py --out runs/diagnosis --first-seed 100 --seeds 10
-	$(BIN)/python investigations/0003-diagnosis/fit.py --data runs/diagnosis --keep-ranges --out runs/diagnosis/results.csv --require
+	rm -rf runs/validate
+	$(BIN)/python investigations/0003-diagnosis/run.py --out runs/validate --first-seed 100 --seeds 10
+	$(BIN)/python investigations/0003-diagnosis/fit.py --data runs/validate --keep-ranges --out runs/validate/results.csv --require
 
 lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -154,6 +154,21 @@ def test_how_a_run_went(returns, word, fall):
     assert (diagnosis.judge(run).word, diagnosis.judge(run).fall) == (word, fall)
 
 
+@pytest.mark.parametrize("how", ["finite", "return_mean"])
+def test_a_run_whose_numbers_are_no_longer_finite_broke_and_did_not_learn_well(how):
+    run = frame([10, 50, 100] + [200] * 8)
+    bad = pl.Series([False] * 6 + [True] * 5)
+    run = (
+        run.with_columns(finite=~bad)
+        if how == "finite"
+        else run.with_columns(return_mean=pl.when(bad).then(math.nan).otherwise(pl.col("return_mean")))
+    )
+    (one,) = diagnose(run, CONFIG)
+    assert one.outcome == ("broke", 10, 200, 200, 6000)
+    assert one.study is not None, "what would decide is proposed"
+    assert "seed 0: broke (at step 6,000)" in "\n".join(diagnosis.told([one]))
+
+
 def test_the_noise_is_of_the_batch_that_is_trained_on_and_its_parts_are_summed_before_they_are_divided():
     # After the row before training S = 640 always and G2 = 2, -2, 6: sums 2, 0, 6. The standard error of one G2 is at most
     # sqrt(2) 640 / 512 = 1.7678, of the sums sqrt(1), sqrt(2), sqrt(3) times that.

@@ -25,12 +25,12 @@ class Outcome(NamedTuple):
     """How a run went, by its mean returns."""
 
     word: str
-    """`learned`, `fell` (and did not come back), `fell and came back` or `did not learn`."""
+    """`learned`, `fell` (and did not come back), `fell and came back`, `did not learn`, or `broke` (numbers not finite)."""
     first: float
     best: float
     last: float
     fall: int | None
-    """Environment step of the first evaluation more than half of the way back down from the best so far."""
+    """Environment step of the first evaluation more than half of the way back down from the best so far, or that is broken."""
 
 
 class Evidence(NamedTuple):
@@ -114,7 +114,7 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
         )
         for rule in named
     )
-    failed = outcome.word in ("fell", "did not learn")
+    failed = outcome.word in ("fell", "did not learn", "broke")
     return Diagnosis(seed, outcome, causes, None if causes or not failed else proposal(config, medians, scores))
 
 
@@ -126,6 +126,13 @@ def _depth(rule: Rule, named: list[Rule]) -> int:
 def judge(run: pl.DataFrame) -> Outcome:
     """Say how a run went."""
     returns = run["return_mean"].to_numpy()
+    is_sound = np.isfinite(returns)
+    if "finite" in run.columns:
+        is_sound &= run["finite"].to_numpy().astype(bool)
+    if not is_sound.all():
+        sound = returns[is_sound] if is_sound.any() else np.array([math.nan])
+        at = int(run["env_step"][int(np.argmin(is_sound))])
+        return Outcome("broke", float(sound[0]), float(sound.max()), float(sound[-1]), at)
     spread = float(run["return_std"][0] or 0.0)
     first, best, last = (float(x) for x in (returns[0], returns.max(), returns[-1]))
     if best - first <= max(2 * spread, 0.05 * abs(first), SMALL) or best == first:
