@@ -1,5 +1,7 @@
-"""What all tests share: a compilation cache of their own, and a small config per registered algorithm."""
+"""What all tests share: quick compiling, a compilation cache of their own, and a small config per registered algorithm."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,21 @@ from quantilax.agent import create
 from quantilax.runs.directory import cores
 
 jax.config.update("jax_num_cpu_devices", min(2, cores()))  # as the command line has it with two seeds
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests begin
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
+    """XLA's optimizations take a third of the suite's time; modules marked `optimized` have them: their claims need them."""
+    if not request.node.get_closest_marker("optimized"):
+        yield
+        return
+    for switched_off in (False, True):
+        jax.clear_caches()  # a program compiled in one way is not compared with one compiled in another
+        jax.config.update("jax_disable_most_optimizations", switched_off)
+        if not switched_off:
+            yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What holds for every registered algorithm; a new one is picked up from the registry."""
 
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -8,27 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, train
+from quantilax import ALGORITHMS, ConfigError, Metrics, pytree, train
 from quantilax.agent import _train, create
-from quantilax.envs.probes import Corridor, TimeLimit
+from quantilax.envs.probes import Corridor
 from tests.conftest import TINY, tiny
-
-
-def raw(tree):
-    """Leaves as numpy arrays, keys as their data."""
-
-    def data(x):
-        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-
-    return [data(x) for x in jax.tree.leaves(tree)]
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(raw(a), raw(b), strict=True):
-        assert_array_equal(x, y)
+from tests.trees import assert_same_bits, raw, weights_norm
 
 
 def assert_close(a, b):
@@ -49,10 +34,6 @@ def test_the_steps_of_the_rows_are_exact(algo):
     assert record.env_step.tolist() == list(algo.evaluation_steps)
 
 
-def test_a_run_repeats_bit_for_bit(algo):
-    assert_same_bits(algo.records(jax.random.key(3)), algo.records(jax.random.key(3)))
-
-
 def test_raw_keys_and_typed_keys_give_the_same_run(algo):
     assert_same_bits(algo.train(jax.random.key(5)), algo.train(jax.random.PRNGKey(5)))
 
@@ -71,10 +52,9 @@ def test_vmap_over_seeds_equals_a_loop(name):
     # Over a short run: the width of a vmap changes low bits, and learning amplifies them.
     algo = tiny(name, total_timesteps=128, eval_freq=64)
     keys = jax.random.split(jax.random.key(1), 3)
-    together = jax.vmap(algo.init)(keys), jax.vmap(lambda k: algo.train(k)[0].params)(keys)
+    together = jax.vmap(lambda k: algo.train(k)[0].params)(keys)
     for i, key in enumerate(keys):
-        one = algo.init(key), algo.train(key)[0].params
-        assert_close(jax.tree.map(lambda x, i=i: x[i], together), one)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), algo.train(key)[0].params)
 
 
 def test_different_seeds_differ_in_weights_and_experience(algo):
@@ -86,38 +66,6 @@ def test_different_seeds_differ_in_weights_and_experience(algo):
         not np.array_equal(x, y) for x, y in zip(raw(getattr(a, experience)), raw(getattr(b, experience)), strict=True)
     ]
     assert any(differ)
-
-
-def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo, one_device):
-    algorithm, env, config = algo.arguments()
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    program = train.compile_fit(algorithm, env, config, keys)
-    records = []
-    for state, record in train.fit(env, config, program, program.init(env, config, keys)):  # noqa: B007 the last one counts
-        records.append(jax.device_get(record))
-    curves = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
-    for seed in range(2):
-        alone = algo.records(jax.random.key(seed))
-        assert_same_bits(alone, jax.tree.map(lambda x, seed=seed: x[seed], (state, curves)))
-
-
-def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
-    closed_over = jax.jit(partial(train.train, *algo.arguments()))
-    assert_same_bits(closed_over(jax.random.key(0)), algo.records(jax.random.key(0)))
-
-
-def test_a_segment_is_its_parts_bit_for_bit(algo):
-    segment = jax.jit(partial(train.segment, algo.algorithm, *algo.arguments()[1:]))
-    start = algo.init(jax.random.key(0))
-    whole, _ = segment(start, jnp.array(5))
-    part, _ = segment(start, jnp.array(2))
-    parts, _ = segment(part, jnp.array(3))
-    assert_same_bits(whole, parts)
-
-
-def test_evaluation_is_a_pure_observer(name):
-    often, seldom = tiny(name), tiny(name, eval_freq=TINY[name]["total_timesteps"], eval_episodes=7)
-    assert_same_bits(often.train(jax.random.key(2))[0], seldom.train(jax.random.key(2))[0])
 
 
 def test_evaluations_draw_new_episodes_each_time(name):
@@ -174,13 +122,12 @@ def test_the_leaves_of_an_environment_vmap(name):
 def test_keys_are_consumed_once(name):
     algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
     with jax.debug_key_reuse(True):
-        algorithm, env, config = algo.arguments()
-        jax.jit(partial(train.train, algorithm, env, config))(jax.random.key(0))
+        jax.jit(partial(train.train, *algo.arguments())).trace(jax.random.key(0))
 
 
 def test_the_reuse_of_a_key_would_be_noticed():
     with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
-        jax.jit(lambda key: jax.random.uniform(key) + jax.random.normal(key))(jax.random.key(0))
+        jax.jit(lambda key: jax.random.uniform(key) + jax.random.normal(key)).trace(jax.random.key(0))
 
 
 def test_a_returned_state_goes_on_outside_the_program_that_made_it(algo):
@@ -251,82 +198,10 @@ def test_what_follows_from_a_config_is_told(algo):
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
 
 
-def cost(algo) -> dict[str, float]:
-    """Instructions, operations and bytes of the compiled segment, by XLA's own count."""
-    algorithm, env, config = algo.arguments()
-    segment = jax.jit(partial(train.segment, algorithm, env))
-    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
-    compiled = segment.lower(config, state, jnp.array(5)).compile()
-    counted = compiled.cost_analysis()
-    lines = sum(" = " in line for line in compiled.as_text().splitlines())
-    return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
-
-
-def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is(name, monkeypatch):
-    on, off = tiny(name), tiny(name, metrics=False)
-    state, record = off.records(jax.random.key(0))
-    assert record.metrics is None
-    measured_state, measured = on.records(jax.random.key(0))
-    assert_same_bits(state.params, measured_state.params)
-    assert_same_bits((record.lengths, record.returns), (measured.lengths, measured.returns))
-
-    switched_off = cost(off)["instructions"]
-    assert switched_off < cost(on)["instructions"]
-    module = sys.modules[ALGORITHMS[name].init.__module__]
-    with_metrics = module.batch_loss
-    monkeypatch.setattr(module, "batch_loss", lambda *args: (with_metrics(*args)[0], (0.0, 0.0)))
-    jax.clear_caches()
-    assert switched_off == cost(off)["instructions"], "something is still measured"
-
-
-class Deadline(TimeLimit):
-    """The time limit told as an end."""
-
-    def step(self, key, state, action):
-        state, told = super().step(key, state, action)
-        return state, told._replace(terminated=told.truncated, truncated=told.terminated)
-
-
-def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
-    settings = dict(signals=True, gamma=0.9, learning_rate=1e-2)
-    with pytest.warns(ConfigWarning, match="bootstrap_truncated=false teaches"):
-        cut = tiny(name, TimeLimit(limit=4), **settings, bootstrap_truncated=False)
-    state, record = cut.records(jax.random.key(0))
-    ended_state, ended = tiny(name, Deadline(limit=4), **settings).records(jax.random.key(0))
-    assert_same_bits((state.params, record.returns, record.signals), (ended_state.params, ended.returns, ended.signals))
-
-
-MAY_BE_UNKNOWN = {
-    "adam_below_eps", "adam_damping", "adam_scale", "doomed_q", "end_error", "limit_deaths", "limit_error", "truncation_share",
-}  # fmt: skip
-"""Signals of which an evaluation may have nothing: no gradient step yet, no end of an episode."""
-
-
-def test_signals_are_measured_and_change_nothing_else(name):
-    on, off = tiny(name, signals=True), tiny(name)
-    state, record = on.records(jax.random.key(0))
-    unmeasured = off.records(jax.random.key(0))
-    assert unmeasured[1].signals is None
-    assert_same_bits((state, record._replace(signals=None)), unmeasured)
-    for signal, values in record.signals._asdict().items():
-        assert values is None or values.shape == (len(on.evaluation_steps),)
-        assert values is None or signal in MAY_BE_UNKNOWN or np.isfinite(values).all(), signal
-
-
-def test_signals_switched_off_leave_the_program_as_if_there_were_none(name):
-    on, off = tiny(name, signals=True), tiny(name)
-    without = tiny(name)
-    object.__setattr__(without, "algorithm", off.algorithm._replace(signals=None))
-    costs = [cost(algo) for algo in (off, without, on)]
-    assert costs[0] == costs[1]
-    assert costs[0]["instructions"] < costs[2]["instructions"]
-    assert costs[0]["flops"] < costs[2]["flops"]
-
-
 def test_measuring_signals_consumes_keys_once(name):
     algo = tiny(name, signals=True, total_timesteps=TINY[name]["eval_freq"])
     with jax.debug_key_reuse(True):
-        jax.jit(partial(train.train, *algo.arguments()))(jax.random.key(0))
+        jax.jit(partial(train.train, *algo.arguments())).trace(jax.random.key(0))
 
 
 def test_the_reference_batch_is_the_same_at_each_evaluation(name):
@@ -350,24 +225,6 @@ def test_replay_fill_and_target_distance_are_measured_where_there_is_one(algo):
         assert_allclose(
             metrics.target_distance[-1], np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]), rtol=1e-5
         )
-
-
-def weights_norm(algo, state, key):
-    """An `eval_callback`: what is computed from the state, and what is drawn."""
-    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params)))
-    return {"norm": norm, "drawn": jax.random.normal(key, (3,)), "action": algo.policy(state)(state.obs[0], key)}
-
-
-def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(algo):
-    state, record = algo.records(jax.random.key(0))
-    watched_state, watched = algo.replace(eval_callback=weights_norm).records(jax.random.key(0))
-    assert_same_bits((state, record), (watched_state, watched._replace(callback=None)))
-    rows = len(algo.evaluation_steps)
-    assert watched.callback["drawn"].shape == (rows, 3)
-    assert len(np.unique(watched.callback["drawn"])) == 3 * rows, "each row has a key of its own"
-    norm = np.sqrt(sum(np.sum(np.square(x)) for x in raw(state.params)))
-    assert_allclose(watched.callback["norm"][-1], norm, rtol=1e-5)
-    assert watched.callback["action"].dtype == jnp.int32
 
 
 def test_an_eval_callback_maps_over_seeds_and_compiles_once(name):
@@ -402,3 +259,18 @@ def test_parameters_that_are_not_finite_are_told_at_the_end_of_the_segment(algo)
     broken = replace(state, params=jax.tree.map(lambda x: x.at[0].set(jnp.inf), state.params))
     _, record = train.segment(algorithm, env, config, broken, jnp.array(0))
     assert not record.finite
+
+
+def test_signals_switched_off_leave_the_program_as_if_there_were_none(name):
+    on, off, without = tiny(name, signals=True), tiny(name), tiny(name)
+    object.__setattr__(without, "algorithm", off.algorithm._replace(signals=None))
+    programs = [lowered(algo) for algo in (off, without, on)]
+    assert programs[0] == programs[1]
+    assert len(programs[0]) < len(programs[2])
+
+
+def lowered(algo) -> str:
+    """The segment as XLA is given it."""
+    algorithm, env, config = algo.arguments()
+    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
+    return jax.jit(partial(train.segment, algorithm, env)).lower(config, state, jnp.array(5)).as_text()

@@ -6,6 +6,8 @@ import pytest
 from quantilax import IQN
 from quantilax.algorithms import iqn
 
+pytestmark = pytest.mark.optimized
+
 B, N, N_PRIME, K, WIDTH = 64, 64, 48, 32, 64
 
 

@@ -124,11 +124,7 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-        environment |= {
-            "XDG_CACHE_HOME": str(directory / "cache"),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
+        environment |= {"XDG_CACHE_HOME": str(directory / "cache"), "JAX_PLATFORMS": "cpu"}
         self.directory, self.numbers = directory, itertools.count()
         self.lives: list[Life] = []
         self.drains: list[subprocess.Popen[bytes]] = []

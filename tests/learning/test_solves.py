@@ -9,6 +9,8 @@ import pytest
 from quantilax import IQN, PQN
 from quantilax.runs import load_section
 
+pytestmark = pytest.mark.optimized
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

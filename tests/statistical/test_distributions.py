@@ -8,6 +8,8 @@ from numpy.testing import assert_allclose
 
 from quantilax import IQN, PQN, envs
 
+pytestmark = pytest.mark.optimized
+
 TAUS = (jnp.arange(100) + 0.5) / 100
 
 LEARNER = dict(

@@ -139,7 +139,6 @@ def test_the_python_of_a_page_runs_from_top_to_bottom_without_a_warning(page, tm
     program.write_text(python_of(page))
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # XLA's, which take half of the time here and change no claim
         "JAX_COMPILATION_CACHE_DIR": str(pytestconfig.cache.mkdir("xla")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }

@@ -1,0 +1,127 @@
+"""What every registered algorithm keeps to the bit between two programs, compiled as users have them."""
+
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from quantilax import ALGORITHMS, ConfigWarning, train
+from quantilax.envs.probes import TimeLimit
+from tests.conftest import TINY, tiny
+from tests.trees import assert_same_bits, raw, weights_norm
+
+pytestmark = pytest.mark.optimized
+
+
+def test_a_run_repeats_bit_for_bit(algo):
+    assert_same_bits(algo.records(jax.random.key(3)), algo.records(jax.random.key(3)))
+
+
+def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo, one_device):
+    algorithm, env, config = algo.arguments()
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    program = train.compile_fit(algorithm, env, config, keys)
+    records = []
+    for state, record in train.fit(env, config, program, program.init(env, config, keys)):  # noqa: B007 the last one counts
+        records.append(jax.device_get(record))
+    curves = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
+    for seed in range(2):
+        alone = algo.records(jax.random.key(seed))
+        assert_same_bits(alone, jax.tree.map(lambda x, seed=seed: x[seed], (state, curves)))
+
+
+def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
+    closed_over = jax.jit(partial(train.train, *algo.arguments()))
+    assert_same_bits(closed_over(jax.random.key(0)), algo.records(jax.random.key(0)))
+
+
+def test_a_segment_is_its_parts_bit_for_bit(algo):
+    segment = jax.jit(partial(train.segment, algo.algorithm, *algo.arguments()[1:]))
+    start = algo.init(jax.random.key(0))
+    whole, _ = segment(start, jnp.array(5))
+    part, _ = segment(start, jnp.array(2))
+    parts, _ = segment(part, jnp.array(3))
+    assert_same_bits(whole, parts)
+
+
+def test_evaluation_is_a_pure_observer(name):
+    often, seldom = tiny(name), tiny(name, eval_freq=TINY[name]["total_timesteps"], eval_episodes=7)
+    assert_same_bits(often.train(jax.random.key(2))[0], seldom.train(jax.random.key(2))[0])
+
+
+class Deadline(TimeLimit):
+    """The time limit told as an end."""
+
+    def step(self, key, state, action):
+        state, told = super().step(key, state, action)
+        return state, told._replace(terminated=told.truncated, truncated=told.terminated)
+
+
+def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
+    settings = dict(gamma=0.9, learning_rate=1e-2)
+    with pytest.warns(ConfigWarning, match="bootstrap_truncated=false teaches"):
+        cut = tiny(name, TimeLimit(limit=4), **settings, bootstrap_truncated=False)
+    state, record = cut.records(jax.random.key(0))
+    ended_state, ended = tiny(name, Deadline(limit=4), **settings).records(jax.random.key(0))
+    assert_same_bits((state.params, record.returns), (ended_state.params, ended.returns))
+
+
+MAY_BE_UNKNOWN = {
+    "adam_below_eps", "adam_damping", "adam_scale", "doomed_q", "end_error", "limit_deaths", "limit_error", "truncation_share",
+}  # fmt: skip
+"""Signals of which an evaluation may have nothing: no gradient step yet, no end of an episode."""
+
+
+def test_signals_are_measured_and_change_nothing_else(name):
+    on, off = tiny(name, signals=True), tiny(name)
+    state, record = on.records(jax.random.key(0))
+    unmeasured = off.records(jax.random.key(0))
+    assert unmeasured[1].signals is None
+    assert_same_bits((state, record._replace(signals=None)), unmeasured)
+    for signal, values in record.signals._asdict().items():
+        assert values is None or values.shape == (len(on.evaluation_steps),)
+        assert values is None or signal in MAY_BE_UNKNOWN or np.isfinite(values).all(), signal
+
+
+def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(algo):
+    state, record = algo.records(jax.random.key(0))
+    watched_state, watched = algo.replace(eval_callback=weights_norm).records(jax.random.key(0))
+    assert_same_bits((state, record), (watched_state, watched._replace(callback=None)))
+    rows = len(algo.evaluation_steps)
+    assert watched.callback["drawn"].shape == (rows, 3)
+    assert len(np.unique(watched.callback["drawn"])) == 3 * rows, "each row has a key of its own"
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in raw(state.params)))
+    assert_allclose(watched.callback["norm"][-1], norm, rtol=1e-5)
+    assert watched.callback["action"].dtype == jnp.int32
+
+
+def cost(algo) -> dict[str, float]:
+    """Instructions, operations and bytes of the compiled segment, by XLA's own count."""
+    algorithm, env, config = algo.arguments()
+    segment = jax.jit(partial(train.segment, algorithm, env))
+    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
+    compiled = segment.lower(config, state, jnp.array(5)).compile()
+    counted = compiled.cost_analysis()
+    lines = sum(" = " in line for line in compiled.as_text().splitlines())
+    return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
+
+
+def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is(name, monkeypatch):
+    on, off = tiny(name), tiny(name, metrics=False)
+    state, record = off.records(jax.random.key(0))
+    assert record.metrics is None
+    measured_state, measured = on.records(jax.random.key(0))
+    assert_same_bits(state.params, measured_state.params)
+    assert_same_bits((record.lengths, record.returns), (measured.lengths, measured.returns))
+
+    switched_off = cost(off)["instructions"]
+    assert switched_off < cost(on)["instructions"]
+    module = sys.modules[ALGORITHMS[name].init.__module__]
+    with_metrics = module.batch_loss
+    monkeypatch.setattr(module, "batch_loss", lambda *args: (with_metrics(*args)[0], (0.0, 0.0)))
+    jax.clear_caches()
+    assert switched_off == cost(off)["instructions"], "something is still measured"

@@ -1,0 +1,27 @@
+"""Comparing whole states, and a callback to look at them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_array_equal
+
+
+def raw(tree):
+    """Leaves as numpy arrays, keys as their data."""
+
+    def data(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return [data(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(raw(a), raw(b), strict=True):
+        assert_array_equal(x, y)
+
+
+def weights_norm(algo, state, key):
+    """An `eval_callback`: what is computed from the state, and what is drawn."""
+    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params)))
+    return {"norm": norm, "drawn": jax.random.normal(key, (3,)), "action": algo.policy(state)(state.obs[0], key)}
