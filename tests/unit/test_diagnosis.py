@@ -93,6 +93,12 @@ def test_a_change_is_one_of_the_configs_fields_with_another_value_that_it_may_ha
     pytree.replace(iqn.Config(), **found.change)  # it may have them
 
 
+def test_a_change_is_told_as_the_command_line_takes_it():
+    text = diagnosis.told(diagnose(frame(**FAULTS["reward_scale"]), CONFIG))
+    assert "     try: normalize_rewards=true" in text
+    assert any(line.endswith("normalize_rewards=false") for line in text)
+
+
 def test_limit_deaths_that_the_network_saw_coming_are_no_fault():
     # The task ends there by its own rules, and time is observed: Q falls to the last reward.
     assert named(frame(limit_deaths=1.0, limit_error=0.0)) == []

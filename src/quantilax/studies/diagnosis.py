@@ -257,7 +257,12 @@ def _span(those: list[Diagnosis]) -> str:
 
 
 def _try(cause: Cause) -> str:
-    return " ".join(f"{k}={v}" for k, v in cause.change.items()) or cause.remark
+    return " ".join(_assignments(cause.change)) or cause.remark
+
+
+def _assignments(fields: Mapping[str, Any]) -> list[str]:
+    """FIELD=VALUE as the command line takes it."""
+    return [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in fields.items()]
 
 
 def _of(path: Path, run: pl.DataFrame, config: Config) -> list[Diagnosis]:
@@ -312,7 +317,7 @@ def _causes(one: Diagnosis) -> list[str]:
         lines.append(f"{number}. {cause.cause}: {cause.says}")
         lines += [f"   {_evidence(e, one.outcome.fall)}" for e in cause.evidence]
         if cause.config:
-            lines.append("   read from the config: " + ", ".join(f"{k}={v}" for k, v in cause.config.items()))
+            lines.append("   read from the config: " + ", ".join(_assignments(cause.config)))
         lines.append(f"   try: {_try(cause)}")
     if not one.causes:
         lines.append("nothing measured is outside of what healthy runs show")
