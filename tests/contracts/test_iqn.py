@@ -11,7 +11,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
-from quantilax import IQN, ConfigError, ConfigWarning, fractions, replay, train
+from quantilax import IQN, ConfigError, ConfigWarning, fractions, offpolicy, replay, train
 from quantilax.algorithms import iqn
 from quantilax.types import NStep
 from tests.conftest import tiny
@@ -212,7 +212,7 @@ def test_the_target_moves_with_gradient_steps_not_with_iterations(algo):  # bug 
 
 
 def test_gradients_are_clipped_by_their_global_norm():  # bug 4
-    optimizer = iqn.optimizer(tiny("iqn", max_grad_norm=5.0).config)
+    optimizer = offpolicy.optimizer(tiny("iqn", max_grad_norm=5.0).config)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     _, state = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params))
     moments = [x for x in jax.tree.leaves(state) if x.shape == (2,)]
@@ -223,14 +223,14 @@ def test_gradients_are_clipped_by_their_global_norm():  # bug 4
 
 def test_the_epsilon_of_adam_and_the_learning_rate_reach_the_step():
     config = tiny("iqn", max_grad_norm=float("inf"), learning_rate=0.1, learning_rate_end=1.0, adam_eps=3.0).config
-    optimizer = iqn.optimizer(config)
+    optimizer = offpolicy.optimizer(config)
     updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(jnp.zeros(1)))
     assert_allclose(updates, -0.1 * 4 / (4 + 3.0), rtol=1e-5)  # Adam's first step: lr g / (|g| + eps)
 
 
 def test_the_learning_rate_falls_linearly_to_its_end():
     algo = tiny("iqn", learning_rate=1.0, learning_rate_end=0.2, adam_eps=1e-8)
-    optimizer, n = iqn.optimizer(algo.config), algo.config.gradient_steps
+    optimizer, n = offpolicy.optimizer(algo.config), offpolicy.gradient_steps(algo.config)
     state, sizes = optimizer.init(jnp.zeros(1)), []
     for _ in range(n + 1):
         updates, state = optimizer.update(jnp.array([1.0]), state)

@@ -28,8 +28,12 @@ BELOW = {
     "replay": {"types", "pytree"},
     "rollout": {"types", "pytree"},
     "signals": {"rollout", "normalize", "types", "pytree"},
+    "hyperparameters": {"networks", "pytree"},
+    "offpolicy": {"signals", "replay", "exploration", "normalize", "rollout", "types", "pytree"},
     "envs": {"types", "pytree"},
     "algorithms": {
+        "hyperparameters",
+        "offpolicy",
         "signals",
         "losses",
         "networks",

@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, losses, normalize, rollout, signals
+from quantilax import exploration, hyperparameters, losses, normalize, rollout, signals
 from quantilax.networks import ACTIVATIONS, MLP, QHead
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -32,12 +32,12 @@ class Config:
     """Hyperparameters of PQN. `paper` is what Gallici et al. (2024) used on Atari."""
 
     # The loop
-    total_timesteps: int = field(491_520, "environment steps of the run", paper=50_000_000, ge=1)
-    eval_freq: int = field(24_576, "environment steps between evaluations", ge=1)
-    eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
-    eval_epsilon: float = field(0.0, "probability of a random action in evaluations", ge=0, le=1)
-    metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
-    signals: bool = field(False, "measure what `quantilax diagnose` reads, at evaluations; off, it costs nothing")
+    total_timesteps: int = hyperparameters.total_timesteps(491_520, paper=50_000_000)
+    eval_freq: int = hyperparameters.eval_freq(24_576)
+    eval_episodes: int = hyperparameters.eval_episodes(128)
+    eval_epsilon: float = hyperparameters.eval_epsilon(0.0)
+    metrics: bool = hyperparameters.metrics(True)
+    signals: bool = hyperparameters.signals(False)
     num_envs: int = field(32, "E, environments", paper=128, ge=1)
     num_steps: int = field(64, "T, steps of each environment per iteration", paper=32, ge=1)
     num_epochs: int = field(4, "passes over what an iteration collected", paper=2, ge=1)
@@ -45,26 +45,22 @@ class Config:
 
     # Optimisation
     learning_rate: float = field(1e-3, "first step size of RAdam", paper=2.5e-4, ge=0)
-    learning_rate_end: float = field(0.0, "share of learning_rate left at the end; 1: constant", paper=0.0, ge=0, le=1)
-    max_grad_norm: float = field(
-        10.0, "the gradient's global norm is clipped to it; .inf: never", paper=10.0, gt=0, finite=False
-    )
+    learning_rate_end: float = hyperparameters.learning_rate_end(0.0, paper=0.0)
+    max_grad_norm: float = hyperparameters.max_grad_norm(10.0, paper=10.0)
 
     # Returns
-    gamma: float = field(0.99, "discount per environment step", paper=0.99, ge=0, le=1)
+    gamma: float = hyperparameters.gamma(0.99, paper=0.99)
     lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", paper=0.65, ge=0, le=1)
 
     # Exploration
-    eps_start: float = field(1.0, "first epsilon", paper=1.0, ge=0, le=1)
-    eps_end: float = field(0.05, "last epsilon", paper=0.001, ge=0, le=1)
-    exploration_fraction: float = field(0.2, "share of total_timesteps over which epsilon falls", paper=0.1, ge=0, le=1)
+    eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
+    eps_end: float = hyperparameters.eps_end(0.05, paper=0.001)
+    exploration_fraction: float = hyperparameters.exploration_fraction(0.2, paper=0.1)
 
     # The task
-    bootstrap_truncated: bool = field(
-        True, "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
-    )
-    normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far", paper=False)
-    normalize_rewards: bool = field(False, "learn from rewards over the std of discounted returns so far", paper=False)
+    bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
+    normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
+    normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
     # The network
     torso_sizes: tuple[int, ...] = field((64, 64), "widths of the layers of the torso", ge=1)

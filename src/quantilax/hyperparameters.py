@@ -1,0 +1,81 @@
+"""Hyperparameters that several algorithms have: one name, one meaning, one range each.
+
+An algorithm's config gives its own default and the value of its paper:
+
+    num_envs: int = hyperparameters.num_envs(10, paper=1)
+"""
+
+from typing import Any, Protocol
+
+from quantilax.networks import ACTIVATIONS
+from quantilax.pytree import field
+
+
+class Declared(Protocol):
+    """A hyperparameter without its default."""
+
+    def __call__(self, default: Any, paper: Any = None) -> Any:
+        """Declare it as a field of a config."""
+
+
+def hyperparameter(doc: str, **bounds: Any) -> Declared:
+    """What `pytree.field` takes, but for the default and the paper's value."""
+
+    def declare(default: Any, paper: Any = None) -> Any:
+        return field(default, doc, paper=paper, **bounds)
+
+    return declare
+
+
+# The loop
+total_timesteps = hyperparameter("environment steps of the run, warm-up included", ge=1)
+eval_freq = hyperparameter("environment steps between evaluations", ge=1)
+eval_episodes = hyperparameter("episodes of an evaluation, in parallel, each counted once", ge=1)
+eval_epsilon = hyperparameter("probability of a random action in evaluations", ge=0, le=1)
+metrics = hyperparameter("measure loss, gradient norm, ... between evaluations; off, it costs nothing")
+signals = hyperparameter("measure what `quantilax diagnose` reads, at evaluations; off, it costs nothing")
+num_envs = hyperparameter("environments, one step each per iteration", ge=1)
+num_epochs = hyperparameter("gradient steps per iteration", ge=1)
+
+# Replay
+buffer_size = hyperparameter("transitions kept", ge=1)
+fill_buffer = hyperparameter("environment steps with random actions before learning", ge=0)
+batch_size = hyperparameter("transitions in a gradient step", ge=1)
+n_step = hyperparameter("n, steps of reward before the bootstrap; fewer at an episode's end", ge=1)
+
+# Optimisation
+learning_rate = hyperparameter("first step size of Adam", ge=0)
+learning_rate_end = hyperparameter("share of learning_rate left at the end; 1: constant", ge=0, le=1)
+adam_eps = hyperparameter("epsilon of Adam, added to sqrt(v)", gt=0)
+max_grad_norm = hyperparameter("the gradient's global norm is clipped to it; .inf: never", gt=0, finite=False)
+
+# Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
+target_update_freq = hyperparameter("gradient steps between two moves of the target", ge=1)
+polyak = hyperparameter("share of the target kept in a move; 0: a hard copy", ge=0, le=1)
+
+# Targets
+kappa = hyperparameter("where the Huber loss becomes linear, in units of return", gt=0)
+double = hyperparameter("the online network selects a*, the target network rates it")
+munchausen_alpha = hyperparameter("alpha, share of t ln pi(a|x) added to the reward; 0: no bonus", ge=0, le=1)
+munchausen_temperature = hyperparameter("t of the softmax policy, in units of return", gt=0)
+munchausen_clip = hyperparameter("l0, the least that t ln pi(a|x) counts, in units of return", le=0)
+
+# Exploration
+eps_start = hyperparameter("first epsilon", ge=0, le=1)
+eps_end = hyperparameter("last epsilon", ge=0, le=1)
+exploration_fraction = hyperparameter("share of total_timesteps over which epsilon falls", ge=0, le=1)
+
+# The task
+gamma = hyperparameter("discount per environment step", ge=0, le=1)
+bootstrap_truncated = hyperparameter(
+    "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
+)
+normalize_observations = hyperparameter("learn from (x - mean) / std of all observations so far")
+normalize_rewards = hyperparameter("learn from rewards over the std of discounted returns so far")
+
+# The network
+torso_sizes = hyperparameter("widths of the layers of psi", ge=1)
+head_sizes = hyperparameter("widths of the hidden layers of f", ge=1)
+activation = hyperparameter("activation of psi and f", choices=tuple(ACTIVATIONS))
+layer_norm = hyperparameter("LayerNorm before each activation of psi and f")
+dueling = hyperparameter("a stream for the state's value and one for the actions' advantages")

@@ -1,0 +1,317 @@
+"""The loop of algorithms that learn from a replay and have a target network: DQN, C51, QR-DQN, IQN.
+
+An algorithm's file has its network, its loss and its acting policy, and calls what stands here. Its config has the
+hyperparameters that are read here; theta and theta^- are `params` and `target_params`, equal at step 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
+
+from quantilax import exploration, normalize, replay, rollout, signals
+from quantilax.pytree import MAX_INT32, ConfigError, dataclass
+from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
+
+Losses: TypeAlias = tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]
+"""The mean loss of a batch, and the means of (q, |mean of the target - q|) for the metrics."""
+BatchLoss: TypeAlias = Callable[[PyTree, PyTree, nnx.GraphDef, NStep, Key[Array, ""], Config], Losses]
+"""(params, target_params, network, batch, key, config) -> loss; what is in the batch is normalised."""
+
+
+@dataclass
+class State:
+    """All that training carries from one iteration to the next."""
+
+    network: nnx.GraphDef
+    """The network's structure: no leaves, the same for every seed."""
+    params: PyTree
+    target_params: PyTree
+    optimizer_state: PyTree
+    replay: replay.Ring
+    """Steps as the environment gave them, nothing normalised."""
+    env_state: PyTree
+    """Leading axis num_envs."""
+    obs: Shaped[Array, "num_envs *obs"]
+    normalizer: normalize.Normalizer
+    key: Key[Array, ""]
+    evaluation_key: Key[Array, ""]
+    """Never split: evaluations fold the step into it, so they cannot disturb training."""
+    env_steps: Int[Array, ""]
+    gradient_steps: Int[Array, ""]
+
+
+ActingPolicy: TypeAlias = Callable[[Config, State, Float[Array, ""] | float], Policy]
+"""(config, state, epsilon) -> policy."""
+Update: TypeAlias = Callable[[Config, State, Key[Array, ""]], tuple[State, tuple[Array, ...]]]
+"""(config, state, key) -> (state, (loss, gradient norm, mean q, TD error)): one gradient step."""
+
+
+class Network(Protocol):
+    """A class of networks: `psi` makes features of one normalised observation."""
+
+    def __call__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the network for the environment's spaces."""
+
+
+def warmup_steps(config: Config) -> int:
+    """Environment steps of `init`: `fill_buffer` in whole iterations, no more than the run has."""
+    iterations: int = min(-(-config.fill_buffer // config.num_envs), config.total_timesteps // config.num_envs)
+    return iterations * int(config.num_envs)
+
+
+def gradient_steps(config: Config) -> int:
+    """Gradient steps of the whole run."""
+    steps: int = (config.total_timesteps - warmup_steps(config)) // config.num_envs * config.num_epochs
+    return steps
+
+
+def derived(config: Config) -> dict[str, Any]:
+    """Figures that follow from the config, see docs/guides/derived.md."""
+    updates_per_step = config.num_epochs / config.num_envs
+    constant = config.target_update_freq / (1 - config.polyak) if config.polyak < 1 else float("inf")
+    return {
+        "gradient_steps": gradient_steps(config),
+        "updates_per_env_step": updates_per_step,
+        "samples_replayed_per_env_step": updates_per_step * config.batch_size,
+        "target_time_constant_updates": constant,
+        "target_time_constant_env_steps": constant / updates_per_step,
+        "epsilon_end_at_env_step": round(config.exploration_fraction * config.total_timesteps),
+    }
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for fields that contradict each other."""
+    if gradient_steps(config) > MAX_INT32:
+        raise ConfigError(f"num_epochs: {gradient_steps(config)} gradient steps are more than {MAX_INT32}; lower it")
+    steps = "one step" if config.n_step == 1 else f"n_step={config.n_step} steps"
+    if config.buffer_size < config.n_step * config.num_envs:
+        raise ConfigError(
+            f"buffer_size: {config.buffer_size} cannot hold {steps} of num_envs={config.num_envs}; raise it to"
+            f" {config.n_step * config.num_envs} or more"
+        )
+    if config.total_timesteps < config.n_step * config.num_envs:
+        raise ConfigError(
+            f"total_timesteps: {config.total_timesteps} is less than {steps} of num_envs={config.num_envs}; raise it to"
+            f" {config.n_step * config.num_envs} or more"
+        )
+    if warmup_steps(config) < (config.n_step - 1) * config.num_envs:
+        raise ConfigError(
+            f"fill_buffer: {config.fill_buffer} and one step of num_envs={config.num_envs} are less than {steps}, which the"
+            f" first gradient step reads; raise it to {(config.n_step - 1) * config.num_envs} or more"
+        )
+
+
+def check_munchausen(config: Config) -> None:
+    """Raise `ConfigError` for what `munchausen` does not go with."""
+    if config.munchausen and config.double:
+        raise ConfigError("double: has no meaning with munchausen, whose targets select no action; set one to false")
+    if config.munchausen and config.n_step > 1:
+        raise ConfigError(
+            f"n_step: {config.n_step} with munchausen is not defined: the rewards on the way would need their own"
+            " log-probabilities; set n_step to 1 or munchausen to false"
+        )
+
+
+def advice(config: Config) -> list[str]:
+    """Lines on settings known to mislead, each with the remedy."""
+    lines = exploration.advice(config.eps_start, config.eps_end, config.exploration_fraction)
+    if config.batch_size < 16 and config.n_step == 1:
+        lines.append(
+            f"batch_size={config.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
+            " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
+        )
+    if config.fill_buffer >= config.total_timesteps:
+        lines.append(
+            f"fill_buffer={config.fill_buffer} leaves nothing of total_timesteps={config.total_timesteps} to learn from:"
+            " no gradient step is taken; lower fill_buffer or raise total_timesteps"
+        )
+    if not config.bootstrap_truncated:
+        lines.append(rollout.ADVICE_ON_TRUNCATION)
+    if config.fill_buffer < config.batch_size:
+        lines.append(
+            f"fill_buffer={config.fill_buffer} is smaller than batch_size={config.batch_size}: the first batches repeat"
+            f" the same few transitions; set fill_buffer to {config.batch_size} or more"
+        )
+    if config.buffer_size < config.batch_size:
+        lines.append(
+            f"buffer_size={config.buffer_size} is smaller than batch_size={config.batch_size}: every batch repeats"
+            " transitions; raise buffer_size"
+        )
+    if config.target_update_freq > 1 and config.polyak > 0:
+        lines.append(
+            f"polyak={config.polyak} and target_update_freq={config.target_update_freq} are both active: every"
+            f" {config.target_update_freq} gradient steps the target keeps {config.polyak} of itself, so it lags twice;"
+            " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
+        )
+    return lines
+
+
+def init(env: Environment, config: Config, key: Key[Array, ""], network: Network) -> State:
+    """Make the networks (target = online), reset the environments, fill the replay with random actions."""
+    key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
+    graphdef, params = nnx.split(network(env, config, rngs=nnx.Rngs(key_params)))
+    env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
+    state = State(
+        network=graphdef,
+        params=params,
+        target_params=params,
+        optimizer_state=optimizer(config).init(params),
+        replay=replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step),
+        env_state=env_state,
+        obs=obs,
+        normalizer=normalize.init(
+            env.observation_space.shape,
+            config.num_envs,
+            config.normalize_observations,
+            config.normalize_rewards,
+        ),
+        key=key,
+        evaluation_key=key_evaluation,
+        env_steps=jnp.zeros((), jnp.int32),
+        gradient_steps=jnp.zeros((), jnp.int32),
+    )
+
+    def random_action(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
+        return jax.random.randint(key, (), 0, num_actions(env))
+
+    def warm_up(state: State, key: Key[Array, ""]) -> tuple[State, None]:
+        return collect(env, config, state, random_action, key), None
+
+    iterations = warmup_steps(config) // config.num_envs
+    return jax.lax.scan(warm_up, state, jax.random.split(key_warmup, iterations))[0]
+
+
+def step(
+    env: Environment, config: Config, state: State, acting_policy: ActingPolicy, update: Update
+) -> tuple[State, Metrics]:
+    """Take one step in each environment, then `num_epochs` gradient steps."""
+    key, key_collect, key_updates = jax.random.split(state.key, 3)
+    epsilon = epsilon_of(config, state)
+    state = collect(env, config, replace(state, key=key), acting_policy(config, state, epsilon), key_collect)
+
+    def update_once(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+        return update(config, state, key)
+
+    keys = jax.random.split(key_updates, config.num_epochs)
+    state, (loss, gradient_norm, q, td_error) = jax.lax.scan(update_once, state, keys)
+    metrics = Metrics(
+        loss=loss.mean(),
+        gradient_norm=gradient_norm.mean(),
+        q=q.mean(),
+        td_error=td_error.mean(),
+        epsilon=epsilon,
+    )
+    return state, metrics
+
+
+def epsilon_of(config: Config, state: Any) -> Float[Array, ""]:
+    """Probability of a random action, by the schedule."""
+    duration = config.exploration_fraction * config.total_timesteps
+    return exploration.linear_schedule(config.eps_start, config.eps_end, duration, state.env_steps)
+
+
+def collect(env: Environment, config: Config, state: State, act: Policy, key: Key[Array, ""]) -> State:
+    """One step of each environment into the replay."""
+    env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
+    if not config.bootstrap_truncated:
+        transition = transition.ended_where_truncated()
+    return replace(
+        state,
+        replay=replay.add(state.replay, transition, obs),
+        env_state=env_state,
+        obs=obs,
+        normalizer=normalize.update(state.normalizer, transition, config.gamma),
+        env_steps=state.env_steps + config.num_envs,
+    )
+
+
+def update(config: Config, state: State, key: Key[Array, ""], batch_loss: BatchLoss) -> tuple[State, tuple[Array, ...]]:
+    """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean q, TD error)."""
+    key_sample, key_loss = jax.random.split(key)
+    batch = draw(config, state, key_sample, config.batch_size)
+    (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
+        state.params, state.target_params, state.network, batch, key_loss, config
+    )
+    updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
+    params = optax.apply_updates(state.params, updates)
+
+    gradient_steps = state.gradient_steps + 1
+    keep = jnp.where(gradient_steps % config.target_update_freq == 0, config.polyak, 1.0)
+    target_params = optax.incremental_update(params, state.target_params, 1 - keep)
+    state = replace(
+        state,
+        params=params,
+        target_params=target_params,
+        optimizer_state=optimizer_state,
+        gradient_steps=gradient_steps,
+    )
+    return state, (value, optax.tree.norm(gradient), q, td_error)
+
+
+def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> NStep:
+    """Draw a batch from the replay, normalised."""
+    return normalize.transitions(state.normalizer, replay.sample(state.replay, key, size, config.gamma))
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with a linear schedule of its step size, after clipping by the global norm; on one flat vector."""
+    end = config.learning_rate * config.learning_rate_end
+    schedule = optax.linear_schedule(config.learning_rate, end, max(gradient_steps(config), 1))
+    adam = optax.adam(schedule, eps=config.adam_eps)
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam))
+
+
+def learner(
+    config: Config,
+    state: State,
+    acting_policy: ActingPolicy,
+    batch_loss: BatchLoss,
+    errors: Callable[[PyTree, NStep, Key[Array, ""]], tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]],
+    values: Callable[[PyTree, Observation], Float[Array, "A"]],
+    quantiles: Callable[[PyTree, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None,
+    num_quantile_samples: int = 1,
+) -> signals.Learner:
+    """What `signals.measure` needs of an algorithm; see there for `errors`, `values` and `quantiles`."""
+
+    def mean_loss(params: PyTree, batch: NStep, key: Key[Array, ""]) -> Float[Array, ""]:
+        return batch_loss(params, state.target_params, state.network, batch, key, config)[0]
+
+    rows = state.replay.rows  # (T, E)
+    filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
+    return signals.Learner(
+        params=state.params,
+        target_params=state.target_params,
+        draw=lambda key, size: draw(config, state, key, size),
+        loss=mean_loss,
+        errors=errors,
+        quantiles=quantiles,
+        values=values,
+        features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
+        behave=acting_policy(config, state, epsilon_of(config, state)),
+        greedy=acting_policy(config, state, 0.0),
+        experience=signals.Experience(
+            rows.action,
+            normalize.rewards(state.normalizer, rows.reward),
+            rows.terminated,
+            rows.truncated,
+            is_there=jnp.broadcast_to(filled, rows.reward.shape),
+        ),
+        is_replay=True,
+        optimizer=optimizer(config),
+        optimizer_state=state.optimizer_state,
+        gradient_steps=state.gradient_steps,
+        adam_eps=config.adam_eps,
+        max_grad_norm=config.max_grad_norm,
+        batch_size=config.batch_size,
+        num_quantile_samples=num_quantile_samples,
+        kappa=getattr(config, "kappa", float("inf")),
+        gamma=config.gamma,
+        bootstrap_truncated=config.bootstrap_truncated,
+        normalizer=state.normalizer,
+    )
