@@ -45,24 +45,24 @@ def compilation_cache(pytestconfig: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+OFF_POLICY: dict[str, Any] = dict(
+    total_timesteps=240,
+    eval_freq=60,
+    eval_episodes=4,
+    num_envs=4,
+    num_epochs=2,
+    buffer_size=100,
+    fill_buffer=40,
+    batch_size=16,
+    torso_sizes=(8,),
+    head_sizes=(8,),
+    learning_rate_end=0.5,
+)
 TINY: dict[str, dict[str, Any]] = {
-    "iqn": dict(
-        total_timesteps=240,
-        eval_freq=60,
-        eval_episodes=4,
-        num_envs=4,
-        num_epochs=2,
-        buffer_size=100,
-        fill_buffer=40,
-        batch_size=16,
-        num_tau_samples=4,
-        num_tau_prime_samples=3,
-        num_quantile_samples=5,
-        torso_sizes=(8,),
-        head_sizes=(8,),
-        num_cosines=8,
-        learning_rate_end=0.5,
-    ),
+    "dqn": OFF_POLICY,
+    "c51": OFF_POLICY | dict(num_atoms=7, v_min=-2.0, v_max=2.0),
+    "qrdqn": OFF_POLICY | dict(num_quantiles=5),
+    "iqn": OFF_POLICY | dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),
     "pqn": dict(
         total_timesteps=256,
         eval_freq=64,

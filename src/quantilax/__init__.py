@@ -4,34 +4,35 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from quantilax.agent import IQN, PQN, Agent, ConfigWarning, Curve
+from quantilax.agent import C51, DQN, IQN, PQN, QRDQN, Agent, ConfigWarning
 from quantilax.algorithms import ALGORITHMS, register
 from quantilax.envs import make
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
 
 if TYPE_CHECKING:
-    from quantilax.runs import CheckpointError, Result, RunError, load, resume, run
+    from quantilax.runs import CheckpointError, RunError, load, resume, run
     from quantilax.studies.definition import Study
 
 __version__ = version("quantilax")
 
 __all__ = [
     "ALGORITHMS",
+    "C51",
+    "DQN",
     "IQN",
     "PQN",
+    "QRDQN",
     "Agent",
     "Algorithm",
     "Box",
     "CheckpointError",
     "ConfigError",
     "ConfigWarning",
-    "Curve",
     "Discrete",
     "Environment",
     "Metrics",
     "Record",
-    "Result",
     "RunError",
     "Study",
     "TimeStep",

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from quantilax.types import NStep
+
 
 def huber(u: Float[Array, "*shape"], kappa: Float[Array, ""] | float = 1.0) -> Float[Array, "*shape"]:
     """Huber loss: `u^2 / 2` where `|u| <= kappa`, else `kappa (|u| - kappa / 2)`.
@@ -56,6 +58,48 @@ def quantile_regression(
     return rho.mean(axis=1).sum(axis=0)
 
 
+def targets(
+    Z_next: Float[Array, "N_prime A"], q_next: Float[Array, "A"], transition: NStep, gamma: Float[Array, ""] | float
+) -> Float[Array, "N_prime"]:
+    """`R + gamma^m d Z_next(., a*)`, a* the best action by `q_next`: of one transition over m steps.
+
+    Args:
+        Z_next: numbers of the target network at x', one row for an expected value.
+        q_next: values of the network that selects, at x'.
+        transition: R, m and d = 1 - terminated.
+        gamma: discount per step.
+    """
+    a_star = jnp.argmax(q_next)
+    return transition.reward + gamma**transition.steps * transition.discount * Z_next[:, a_star]
+
+
+def munchausen_targets(
+    Z_next: Float[Array, "N_prime A"],
+    q_next: Float[Array, "A"],
+    q_before: Float[Array, "A"],
+    transition: NStep,
+    gamma: Float[Array, ""] | float,
+    temperature: Float[Array, ""] | float,
+    alpha: Float[Array, ""] | float,
+    l0: Float[Array, ""] | float,
+) -> Float[Array, "N_prime"]:
+    """`R + alpha [t ln pi(a|x)]_{l0}^0 + gamma^m d sum_a' pi(a'|x') (Z_next(., a') - t ln pi(a'|x'))`, pi = softmax(q / t).
+
+    Args:
+        Z_next, q_next: of the target network at x'.
+        q_before: of the target network at x.
+        transition, gamma: as in `targets`.
+        temperature, alpha, l0: t > 0, alpha in [0, 1], l0 <= 0.
+
+    Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1 and appendix B.1.
+    """
+    t_log_pi = scaled_log_softmax(q_next, temperature)
+    future = (Z_next - t_log_pi) @ jnp.exp(t_log_pi / temperature)  # (N',)
+    bonus = scaled_log_softmax(q_before, temperature)[transition.action]
+    reward = transition.reward + alpha * jnp.clip(bonus, l0, 0)
+    return reward + gamma**transition.steps * transition.discount * future
+
+
 def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | float) -> Float[Array, "A"]:
     """`t ln pi`, where `pi = softmax(q / t)`; near `q - max q` for small t, and exact there.
 
@@ -67,6 +111,24 @@ def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | flo
     """
     advantage = q - jax.lax.stop_gradient(q.max())
     return advantage - temperature * jax.nn.logsumexp(advantage / temperature)
+
+
+def categorical_projection(
+    atoms: Float[Array, "M"], probabilities: Float[Array, "M"], support: Float[Array, "n"]
+) -> Float[Array, "n"]:
+    """Project a distribution onto an equally spaced support: each atom's mass goes to its two neighbours, nearer gets more.
+
+    Args:
+        atoms: where the mass lies; beyond the support it goes to the support's end.
+        probabilities: of the atoms.
+        support: v_min, ..., v_max, ascending, two or more.
+
+    Source: Bellemare, Dabney & Munos (2017), https://arxiv.org/abs/1707.06887, equation 7.
+    """
+    step = (support[-1] - support[0]) / (support.shape[0] - 1)
+    atoms = jnp.clip(atoms, support[0], support[-1])
+    share = jnp.clip(1 - jnp.abs(atoms[None, :] - support[:, None]) / step, 0, 1)  # (n, M)
+    return share @ probabilities
 
 
 def lambda_returns(

@@ -275,9 +275,10 @@ def learner(
     errors: Callable[[PyTree, NStep, Key[Array, ""]], tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]],
     values: Callable[[PyTree, Observation], Float[Array, "A"]],
     quantiles: Callable[[PyTree, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None,
-    num_quantile_samples: int = 1,
+    kappa: Float[Array, ""] | float | None = None,
+    num_quantile_samples: int | None = None,
 ) -> signals.Learner:
-    """What `signals.measure` needs of an algorithm; see there for `errors`, `values` and `quantiles`."""
+    """What `signals.measure` needs of an algorithm; see `signals.Learner` for the arguments."""
 
     def mean_loss(params: PyTree, batch: NStep, key: Key[Array, ""]) -> Float[Array, ""]:
         return batch_loss(params, state.target_params, state.network, batch, key, config)[0]
@@ -310,7 +311,7 @@ def learner(
         max_grad_norm=config.max_grad_norm,
         batch_size=config.batch_size,
         num_quantile_samples=num_quantile_samples,
-        kappa=getattr(config, "kappa", float("inf")),
+        kappa=kappa,
         gamma=config.gamma,
         bootstrap_truncated=config.bootstrap_truncated,
         normalizer=state.normalizer,

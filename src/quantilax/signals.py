@@ -177,9 +177,10 @@ class Learner(NamedTuple):
     adam_eps: Float[Array, ""] | float
     max_grad_norm: Float[Array, ""] | float
     batch_size: int
-    num_quantile_samples: int
-    """K of the acting policy."""
-    kappa: Float[Array, ""] | float
+    num_quantile_samples: int | None
+    """K of the acting policy; None: it draws no fractions."""
+    kappa: Float[Array, ""] | float | None
+    """None: the loss is no Huber loss."""
     gamma: Float[Array, ""] | float
     bootstrap_truncated: bool
     """False: it learns from a cut as from an end, and that is how what is measured here looks at cuts too."""
@@ -408,8 +409,9 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes) -> d
     if learner.quantiles is not None:
         tau = midpoints(NUM_FRACTIONS)
         Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, R.obs, tau)  # (|R|, N, A)
-        snr = jax.vmap(decision_snr, in_axes=(0, None))(Z, learner.num_quantile_samples)
-        found["decision_snr"] = jnp.median(snr)
+        if learner.num_quantile_samples is not None:
+            snr = jax.vmap(decision_snr, in_axes=(0, None))(Z, learner.num_quantile_samples)
+            found["decision_snr"] = jnp.median(snr)
         chosen = jnp.take_along_axis(Z, q.argmax(axis=-1)[:, None, None], axis=2)[..., 0]  # (|R|, N)
         found["crossing"] = jnp.mean(jnp.diff(chosen, axis=1) < 0)
     return found
@@ -424,12 +426,12 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
 
     key_draw, key_loss = jax.random.split(key)
     delta, q_batch = learner.errors(learner.params, learner.draw(key_draw, PARTS * PART), key_loss)
-    distributional = learner.quantiles is not None
+    magnitude = jnp.abs(delta)
     return {
         "reference_error": jnp.abs(target - taken).mean() / rms(q),
         "replay_error": jnp.abs(delta.mean(axis=(1, 2))).mean() / rms(q_batch),
-        "huber_share": jnp.mean(jnp.abs(delta) > learner.kappa) if distributional else None,
-        "huber_scale": jnp.abs(delta).mean() / learner.kappa if distributional else None,
+        "huber_share": None if learner.kappa is None else jnp.mean(magnitude > learner.kappa),
+        "huber_scale": None if learner.kappa is None else magnitude.mean() / learner.kappa,
     }
 
 

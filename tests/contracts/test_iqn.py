@@ -52,8 +52,8 @@ def numpy_network(params):
         psi = np.maximum(dense(p["psi"]["layers"][0], np.asarray(x, np.float64)), 0)
         cos = np.cos(np.pi * np.outer(tau, np.arange(1, 9)))
         phi = np.maximum(dense(p["Z"]["embedding"]["linear"], cos), 0)
-        hidden = np.maximum(dense(p["Z"]["mlp"]["layers"][0], psi * phi), 0)
-        return dense(p["Z"]["out"], hidden)
+        hidden = np.maximum(dense(p["Z"]["f"]["mlp"]["layers"][0], psi * phi), 0)
+        return dense(p["Z"]["f"]["out"], hidden)
 
     return Z
 

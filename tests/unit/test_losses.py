@@ -89,6 +89,31 @@ def test_lambda_returns_give_the_numbers_derived_by_hand():
     assert_allclose(returns, [1.6460547, 0.72281253, 0.7375, 0.65, 3.4], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("atoms", "probabilities", "support", "expected"),
+    [
+        ([0, 1, 2, 3, 4], [0.1, 0.2, 0.1, 0.3, 0.3], [3, 4, 5, 6, 7], [0.7, 0.3, 0, 0, 0]),
+        ([8, 9, 10, 12, 14], [0.1, 0.2, 0.4, 0.1, 0.2], [0, 4, 8, 12, 16], [0, 0, 0.45, 0.45, 0.1]),
+    ],
+)
+def test_a_projected_distribution_is_that_of_the_fixtures(atoms, probabilities, support, expected):
+    arrays = (jnp.array(x, jnp.float32) for x in (atoms, probabilities, support))
+    assert_allclose(losses.categorical_projection(*arrays), expected, atol=1e-6)
+
+
+def test_a_projection_keeps_the_mass_and_within_the_support_the_mean_and_agrees_with_rlax():
+    rng = np.random.default_rng(3)
+    support = jnp.linspace(-3.0, 5.0, 11)
+    for width in (2.5, 20.0):
+        atoms = jnp.sort(jnp.asarray(1 + width * rng.uniform(-1, 1, size=9), jnp.float32))
+        p = jnp.asarray(rng.dirichlet(np.ones(9)), jnp.float32)
+        projected = losses.categorical_projection(atoms, p, support)
+        assert_allclose(projected.sum(), 1, rtol=1e-5)
+        assert_allclose(projected, rlax.categorical_l2_project(atoms, p, support), atol=1e-5)
+        if width < 4:
+            assert_allclose(projected @ support, atoms @ p, rtol=1e-4)
+
+
 def test_lambda_returns_agree_with_rlax():
     rng = np.random.default_rng(2)
     arguments = [jnp.asarray(x, jnp.float32) for x in (rng.normal(size=20), rng.uniform(size=20), rng.normal(size=20))]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from quantilax.networks import MLP, ImplicitQuantileHead, cosines, in_one_pass, linear
+from quantilax.networks import MLP, ActionHead, ImplicitQuantileHead, cosines, in_one_pass, linear, monotone
 from quantilax.networks.dense import dense
 from quantilax.networks.heads import SINE
 
@@ -55,10 +55,28 @@ def test_implicit_quantile_head_is_f_of_the_hadamard_product():
         cos = np.cos(np.pi * np.arange(1, 11) * float(tau[k]))
         phi = np.maximum(cos @ head.embedding.linear.kernel[...] + head.embedding.linear.bias[...], 0)
         x = psi * phi
-        for layer in head.mlp.layers:
+        for layer in head.f.mlp.layers:
             x = np.maximum(x @ layer.kernel[...] + layer.bias[...], 0)
-        expected = x @ head.out.kernel[...] + head.out.bias[...]
+        expected = x @ head.f.out.kernel[...] + head.f.out.bias[...]
         assert_allclose(head(psi, tau)[k], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [(), (7,)])
+def test_an_action_head_gives_numbers_per_action_and_dueling_is_a_value_and_advantages_of_mean_zero(rows):
+    plain, dueling = (ActionHead(8, 3, 4, (5,), dueling=d, rngs=nnx.Rngs(0)) for d in (False, True))
+    x = jax.random.normal(jax.random.key(0), (*rows, 8))
+    numbers = plain(x)
+    assert numbers.shape == (*rows, 4, 3)
+    value = dueling.value_out(jax.nn.relu(dueling.value_mlp.layers[0](x)))  # (*rows, 4)
+    assert_allclose(dueling(x).mean(axis=-1), value, rtol=1e-4, atol=1e-6)
+    centred = numbers - numbers.mean(axis=-1, keepdims=True)  # the same weights: the first that are drawn
+    assert_allclose(dueling(x) - value[..., None], centred, rtol=1e-4, atol=1e-5)
+
+
+def test_monotone_quantiles_rise_to_an_offset_and_a_scale():
+    raw = jnp.array([[0.0, 1.0], [0.0, -2.0], [jnp.log(2.0), 5.0], [4.0, -1.0], [-1.0, 7.0]])  # 3 quantiles, 2 actions
+    # Softmax of (0, 0, ln 2) is (1/4, 1/4, 1/2): 4 times its sums, less 1. A scale below 0 leaves the offset alone.
+    assert_allclose(monotone(raw), [[0, 7], [1, 7], [3, 7]], atol=1e-5)
 
 
 def test_each_fraction_is_independent_of_the_others():

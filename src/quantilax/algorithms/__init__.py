@@ -1,10 +1,10 @@
 """The registry of algorithms: one file and one line each."""
 
-from quantilax.algorithms import iqn, pqn
+from quantilax.algorithms import c51, dqn, iqn, pqn, qrdqn
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.types import Algorithm
 
-ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (iqn.ALGORITHM, pqn.ALGORITHM)}
+ALGORITHMS: dict[str, Algorithm] = {module.ALGORITHM.name: module.ALGORITHM for module in (dqn, c51, qrdqn, iqn, pqn)}
 
 
 def get(name: str) -> Algorithm:

@@ -108,6 +108,7 @@ class Config:
     num_cosines: int = field(64, "n, cosines in the embedding of a fraction", paper=64, ge=1)
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
+    dueling: bool = hyperparameters.dueling(False, paper=False)
 
     @property
     def warmup_steps(self) -> int:
@@ -148,6 +149,7 @@ class ImplicitQuantileNetwork(nnx.Module):
             config.num_cosines,
             config.activation,
             config.layer_norm,
+            config.dueling,
             rngs=rngs,
         )
 
@@ -187,7 +189,7 @@ def loss(
         transition: (x, a, R, x'), over m steps.
         config: gamma, kappa and those of `munchausen`.
     """
-    y = targets(Z_next, Z_action, Z_before, transition, config)
+    y = targets(Z_next, Z_action, Z_before, transition, config)  # (N',)
     z = Z[:, transition.action]  # (N,)
     q = z.mean()
     td_error = jnp.abs(y.mean() - q)
@@ -201,19 +203,13 @@ def targets(
     transition: NStep,
     config: Config,
 ) -> Float[Array, "N_prime"]:
-    """R + gamma^m Z_next at a*, the best action by Z_action; with `munchausen` its soft form."""
-    q_next, reward = Z_action.mean(axis=0), transition.reward
+    """R + gamma^m d Z^- at a*, the best action by the mean of Z_action; with `munchausen` its soft form."""
+    q_next = Z_action.mean(axis=0)
     if Z_before is None:
-        a_star = jnp.argmax(q_next)
-        future = Z_next[:, a_star]  # (N',)
-    else:
-        t = config.munchausen_temperature
-        t_log_pi = losses.scaled_log_softmax(q_next, t)
-        future = (Z_next - t_log_pi) @ jnp.exp(t_log_pi / t)  # (N',)
-        bonus = losses.scaled_log_softmax(Z_before.mean(axis=0), t)[transition.action]
-        reward = reward + config.munchausen_alpha * jnp.clip(bonus, config.munchausen_clip, 0)
-    gamma_m = config.gamma**transition.steps
-    return reward + gamma_m * transition.discount * future
+        return losses.targets(Z_next, q_next, transition, config.gamma)
+    q_before = Z_before.mean(axis=0)
+    t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
+    return losses.munchausen_targets(Z_next, q_next, q_before, transition, config.gamma, t, alpha, l0)
 
 
 def batch_loss(
@@ -307,7 +303,15 @@ def measure_signals(
         return quantiles_of(params, obs, signals.midpoints(signals.NUM_FRACTIONS)).mean(axis=0)
 
     learner = offpolicy.learner(
-        config, state, acting_policy, batch_loss, errors, values, quantiles_of, config.num_quantile_samples
+        config,
+        state,
+        acting_policy,
+        batch_loss,
+        errors,
+        values,
+        quantiles_of,
+        config.kappa,
+        config.num_quantile_samples,
     )
     return signals.measure(env, learner, episodes, reference_key, key)
 

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import exploration, hyperparameters, losses, normalize, rollout, signals
-from quantilax.networks import ACTIVATIONS, MLP, QHead
+from quantilax.networks import ACTIVATIONS, MLP, ActionHead
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
 
@@ -146,11 +146,11 @@ class QNetwork(nnx.Module):
         """Make the network for the environment's spaces."""
         inputs = math.prod(env.observation_space.shape)
         self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
-        self.head = QHead(self.psi.features, num_actions(env), rngs=rngs)
+        self.head = ActionHead(self.psi.features, num_actions(env), rngs=rngs)
 
     def __call__(self, obs: Observation) -> Float[Array, "A"]:
         """Values of one observation."""
-        return self.head(self.psi(obs))
+        return self.head(self.psi(obs))[0]
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
@@ -345,8 +345,8 @@ def measure_signals(
         adam_eps=1e-8,  # optax's for RAdam
         max_grad_norm=config.max_grad_norm,
         batch_size=config.steps_per_iteration // config.num_minibatches,
-        num_quantile_samples=1,
-        kappa=float("inf"),
+        num_quantile_samples=None,
+        kappa=None,
         gamma=config.gamma,
         bootstrap_truncated=config.bootstrap_truncated,
         normalizer=state.normalizer,

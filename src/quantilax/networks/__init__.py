@@ -1,7 +1,17 @@
 """Networks: NNX modules that are deterministic functions of one example; torsos turn observations into features, heads
 features into values."""
 
-from quantilax.networks.heads import CosineEmbedding, ImplicitQuantileHead, QHead, cosines, in_one_pass
+from quantilax.networks.heads import ActionHead, CosineEmbedding, ImplicitQuantileHead, cosines, in_one_pass, monotone
 from quantilax.networks.torsos import ACTIVATIONS, MLP, linear
 
-__all__ = ["ACTIVATIONS", "MLP", "CosineEmbedding", "ImplicitQuantileHead", "QHead", "cosines", "in_one_pass", "linear"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "ActionHead",
+    "CosineEmbedding",
+    "ImplicitQuantileHead",
+    "cosines",
+    "in_one_pass",
+    "linear",
+    "monotone",
+]

@@ -30,16 +30,41 @@ def cosines(tau: Float[Array, "*N"], n: int) -> Float[Array, "*N n"]:
     return u * polynomial
 
 
-class QHead(nnx.Module):
-    """Q(x, a) = W psi(x) + b."""
+class ActionHead(nnx.Module):
+    """n numbers per action from features: hidden layers and an output.
 
-    def __init__(self, features: int, num_actions: int, *, rngs: nnx.Rngs) -> None:
-        """Make the layer."""
-        self.out = linear(features, num_actions, rngs)
+    If dueling, two such streams, `V + A(., a) - mean_a A`. Wang et al. (2016), https://arxiv.org/abs/1511.06581, equation 9;
+    for distributions, each of the n numbers by itself, as Hessel et al. (2018), https://arxiv.org/abs/1710.02298, do.
+    """
 
-    def __call__(self, psi: Float[Array, "features"]) -> Float[Array, "A"]:
-        """Values of one observation."""
-        return self.out(psi)
+    def __init__(
+        self,
+        features: int,
+        num_actions: int,
+        n: int = 1,
+        sizes: Sequence[int] = (),
+        activation: str = "relu",
+        layer_norm: bool = False,
+        dueling: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Make the layers of `sizes` and the output, twice if `dueling`."""
+        self.shape = (n, num_actions)
+        self.mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
+        self.out = linear(self.mlp.features, n * num_actions, rngs)
+        if dueling:
+            self.value_mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
+            self.value_out = linear(self.value_mlp.features, n, rngs)
+        self.dueling = dueling
+
+    def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows n A"]:
+        """The numbers of each row of features."""
+        y = dense(self.out, self.mlp.rows(x)).reshape(*x.shape[:-1], *self.shape)
+        if not self.dueling:
+            return y
+        value = dense(self.value_out, self.value_mlp.rows(x))
+        return value[..., None] + y - y.mean(axis=-1, keepdims=True)
 
 
 class CosineEmbedding(nnx.Module):
@@ -67,13 +92,13 @@ class ImplicitQuantileHead(nnx.Module):
         num_cosines: int,
         activation: str,
         layer_norm: bool,
+        dueling: bool = False,
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make the embedding, the layers of `sizes` and the output."""
+        """Make the embedding and f, whose hidden layers are of `sizes`."""
         self.embedding = CosineEmbedding(num_cosines, features, rngs=rngs)
-        self.mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
-        self.out = linear(self.mlp.features, num_actions, rngs)
+        self.f = ActionHead(features, num_actions, 1, sizes, activation, layer_norm, dueling, rngs=rngs)
 
     def __call__(
         self, psi: Float[Array, "*batch features"], tau: Float[Array, "*#batch N"]
@@ -83,8 +108,17 @@ class ImplicitQuantileHead(nnx.Module):
         All rows go through the layers as one matrix: gradients of weights that contract over several axes are slow on a CPU.
         """
         product = psi[..., None, :] * self.embedding(tau)
-        Z = dense(self.out, self.mlp.rows(product.reshape(-1, product.shape[-1])))
+        Z = self.f(product.reshape(-1, product.shape[-1]))
         return Z.reshape(*product.shape[:-1], Z.shape[-1])
+
+
+def monotone(raw: Float[Array, "N+2 A"]) -> Float[Array, "N A"]:
+    """N quantiles per action that never cross, from N + 2 numbers: `theta_i = relu(s) sum_{j <= i} softmax(l)_j + b`.
+
+    Source: Zhou, Wang & Feng (2020), Non-crossing quantile regression for deep reinforcement learning, NeurIPS 33.
+    """
+    logits, scale, offset = raw[:-2], jax.nn.relu(raw[-2]), raw[-1]
+    return scale * jnp.cumsum(jax.nn.softmax(logits, axis=0), axis=0) + offset
 
 
 def in_one_pass(

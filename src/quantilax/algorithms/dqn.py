@@ -1,0 +1,254 @@
+"""DQN: deep Q-networks (Mnih et al. 2015, https://doi.org/10.1038/nature14236), with their usual refinements as switches.
+
+| symbol | here | meaning |
+|---|---|---|
+| x, a, R, x' | `transition` | m steps, `n_step` or fewer at an episode's end; R is the sum of their discounted rewards |
+| m, d | `steps`, `discount` | of the transition; `discount = 1 - terminated`: a time limit still bootstraps |
+| Q(x, a), Q^- | `Q`, `Q_next` | expected return by the online and the target network, (A,) |
+| y | `target` | `R + gamma^m d Q^-(x', a*)` |
+| a* | | argmax of Q^-(x', .); of the online network if `double` (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461) |
+
+The loss is the Huber loss of y - Q(x, a). With `munchausen` it is M-DQN (Vieillard, Pietquin & Geist 2020,
+https://arxiv.org/abs/2007.14430), see `losses.munchausen_targets`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from quantilax import exploration, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax.networks import MLP, ActionHead
+from quantilax.offpolicy import State
+from quantilax.pytree import dataclass, field
+from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
+
+
+@dataclass
+class Config:
+    """Hyperparameters of DQN. Defaults are practical; `paper` is what Mnih et al. (2015) used on Atari."""
+
+    # The loop
+    total_timesteps: int = hyperparameters.total_timesteps(100_000, paper=50_000_000)
+    eval_freq: int = hyperparameters.eval_freq(5_000, paper=250_000)
+    eval_episodes: int = hyperparameters.eval_episodes(128)
+    eval_epsilon: float = hyperparameters.eval_epsilon(0.0, paper=0.05)
+    metrics: bool = hyperparameters.metrics(True)
+    signals: bool = hyperparameters.signals(False)
+    num_envs: int = hyperparameters.num_envs(10, paper=1)
+    num_epochs: int = hyperparameters.num_epochs(2, paper=0.25)
+
+    # Replay
+    buffer_size: int = hyperparameters.buffer_size(100_000, paper=1_000_000)
+    fill_buffer: int = hyperparameters.fill_buffer(1_000, paper=50_000)
+    batch_size: int = hyperparameters.batch_size(64, paper=32)
+    n_step: int = hyperparameters.n_step(1, paper=1)
+
+    # Optimisation
+    learning_rate: float = hyperparameters.learning_rate(1e-3, paper=2.5e-4)
+    learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
+    adam_eps: float = hyperparameters.adam_eps(3.125e-4)
+    max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
+
+    # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
+    target_update_freq: int = hyperparameters.target_update_freq(32, paper=10_000)
+    polyak: float = hyperparameters.polyak(0.0, paper=0.0)
+
+    # The targets
+    kappa: float = field(
+        1.0,
+        "where the Huber loss becomes linear, in units of return; .inf: squared error",
+        paper=1.0,
+        gt=0,
+        finite=False,
+    )
+    double: bool = hyperparameters.double(False, paper=False)
+    munchausen: bool = field(False, "M-DQN: targets of the softmax policy, its log-probability added to the reward")
+    munchausen_alpha: float = hyperparameters.munchausen_alpha(0.9)
+    munchausen_temperature: float = hyperparameters.munchausen_temperature(0.03)
+    munchausen_clip: float = hyperparameters.munchausen_clip(-1.0)
+
+    # Exploration
+    eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
+    eps_end: float = hyperparameters.eps_end(0.04, paper=0.1)
+    exploration_fraction: float = hyperparameters.exploration_fraction(0.1, paper=0.02)
+
+    # The task
+    gamma: float = hyperparameters.gamma(0.99, paper=0.99)
+    bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
+    normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
+    normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
+
+    # The network
+    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64))
+    head_sizes: tuple[int, ...] = hyperparameters.head_sizes((64,), paper=(512,))
+    activation: str = hyperparameters.activation("relu", paper="relu")
+    layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
+    dueling: bool = hyperparameters.dueling(False, paper=False)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps of `init`."""
+        return offpolicy.warmup_steps(self)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of `step`."""
+        return self.num_envs
+
+    def derived(self) -> dict[str, Any]:
+        """Figures that follow from the config, see docs/guides/derived.md."""
+        return offpolicy.derived(self)
+
+    def check(self) -> None:
+        """Raise `ConfigError` for fields that contradict each other."""
+        offpolicy.check_munchausen(self)
+        offpolicy.check(self)
+
+    def advice(self) -> list[str]:
+        """Lines on settings known to mislead, each with the remedy."""
+        return offpolicy.advice(self)
+
+
+class QNetwork(nnx.Module):
+    """Q(x, .) = f(psi(x))."""
+
+    def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
+        """Make the network for the environment's spaces."""
+        inputs = math.prod(env.observation_space.shape)
+        self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
+        self.head = ActionHead(
+            self.psi.features,
+            num_actions(env),
+            1,
+            config.head_sizes,
+            config.activation,
+            config.layer_norm,
+            config.dueling,
+            rngs=rngs,
+        )
+
+    def __call__(self, obs: Observation) -> Float[Array, "A"]:
+        """Values of one observation."""
+        return self.head(self.psi(obs))[0]
+
+
+def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
+    """Make the networks (target = online), reset the environments, fill the replay with random actions."""
+    return offpolicy.init(env, config, key, QNetwork)
+
+
+def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics]:
+    """Take one step in each environment, then `num_epochs` gradient steps."""
+    return offpolicy.step(env, config, state, acting_policy, update)
+
+
+def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+    """One gradient step on one batch, and the target's move."""
+    return offpolicy.update(config, state, key, batch_loss)
+
+
+def loss(
+    Q: Float[Array, "A"],
+    Q_next: Float[Array, "A"],
+    q_next: Float[Array, "A"],
+    q_before: Float[Array, "A"] | None,
+    transition: NStep,
+    config: Config,
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Huber loss of one transition, and (Q(x, a), |y - Q(x, a)|).
+
+    Args:
+        Q: online network at x.
+        Q_next: target network at x'.
+        q_next: the network that selects, at x'.
+        q_before: target network at x, for `munchausen`; else None.
+        transition: (x, a, R, x'), over m steps.
+        config: gamma, kappa and those of `munchausen`.
+    """
+    y = target(Q_next, q_next, q_before, transition, config)
+    q = Q[transition.action]
+    delta = jax.lax.stop_gradient(y) - q
+    return losses.huber(delta, config.kappa), (q, jnp.abs(delta))
+
+
+def target(
+    Q_next: Float[Array, "A"],
+    q_next: Float[Array, "A"],
+    q_before: Float[Array, "A"] | None,
+    transition: NStep,
+    config: Config,
+) -> Float[Array, ""]:
+    """R + gamma^m d Q^-(x', a*), a* the best action by q_next; with `munchausen` its soft form."""
+    if q_before is None:
+        return losses.targets(Q_next[None], q_next, transition, config.gamma)[0]
+    t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
+    return losses.munchausen_targets(Q_next[None], q_next, q_before, transition, config.gamma, t, alpha, l0)[0]
+
+
+def batch_loss(
+    params: PyTree,
+    target_params: PyTree,
+    network: nnx.GraphDef,
+    batch: NStep,
+    key: Key[Array, ""],
+    config: Config,
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Mean of `loss` over a batch; nothing is drawn."""
+    Q, Q_next, q_next, q_before = forward(params, target_params, network, batch, config)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, None))(Q, Q_next, q_next, q_before, batch, config)
+    return value.mean(), (q.mean(), td_error.mean())
+
+
+def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch: NStep, config: Config) -> Any:
+    """Return Q, Q_next, q_next and q_before of a batch, as `loss` takes them."""
+    online, target = jax.vmap(nnx.merge(network, params)), jax.vmap(nnx.merge(network, target_params))
+    Q_next = target(batch.next_obs)  # (B, A)
+    q_next = online(batch.next_obs) if config.double else Q_next
+    q_before = target(batch.obs) if config.munchausen else None
+    return online(batch.obs), Q_next, q_next, q_before
+
+
+def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:
+    """Epsilon-greedy on Q."""
+    Q = nnx.merge(state.network, state.params)
+
+    def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
+        return exploration.epsilon_greedy(key, Q(normalize.observations(state.normalizer, obs)), epsilon)
+
+    return act
+
+
+def policy(env: Environment, config: Config, state: State) -> Policy:
+    """Return the policy that evaluation runs: greedy but for `eval_epsilon`."""
+    return acting_policy(config, state, config.eval_epsilon)
+
+
+def measure_signals(
+    env: Environment,
+    config: Config,
+    state: State,
+    episodes: rollout.Episodes,
+    reference_key: Key[Array, ""],
+    key: Key[Array, ""],
+) -> signals.Signals:
+    """Hand over what `quantilax.signals` measures with."""
+
+    def errors(params: PyTree, batch: NStep, key: Key[Array, ""]) -> tuple[Float[Array, "B 1 1"], Float[Array, "B"]]:
+        Q, Q_next, q_next, q_before = forward(params, state.target_params, state.network, batch, config)
+        y = jax.vmap(target, in_axes=(0, 0, 0, 0, None))(Q_next, q_next, q_before, batch, config)
+        q = jax.vmap(lambda Q, action: Q[action])(Q, batch.action)
+        return (y - q)[:, None, None], q
+
+    def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
+        q: Float[Array, A] = nnx.merge(state.network, params)(obs)
+        return q
+
+    learner = offpolicy.learner(config, state, acting_policy, batch_loss, errors, values, quantiles=None)
+    return signals.measure(env, learner, episodes, reference_key, key)
+
+
+ALGORITHM = Algorithm("dqn", Config, init, step, policy, signals=measure_signals)

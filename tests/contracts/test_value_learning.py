@@ -1,0 +1,216 @@
+"""DQN, C51 and QR-DQN against rlax's equations, and against the known bugs of other implementations."""
+
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
+
+from quantilax import ConfigError
+from quantilax.algorithms import c51, dqn, qrdqn
+from quantilax.types import NStep
+from tests.conftest import tiny
+
+with warnings.catch_warnings(action="ignore"):
+    import rlax
+
+MODULES = {"dqn": dqn, "c51": c51, "qrdqn": qrdqn}
+CHANGES = {"dqn": dict(kappa=0.7), "c51": dict(v_min=-1.0, v_max=2.0), "qrdqn": dict(kappa=0.7)}
+
+
+@pytest.fixture(params=list(MODULES))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def algo(name):
+    return tiny(name, gamma=0.9, **CHANGES[name])
+
+
+@pytest.fixture
+def state(algo):
+    return perturbed(algo.init(jax.random.key(0)))
+
+
+def perturbed(state, seed=9):
+    leaves, treedef = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    other = treedef.unflatten([x + 0.5 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    return replace(state, target_params=other)
+
+
+def batch(terminated=False, truncated=False, steps=1, size=6):
+    obs, next_obs = jax.random.normal(jax.random.key(4), (2, size, 6))
+    action, reward = jnp.arange(size) % 2, jnp.linspace(-1, 1, size)
+    ends = jnp.full(size, terminated), jnp.full(size, truncated)
+    return NStep(obs, action, reward, next_obs, *ends, jnp.full(size, steps))
+
+
+def outputs(state, params, obs):
+    """What the network gives for a batch, (B, ..., A)."""
+    return jax.vmap(nnx.merge(state.network, params))(obs)
+
+
+def loss_of(name, state, b, config):
+    return MODULES[name].batch_loss(state.params, state.target_params, state.network, b, jax.random.key(0), config)
+
+
+def rlax_loss(name, state, b, config):
+    """The same by rlax, one transition at a time."""
+    online, target = outputs(state, state.params, b.obs), outputs(state, state.target_params, b.next_obs)
+    selector = outputs(state, state.params, b.next_obs) if config.double else target
+    discount = config.gamma**b.steps * b.discount
+    losses = []
+    for i in range(len(b.action)):
+        a, r, d = b.action[i], b.reward[i], discount[i]
+        if name == "dqn":
+            error = rlax.double_q_learning(online[i], a, r, d, target[i], selector[i])
+            losses.append(rlax.huber_loss(error, config.kappa))
+        elif name == "c51":
+            z = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
+            q = (jax.nn.softmax(selector[i], axis=0) * z[:, None]).sum(axis=0)
+            losses.append(rlax.categorical_double_q_learning(z, online[i].T, a, r, d, z, target[i].T, q))
+        else:
+            tau = (jnp.arange(config.num_quantiles) + 0.5) / config.num_quantiles
+            error = rlax.quantile_q_learning(online[i], tau, a, r, d, selector[i], target[i], config.kappa)
+            losses.append(error / config.kappa)  # rlax leaves that out
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("terminated", [False, True])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.filterwarnings("ignore:Rlax categorical_cross_entropy:PendingDeprecationWarning")
+def test_the_loss_is_rlaxs(name, algo, state, double, terminated, steps):
+    config, b = replace(algo.config, double=double), batch(terminated, steps=steps)
+    value, _ = loss_of(name, state, b, config)
+    assert_allclose(value, rlax_loss(name, state, b, config), rtol=1e-5)
+
+
+def test_the_metrics_are_the_mean_prediction_and_the_distance_to_the_target(name, algo, state):
+    b = batch()
+    _, (q, td_error) = loss_of(name, state, b, algo.config)
+    reduce = (
+        partial(c51.means, config=algo.config) if name == "c51" else (lambda x: x if x.ndim == 2 else x.mean(axis=1))
+    )
+    online, target = reduce(outputs(state, state.params, b.obs)), outputs(state, state.target_params, b.next_obs)
+    taken = online[jnp.arange(6), b.action]
+    assert_allclose(q, taken.mean(), rtol=1e-5)
+    y = b.reward + 0.9 * reduce(target).max(axis=1)
+    if name != "c51":  # there the projection moves the mean where mass lies beyond the support
+        assert_allclose(td_error, jnp.abs(y - taken).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("temperature", "clip"), [(0.03, -1.0), (0.5, -1.0), (0.5, -0.1)])
+def test_dqn_with_munchausen_is_m_dqn(temperature, clip):
+    algo = tiny("dqn", munchausen=True, munchausen_temperature=temperature, munchausen_clip=clip)
+    state, b, config = perturbed(algo.init(jax.random.key(0))), batch(), algo.config
+    log_pi, log_pi_next = (
+        log_softmax(np.asarray(outputs(state, state.target_params, x), np.float64) / temperature, axis=1)
+        for x in (b.obs, b.next_obs)
+    )
+    bonus = np.maximum(temperature * log_pi[np.arange(6), b.action], clip)
+    soft = np.asarray(outputs(state, state.target_params, b.next_obs)) - temperature * log_pi_next
+    y = np.asarray(b.reward) + 0.9 * bonus + config.gamma * (np.exp(log_pi_next) * soft).sum(axis=1)
+    delta = y - np.asarray(outputs(state, state.params, b.obs))[np.arange(6), b.action]
+    expected = np.where(np.abs(delta) <= 1, delta**2 / 2, np.abs(delta) - 0.5).mean()
+    assert_allclose(loss_of("dqn", state, b, config)[0], expected, rtol=1e-4)
+
+
+def test_an_infinite_kappa_is_the_squared_error():
+    algo = tiny("dqn", kappa=float("inf"))
+    state, b = perturbed(algo.init(jax.random.key(0))), batch()
+    y = b.reward + algo.config.gamma * outputs(state, state.target_params, b.next_obs).max(axis=1)
+    delta = y - outputs(state, state.params, b.obs)[jnp.arange(6), b.action]
+    assert float(jnp.abs(delta).max()) > 1
+    assert_allclose(loss_of("dqn", state, b, algo.config)[0], (delta**2 / 2).mean(), rtol=1e-5)
+
+
+def test_the_loss_depends_on_the_target_parameters_and_has_no_gradient_in_them(name, algo, state):  # bug 1
+    def value(params, target_params):
+        args = params, target_params, state.network, batch(), jax.random.key(0), algo.config
+        return MODULES[name].batch_loss(*args)[0]
+
+    assert float(value(state.params, state.target_params)) != float(value(state.params, state.params))
+    for leaf in jax.tree.leaves(jax.grad(value, argnums=1)(state.params, state.target_params)):
+        assert_array_equal(leaf, 0)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.grad(value)(state.params, state.target_params)))
+
+
+def test_a_cut_bootstraps_and_an_end_does_not(name, algo, state):  # bug 5
+    cut, going_on, ended = (
+        float(loss_of(name, state, batch(*ends), algo.config)[0])
+        for ends in ((False, True), (False, False), (True, True))
+    )
+    assert cut == going_on != ended
+
+
+def test_the_optimizer_moves_the_target_and_counts(name, algo):
+    algo = tiny(name, target_update_freq=2, polyak=0.0)
+    state = algo.init(jax.random.key(0))
+    once, _ = MODULES[name].update(algo.config, state, jax.random.key(1))
+    twice, _ = MODULES[name].update(algo.config, once, jax.random.key(2))
+    first, moved, last = (jax.tree.leaves(x) for x in (once.target_params, twice.target_params, twice.params))
+    assert all(np.array_equal(a, b) for a, b in zip(first, jax.tree.leaves(state.params), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(moved, last, strict=True))
+    assert int(twice.gradient_steps) == 2
+
+
+@pytest.mark.parametrize("change", [dict(dueling=True), dict(n_step=3)])
+def test_each_refinement_changes_what_is_learned(name, change):
+    plain, refined = (tiny(name, **c).train(jax.random.key(0))[0].params for c in ({}, change))
+    leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (plain, refined)]
+    assert leaves[0].shape != leaves[1].shape or not np.array_equal(*leaves)
+    assert all(np.isfinite(x).all() for x in leaves)
+
+
+def test_quantiles_of_qr_dqn_are_the_step_function_through_its_own():
+    Z = jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])
+    tau = jnp.array([0.0, 0.125, 0.25, 0.26, 0.5, 0.51, 0.99, 1.0])
+    assert qrdqn.at(Z, tau)[:, 0].tolist() == [1, 1, 1, 2, 2, 3, 4, 4]
+
+
+def test_quantiles_of_c51_are_the_least_atoms_that_hold_the_fraction():
+    config = c51.Config(num_atoms=3, v_min=-1.0, v_max=1.0)
+    logits = jnp.log(jnp.array([[0.25, 1e-9], [0.25, 1e-9], [0.5, 1.0]]))
+    tau = jnp.array([0.1, 0.24, 0.3, 0.49, 0.6, 1.0])
+    assert c51.at(logits, tau, config).tolist() == [[-1, 1], [-1, 1], [0, 1], [0, 1], [1, 1], [1, 1]]
+
+
+def test_quantiles_that_cannot_cross_do_not():
+    obs, tau = jax.random.normal(jax.random.key(1), (20, 6)), (jnp.arange(5) + 0.5) / 5
+    crossing = {}
+    for non_crossing in (False, True):
+        algo = tiny("qrdqn", non_crossing=non_crossing)
+        state = perturbed(algo.init(jax.random.key(0)))
+        Z = algo.quantiles(replace(state, params=state.target_params), obs, tau)
+        crossing[non_crossing] = float((jnp.diff(Z, axis=1) < 0).mean())
+    assert crossing[True] == 0
+    assert crossing[False] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("c51", dict(v_min=1.0, v_max=1.0), "v_min: 1.0 is not below v_max=1.0"),
+        ("qrdqn", dict(non_crossing=True, dueling=True), "dueling: .* may cross"),
+        ("dqn", dict(munchausen=True, n_step=2), "n_step: 2 with munchausen"),
+    ],
+    ids=["support", "crossing", "munchausen"],
+)
+def test_what_contradicts_itself_is_refused(name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(name, **changes)
+
+
+def test_the_support_is_a_leaf():
+    algo = tiny("c51")
+    returns = jax.vmap(lambda v: algo.replace(v_max=v).train(jax.random.key(0))[0].params)(jnp.array([1.0, 5.0]))
+    assert all(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(returns)[:1])
