@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import IQN, PQN, envs
+from quantilax import C51, DQN, IQN, PQN, QRDQN, envs
 
 pytestmark = pytest.mark.optimized
 
@@ -33,10 +33,22 @@ LEARNER = dict(
 )
 
 
-def learned(name, gamma, **changes):
+IMPLICIT = ("num_tau_samples", "num_tau_prime_samples", "num_cosines")
+NEIGHBOUR = {name: value for name, value in LEARNER.items() if name not in IMPLICIT}
+WITHOUT_KAPPA = {name: value for name, value in NEIGHBOUR.items() if name != "kappa"}
+LEARNERS = {
+    "iqn": (IQN, LEARNER),
+    "qrdqn": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50}),
+    "qrdqn that cannot cross": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50, "non_crossing": True}),
+    "c51": (C51, {**WITHOUT_KAPPA, "num_atoms": 61, "v_min": -1.5, "v_max": 6.0}),
+}
+
+
+def learned(name, gamma, learner="iqn", **changes):
     """(estimated, true) quantiles at TAUS, each (100, actions)."""
     env = envs.make(name)
-    algo = IQN.create(env=env, gamma=gamma, **{**LEARNER, **changes})
+    creator, settings = LEARNERS[learner]
+    algo = creator.create(env=env, gamma=gamma, **{**settings, **changes})
     state, _ = algo.train(jax.random.key(0))
     _, obs = env.reset(jax.random.key(1))
     return np.asarray(algo.quantiles(state, obs, TAUS)), np.asarray(env.quantile_function(TAUS, gamma))
@@ -46,8 +58,9 @@ def wasserstein(a, b):
     return np.abs(a - b).mean(axis=0)
 
 
-def test_iqn_recovers_both_modes_of_a_bimodal_return_not_only_its_mean():
-    Z, true = learned("probe/bimodal", gamma=0.9)
+@pytest.mark.parametrize("learner", list(LEARNERS))
+def test_both_modes_of_a_bimodal_return_are_recovered_not_only_its_mean(learner):
+    Z, true = learned("probe/bimodal", 0.9, learner)
     distance = wasserstein(Z, true)
     # The distribution that has the right mean and nothing else lies 1.5 away from -1 or 2 with equal chances.
     assert_allclose(wasserstein(np.full_like(true, true.mean(axis=0)), true), [1.5, 0], atol=1e-6)
@@ -58,10 +71,10 @@ def test_iqn_recovers_both_modes_of_a_bimodal_return_not_only_its_mean():
     assert_allclose(Z.mean(axis=0), true.mean(axis=0), atol=0.15)
 
 
-@pytest.mark.parametrize("n_step", [1, 3])
-def test_iqn_recovers_a_return_that_only_bootstrapping_gives(n_step):
+@pytest.mark.parametrize(("learner", "n_step"), [("iqn", 1), ("iqn", 3), ("qrdqn", 1), ("c51", 1)])
+def test_a_return_that_only_bootstrapping_gives_is_recovered(learner, n_step):
     gamma = 0.8
-    Z, true = learned("probe/geometric", gamma, n_step=n_step)
+    Z, true = learned("probe/geometric", gamma, learner, n_step=n_step)
     spread = wasserstein(np.full_like(true, true.mean()), true)[0]
     assert spread > 0.9  # what knowing only the mean would give
     assert wasserstein(Z, true)[0] < 0.15
@@ -96,6 +109,19 @@ def iqn_over_3_steps(name, gamma):
     return iqn(name, gamma, n_step=3)
 
 
+def dqn(name, gamma):
+    return DQN.create(env=name, gamma=gamma, **{**NEIGHBOUR, "eval_freq": 4_000, "kappa": 1.0})
+
+
+def c51(name, gamma):
+    support = dict(num_atoms=61, v_min=-1.0, v_max=14.0)
+    return C51.create(env=name, gamma=gamma, **{**WITHOUT_KAPPA, "eval_freq": 4_000, **support})
+
+
+def qrdqn(name, gamma):
+    return QRDQN.create(env=name, gamma=gamma, **{**NEIGHBOUR, "eval_freq": 4_000, "kappa": 1.0})
+
+
 def pqn(name, gamma):
     return PQN.create(
         env=name, gamma=gamma, total_timesteps=40_960, eval_freq=10_240, eval_episodes=1, num_envs=8, num_steps=16,
@@ -103,13 +129,13 @@ def pqn(name, gamma):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("create", [iqn, iqn_over_3_steps, pqn])
+@pytest.mark.parametrize("create", [dqn, c51, qrdqn, iqn, iqn_over_3_steps, pqn])
 def test_a_time_limit_is_no_death(create):
     # 1 / (1 - .9) = 10; stored as death, the values of the four steps would average 2.3.
     assert value(create, "probe/time_limit", 0.9) == pytest.approx(10, rel=0.04)
 
 
-@pytest.mark.parametrize("create", [iqn, iqn_over_3_steps, pqn])
+@pytest.mark.parametrize("create", [dqn, c51, qrdqn, iqn, iqn_over_3_steps, pqn])
 def test_nothing_is_bootstrapped_over_the_end_of_an_episode(create):
     # First step gamma, second 1: .75 on average; with the next episode's value leaking in it would be far above.
     assert value(create, "probe/terminal", 0.5) == pytest.approx(0.75, rel=0.04)
