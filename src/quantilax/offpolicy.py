@@ -18,8 +18,8 @@ from quantilax import exploration, normalize, replay, rollout, signals
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
 
-Losses: TypeAlias = tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]
-"""The mean loss of a batch, and the means of (q, |mean of the target - q|) for the metrics."""
+Losses: TypeAlias = tuple[Float[Array, ""], tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]]
+"""The weighted mean of a batch's losses, and (q, |mean of the target - q|, priority) of each example."""
 BatchLoss: TypeAlias = Callable[[PyTree, PyTree, nnx.GraphDef, NStep, Key[Array, ""], Config], Losses]
 """(params, target_params, network, batch, key, config) -> loss; what is in the batch is normalised."""
 
@@ -33,6 +33,8 @@ class State:
     params: PyTree
     target_params: PyTree
     optimizer_state: PyTree
+    priorities: replay.Priorities | None
+    """Of the steps in the replay; None unless `prioritized`."""
     replay: replay.Ring
     """Steps as the environment gave them, nothing normalised."""
     env_state: PyTree
@@ -157,12 +159,14 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     graphdef, params = nnx.split(network(env, config, rngs=nnx.Rngs(key_params)))
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
+    ring = replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step)
     state = State(
         network=graphdef,
         params=params,
         target_params=params,
         optimizer_state=optimizer(config).init(params),
-        replay=replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step),
+        replay=ring,
+        priorities=replay.priorities.init(ring, config.batch_size) if config.prioritized else None,
         env_state=env_state,
         obs=obs,
         normalizer=normalize.init(
@@ -221,9 +225,11 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
     env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
     if not config.bootstrap_truncated:
         transition = transition.ended_where_truncated()
+    ring, priorities = replay.add(state.replay, transition, obs), state.priorities
     return replace(
         state,
-        replay=replay.add(state.replay, transition, obs),
+        replay=ring,
+        priorities=None if priorities is None else replay.priorities.add(priorities, ring),
         env_state=env_state,
         obs=obs,
         normalizer=normalize.update(state.normalizer, transition, config.gamma),
@@ -234,13 +240,20 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
 def update(config: Config, state: State, key: Key[Array, ""], batch_loss: BatchLoss) -> tuple[State, tuple[Array, ...]]:
     """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean q, TD error)."""
     key_sample, key_loss = jax.random.split(key)
-    batch = draw(config, state, key_sample, config.batch_size)
-    (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
+    priorities = state.priorities
+    if priorities is None:
+        batch = draw(config, state, key_sample, config.batch_size)
+    else:
+        priorities = replay.priorities.write(priorities, state.replay)
+        batch, drawn = draw_by_priority(config, state, priorities, key_sample, config.batch_size)
+    (value, (q, td_error, priority)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
         state.params, state.target_params, state.network, batch, key_loss, config
     )
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
 
+    if priorities is not None:
+        priorities = replay.priorities.remember(priorities, drawn, priority, config.priority_exponent)
     gradient_steps = state.gradient_steps + 1
     keep = jnp.where(gradient_steps % config.target_update_freq == 0, config.polyak, 1.0)
     target_params = optax.incremental_update(params, state.target_params, 1 - keep)
@@ -249,14 +262,31 @@ def update(config: Config, state: State, key: Key[Array, ""], batch_loss: BatchL
         params=params,
         target_params=target_params,
         optimizer_state=optimizer_state,
+        priorities=priorities,
         gradient_steps=gradient_steps,
     )
-    return state, (value, optax.tree.norm(gradient), q, td_error)
+    return state, (value, optax.tree.norm(gradient), q.mean(), td_error.mean())
 
 
 def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> NStep:
-    """Draw a batch from the replay, normalised."""
+    """Draw a batch from the replay, normalised, as training draws it."""
+    if state.priorities is not None:
+        return draw_by_priority(config, state, state.priorities, key, size)[0]
     return normalize.transitions(state.normalizer, replay.sample(state.replay, key, size, config.gamma))
+
+
+def draw_by_priority(
+    config: Config, state: State, priorities: replay.Priorities, key: Key[Array, ""], size: int
+) -> tuple[NStep, tuple[Array, Array]]:
+    """Draw a normalised batch with its weights, and where it lies; beta rises linearly to 1 at the end of the run."""
+    beta = exploration.linear_schedule(config.importance_exponent, 1.0, config.total_timesteps, state.env_steps)
+    batch, drawn = replay.priorities.sample(priorities, state.replay, key, size, config.gamma, beta)
+    return normalize.transitions(state.normalizer, batch), drawn
+
+
+def weighted_mean(loss: Float[Array, "B"], batch: NStep) -> Float[Array, ""]:
+    """Mean over a batch, each example by its weight."""
+    return loss.mean() if batch.weight is None else (batch.weight * loss).mean()
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

@@ -83,6 +83,8 @@ class NStep(NamedTuple):
     truncated: Bool[Array, "*batch"]
     """Of the last step."""
     steps: Int[Array, "*batch"]
+    weight: Float[Array, "*batch"] | None = None
+    """Of the example in the loss, where it was drawn by priority; None: 1."""
 
     @property
     def discount(self) -> Float[Array, "*batch"]:

@@ -46,6 +46,9 @@ class Config:
     fill_buffer: int = hyperparameters.fill_buffer(1_000, paper=50_000)
     batch_size: int = hyperparameters.batch_size(64, paper=32)
     n_step: int = hyperparameters.n_step(1, paper=1)
+    prioritized: bool = hyperparameters.prioritized(False, paper=False)
+    priority_exponent: float = hyperparameters.priority_exponent(0.5)
+    importance_exponent: float = hyperparameters.importance_exponent(0.4)
 
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=2.5e-4)
@@ -161,8 +164,8 @@ def loss(
     q_next: Float[Array, "A"],
     transition: NStep,
     config: Config,
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Cross-entropy of one transition, and (q = mean of p(x, a), |mean of the target - q|).
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
+    """Cross-entropy of one transition, and (q = mean of p(x, a), |mean of the target - q|, KL divergence: the priority).
 
     Args:
         logits: online network at x.
@@ -175,7 +178,9 @@ def loss(
     p = jax.lax.stop_gradient(target(logits_next, q_next, transition, config))
     log_p = jax.nn.log_softmax(logits[:, transition.action])
     q = support @ jnp.exp(log_p)
-    return -(p @ log_p), (q, jnp.abs(support @ p - q))
+    cross_entropy = -(p @ log_p)
+    kl = cross_entropy - jax.scipy.special.entr(p).sum()  # Hessel et al. (2018) take it as the priority
+    return cross_entropy, (q, jnp.abs(support @ p - q), jnp.maximum(kl, 0.0))
 
 
 def target(
@@ -195,11 +200,13 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Mean of `loss` over a batch; nothing is drawn."""
+) -> offpolicy.Losses:
+    """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example; nothing is drawn."""
     logits, logits_next, q_next = forward(params, target_params, network, batch, config)
-    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))(logits, logits_next, q_next, batch, config)
-    return value.mean(), (q.mean(), td_error.mean())
+    value, (q, td_error, priority) = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))(
+        logits, logits_next, q_next, batch, config
+    )
+    return offpolicy.weighted_mean(value, batch), (q, td_error, priority)
 
 
 def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch: NStep, config: Config) -> Any:

@@ -50,6 +50,9 @@ class Config:
     fill_buffer: int = hyperparameters.fill_buffer(1_000, paper=50_000)
     batch_size: int = hyperparameters.batch_size(64, paper=32)
     n_step: int = hyperparameters.n_step(1, paper=1)
+    prioritized: bool = hyperparameters.prioritized(False, paper=False)
+    priority_exponent: float = hyperparameters.priority_exponent(0.5)
+    importance_exponent: float = hyperparameters.importance_exponent(0.4)
 
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=5e-5)
@@ -219,13 +222,16 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Mean of `loss` over a batch; every example draws its own fractions, or shares them (`share_tau`)."""
+) -> offpolicy.Losses:
+    """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example.
+
+    Every example draws its own fractions, or shares them (`share_tau`).
+    """
     tau, Z, Z_next, Z_action, Z_before = forward(params, target_params, network, batch, key, config)
     value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
         Z, Z_next, Z_action, Z_before, tau, batch, config
     )
-    return value.mean(), (q.mean(), td_error.mean())
+    return offpolicy.weighted_mean(value, batch), (q, td_error, td_error)
 
 
 def forward(

@@ -1,5 +1,7 @@
 """Replay: what was seen, kept for learning."""
 
+from quantilax.replay import priorities, tree
+from quantilax.replay.priorities import Priorities
 from quantilax.replay.ring import Ring, Rows, add, compact, expand, init, sample
 
-__all__ = ["Ring", "Rows", "add", "compact", "expand", "init", "sample"]
+__all__ = ["Priorities", "Ring", "Rows", "add", "compact", "expand", "init", "priorities", "sample", "tree"]

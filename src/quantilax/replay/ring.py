@@ -141,7 +141,7 @@ def add(ring: Ring, transition: Transition, obs: Observation) -> Ring:
     # Two slots at most were overwritten per environment: its oldest two steps may have lost their observations, and all that
     # are as old as the newest that did are given up.
     ages = ring.size - 1 - jnp.arange(2 * num_envs)  # of the oldest; the newest step has age 0
-    iteration, env = _place(ring, jnp.maximum(ages, 0))
+    iteration, env = place(ring, jnp.maximum(ages, 0))
     lost = ring.cursor[env] - _slot(ring, iteration, env) >= slots
     return replace(ring, size=jnp.where(lost, ages, ring.size).min())
 
@@ -152,14 +152,18 @@ def sample(ring: Ring, key: Key[Array, ""], batch_size: int, gamma: Float[Array,
     Each has equal chances. Rewards are summed and discounted over `n_step` steps, or to the end of the episode. There must be
     `n_step` iterations or more.
     """
-    steps, num_envs = ring.rows.offset.shape
-    slots = jax.tree.leaves(ring.observations)[0].shape[0]
+    num_envs = ring.cursor.shape[0]
     age = jax.random.randint(key, (batch_size,), (ring.n_step - 1) * num_envs, ring.size)
-    iteration, env = _place(ring, age)
+    return read(ring, *place(ring, age), gamma)
 
+
+def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Float[Array, ""] | float) -> NStep:
+    """Return the transitions that begin at steps, each of which `n_step` - 1 others of its environment follow."""
+    steps = ring.rows.offset.shape[0]
+    slots = jax.tree.leaves(ring.observations)[0].shape[0]
     j = jnp.arange(ring.n_step)
-    place = (iteration[:, None] + j) % steps, env[:, None]
-    reward, terminated, truncated = (x[place] for x in (ring.rows.reward, ring.rows.terminated, ring.rows.truncated))
+    at = (iteration[:, None] + j) % steps, env[:, None]
+    reward, terminated, truncated = (x[at] for x in (ring.rows.reward, ring.rows.terminated, ring.rows.truncated))
     m = jnp.where(terminated | truncated, j + 1, ring.n_step).min(axis=1)  # steps to the first end, (B,)
     used = j < m[:, None]  # (B, n); an end among them is that of the last
 
@@ -175,7 +179,7 @@ def sample(ring: Ring, key: Key[Array, ""], batch_size: int, gamma: Float[Array,
     )
 
 
-def _place(ring: Ring, age: Int[Array, "B"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+def place(ring: Ring, age: Int[Array, "B"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
     """Iteration and environment of a step; the newest, of the last environment, has age 0."""
     num_envs = ring.cursor.shape[0]
     return ring.iterations - 1 - age // num_envs, num_envs - 1 - age % num_envs
