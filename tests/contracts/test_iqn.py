@@ -283,12 +283,12 @@ def test_a_star_is_the_argmax_of_the_mean_not_of_each_quantile():  # bug 8
     graphdef, params = nnx.split(ByHand())
     t = transition()._replace(reward=jnp.array(0.0))
     key = jax.random.key(0)
-    value, (z, _) = iqn.batch_loss(params, params, graphdef, batch_of(t), key, algo.config)
+    value, (z, *_) = iqn.batch_loss(params, params, graphdef, batch_of(t), key, algo.config)
     (tau,), (tau_prime,), _ = fractions.draw(key, "uniform", (1,), (1, 50, 4000))
     delta = (-1 + 3 * np.asarray(tau_prime)) - 0.4  # Z(x, a=1) = .4
     huber = np.where(np.abs(delta) <= 1, 0.5 * delta**2, np.abs(delta) - 0.5)
     assert_allclose(value, (np.abs(float(tau[0]) - (delta < 0)) * huber).mean(), rtol=1e-4)
-    assert float(z) == pytest.approx(0.4)
+    assert float(z[0]) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("sampler", fractions.SAMPLERS)
@@ -349,19 +349,20 @@ def test_the_replay_holds_what_the_environment_gave_also_with_normalisation():
     assert set(np.unique(ring.rows.reward)) <= {0.0, 1.0}
 
 
-def test_training_copies_no_replay_in_its_loops():  # bug 10, and docs/decisions/0002
-    for n in (1, 3):
-        algo = tiny("iqn", buffer_size=54_321, n_step=n)
-        algorithm, env, config = algo.arguments()
-        ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
-        rows, slots = ring.rows.reward.shape[0], ring.observations.shape[0]
-        assert 54_321 / 4 < rows < slots
-        for seeds in (None, 3):
-            run, key = partial(train.train, algorithm, env, config), jax.random.key(0)
-            if seeds:
-                run, key = jax.vmap(run), jax.random.split(key, seeds)
-            program = jax.jit(run).lower(key).compile()
-            assert copies_in_loops(program, rows) == copies_in_loops(program, slots) == 0
+@pytest.mark.parametrize(("n", "prioritized"), [(1, True), (3, False)])
+def test_training_copies_no_replay_in_its_loops(n, prioritized):  # bug 10, and docs/decisions/0002
+    algo = tiny("iqn", buffer_size=54_321, n_step=n, prioritized=prioritized)
+    algorithm, env, config = algo.arguments()
+    ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
+    rows, slots = ring.rows.reward.shape[0], ring.observations.shape[0]
+    assert 54_321 / 4 < rows < slots
+    for seeds in (None, 3):
+        run, key = partial(train.train, algorithm, env, config), jax.random.key(0)
+        if seeds:
+            run, key = jax.vmap(run), jax.random.split(key, seeds)
+        program = jax.jit(run).lower(key).compile()
+        assert copies_in_loops(program, rows) == copies_in_loops(program, slots) == 0
+        assert copies_in_loops(program, -(-rows * 4 // 32)) == 0  # rows of the sum tree
 
 
 @pytest.mark.parametrize("normalize_rewards", [False, True])
@@ -379,7 +380,7 @@ def test_an_update_learns_from_n_steps_of_the_replay_with_its_own_discount(monke
 
 
 def loss_of_params(params):
-    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), (0.0, 0.0)
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), (jnp.zeros(1),) * 3
 
 
 GOOD = dict(env="probe/corridor")

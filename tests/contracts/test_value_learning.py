@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
 from quantilax import ConfigError
-from quantilax.algorithms import c51, dqn, qrdqn
+from quantilax.algorithms import c51, dqn, iqn, qrdqn
+from quantilax.replay import tree
 from quantilax.types import NStep
 from tests.conftest import tiny
 
@@ -96,7 +97,8 @@ def test_the_loss_is_rlaxs(name, algo, state, double, terminated, steps):
 
 def test_the_metrics_are_the_mean_prediction_and_the_distance_to_the_target(name, algo, state):
     b = batch()
-    _, (q, td_error) = loss_of(name, state, b, algo.config)
+    _, (q, td_error, _) = loss_of(name, state, b, algo.config)
+    q, td_error = q.mean(), td_error.mean()
     reduce = (
         partial(c51.means, config=algo.config) if name == "c51" else (lambda x: x if x.ndim == 2 else x.mean(axis=1))
     )
@@ -169,6 +171,54 @@ def test_each_refinement_changes_what_is_learned(name, change):
     leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (plain, refined)]
     assert leaves[0].shape != leaves[1].shape or not np.array_equal(*leaves)
     assert all(np.isfinite(x).all() for x in leaves)
+
+
+EVERY = {**MODULES, "iqn": iqn}
+
+
+@pytest.mark.parametrize("each", list(EVERY))
+def test_examples_are_weighted_and_give_their_priorities(each):
+    algo = tiny(each, **({"share_tau": True} if each == "iqn" else {}))  # so that an example alone draws the same
+    state = perturbed(algo.init(jax.random.key(0)))
+    config, b = algo.config, batch(size=4)
+    run = partial(EVERY[each].batch_loss, state.params, state.target_params, state.network)
+    alone = [run(jax.tree.map(lambda x, i=i: x[i : i + 1], b), jax.random.key(0), config) for i in range(4)]
+    weight = jnp.array([1.0, 0.5, 0.0, 0.25])
+    value, (_, td_error, priority) = run(b._replace(weight=weight), jax.random.key(0), config)
+    assert_allclose(value, jnp.mean(weight * jnp.stack([x[0] for x in alone])), rtol=1e-4)
+    assert_allclose(priority, jnp.concatenate([aux[2] for _, aux in alone]), rtol=1e-3, atol=1e-5)
+    if each != "c51":
+        assert_array_equal(priority, td_error)
+
+
+def test_the_priority_of_c51_is_the_divergence_from_its_target():
+    algo = tiny("c51", gamma=0.9)
+    state, b = perturbed(algo.init(jax.random.key(0))), batch()
+    *_, priority = loss_of("c51", state, b, algo.config)[1]
+    logits, logits_next, q_next = c51.forward(state.params, state.target_params, state.network, b, algo.config)
+    for i in range(6):
+        p = np.asarray(c51.target(logits_next[i], q_next[i], jax.tree.map(lambda x, i=i: x[i], b), algo.config), float)
+        log_q = log_softmax(np.asarray(logits[i], float)[:, int(b.action[i])])
+        kl = sum(p_k * (np.log(p_k) - q_k) for p_k, q_k in zip(p, log_q, strict=True) if p_k > 0)
+        assert_allclose(priority[i], kl, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("each", list(EVERY))
+def test_a_gradient_step_keeps_the_priorities_of_its_batch_and_the_next_one_writes_them(each):
+    algo = tiny(each, prioritized=True, priority_exponent=0.7)
+    state = algo.init(jax.random.key(0))
+    update = jax.jit(EVERY[each].update)
+    after, _ = update(algo.config, state, jax.random.key(1))
+    kept = after.priorities
+    assert bool((kept.iteration >= 0).all())
+    position = kept.iteration % state.replay.rows.offset.shape[0] * 4 + kept.env
+    assert_array_equal(tree.weights(kept.weights, position), 1)  # that of steps never drawn
+    later, _ = update(algo.config, after, jax.random.key(2))
+    greatest = {}
+    for place, weight in zip(position.tolist(), kept.weight.tolist(), strict=True):
+        greatest[place] = max(greatest.get(place, 0.0), weight)
+    written = tree.weights(later.priorities.weights, jnp.array(list(greatest)))
+    assert_allclose(written, list(greatest.values()), rtol=1e-6)
 
 
 def test_quantiles_of_qr_dqn_are_the_step_function_through_its_own():
