@@ -1,4 +1,4 @@
-"""What every registered algorithm keeps to the bit between two programs, compiled as users have them."""
+"""What a loop keeps to the bit between two programs, compiled as users have them: that of replay, by IQN, and PQN's."""
 
 import sys
 from functools import partial
@@ -15,6 +15,24 @@ from tests.conftest import TINY, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 
 pytestmark = pytest.mark.optimized
+
+
+@pytest.fixture(params=["iqn", "pqn"])
+def name(request):
+    """The algorithms that share a loop compile to the same one but for the loss."""
+    return request.param
+
+
+@pytest.fixture
+def algo(name):
+    return tiny(name)
+
+
+def test_every_algorithm_has_one_of_these_loops():
+    loops = {
+        name: algorithm.step.__globals__.get("offpolicy", algorithm.step) for name, algorithm in ALGORITHMS.items()
+    }
+    assert set(loops.values()) == {loops["iqn"], loops["pqn"]}
 
 
 def test_a_run_repeats_bit_for_bit(algo):
@@ -85,6 +103,13 @@ def test_signals_are_measured_and_change_nothing_else(name):
     for signal, values in record.signals._asdict().items():
         assert values is None or values.shape == (len(on.evaluation_steps),)
         assert values is None or signal in MAY_BE_UNKNOWN or np.isfinite(values).all(), signal
+
+
+def test_the_reference_batch_is_the_same_at_each_evaluation(name):
+    # Nothing learned: what is measured on the reference batch alone stands still to the bit.
+    _, record = tiny(name, signals=True, learning_rate=0.0).records(jax.random.key(0))
+    for signal in ("reference_q", "action_gap", "effective_rank"):
+        assert len(set(getattr(record.signals, signal).tolist())) == 1
 
 
 def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(algo):

@@ -62,7 +62,7 @@ def of(found: list[Finding], field: str) -> Finding:
 
 
 HEALTHY = {
-    "iqn": ("iqn", dict(risk="cvar", risk_eta=0.5)),
+    "iqn": ("iqn", dict(risk="cvar", risk_eta=0.5, prioritized=True)),
     "iqn with munchausen": ("iqn", dict(munchausen=True)),
     "pqn": ("pqn", {}),
 }

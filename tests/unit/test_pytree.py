@@ -17,27 +17,27 @@ from jaxtyping import Array, Float
 from quantilax import ALGORITHMS, pytree
 from quantilax.pytree import ConfigError
 
-IQN, PQN = ALGORITHMS["iqn"].config, ALGORITHMS["pqn"].config
-CONFIGS = pytest.mark.parametrize("config", [IQN, PQN], ids=["iqn", "pqn"])
-
+DQN, C51, QRDQN, IQN, PQN = (ALGORITHMS[name].config for name in ("dqn", "c51", "qrdqn", "iqn", "pqn"))
+OFF_POLICY = {
+    "adam_eps",
+    "eps_end",
+    "eps_start",
+    "eval_epsilon",
+    "exploration_fraction",
+    "gamma",
+    "importance_exponent",
+    "learning_rate",
+    "learning_rate_end",
+    "max_grad_norm",
+    "polyak",
+    "priority_exponent",
+}
+MUNCHAUSEN = {"munchausen_alpha", "munchausen_clip", "munchausen_temperature"}
 FLOATS = {
-    IQN: {
-        "adam_eps",
-        "eps_end",
-        "eps_start",
-        "eval_epsilon",
-        "exploration_fraction",
-        "gamma",
-        "kappa",
-        "learning_rate",
-        "learning_rate_end",
-        "max_grad_norm",
-        "munchausen_alpha",
-        "munchausen_clip",
-        "munchausen_temperature",
-        "polyak",
-        "risk_eta",
-    },
+    DQN: OFF_POLICY | MUNCHAUSEN | {"kappa"},
+    C51: OFF_POLICY | {"v_max", "v_min"},
+    QRDQN: OFF_POLICY | {"kappa"},
+    IQN: OFF_POLICY | MUNCHAUSEN | {"kappa", "risk_eta"},
     PQN: {
         "eps_end",
         "eps_start",
@@ -51,6 +51,7 @@ FLOATS = {
     },
 }
 """By hand: what a study can sweep with one compiled program."""
+CONFIGS = pytest.mark.parametrize("config", list(FLOATS), ids=list(ALGORITHMS))
 
 
 @pytree.dataclass
@@ -101,7 +102,7 @@ def configs(config: type) -> st.SearchStrategy:
     return st.builds(config, **{f.name: values(f, hints[f.name]) for f in dataclasses.fields(config)})
 
 
-ANY_CONFIG = st.one_of(configs(IQN), configs(PQN))
+ANY_CONFIG = st.one_of([configs(config) for config in FLOATS])
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
