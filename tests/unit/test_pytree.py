@@ -327,7 +327,7 @@ def test_a_wrong_type_is_refused_by_its_name_and_what_was_expected(name, value, 
 
 
 def out_of_range():
-    for config in (IQN, PQN):
+    for config in FLOATS:
         hints = typing.get_type_hints(config)
         for f in dataclasses.fields(config):
             for name, bound in f.metadata["bounds"].items():
@@ -358,16 +358,16 @@ def test_a_count_beyond_the_programs_integers_is_refused(name):
 
 
 @CONFIGS
-def test_every_number_but_the_strength_of_a_distortion_has_bounds_and_every_field_a_meaning(config):
+def test_every_number_but_a_distortions_strength_and_a_supports_ends_has_bounds_and_every_field_a_meaning(config):
     hints = typing.get_type_hints(config)
     for f in dataclasses.fields(config):
         assert f.metadata["doc"], f.name
-        if hints[f.name] not in (bool, str) and f.name != "risk_eta":
+        if hints[f.name] not in (bool, str) and f.name not in ("risk_eta", "v_min", "v_max"):
             assert f.metadata["bounds"], f.name
 
 
 def test_a_default_is_a_valid_value_of_its_field():
-    for config in (IQN, PQN):
+    for config in FLOATS:
         assert pytree.from_dict(config, pytree.to_dict(config())) == config()
         config().check()
         assert config().advice() == []
