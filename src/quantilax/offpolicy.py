@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import exploration, normalize, replay, rollout, signals
+from quantilax.networks import with_noise
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
 
@@ -197,7 +198,8 @@ def step(
     """Take one step in each environment, then `num_epochs` gradient steps."""
     key, key_collect, key_updates = jax.random.split(state.key, 3)
     epsilon = epsilon_of(config, state)
-    state = collect(env, config, replace(state, key=key), acting_policy(config, state, epsilon), key_collect)
+    act = behaviour(config, state, epsilon, acting_policy)
+    state = collect(env, config, replace(state, key=key), act, key_collect)
 
     def update_once(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
         return update(config, state, key)
@@ -218,6 +220,21 @@ def epsilon_of(config: Config, state: Any) -> Float[Array, ""]:
     """Probability of a random action, by the schedule."""
     duration = config.exploration_fraction * config.total_timesteps
     return exploration.linear_schedule(config.eps_start, config.eps_end, duration, state.env_steps)
+
+
+def behaviour(
+    config: Config, state: State, epsilon: Float[Array, ""] | float, acting_policy: ActingPolicy, noise: bool = True
+) -> Policy:
+    """How training acts: if `noisy` with a draw of noise for each action; without `noise` the same but for that."""
+    if not config.noisy:
+        return acting_policy(config, state, epsilon)
+
+    def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
+        key, key_noise = jax.random.split(key)
+        params = with_noise(state.params, key_noise) if noise else state.params
+        return acting_policy(config, replace(state, params=params), epsilon)(obs, key)
+
+    return act
 
 
 def collect(env: Environment, config: Config, state: State, act: Policy, key: Key[Array, ""]) -> State:
@@ -246,8 +263,8 @@ def update(config: Config, state: State, key: Key[Array, ""], batch_loss: BatchL
     else:
         priorities = replay.priorities.write(priorities, state.replay)
         batch, drawn = draw_by_priority(config, state, priorities, key_sample, config.batch_size)
-    (value, (q, td_error, priority)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
-        state.params, state.target_params, state.network, batch, key_loss, config
+    (value, (q, td_error, priority)), gradient = jax.value_and_grad(loss, has_aux=True)(
+        state.params, config, state, batch, key_loss, batch_loss
     )
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
@@ -266,6 +283,17 @@ def update(config: Config, state: State, key: Key[Array, ""], batch_loss: BatchL
         gradient_steps=gradient_steps,
     )
     return state, (value, optax.tree.norm(gradient), q.mean(), td_error.mean())
+
+
+def loss(
+    params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""], batch_loss: BatchLoss
+) -> Losses:
+    """`batch_loss`, if `noisy` with a draw of noise for either network."""
+    target_params = state.target_params
+    if config.noisy:
+        key, key_online, key_target = jax.random.split(key, 3)
+        params, target_params = with_noise(params, key_online), with_noise(target_params, key_target)
+    return batch_loss(params, target_params, state.network, batch, key, config)
 
 
 def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> NStep:
@@ -311,7 +339,7 @@ def learner(
     """What `signals.measure` needs of an algorithm; see `signals.Learner` for the arguments."""
 
     def mean_loss(params: PyTree, batch: NStep, key: Key[Array, ""]) -> Float[Array, ""]:
-        return batch_loss(params, state.target_params, state.network, batch, key, config)[0]
+        return loss(params, config, state, batch, key, batch_loss)[0]
 
     rows = state.replay.rows  # (T, E)
     filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
@@ -324,8 +352,8 @@ def learner(
         quantiles=quantiles,
         values=values,
         features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
-        behave=acting_policy(config, state, epsilon_of(config, state)),
-        greedy=acting_policy(config, state, 0.0),
+        behave=behaviour(config, state, epsilon_of(config, state), acting_policy),
+        greedy=behaviour(config, state, 0.0, acting_policy, noise=False),
         experience=signals.Experience(
             rows.action,
             normalize.rewards(state.normalizer, rows.reward),

@@ -12,7 +12,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
-from quantilax import ConfigError
+from quantilax import ConfigError, offpolicy
 from quantilax.algorithms import c51, dqn, iqn, qrdqn
 from quantilax.replay import tree
 from quantilax.types import NStep
@@ -165,7 +165,7 @@ def test_the_optimizer_moves_the_target_and_counts(name, algo):
     assert int(twice.gradient_steps) == 2
 
 
-@pytest.mark.parametrize("change", [dict(dueling=True), dict(n_step=3)])
+@pytest.mark.parametrize("change", [dict(dueling=True), dict(n_step=3), dict(noisy=True)])
 def test_each_refinement_changes_what_is_learned(name, change):
     plain, refined = (tiny(name, **c).train(jax.random.key(0))[0].params for c in ({}, change))
     leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (plain, refined)]
@@ -219,6 +219,23 @@ def test_a_gradient_step_keeps_the_priorities_of_its_batch_and_the_next_one_writ
         greatest[place] = max(greatest.get(place, 0.0), weight)
     written = tree.weights(later.priorities.weights, jnp.array(list(greatest)))
     assert_allclose(written, list(greatest.values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("each", list(EVERY))
+def test_noisy_layers_explore_without_epsilon_and_evaluations_have_no_noise(each):
+    off = {"eps_start": 0.0, "eps_end": 0.0}
+    fractions = {"acting_tau_sampling": "midpoints"} if each == "iqn" else {}
+    algo = tiny(each, noisy=True, **off, **fractions)
+    state, _ = algo.train(jax.random.key(0))
+    module, keys, obs = EVERY[each], jax.random.split(jax.random.key(1), 200), state.obs[0]
+    act, quiet = (
+        jax.vmap(offpolicy.behaviour(algo.config, state, 0.0, module.acting_policy, noise), in_axes=(None, 0))
+        for noise in (True, False)
+    )
+    evaluated = jax.vmap(algo.policy(state), in_axes=(None, 0))(obs, keys)
+    assert len(set(evaluated.tolist())) == 1
+    assert set(quiet(obs, keys).tolist()) == set(evaluated.tolist())
+    assert len(set(act(obs, keys).tolist())) == 2
 
 
 def test_quantiles_of_qr_dqn_are_the_step_function_through_its_own():

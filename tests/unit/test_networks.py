@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
 
-from quantilax.networks import MLP, ActionHead, ImplicitQuantileHead, cosines, in_one_pass, linear, monotone
+from quantilax.networks import MLP, ActionHead, ImplicitQuantileHead, cosines, in_one_pass, linear, monotone, with_noise
 from quantilax.networks.dense import dense
 from quantilax.networks.heads import SINE
 
@@ -71,6 +71,34 @@ def test_an_action_head_gives_numbers_per_action_and_dueling_is_a_value_and_adva
     assert_allclose(dueling(x).mean(axis=-1), value, rtol=1e-4, atol=1e-6)
     centred = numbers - numbers.mean(axis=-1, keepdims=True)  # the same weights: the first that are drawn
     assert_allclose(dueling(x) - value[..., None], centred, rtol=1e-4, atol=1e-5)
+
+
+def test_a_noisy_layer_is_its_means_and_with_noise_another_whose_spread_is_sigma():
+    graphdef, params = nnx.split(linear(4, 3, nnx.Rngs(0), noisy=True))
+    plain = linear(4, 3, nnx.Rngs(0))
+    x = jnp.array([1.0, -2.0, 0.5, 3.0])
+    assert_allclose(nnx.merge(graphdef, params)(x), plain(x), rtol=1e-6)
+
+    draws = jax.vmap(lambda key: nnx.merge(graphdef, with_noise(params, key))(x))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
+    assert_allclose(draws.mean(axis=0), plain(x), atol=0.05)
+    # sigma = .5 / sqrt(4); f(e) has mean 0 and E f(e)^2 = E |e| = sqrt(2 / pi) =: c. y = sigma f(e_out) (x . f(e_in) + 1),
+    # so its variance is sigma^2 c (c |x|^2 + 1), |x|^2 = 14.25.
+    c = np.sqrt(2 / np.pi)
+    assert_allclose(draws.std(axis=0), 0.25 * np.sqrt(c * (c * 14.25 + 1)), rtol=0.03)
+
+
+def test_each_noisy_layer_has_noise_of_its_own_and_gradients_reach_mu_and_sigma():
+    head = ActionHead(8, 2, 1, (8,), noisy=True, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(head)
+    noisy = nnx.merge(graphdef, with_noise(params, jax.random.key(0)))
+    noise = [noisy.mlp.layers[0].bias[...], noisy.out.bias[...]]
+    assert not np.allclose(noise[0][:2], noise[1])
+    gradient = jax.grad(lambda p: nnx.merge(graphdef, with_noise(p, jax.random.key(1)))(jnp.ones(8)).sum())(params)
+    leaves = dict(nnx.to_flat_state(gradient))
+    assert len(leaves) == 8
+    assert all(float(jnp.abs(leaf[...]).max()) > 0 for leaf in leaves.values())
 
 
 def test_monotone_quantiles_rise_to_an_offset_and_a_scale():

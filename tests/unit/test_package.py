@@ -29,7 +29,7 @@ BELOW = {
     "rollout": {"types", "pytree"},
     "signals": {"rollout", "normalize", "types", "pytree"},
     "hyperparameters": {"networks", "pytree"},
-    "offpolicy": {"signals", "replay", "exploration", "normalize", "rollout", "types", "pytree"},
+    "offpolicy": {"signals", "networks", "replay", "exploration", "normalize", "rollout", "types", "pytree"},
     "envs": {"types", "pytree"},
     "algorithms": {
         "hyperparameters",

@@ -91,6 +91,7 @@ class Config:
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
     dueling: bool = hyperparameters.dueling(False, paper=False)
+    noisy: bool = hyperparameters.noisy(False, paper=False)
 
     @property
     def warmup_steps(self) -> int:
@@ -131,6 +132,7 @@ class QNetwork(nnx.Module):
             config.activation,
             config.layer_norm,
             config.dueling,
+            config.noisy,
             rngs=rngs,
         )
 
@@ -226,7 +228,7 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`."""
+    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
     return acting_policy(config, state, config.eval_epsilon)
 
 
@@ -247,8 +249,7 @@ def measure_signals(
         return (y - q)[:, None, None], q
 
     def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        q: Float[Array, A] = nnx.merge(state.network, params)(obs)
-        return q
+        return jnp.asarray(nnx.merge(state.network, params)(obs))
 
     learner = offpolicy.learner(config, state, acting_policy, batch_loss, errors, values, quantiles=None)
     return signals.measure(env, learner, episodes, reference_key, key)

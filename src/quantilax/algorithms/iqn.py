@@ -112,6 +112,7 @@ class Config:
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
     dueling: bool = hyperparameters.dueling(False, paper=False)
+    noisy: bool = hyperparameters.noisy(False, paper=False)
 
     @property
     def warmup_steps(self) -> int:
@@ -153,6 +154,7 @@ class ImplicitQuantileNetwork(nnx.Module):
             config.activation,
             config.layer_norm,
             config.dueling,
+            config.noisy,
             rngs=rngs,
         )
 
@@ -279,7 +281,7 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`."""
+    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
     return acting_policy(config, state, config.eval_epsilon)
 
 

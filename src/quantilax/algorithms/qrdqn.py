@@ -84,6 +84,7 @@ class Config:
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
     dueling: bool = hyperparameters.dueling(False, paper=False)
+    noisy: bool = hyperparameters.noisy(False, paper=False)
 
     @property
     def warmup_steps(self) -> int:
@@ -127,6 +128,7 @@ class QuantileNetwork(nnx.Module):
             config.activation,
             config.layer_norm,
             config.dueling,
+            config.noisy,
             rngs=rngs,
         )
         self.non_crossing = config.non_crossing
@@ -219,7 +221,7 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`."""
+    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
     return acting_policy(config, state, config.eval_epsilon)
 
 
@@ -243,8 +245,7 @@ def measure_signals(
         return at(nnx.merge(state.network, params)(obs), tau)
 
     def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        q: Float[Array, A] = nnx.merge(state.network, params)(obs).mean(axis=0)
-        return q
+        return jnp.asarray(nnx.merge(state.network, params)(obs)).mean(axis=0)
 
     learner = offpolicy.learner(config, state, acting_policy, batch_loss, errors, values, quantiles_of, config.kappa)
     return signals.measure(env, learner, episodes, reference_key, key)

@@ -2,6 +2,7 @@
 features into values."""
 
 from quantilax.networks.heads import ActionHead, CosineEmbedding, ImplicitQuantileHead, cosines, in_one_pass, monotone
+from quantilax.networks.noisy import with_noise
 from quantilax.networks.torsos import ACTIVATIONS, MLP, linear
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "in_one_pass",
     "linear",
     "monotone",
+    "with_noise",
 ]

@@ -46,16 +46,17 @@ class ActionHead(nnx.Module):
         activation: str = "relu",
         layer_norm: bool = False,
         dueling: bool = False,
+        noisy: bool = False,
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make the layers of `sizes` and the output, twice if `dueling`."""
+        """Make the layers of `sizes` and the output, twice if `dueling`, all with noise if `noisy`."""
         self.shape = (n, num_actions)
-        self.mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
-        self.out = linear(self.mlp.features, n * num_actions, rngs)
+        self.mlp = MLP(features, sizes, activation, layer_norm, noisy, rngs=rngs)
+        self.out = linear(self.mlp.features, n * num_actions, rngs, noisy)
         if dueling:
-            self.value_mlp = MLP(features, sizes, activation, layer_norm, rngs=rngs)
-            self.value_out = linear(self.value_mlp.features, n, rngs)
+            self.value_mlp = MLP(features, sizes, activation, layer_norm, noisy, rngs=rngs)
+            self.value_out = linear(self.value_mlp.features, n, rngs, noisy)
         self.dueling = dueling
 
     def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows n A"]:
@@ -93,12 +94,13 @@ class ImplicitQuantileHead(nnx.Module):
         activation: str,
         layer_norm: bool,
         dueling: bool = False,
+        noisy: bool = False,
         *,
         rngs: nnx.Rngs,
     ) -> None:
         """Make the embedding and f, whose hidden layers are of `sizes`."""
         self.embedding = CosineEmbedding(num_cosines, features, rngs=rngs)
-        self.f = ActionHead(features, num_actions, 1, sizes, activation, layer_norm, dueling, rngs=rngs)
+        self.f = ActionHead(features, num_actions, 1, sizes, activation, layer_norm, dueling, noisy, rngs=rngs)
 
     def __call__(
         self, psi: Float[Array, "*batch features"], tau: Float[Array, "*#batch N"]

@@ -1,0 +1,44 @@
+"""Noisy dense layers: weights with learned noise, which explores in the place of epsilon.
+
+    w = mu + sigma * f(e_in) f(e_out)^T,    b = mu_b + sigma_b * f(e_out),    f(e) = sign(e) sqrt(|e|),    e normal
+
+A layer holds mu as its `kernel` and `bias`, sigma as `kernel_sigma` and `bias_sigma`. Without `with_noise` it is the plain
+layer of mu. Source: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295, section 3, factorised noise.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key, PyTree
+
+SIGMA = 0.5
+"""Initial sigma times the root of fan_in."""
+
+
+class NoisyLinear(nnx.Linear):
+    """A dense layer of mu and sigma; called, it is that of mu."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs) -> None:
+        """Make the layer, mu as `nnx.Linear` has it."""
+        super().__init__(inputs, outputs, kernel_init=kernel_init, rngs=rngs)
+        self.kernel_sigma = nnx.Param(jnp.full((inputs, outputs), SIGMA / inputs**0.5))
+        self.bias_sigma = nnx.Param(jnp.full(outputs, SIGMA / inputs**0.5))
+
+
+def with_noise(params: PyTree, key: Key[Array, ""]) -> PyTree:
+    """Return the parameters of a network with one draw of the noise of all its noisy layers; gradients reach mu and sigma."""
+    flat = dict(nnx.to_flat_state(params))
+    layers = [path[:-1] for path in flat if path[-1] == "kernel_sigma"]
+    for layer, key_layer in zip(layers, jax.random.split(key, len(layers)), strict=True):
+        mu, sigma = (*layer, "kernel"), (*layer, "kernel_sigma")
+        bias, bias_sigma = (*layer, "bias"), (*layer, "bias_sigma")
+        inputs, outputs = flat[mu][...].shape
+        e_in, e_out = jnp.split(f(jax.random.normal(key_layer, (inputs + outputs,))), [inputs])
+        flat[mu] = flat[mu].replace(flat[mu][...] + flat[sigma][...] * jnp.outer(e_in, e_out))
+        flat[bias] = flat[bias].replace(flat[bias][...] + flat[bias_sigma][...] * e_out)
+    return nnx.from_flat_state(flat)
+
+
+def f(e: Float[Array, "n"]) -> Float[Array, "n"]:
+    """sign(e) sqrt(|e|)."""
+    return jnp.sign(e) * jnp.sqrt(jnp.abs(e))
