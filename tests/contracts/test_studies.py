@@ -192,6 +192,17 @@ def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
+def test_a_hyperparameter_that_came_after_a_studys_begin_stood_at_its_default(config, tmp_path, whole):
+    file = tmp_path / "whole" / "study.json"
+    facts = json.loads(file.read_text())
+    for cell in facts["cells"].values():
+        del cell["n_step"], cell["prioritized"]  # as if the study had been begun before there were such
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="results of another study: cell 'base' has n_step=1 there and 2 in"):
+        run(study(config, n_step=2), tmp_path / "whole", resume=True)
+    assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
+
+
 def test_a_directory_with_other_things_is_left_alone(config, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import polars as pl
 import yaml
 
-from quantilax import statistics
+from quantilax import algorithms, pytree, statistics
 from quantilax.pytree import ConfigError
 from quantilax.runs import RunError, locks
 from quantilax.runs.evaluations import COLUMNS
@@ -105,10 +105,14 @@ class Store:
         return cls.open(path) if (path / FACTS).exists() else None
 
     def check(self, study: Study) -> None:
-        """Raise `ConfigError` unless these are the results of that study; it may ask for more cells and seeds."""
+        """Raise `ConfigError` unless these are the results of that study; it may ask for more cells and seeds.
+
+        A hyperparameter that came after the study's begin stood at its default then.
+        """
         file, asked = self.path / FACTS, described(study)
         for cell, fields in asked["cells"].items():
-            there = self.facts["cells"].get(cell, fields)
+            defaults = json.loads(json.dumps(pytree.to_dict(algorithms.get(fields["algorithm"]).config())))
+            there = {**defaults, **self.facts["cells"].get(cell, fields)}
             differing = [name for name in {**there, **fields} if there.get(name) != fields.get(name)]
             if differing:
                 name = differing[0]
