@@ -45,17 +45,19 @@ def quantile_regression(
     tau: Float[Array, "N"],
     targets: Float[Array, "N_prime"],
     kappa: Float[Array, ""] | float = 1.0,
+    weights: Float[Array, "N_prime"] | None = None,
 ) -> Float[Array, ""]:
     """IQN's loss of one transition: `1/N' sum_i sum_j rho^kappa_{tau_i}(targets_j - z_i)`.
 
-    The SUM over the N estimated quantiles and the MEAN over the N' targets, as the paper has it.
+    The SUM over the N estimated quantiles and the MEAN over the N' targets, as the paper has it; with `weights` of the
+    targets, which sum to 1, the mean weighted by them.
     No gradient is stopped here: pass targets through `jax.lax.stop_gradient`.
 
     Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, algorithm 1.
     """
     delta = targets[None, :] - z[:, None]  # (N, N')
     rho = quantile_huber(delta, tau[:, None], kappa)
-    return rho.mean(axis=1).sum(axis=0)
+    return (rho.mean(axis=1) if weights is None else rho @ weights).sum(axis=0)
 
 
 def fraction_proposal(

@@ -100,7 +100,8 @@ def numpy_loss(state, b, i, config):
         for k in range(N):
             delta = y[k] - z[j]
             huber = 0.5 * delta**2 if abs(delta) <= config.kappa else config.kappa * (abs(delta) - 0.5 * config.kappa)
-            total += abs((tau[j] + tau[j + 1]) / 2 - (delta < 0)) * huber / config.kappa / N
+            weight = tau_prime[k + 1] - tau_prime[k] if config.weigh_targets else 1 / N
+            total += weight * abs((tau[j] + tau[j + 1]) / 2 - (delta < 0)) * huber / config.kappa
     total += config.fraction_entropy * (np.log(N) + (p * np.log(p)).sum())
     q = (np.diff(tau) * z).sum()
     return total, q, abs((np.diff(tau_prime) * y).sum() - q)
@@ -108,9 +109,9 @@ def numpy_loss(state, b, i, config):
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("terminated", [False, True])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_the_loss_is_the_papers(algo, state, double, terminated, steps):
-    config, b = replace(algo.config, double=double), batch(terminated, steps)
+@pytest.mark.parametrize(("steps", "weigh_targets"), [(1, False), (3, False), (3, True)])
+def test_the_loss_is_the_papers_but_for_the_weights_of_targets(algo, state, double, terminated, steps, weigh_targets):
+    config, b = replace(algo.config, double=double, weigh_targets=weigh_targets), batch(terminated, steps)
     value, (q, td_error, _) = loss_of(state, state.params, b, config)
     expected = np.array([numpy_loss(state, b, i, config) for i in range(B)])
     assert_allclose(value, expected[:, 0].mean(), rtol=1e-4)
@@ -147,14 +148,18 @@ def test_all_else_is_moved_by_quantile_regression_at_these_fractions_alone(algo,
     gradient = jax.grad(lambda params: loss_of(state, params, b, config)[0])(state.params)
     online, target = Numpy(state.params), Numpy(state.target_params)
     tau_hat = jnp.array([(tau[1:] + tau[:-1]) / 2 for _, tau, _ in map(online.at, b.obs)], jnp.float32)
-    y = jnp.array([numpy_targets(target, online, b, i, config)[1] for i in range(B)], jnp.float32)
+    tau_prime, y = (
+        jnp.array(x, jnp.float32)
+        for x in zip(*(numpy_targets(target, online, b, i, config) for i in range(B)), strict=True)
+    )
+    widths = jnp.diff(tau_prime)[:, None, :]  # (B, 1, N)
 
     def loss(params):
         network = nnx.merge(state.network, params)
         z = jax.vmap(lambda x, tau, a: network.Z(network.psi(x), tau)[:, a])(b.obs, tau_hat, b.action)  # (B, N)
         delta = y[:, None, :] - z[:, :, None]
         huber = jnp.where(jnp.abs(delta) <= 0.7, delta**2 / 2, 0.7 * (jnp.abs(delta) - 0.35))
-        return (jnp.abs(tau_hat[:, :, None] - (delta < 0)) * huber / 0.7).mean(axis=2).sum(axis=1).mean()
+        return (widths * jnp.abs(tau_hat[:, :, None] - (delta < 0)) * huber / 0.7).sum(axis=(1, 2)).mean()
 
     expected = jax.grad(loss)(state.params)
     for name in ("psi", "Z"):
@@ -183,8 +188,11 @@ def test_fractions_of_a_network_rise_from_0_to_1_and_q_is_the_sum_weighted_by_th
     weighted = (np.diff(tau)[..., None] * np.asarray(Z)).sum(axis=1)
     actions = jax.vmap(algo.policy(state))(obs, jax.random.split(jax.random.key(2), 50))
     assert_array_equal(actions, weighted.argmax(axis=1))
-    centres = (tau[:, 1:] + tau[:, :-1]) / 2
-    assert_allclose(jax.vmap(algo.quantiles, in_axes=(None, 0, 0))(state, obs, centres), Z, rtol=1e-4, atol=1e-5)
+
+    quantiles = jax.vmap(algo.quantiles, in_axes=(None, 0, 0))
+    inside = tau[:, :-1] + jnp.array([0.01, 0.5, 0.99])[:, None, None] * jnp.diff(tau)  # of each step, (3, 50, N)
+    for at in (*inside, tau[:, 1:]):  # a step has its upper end
+        assert_array_equal(quantiles(state, obs, at), Z)
 
 
 class ByHand(nnx.Module):

@@ -51,6 +51,12 @@ def test_quantile_regression_is_the_double_sum_of_the_paper(kappa):
     assert_allclose(losses.quantile_regression(*arrays, kappa), total, rtol=1e-5)
 
 
+def test_weighted_targets_count_as_if_they_were_repeated():
+    repeated = jnp.array([-1.0, 0.25, 0.25, 0.25])
+    weighted = losses.quantile_regression(THETA, TAU, repeated[:2], 0.7, jnp.array([0.25, 0.75]))
+    assert_allclose(weighted, losses.quantile_regression(THETA, TAU, repeated, 0.7), rtol=1e-6)
+
+
 def test_quantile_regression_agrees_with_rlax():
     rng = np.random.default_rng(1)
     for kappa in (0.5, 1.0, 2.0):

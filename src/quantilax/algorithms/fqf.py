@@ -64,7 +64,7 @@ class Config:
     learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
     adam_eps: float = hyperparameters.adam_eps(3.125e-4, paper=3.125e-4)
     max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
-    fraction_learning_rate: float = field(1e-4, "step size of the proposal's RMSProp", paper=2.5e-9, ge=0)
+    fraction_learning_rate: float = field(1e-5, "step size of the proposal's RMSProp", paper=2.5e-9, ge=0)
 
     # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
     target_update_freq: int = hyperparameters.target_update_freq(32, paper=10_000)
@@ -78,6 +78,7 @@ class Config:
         paper=0.001,
         ge=0,
     )
+    weigh_targets: bool = field(True, "a target counts by the width of its fractions; false: all alike", paper=False)
     kappa: float = hyperparameters.kappa(1.0, paper=1.0)
     double: bool = hyperparameters.double(False, paper=False)
 
@@ -200,12 +201,13 @@ def loss(
         Z_next: target network at x' and tau^'.
         q_next: values of the network that selects, at x'.
         transition: (x, a, R, x'), over m steps.
-        config: gamma, kappa and the weight of the entropy.
+        config: gamma, kappa, the weight of the entropy and whether targets are weighted.
     """
     y = jax.lax.stop_gradient(losses.targets(Z_next, q_next, transition, config.gamma))  # (N,)
     z = Z_hat[:, transition.action]  # (N,)
     tau_hat = jax.lax.stop_gradient(fractions.centres(tau))
-    of_quantiles = losses.quantile_regression(z, tau_hat, y, config.kappa)
+    widths = jax.lax.stop_gradient(jnp.diff(tau_prime)) if config.weigh_targets else None
+    of_quantiles = losses.quantile_regression(z, tau_hat, y, config.kappa, widths)
     unevenness = math.log(config.num_fractions) - losses.entropy(log_p)  # the constant: so that no loss is negative
     of_fractions = losses.fraction_proposal(tau, Z_tau[:, transition.action], z) + config.fraction_entropy * unevenness
     q = fractions.expectation(tau, z)
@@ -250,9 +252,15 @@ def values(network: FullyParameterizedNetwork, obs: Observation) -> Float[Array,
 
 
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-    """Z_tau(x, .) of the online network, for one observation; observation and Z in the environment's units."""
-    online = nnx.merge(state.network, state.params)
-    return normalize.returns(state.normalizer, online.Z(online.psi(normalize.observations(state.normalizer, obs)), tau))
+    """Quantiles at any fractions, for one observation, in the environment's units: the step function whose mean is q."""
+    network = nnx.merge(state.network, state.params)
+    return normalize.returns(state.normalizer, at(network, normalize.observations(state.normalizer, obs), tau))
+
+
+def at(network: FullyParameterizedNetwork, obs: Observation, tau: Float[Array, "M"]) -> Float[Array, "M A"]:
+    """Z_{tau^_i}(x, .) where tau lies in (tau_i, tau_{i+1}], of one normalised observation."""
+    _, proposed, Z = network(network.psi(obs))
+    return Z[jnp.searchsorted(proposed[1:-1], tau)]
 
 
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:
@@ -288,8 +296,7 @@ def measure_signals(
         return y[:, None, :] - z[:, :, None], jax.vmap(fractions.expectation)(tau, z)
 
     def quantiles_of(params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        network = nnx.merge(state.network, params)
-        return network.Z(network.psi(obs), tau)
+        return at(nnx.merge(state.network, params), obs, tau)
 
     def values_of(params: PyTree, obs: Observation) -> Float[Array, "A"]:
         return values(nnx.merge(state.network, params), obs)

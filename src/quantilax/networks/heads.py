@@ -118,8 +118,8 @@ class FractionProposal(nnx.Module):
     """Logarithms of N shares of [0, 1] from features: p = softmax(W psi + b). Yang et al. (2019), section 3.2."""
 
     def __init__(self, features: int, n: int, *, rngs: nnx.Rngs) -> None:
-        """Make the layer."""
-        self.linear = linear(features, n, rngs)
+        """Make the layer, of zeros: all shares begin alike."""
+        self.linear = nnx.Linear(features, n, kernel_init=jax.nn.initializers.zeros, rngs=rngs)
 
     def __call__(self, psi: Float[Array, "*batch features"]) -> Float[Array, "*batch N"]:
         """ln p."""
