@@ -4,7 +4,7 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from quantilax.agent import C51, DQN, IQN, PQN, QRDQN, Agent, ConfigWarning
+from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning
 from quantilax.algorithms import ALGORITHMS, register
 from quantilax.envs import make
 from quantilax.pytree import ConfigError
@@ -20,6 +20,7 @@ __all__ = [
     "ALGORITHMS",
     "C51",
     "DQN",
+    "FQF",
     "IQN",
     "PQN",
     "QRDQN",

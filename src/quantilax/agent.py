@@ -137,7 +137,7 @@ class Agent:
         """
         Z = self.algorithm.quantiles
         if Z is None:
-            raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn, qrdqn or c51")
+            raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn, fqf, qrdqn or c51")
         taus = jnp.asarray(taus, jnp.float32)
         shape = self.env.observation_space.shape
         obs = jnp.asarray(obs)
@@ -252,4 +252,5 @@ DQN = Creator(algorithms.get("dqn"))
 C51 = Creator(algorithms.get("c51"))
 QRDQN = Creator(algorithms.get("qrdqn"))
 IQN = Creator(algorithms.get("iqn"))
+FQF = Creator(algorithms.get("fqf"))
 PQN = Creator(algorithms.get("pqn"))

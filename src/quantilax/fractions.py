@@ -32,6 +32,23 @@ SAMPLERS: dict[str, Callable[[Fractions], Fractions]] = {
 }
 
 
+def proposed(log_p: Float[Array, "*shape N"]) -> Float[Array, "*shape N+1"]:
+    """`0 = tau_0 <= ... <= tau_N = 1` from the logarithms of N shares of [0, 1]: `tau_i = p_0 + ... + p_{i-1}`."""
+    inner = jnp.minimum(jnp.cumsum(jnp.exp(log_p[..., :-1]), axis=-1), 1.0)  # rounding can carry a sum beyond 1
+    zero = jnp.zeros_like(log_p[..., :1])
+    return jnp.concatenate([zero, inner, zero + 1], axis=-1)
+
+
+def centres(tau: Float[Array, "*shape N+1"]) -> Float[Array, "*shape N"]:
+    """`(tau_i + tau_{i+1}) / 2`."""
+    return (tau[..., :-1] + tau[..., 1:]) / 2
+
+
+def expectation(tau: Float[Array, "N+1"], z: Float[Array, "N *A"]) -> Float[Array, "*A"]:
+    """`sum_i (tau_{i+1} - tau_i) z_i`: the mean of what has the quantile z_i from tau_i to tau_{i+1}."""
+    return jnp.diff(tau) @ z
+
+
 def draw(
     key: Key[Array, ""], sampler: str, shape: tuple[int, ...], numbers: tuple[int, ...]
 ) -> list[Float[Array, "*shape N"]]:

@@ -45,17 +45,46 @@ def quantile_regression(
     tau: Float[Array, "N"],
     targets: Float[Array, "N_prime"],
     kappa: Float[Array, ""] | float = 1.0,
+    weights: Float[Array, "N_prime"] | None = None,
 ) -> Float[Array, ""]:
     """IQN's loss of one transition: `1/N' sum_i sum_j rho^kappa_{tau_i}(targets_j - z_i)`.
 
-    The SUM over the N estimated quantiles and the MEAN over the N' targets, as the paper has it.
+    The SUM over the N estimated quantiles and the MEAN over the N' targets, as the paper has it; with `weights` of the
+    targets, which sum to 1, the mean weighted by them.
     No gradient is stopped here: pass targets through `jax.lax.stop_gradient`.
 
     Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, algorithm 1.
     """
     delta = targets[None, :] - z[:, None]  # (N, N')
     rho = quantile_huber(delta, tau[:, None], kappa)
-    return rho.mean(axis=1).sum(axis=0)
+    return (rho.mean(axis=1) if weights is None else rho @ weights).sum(axis=0)
+
+
+def fraction_proposal(
+    tau: Float[Array, "N+1"], Z_tau: Float[Array, "N-1"], Z_hat: Float[Array, "N"]
+) -> Float[Array, ""]:
+    """FQF's loss of the fractions `0 = tau_0, ..., tau_N = 1` of one quantile function: the W1 distance to its N steps.
+
+        dW1/dtau_i = 2 Z(tau_i) - Z((tau_i + tau_{i+1}) / 2) - Z((tau_{i-1} + tau_i) / 2),    i = 1, ..., N - 1
+
+    Only the gradient can be had without the integral, so this is the first-order change of W1 as fractions move from where
+    they are: its value is 0, its gradient that of W1. Z gets none.
+
+    Args:
+        tau: the fractions.
+        Z_tau: quantiles at tau_1, ..., tau_{N-1}.
+        Z_hat: quantiles at the N centres between fractions.
+
+    Source: Yang et al. (2019), https://arxiv.org/abs/1911.02140, proposition 1.
+    """
+    gradient = jax.lax.stop_gradient(2 * Z_tau - Z_hat[1:] - Z_hat[:-1])
+    inner = tau[1:-1]
+    return jnp.sum(gradient * (inner - jax.lax.stop_gradient(inner)))
+
+
+def entropy(log_p: Float[Array, "N"]) -> Float[Array, ""]:
+    """`-sum_i p_i ln p_i`, in nats: ln N where all are alike."""
+    return -jnp.sum(jnp.exp(log_p) * log_p)
 
 
 def targets(

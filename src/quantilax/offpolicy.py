@@ -1,7 +1,8 @@
-"""The loop of algorithms that learn from a replay and have a target network: DQN, C51, QR-DQN, IQN.
+"""The loop of algorithms that learn from a replay and have a target network: DQN, C51, QR-DQN, IQN, FQF.
 
-An algorithm's file has its network, its loss and its acting policy, and calls what stands here. Its config has the
-hyperparameters that are read here; theta and theta^- are `params` and `target_params`, equal at step 0.
+An algorithm's file has its network, its loss and its acting policy (and its optimiser, where that is not `adam`), and calls
+what stands here. Its config has the hyperparameters that are read here; theta and theta^- are `params` and `target_params`,
+equal at step 0.
 """
 
 from collections.abc import Callable
@@ -53,6 +54,8 @@ ActingPolicy: TypeAlias = Callable[[Config, State, Float[Array, ""] | float], Po
 """(config, state, epsilon) -> policy."""
 Update: TypeAlias = Callable[[Config, State, Key[Array, ""]], tuple[State, tuple[Array, ...]]]
 """(config, state, key) -> (state, (loss, gradient norm, mean q, TD error)): one gradient step."""
+Optimizer: TypeAlias = Callable[[Config], optax.GradientTransformation]
+"""config -> what turns gradients into steps."""
 
 
 class Network(Protocol):
@@ -155,7 +158,15 @@ def advice(config: Config) -> list[str]:
     return lines
 
 
-def init(env: Environment, config: Config, key: Key[Array, ""], network: Network) -> State:
+def adam(config: Config) -> optax.GradientTransformation:
+    """Adam with a linear schedule of its step size, after clipping by the global norm; on one flat vector."""
+    end = config.learning_rate * config.learning_rate_end
+    schedule = optax.linear_schedule(config.learning_rate, end, max(gradient_steps(config), 1))
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.flatten(optax.chain(clip, optax.adam(schedule, eps=config.adam_eps)))
+
+
+def init(env: Environment, config: Config, key: Key[Array, ""], network: Network, optimizer: Optimizer = adam) -> State:
     """Make the networks (target = online), reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     graphdef, params = nnx.split(network(env, config, rngs=nnx.Rngs(key_params)))
@@ -254,7 +265,9 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
     )
 
 
-def update(config: Config, state: State, key: Key[Array, ""], batch_loss: BatchLoss) -> tuple[State, tuple[Array, ...]]:
+def update(
+    config: Config, state: State, key: Key[Array, ""], batch_loss: BatchLoss, optimizer: Optimizer = adam
+) -> tuple[State, tuple[Array, ...]]:
     """One gradient step on one batch, and the target's move: state, (loss, gradient norm, mean q, TD error)."""
     key_sample, key_loss = jax.random.split(key)
     priorities = state.priorities
@@ -317,14 +330,6 @@ def weighted_mean(loss: Float[Array, "B"], batch: NStep) -> Float[Array, ""]:
     return loss.mean() if batch.weight is None else (batch.weight * loss).mean()
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with a linear schedule of its step size, after clipping by the global norm; on one flat vector."""
-    end = config.learning_rate * config.learning_rate_end
-    schedule = optax.linear_schedule(config.learning_rate, end, max(gradient_steps(config), 1))
-    adam = optax.adam(schedule, eps=config.adam_eps)
-    return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam))
-
-
 def learner(
     config: Config,
     state: State,
@@ -335,6 +340,7 @@ def learner(
     quantiles: Callable[[PyTree, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None,
     kappa: Float[Array, ""] | float | None = None,
     num_quantile_samples: int | None = None,
+    optimizer: Optimizer = adam,
 ) -> signals.Learner:
     """What `signals.measure` needs of an algorithm; see `signals.Learner` for the arguments."""
 

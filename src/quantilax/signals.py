@@ -173,6 +173,7 @@ class Learner(NamedTuple):
     """`experience` is a replay, so that the number of its episodes says something."""
     optimizer: optax.GradientTransformation
     optimizer_state: PyTree
+    """Of one Adam, on one vector; what is not trained by it is in no signal of Adam."""
     gradient_steps: Int[Array, ""]
     adam_eps: Float[Array, ""] | float
     max_grad_norm: Float[Array, ""] | float
@@ -339,7 +340,8 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
-    m, v = (jnp.ravel(optax.tree.get(learner.optimizer_state, name)) for name in ("mu", "nu"))
+    adam = optax.tree.get(learner.optimizer_state, "ScaleByAdamState")
+    m, v = jnp.ravel(adam.mu), jnp.ravel(adam.nu)
     corrected = v / (1 - 0.999 ** jnp.maximum(learner.gradient_steps, 1))
     scale = jnp.where(v > 0, jnp.sqrt(corrected), jnp.nan)
     return {

@@ -212,7 +212,7 @@ def test_the_target_moves_with_gradient_steps_not_with_iterations(algo):  # bug 
 
 
 def test_gradients_are_clipped_by_their_global_norm():  # bug 4
-    optimizer = offpolicy.optimizer(tiny("iqn", max_grad_norm=5.0).config)
+    optimizer = offpolicy.adam(tiny("iqn", max_grad_norm=5.0).config)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     _, state = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params))
     moments = [x for x in jax.tree.leaves(state) if x.shape == (2,)]
@@ -223,14 +223,14 @@ def test_gradients_are_clipped_by_their_global_norm():  # bug 4
 
 def test_the_epsilon_of_adam_and_the_learning_rate_reach_the_step():
     config = tiny("iqn", max_grad_norm=float("inf"), learning_rate=0.1, learning_rate_end=1.0, adam_eps=3.0).config
-    optimizer = offpolicy.optimizer(config)
+    optimizer = offpolicy.adam(config)
     updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(jnp.zeros(1)))
     assert_allclose(updates, -0.1 * 4 / (4 + 3.0), rtol=1e-5)  # Adam's first step: lr g / (|g| + eps)
 
 
 def test_the_learning_rate_falls_linearly_to_its_end():
     algo = tiny("iqn", learning_rate=1.0, learning_rate_end=0.2, adam_eps=1e-8)
-    optimizer, n = offpolicy.optimizer(algo.config), offpolicy.gradient_steps(algo.config)
+    optimizer, n = offpolicy.adam(algo.config), offpolicy.gradient_steps(algo.config)
     state, sizes = optimizer.init(jnp.zeros(1)), []
     for _ in range(n + 1):
         updates, state = optimizer.update(jnp.array([1.0]), state)

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
 from quantilax import ConfigError, offpolicy
-from quantilax.algorithms import c51, dqn, iqn, qrdqn
+from quantilax.algorithms import c51, dqn, fqf, iqn, qrdqn
 from quantilax.replay import tree
 from quantilax.types import NStep
 from tests.conftest import tiny
@@ -165,6 +165,7 @@ def test_the_optimizer_moves_the_target_and_counts(name, algo):
     assert int(twice.gradient_steps) == 2
 
 
+@pytest.mark.parametrize("name", [*MODULES, "fqf"])
 @pytest.mark.parametrize("change", [dict(dueling=True), dict(n_step=3), dict(noisy=True)])
 def test_each_refinement_changes_what_is_learned(name, change):
     plain, refined = (tiny(name, **c).train(jax.random.key(0))[0].params for c in ({}, change))
@@ -173,7 +174,7 @@ def test_each_refinement_changes_what_is_learned(name, change):
     assert all(np.isfinite(x).all() for x in leaves)
 
 
-EVERY = {**MODULES, "iqn": iqn}
+EVERY = {**MODULES, "iqn": iqn, "fqf": fqf}
 
 
 @pytest.mark.parametrize("each", list(EVERY))

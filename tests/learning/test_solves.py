@@ -35,7 +35,7 @@ def test_pqn_solves_the_corridor():
     assert (np.asarray(lengths[-1]) == 6).all()
 
 
-@pytest.mark.parametrize("section", ["dqn", "c51", "qrdqn", "iqn", "pqn"])
+@pytest.mark.parametrize("section", ["dqn", "c51", "qrdqn", "iqn", "fqf", "pqn"])
 def test_the_shipped_settings_solve_cartpole(section):
     algo = load_section(CONFIGS / "gymnax" / "cartpole.yaml", section).create()
     _, (_, returns) = algo.train(jax.random.key(0))

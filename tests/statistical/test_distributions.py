@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import C51, DQN, IQN, PQN, QRDQN, envs
+from quantilax import C51, DQN, FQF, IQN, PQN, QRDQN, envs
 
 pytestmark = pytest.mark.optimized
 
@@ -40,6 +40,7 @@ LEARNERS = {
     "iqn": (IQN, LEARNER),
     "qrdqn": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50}),
     "qrdqn that cannot cross": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50, "non_crossing": True}),
+    "fqf": (FQF, {**NEIGHBOUR, "num_cosines": 32, "num_fractions": 16, "fraction_learning_rate": 1e-4}),
     "c51": (C51, {**WITHOUT_KAPPA, "num_atoms": 61, "v_min": -1.5, "v_max": 6.0}),
 }
 
@@ -71,7 +72,7 @@ def test_both_modes_of_a_bimodal_return_are_recovered_not_only_its_mean(learner)
     assert_allclose(Z.mean(axis=0), true.mean(axis=0), atol=0.15)
 
 
-@pytest.mark.parametrize(("learner", "n_step"), [("iqn", 1), ("iqn", 3), ("qrdqn", 1), ("c51", 1)])
+@pytest.mark.parametrize(("learner", "n_step"), [("iqn", 1), ("iqn", 3), ("qrdqn", 1), ("fqf", 1), ("c51", 1)])
 def test_a_return_that_only_bootstrapping_gives_is_recovered(learner, n_step):
     gamma = 0.8
     Z, true = learned("probe/geometric", gamma, learner, n_step=n_step)
@@ -79,6 +80,14 @@ def test_a_return_that_only_bootstrapping_gives_is_recovered(learner, n_step):
     assert spread > 0.9  # what knowing only the mean would give
     assert wasserstein(Z, true)[0] < 0.15
     assert_allclose(Z.mean(), 1 / (1 - gamma * 0.7), rtol=0.05)  # sum of (gamma (1 - p))^n
+
+
+def test_targets_of_uneven_fractions_count_by_their_widths():
+    # Fractions that moved are uneven; with all targets alike the mean of a bootstrapped return is 5 % too large.
+    gamma, true = 0.8, 1 / (1 - 0.8 * 0.7)
+    means = {w: learned("probe/geometric", gamma, "fqf", weigh_targets=w)[0].mean() for w in (True, False)}
+    assert_allclose(means[True], true, rtol=0.035)
+    assert means[False] > 1.035 * true
 
 
 @pytest.mark.parametrize("normalize_rewards", [False, True])
@@ -122,6 +131,10 @@ def qrdqn(name, gamma):
     return QRDQN.create(env=name, gamma=gamma, **{**NEIGHBOUR, "eval_freq": 4_000, "kappa": 1.0})
 
 
+def fqf(name, gamma):
+    return FQF.create(env=name, gamma=gamma, **{**LEARNERS["fqf"][1], "eval_freq": 4_000, "kappa": 1.0})
+
+
 def pqn(name, gamma):
     return PQN.create(
         env=name, gamma=gamma, total_timesteps=40_960, eval_freq=10_240, eval_episodes=1, num_envs=8, num_steps=16,
@@ -129,13 +142,13 @@ def pqn(name, gamma):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("create", [dqn, c51, qrdqn, iqn, iqn_over_3_steps, pqn])
+@pytest.mark.parametrize("create", [dqn, c51, qrdqn, iqn, iqn_over_3_steps, fqf, pqn])
 def test_a_time_limit_is_no_death(create):
     # 1 / (1 - .9) = 10; stored as death, the values of the four steps would average 2.3.
     assert value(create, "probe/time_limit", 0.9) == pytest.approx(10, rel=0.04)
 
 
-@pytest.mark.parametrize("create", [dqn, c51, qrdqn, iqn, iqn_over_3_steps, pqn])
+@pytest.mark.parametrize("create", [dqn, c51, qrdqn, iqn, iqn_over_3_steps, fqf, pqn])
 def test_nothing_is_bootstrapped_over_the_end_of_an_episode(create):
     # First step gamma, second 1: .75 on average; with the next episode's value leaking in it would be far above.
     assert value(create, "probe/terminal", 0.5) == pytest.approx(0.75, rel=0.04)

@@ -1,6 +1,7 @@
 """Fractions against what their definitions say."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -49,3 +50,26 @@ def test_means_over_stratified_fractions_vary_less():
 def test_midpoints_are_the_same_for_every_key():
     for seed in range(3):
         assert_allclose(drawn("midpoints", seed)[0], [0.125, 0.375, 0.625, 0.875])
+
+
+def test_proposed_fractions_are_the_sums_of_their_shares():
+    tau = fractions.proposed(jnp.log(jnp.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])))
+    assert_allclose(tau, [[0, 0.5, 0.75, 0.875, 1], [0, 0.1, 0.3, 0.6, 1]], rtol=1e-6)
+    assert_allclose(fractions.centres(tau[0]), [0.25, 0.625, 0.8125, 0.9375], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_proposed_fractions_rise_from_0_to_1_whatever_the_shares(scale):
+    logits = scale * jax.random.normal(jax.random.key(0), (5_000, 64))
+    tau = np.asarray(fractions.proposed(jax.nn.log_softmax(logits)))
+    assert tau.shape == (5_000, 65)
+    assert (tau[:, 0] == 0).all()
+    assert (tau[:, -1] == 1).all()
+    assert (np.diff(tau) >= 0).all()
+
+
+def test_an_expectation_is_the_mean_weighted_by_the_widths():
+    # 0.5 * 2 + 0.25 * 4 + 0.25 * -8 = 0, where the plain mean is -2/3
+    tau, z = jnp.array([0.0, 0.5, 0.75, 1.0]), jnp.array([2.0, 4.0, -8.0])
+    assert float(fractions.expectation(tau, z)) == 0
+    assert fractions.expectation(tau, jnp.stack([z, z + 3], axis=1)).tolist() == [0, 3]

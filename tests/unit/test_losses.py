@@ -1,6 +1,7 @@
 """The equations against numbers derived by hand, loops as the papers print them, and rlax as an independent oracle."""
 
 import warnings
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,12 @@ def test_quantile_regression_is_the_double_sum_of_the_paper(kappa):
     assert_allclose(losses.quantile_regression(*arrays, kappa), total, rtol=1e-5)
 
 
+def test_weighted_targets_count_as_if_they_were_repeated():
+    repeated = jnp.array([-1.0, 0.25, 0.25, 0.25])
+    weighted = losses.quantile_regression(THETA, TAU, repeated[:2], 0.7, jnp.array([0.25, 0.75]))
+    assert_allclose(weighted, losses.quantile_regression(THETA, TAU, repeated, 0.7), rtol=1e-6)
+
+
 def test_quantile_regression_agrees_with_rlax():
     rng = np.random.default_rng(1)
     for kappa in (0.5, 1.0, 2.0):
@@ -70,6 +77,65 @@ def test_the_gradient_vanishes_at_the_true_quantiles():
     tau = jnp.array([0.1, 0.5, 0.8])
     gradient = jax.grad(lambda z: losses.quantile_regression(z, tau, targets, 1e-3))(jnp.quantile(targets, tau))
     assert_allclose(gradient, 0, atol=2e-3)
+
+
+# tau = 0, 1/4, 1/2, 1; Z(1/4) = 1, Z(1/2) = 3; Z at the centres 1/8, 3/8, 3/4: 0.5, 2, 5.
+FRACTIONS, AT_FRACTIONS, AT_CENTRES = [0.0, 0.25, 0.5, 1.0], [1.0, 3.0], [0.5, 2.0, 5.0]
+
+
+def test_the_loss_of_fractions_is_0_with_the_gradient_derived_by_hand_and_none_in_the_quantiles():
+    args = tuple(jnp.array(x) for x in (FRACTIONS, AT_FRACTIONS, AT_CENTRES))
+    value, gradients = jax.value_and_grad(losses.fraction_proposal, argnums=(0, 1, 2))(*args)
+    assert float(value) == 0
+    # 2 * 1 - 2 - 0.5 = -0.5 and 2 * 3 - 5 - 2 = -1; the ends 0 and 1 stay.
+    assert gradients[0].tolist() == [0, -0.5, -1, 0]
+    assert all((np.asarray(g) == 0).all() for g in gradients[1:])
+
+
+QUANTILE_FUNCTIONS = {
+    "exponential": lambda w: -np.log1p(-w),
+    "cubic": lambda w: 20 * (w - 0.4) ** 3 + w,
+    "steep": lambda w: np.exp(4 * w),
+}
+
+
+def wasserstein_to_steps(F, tau):
+    """int |F - steps|, the steps F at the centres between fractions: by the midpoint rule, in double precision."""
+    n = 20_000
+    total = 0.0
+    for low, high in pairwise(tau):
+        w = low + (np.arange(n) + 0.5) / n * (high - low)
+        total += np.abs(F(w) - F((low + high) / 2)).mean() * (high - low)
+    return total
+
+
+@pytest.mark.parametrize("name", QUANTILE_FUNCTIONS)
+def test_the_gradient_of_fractions_is_that_of_the_wasserstein_distance(name):
+    F, h = QUANTILE_FUNCTIONS[name], 1e-4
+    tau = np.array([0, 0.1, 0.35, 0.5, 0.8, 1.0])
+    args = (jnp.asarray(x, jnp.float32) for x in (tau, F(tau[1:-1]), F((tau[1:] + tau[:-1]) / 2)))
+    gradient = jax.grad(losses.fraction_proposal)(*args)[1:-1]
+    differences = []
+    for i in range(1, 5):
+        step = h * np.eye(6)[i]
+        differences.append((wasserstein_to_steps(F, tau + step) - wasserstein_to_steps(F, tau - step)) / (2 * h))
+    assert np.abs(differences).max() > 0.05
+    assert_allclose(gradient, differences, rtol=1e-3, atol=1e-4)
+
+
+def test_descending_the_loss_of_fractions_finds_the_best_ones():
+    # Z(w) = w^2 in two steps: 2 t^2 = (t / 2)^2 + ((1 + t) / 2)^2, that is 6 t^2 - 2 t - 1 = 0, t = (1 + sqrt(7)) / 6.
+    t = 0.2
+    for _ in range(200):
+        tau = jnp.array([0.0, t, 1.0])
+        t -= 0.2 * float(jax.grad(losses.fraction_proposal)(tau, tau[1:-1] ** 2, ((tau[1:] + tau[:-1]) / 2) ** 2)[1])
+    assert_allclose(t, (1 + 7**0.5) / 6, rtol=1e-4)
+
+
+def test_the_entropy_is_that_of_the_shares():
+    assert_allclose(losses.entropy(jnp.log(jnp.full(5, 0.2))), np.log(5), rtol=1e-6)
+    # 1/2 ln 2 + 2 * 1/4 ln 4 = 1.5 ln 2
+    assert_allclose(losses.entropy(jnp.log(jnp.array([0.5, 0.25, 0.25]))), 1.5 * np.log(2), rtol=1e-6)
 
 
 def test_the_scaled_log_softmax_is_scipys_and_keeps_its_precision_for_small_temperatures():

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from quantilax import ALGORITHMS, pytree
 from quantilax.pytree import ConfigError
 
-DQN, C51, QRDQN, IQN, PQN = (ALGORITHMS[name].config for name in ("dqn", "c51", "qrdqn", "iqn", "pqn"))
+DQN, C51, QRDQN, IQN, FQF, PQN = (ALGORITHMS[name].config for name in ("dqn", "c51", "qrdqn", "iqn", "fqf", "pqn"))
 OFF_POLICY = {
     "adam_eps",
     "eps_end",
@@ -38,6 +38,7 @@ FLOATS = {
     C51: OFF_POLICY | {"v_max", "v_min"},
     QRDQN: OFF_POLICY | {"kappa"},
     IQN: OFF_POLICY | MUNCHAUSEN | {"kappa", "risk_eta"},
+    FQF: OFF_POLICY | {"fraction_entropy", "fraction_learning_rate", "kappa"},
     PQN: {
         "eps_end",
         "eps_start",

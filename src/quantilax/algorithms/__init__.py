@@ -1,10 +1,12 @@
 """The registry of algorithms: one file and one line each."""
 
-from quantilax.algorithms import c51, dqn, iqn, pqn, qrdqn
+from quantilax.algorithms import c51, dqn, fqf, iqn, pqn, qrdqn
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.types import Algorithm
 
-ALGORITHMS: dict[str, Algorithm] = {module.ALGORITHM.name: module.ALGORITHM for module in (dqn, c51, qrdqn, iqn, pqn)}
+ALGORITHMS: dict[str, Algorithm] = {
+    module.ALGORITHM.name: module.ALGORITHM for module in (dqn, c51, qrdqn, iqn, fqf, pqn)
+}
 
 
 def get(name: str) -> Algorithm:

@@ -1,7 +1,15 @@
 """Networks: NNX modules that are deterministic functions of one example; torsos turn observations into features, heads
 features into values."""
 
-from quantilax.networks.heads import ActionHead, CosineEmbedding, ImplicitQuantileHead, cosines, in_one_pass, monotone
+from quantilax.networks.heads import (
+    ActionHead,
+    CosineEmbedding,
+    FractionProposal,
+    ImplicitQuantileHead,
+    cosines,
+    in_one_pass,
+    monotone,
+)
 from quantilax.networks.noisy import with_noise
 from quantilax.networks.torsos import ACTIVATIONS, MLP, linear
 
@@ -10,6 +18,7 @@ __all__ = [
     "MLP",
     "ActionHead",
     "CosineEmbedding",
+    "FractionProposal",
     "ImplicitQuantileHead",
     "cosines",
     "in_one_pass",

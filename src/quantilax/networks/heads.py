@@ -114,6 +114,18 @@ class ImplicitQuantileHead(nnx.Module):
         return Z.reshape(*product.shape[:-1], Z.shape[-1])
 
 
+class FractionProposal(nnx.Module):
+    """Logarithms of N shares of [0, 1] from features: p = softmax(W psi + b). Yang et al. (2019), section 3.2."""
+
+    def __init__(self, features: int, n: int, *, rngs: nnx.Rngs) -> None:
+        """Make the layer, of zeros: all shares begin alike."""
+        self.linear = nnx.Linear(features, n, kernel_init=jax.nn.initializers.zeros, rngs=rngs)
+
+    def __call__(self, psi: Float[Array, "*batch features"]) -> Float[Array, "*batch N"]:
+        """ln p."""
+        return jax.nn.log_softmax(dense(self.linear, psi))
+
+
 def monotone(raw: Float[Array, "N+2 A"]) -> Float[Array, "N A"]:
     """N quantiles per action that never cross, from N + 2 numbers: `theta_i = relu(s) sum_{j <= i} softmax(l)_j + b`.
 
