@@ -1,4 +1,4 @@
-"""Fractions tau in [0, 1]: where the quantile functions are evaluated, in the loss and in the acting policy."""
+"""Fractions tau in [0, 1]: where quantile functions are evaluated, and what fixed quantiles and atoms give there."""
 
 from collections.abc import Callable
 
@@ -63,3 +63,17 @@ def draw(
     u = jax.random.uniform(key, (*shape, sum(numbers)))
     ends = [sum(numbers[: i + 1]) for i in range(len(numbers) - 1)]
     return [SAMPLERS[sampler](part) for part in jnp.split(u, ends, axis=-1)]
+
+
+def of_quantiles(Z: Float[Array, "n A"], tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+    """The step function through n quantiles at the midpoints: Z_i where tau lies in ((i - 1) / n, i / n]."""
+    n = Z.shape[0]
+    return Z[jnp.clip(jnp.ceil(tau * n).astype(jnp.int32) - 1, 0, n - 1)]
+
+
+def of_atoms(
+    probabilities: Float[Array, "M A"], support: Float[Array, "M"], tau: Float[Array, "N"]
+) -> Float[Array, "N A"]:
+    """The least z_i with p_1 + ... + p_i >= tau."""
+    below = jnp.cumsum(probabilities, axis=0)[None] < tau[:, None, None]  # (N, M, A)
+    return support[jnp.minimum(below.sum(axis=1), support.shape[0] - 1)]

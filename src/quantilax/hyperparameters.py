@@ -8,7 +8,7 @@ An algorithm's config gives its own default and the value of its paper:
 from typing import Any, Protocol
 
 from quantilax.networks import ACTIVATIONS
-from quantilax.pytree import field
+from quantilax.pytree import ConfigError, field
 
 
 class Declared(Protocol):
@@ -85,3 +85,10 @@ activation = hyperparameter("activation of psi and f", choices=tuple(ACTIVATIONS
 layer_norm = hyperparameter("LayerNorm before each activation of psi and f")
 noisy = hyperparameter("layers of f with learned noise, which explores; epsilon is best 0 then")
 dueling = hyperparameter("a stream for the state's value and one for the actions' advantages")
+
+
+def check_support(v_min: Any, v_max: Any) -> None:
+    """Raise `ConfigError` for a categorical support that is empty."""
+    concrete = isinstance(v_min, float) and isinstance(v_max, float)  # in a sweep they are tracers
+    if concrete and v_min >= v_max:
+        raise ConfigError(f"v_min: {v_min} is not below v_max={v_max}; lower it")

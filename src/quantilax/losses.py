@@ -142,6 +142,11 @@ def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | flo
     return advantage - temperature * jax.nn.logsumexp(advantage / temperature)
 
 
+def support(v_min: Float[Array, ""] | float, v_max: Float[Array, ""] | float, n: int) -> Float[Array, "n"]:
+    """n equally spaced atoms from v_min to v_max."""
+    return v_min + (v_max - v_min) * jnp.linspace(0, 1, n)
+
+
 def categorical_projection(
     atoms: Float[Array, "M"], probabilities: Float[Array, "M"], support: Float[Array, "n"]
 ) -> Float[Array, "n"]:
@@ -183,3 +188,57 @@ def lambda_returns(
         return g, g
 
     return jax.lax.scan(backward, value[-1], (reward, discount, value, trace), reverse=True)[1]
+
+
+def lambda_return_draws(
+    reward: Float[Array, "T"],
+    discount: Float[Array, "T"],
+    draws: Float[Array, "T n"],
+    trace: Float[Array, "T"],
+    u: Float[Array, "T n"],
+) -> Float[Array, "T n"]:
+    """n draws from the distribution of the lambda-return of each step, each column a chain of its own.
+
+    That distribution is the mixture of the n-step returns' with weights `(1 - lambda) lambda^(n - 1)`, so
+    `G_t = r_t + discount_t (G_{t+1} with probability trace_t, else Z(x_{t+1}))`. Its mean is that of `lambda_returns`. To
+    average quantiles with these weights, each with its like, keeps the mean too and gives another distribution: one too narrow.
+
+    Args:
+        reward, discount, trace: as for `lambda_returns`.
+        draws: from Z(x_{t+1}), the distribution of the return from the TRUE successor of step t.
+        u: uniform on [0, 1], independent.
+
+    Source: Nam, Kim & Park (2021), https://arxiv.org/abs/2105.11366: SR(lambda).
+    """
+
+    def backward(g: Float[Array, "n"], step: tuple[Array, ...]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+        r, d, z, lambda_, u = step
+        g = r + d * jnp.where(u < lambda_, g, z)
+        return g, g
+
+    return jax.lax.scan(backward, draws[-1], (reward, discount, draws, trace, u), reverse=True)[1]
+
+
+def categorical_lambda_returns(
+    reward: Float[Array, "T"],
+    discount: Float[Array, "T"],
+    probabilities: Float[Array, "T M"],
+    trace: Float[Array, "T"],
+    support: Float[Array, "M"],
+) -> Float[Array, "T M"]:
+    """The same mixture as probabilities of atoms: `p_t = Phi(r_t + discount_t z; (1 - trace_t) p(x_{t+1}) + trace_t p_{t+1})`.
+
+    Nothing is drawn; each step projects, so that mass spreads to neighbouring atoms T times at most.
+
+    Args:
+        reward, discount, trace: as for `lambda_returns`.
+        probabilities: of the atoms, at the TRUE successor of step t.
+        support: the atoms z, equally spaced.
+    """
+
+    def backward(p: Float[Array, "M"], step: tuple[Array, ...]) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
+        r, d, p_next, lambda_ = step
+        p = categorical_projection(r + d * support, (1 - lambda_) * p_next + lambda_ * p, support)
+        return p, p
+
+    return jax.lax.scan(backward, probabilities[-1], (reward, discount, probabilities, trace), reverse=True)[1]

@@ -328,8 +328,8 @@ def test_quantiles_take_any_number_of_leading_axes(algo, state):
 
 
 def test_an_algorithm_without_quantiles_says_so():
-    algo = tiny("pqn")
-    with pytest.raises(ConfigError, match="pqn learns expected values, no quantiles; use iqn"):
+    algo = tiny("dqn")
+    with pytest.raises(ConfigError, match="dqn learns expected values, no quantiles; use iqn"):
         algo.quantiles(algo.init(jax.random.key(0)), jnp.zeros(6), jnp.array([0.5]))
 
 

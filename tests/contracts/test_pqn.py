@@ -1,6 +1,7 @@
 """PQN against an independent evaluation of its equations, and its settings."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +9,55 @@ import numpy as np
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
+from scipy.special import log_softmax, softmax
 
-from quantilax import PQN, ConfigError, ConfigWarning
+from quantilax import PQN, ConfigError, ConfigWarning, train
 from quantilax.algorithms import pqn
 from tests.conftest import tiny
+
+HEADS = {
+    "scalar": {},
+    "quantile": dict(num_quantiles=5, kappa=0.4),
+    "implicit_quantile": dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),
+    "categorical": dict(num_atoms=7, v_min=-2.0, v_max=3.0),
+}
+DISTRIBUTIONS = list(HEADS)[1:]
+
+
+def with_head(head, **changes):
+    settings = dict(gamma=0.9, lambda_=0.7, num_steps=64, num_minibatches=4, eval_freq=256)
+    return tiny("pqn", head=head, **{**settings, **HEADS[head], **changes})
 
 
 @pytest.fixture
 def algo():
-    return tiny("pqn", gamma=0.9, lambda_=0.7, num_steps=64, num_minibatches=4, eval_freq=256)
+    return with_head("scalar")
+
+
+def y_values(state, obs, tau=None):
+    """What the network gives for a batch, (B, n, A)."""
+    network = nnx.merge(state.network, state.params)
+    one = (lambda x: network.head(network.psi(x))) if tau is None else (lambda x: network.head(network.psi(x), tau))
+    return np.asarray(jax.vmap(one)(obs), np.float64)
 
 
 def q_values(state, obs):
-    return np.asarray(jax.vmap(nnx.merge(state.network, state.params))(obs), np.float64)
+    return y_values(state, obs)[:, 0]
+
+
+def collected(algo):
+    """A state, and what it collects with random actions: some episodes end, some are cut."""
+    state = algo.init(jax.random.key(0))
+    state, t = pqn.collect(algo.env, algo.config, state, jnp.array(1.0), jax.random.key(1))
+    assert t.terminated.any()
+    assert t.truncated.any()
+    return state, t
 
 
 def test_targets_are_lambda_returns_of_the_true_successors_cut_at_the_end_of_episodes(algo):  # bug 9
-    state = algo.init(jax.random.key(0))
-    state, t = pqn.collect(algo.env, algo.config, state, jnp.array(1.0), jax.random.key(1))
-    targets = pqn.lambda_targets(algo.config, state, t)
+    state, t = collected(algo)
+    targets = pqn.lambda_targets(algo.config, state, t, jax.random.key(2))
     ended = np.asarray(t.terminated | t.truncated)
-    assert t.terminated.any()
-    assert t.truncated.any()
     for e in range(algo.config.num_envs):
         g = None
         for i in reversed(range(algo.config.num_steps)):
@@ -47,16 +75,145 @@ def test_each_step_is_learned_from_once_per_epoch(algo):
     assert algo.config.derived()["minibatch_size"] * algo.config.num_minibatches == rows
 
 
-def test_the_gradient_does_not_flow_through_the_target(algo):
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_categorical_targets_are_mixtures_cut_at_the_end_of_episodes(lambda_):
+    algo = with_head("categorical", lambda_=lambda_)
+    state, t = collected(algo)
+    targets = np.asarray(pqn.lambda_targets(algo.config, state, t, jax.random.key(2)))
+    assert_allclose(targets.sum(axis=-1), 1, rtol=1e-5)
+    ended, z = np.asarray(t.terminated | t.truncated), np.linspace(-2, 3, 7)
+    for e in range(algo.config.num_envs):
+        g = None
+        for i in reversed(range(algo.config.num_steps)):
+            p = softmax(y_values(state, t.next_obs[i, e][None])[0], axis=0)  # (M, A)
+            p = p[:, (z @ p).argmax()]
+            mixture = p if g is None or ended[i, e] else (1 - lambda_) * p + lambda_ * g
+            atoms = np.clip(float(t.reward[i, e]) + 0.9 * (1 - float(t.terminated[i, e])) * z, -2, 3)
+            g = np.zeros(7)
+            for atom, mass in zip(atoms, mixture, strict=True):  # to the two neighbours, by distance
+                low = min(int((atom + 2) / (5 / 6)), 5)
+                share = (atom - z[low]) / (5 / 6)
+                g[low] += mass * (1 - share)
+                g[low + 1] += mass * share
+            assert_allclose(targets[i, e], g, rtol=1e-3, atol=1e-5)
+
+
+def test_quantile_targets_without_lambda_are_the_successors_quantiles_and_with_lambda_1_the_return_that_was_had():
+    algo = with_head("quantile", lambda_=0.0)
+    state, t = collected(algo)
+    one_step = np.asarray(pqn.lambda_targets(algo.config, state, t, jax.random.key(2)))
+    Z = np.stack([y_values(state, obs) for obs in t.next_obs])  # (T, E, N, A)
+    best = np.take_along_axis(Z, Z.mean(axis=2).argmax(axis=-1)[:, :, None, None], axis=-1)[..., 0]
+    discount = 0.9 * (1 - np.asarray(t.terminated, float))
+    assert_allclose(one_step, np.asarray(t.reward)[..., None] + discount[..., None] * best, rtol=1e-4, atol=1e-5)
+
+    whole = np.asarray(pqn.lambda_targets(with_head("quantile", lambda_=1.0).config, state, t, jax.random.key(2)))
+    ended, g = np.asarray(t.terminated | t.truncated), None
+    for i in reversed(range(len(ended))):
+        last = best[i] if g is None else np.where(ended[i][:, None], best[i], g)
+        g = np.asarray(t.reward[i])[:, None] + discount[i][:, None] * last
+        assert_allclose(whole[i], g, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["quantile", "implicit_quantile"])
+def test_the_mean_of_the_drawn_targets_is_the_lambda_return_of_the_means(head):
+    algo = with_head(head, num_quantile_samples=512, num_tau_prime_samples=64)
+    state, t = collected(algo)
+    targets = jax.jit(jax.vmap(partial(pqn.lambda_targets, algo.config, state, t)))
+    drawn = np.asarray(targets(jax.random.split(jax.random.key(3), 400)), np.float64).mean(axis=(0, -1))
+    ended = np.asarray(t.terminated | t.truncated)
+    tau = None if head == "quantile" else (jnp.arange(512) + 0.5) / 512
+    for e in range(algo.config.num_envs):
+        g = None
+        for i in reversed(range(algo.config.num_steps)):
+            v = y_values(state, t.next_obs[i, e][None], tau)[0].mean(axis=0).max()
+            last = g is None or ended[i, e]
+            g = float(t.reward[i, e]) + 0.9 * (1 - float(t.terminated[i, e])) * (v if last else 0.3 * v + 0.7 * g)
+            assert_allclose(drawn[i, e], g, atol=0.03)
+
+
+def test_the_loss_of_each_head_is_that_of_its_paper():
+    Y, action = np.array([[0.3, -1.0], [2.0, 0.5], [-0.4, 1.5]]), jnp.array(1)
+    tau, y = np.array([0.2, 0.5, 0.9]), np.array([1.0, -0.6])
+
+    def loss(head, Y, target, **changes):
+        config = with_head(head, **changes).config
+        return pqn.loss(jnp.asarray(Y), jnp.asarray(tau), action, jnp.asarray(target), config)
+
+    value, (q, error) = loss("scalar", Y[:1], 3.0)
+    assert_allclose([value, q, error], [8.0, -1.0, 4.0], rtol=1e-6)  # (3 + 1)^2 / 2
+
+    for head in ("quantile", "implicit_quantile"):
+        value, (q, error) = loss(head, Y, y, kappa=0.4)
+        delta = y[None, :] - Y[:, 1:]  # (N, N')
+        huber = np.where(np.abs(delta) <= 0.4, delta**2 / 2, 0.4 * (np.abs(delta) - 0.2))
+        assert_allclose(value, (np.abs(tau[:, None] - (delta < 0)) * huber / 0.4).mean(axis=1).sum(), rtol=1e-5)
+        assert_allclose([q, error], [1 / 3, abs(0.2 - 1 / 3)], rtol=1e-5)
+
+    p = np.array([0.2, 0.5, 0.3])
+    value, (q, error) = loss("categorical", Y, p, num_atoms=3, v_min=-1.0, v_max=1.0)
+    assert_allclose(value, -(p * log_softmax(Y[:, 1])).sum(), rtol=1e-5)
+    mean = softmax(Y[:, 1]) @ [-1, 0, 1]
+    assert_allclose([q, error], [mean, abs(0.1 - mean)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_the_gradient_does_not_flow_through_the_target(head):
+    algo = with_head(head)
+    state, t = collected(algo)
+    obs, action, target = pqn.rows_of(algo.config, state, t, jax.random.key(2))
+
+    def value(params, target):
+        return pqn.batch_loss(params, state.network, (obs, action, target), jax.random.key(3), algo.config)[0]
+
+    of_params, of_target = jax.grad(value, argnums=(0, 1))(state.params, target)
+    assert not np.asarray(of_target).any()
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(of_params))
+
+
+@pytest.mark.parametrize("head", DISTRIBUTIONS)
+def test_each_head_trains_measures_signals_and_consumes_its_keys_once(head):
+    algo = with_head(head, signals=True)
+    with jax.debug_key_reuse(True):
+        jax.jit(partial(train.train, *algo.arguments())).trace(jax.random.key(0))
+    state, record = algo.records(jax.random.key(0))
+    assert int(state.gradient_steps) == algo.config.gradient_steps
+    assert np.isfinite(record.metrics.loss[1:]).all()
+    assert np.isfinite(record.signals.calibration).all()
+    before = algo.init(jax.random.key(0)).params
+    moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, state.params)), strict=True)]
+    assert all(moved)
+
+
+@pytest.mark.parametrize("head", DISTRIBUTIONS)
+def test_quantiles_rise_with_their_fractions_and_their_mean_is_what_the_policy_maximises(head):
+    algo = with_head(head, num_quantile_samples=2000)
+    state = algo.init(jax.random.key(4))
+    obs = 4 * jax.random.normal(jax.random.key(5), (6,))
+    taus = (jnp.arange(2000) + 0.5) / 2000
+    Z = np.asarray(algo.quantiles(state, obs, taus))
+    assert Z.shape == (2000, 2)
+    if head == "categorical":
+        assert (np.diff(Z, axis=0) >= 0).all()
+        assert set(np.unique(Z.round(4))) <= set(np.linspace(-2, 3, 7).round(4))
+    gap = abs(Z.mean(axis=0) @ [1, -1])
+    assert gap > 0.02  # else the choice says nothing
+    assert int(algo.policy(state)(obs, jax.random.key(6))) == Z.mean(axis=0).argmax()
+
+
+def test_the_scalar_head_has_no_quantiles_and_says_which_have():
+    algo = with_head("scalar")
     state = algo.init(jax.random.key(0))
-    obs = jnp.ones(6)
+    with pytest.raises(
+        ConfigError,
+        match="head: scalar learns expected values, no quantiles; choose quantile, implicit_quantile or categorical",
+    ):
+        algo.quantiles(state, jnp.ones(6), jnp.array([0.5]))
 
-    def value(target):
-        return pqn.loss(state.params, state.network, obs, jnp.array(0), target)[0]
 
-    assert float(jax.grad(value)(jnp.array(3.0))) == 0
-    q = q_values(state, obs[None])[0, 0]
-    assert_allclose(value(jnp.array(3.0)), 0.5 * (q - 3) ** 2, rtol=1e-5)
+def test_an_empty_support_is_refused():
+    with pytest.raises(ConfigError, match=r"v_min: 2\.0 is not below v_max=1\.0"):
+        with_head("categorical", v_min=2.0, v_max=1.0)
 
 
 def test_the_learning_rate_falls_to_its_end():
@@ -83,7 +240,7 @@ def test_leaving_layer_norm_out_warns():
 
 
 def test_targets_follow_the_parameters_of_the_iteration(algo):
-    state = algo.init(jax.random.key(0))
-    state, t = pqn.collect(algo.env, algo.config, state, jnp.array(1.0), jax.random.key(1))
+    state, t = collected(algo)
     other = replace(state, params=jax.tree.map(lambda x: x + 0.1, state.params))
-    assert not np.allclose(pqn.lambda_targets(algo.config, state, t), pqn.lambda_targets(algo.config, other, t))
+    of_state, of_other = (pqn.lambda_targets(algo.config, s, t, jax.random.key(2)) for s in (state, other))
+    assert not np.allclose(of_state, of_other)

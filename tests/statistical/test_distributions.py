@@ -36,12 +36,30 @@ LEARNER = dict(
 IMPLICIT = ("num_tau_samples", "num_tau_prime_samples", "num_cosines")
 NEIGHBOUR = {name: value for name, value in LEARNER.items() if name not in IMPLICIT}
 WITHOUT_KAPPA = {name: value for name, value in NEIGHBOUR.items() if name != "kappa"}
+ON_POLICY = dict(
+    total_timesteps=65_536,
+    eval_freq=65_536,
+    eval_episodes=1,
+    num_envs=8,
+    num_steps=32,
+    num_minibatches=8,
+    torso_sizes=(32,),
+    learning_rate=3e-3,
+    eps_end=1.0,  # both actions are tried to the end
+)
 LEARNERS = {
     "iqn": (IQN, LEARNER),
     "qrdqn": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50}),
     "qrdqn that cannot cross": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50, "non_crossing": True}),
     "fqf": (FQF, {**NEIGHBOUR, "num_cosines": 32, "num_fractions": 16, "fraction_learning_rate": 1e-4}),
     "c51": (C51, {**WITHOUT_KAPPA, "num_atoms": 61, "v_min": -1.5, "v_max": 6.0}),
+    "pqn of quantiles": (PQN, {**ON_POLICY, "head": "quantile", "num_quantiles": 50, "kappa": 0.05}),
+    "pqn of implicit quantiles": (
+        PQN,
+        {**ON_POLICY, "head": "implicit_quantile", "kappa": 0.05, "num_cosines": 32}
+        | {"num_tau_samples": 16, "num_tau_prime_samples": 16, "head_sizes": (32,)},
+    ),
+    "pqn of atoms": (PQN, {**ON_POLICY, "head": "categorical", "num_atoms": 61, "v_min": -1.5, "v_max": 6.0}),
 }
 
 
@@ -72,10 +90,23 @@ def test_both_modes_of_a_bimodal_return_are_recovered_not_only_its_mean(learner)
     assert_allclose(Z.mean(axis=0), true.mean(axis=0), atol=0.15)
 
 
-@pytest.mark.parametrize(("learner", "n_step"), [("iqn", 1), ("iqn", 3), ("qrdqn", 1), ("fqf", 1), ("c51", 1)])
-def test_a_return_that_only_bootstrapping_gives_is_recovered(learner, n_step):
+BOOTSTRAPS = [
+    ("iqn", {"n_step": 1}),
+    ("iqn", {"n_step": 3}),
+    ("qrdqn", {"n_step": 1}),
+    ("fqf", {"n_step": 1}),
+    ("c51", {"n_step": 1}),
+    ("pqn of quantiles", {"lambda_": 0.0}),
+    ("pqn of quantiles", {"lambda_": 0.7}),
+    ("pqn of implicit quantiles", {"lambda_": 0.7}),
+    ("pqn of atoms", {"lambda_": 0.7}),
+]
+
+
+@pytest.mark.parametrize(("learner", "changes"), BOOTSTRAPS)
+def test_a_return_that_only_bootstrapping_gives_is_recovered(learner, changes):
     gamma = 0.8
-    Z, true = learned("probe/geometric", gamma, learner, n_step=n_step)
+    Z, true = learned("probe/geometric", gamma, learner, **changes)
     spread = wasserstein(np.full_like(true, true.mean()), true)[0]
     assert spread > 0.9  # what knowing only the mean would give
     assert wasserstein(Z, true)[0] < 0.15

@@ -201,3 +201,47 @@ def test_a_zero_trace_cuts_the_return_from_the_next_episode():
     trace = jnp.array([0.9, 0.9, 0.0, 0.9, 0.9])  # step 2 is the last of its episode
     other = losses.lambda_returns(REWARD.at[3:].set(100.0), DISCOUNT, VALUE.at[3:].set(-100.0), trace)
     assert_allclose(other[:3], losses.lambda_returns(REWARD, DISCOUNT, VALUE, trace)[:3])
+
+
+LAMBDA = dict(reward=[1.0, 0.0, -1.0, 0.0], trace=[0.75, 0.75, 0.0, 0.75])
+
+
+def mixture(n_step_returns):
+    """Weights of the 1, 2, ..-step returns from the first step of `LAMBDA`: an episode ends with its third."""
+    return dict(zip([0.25, 0.75 * 0.25, 0.75**2], n_step_returns, strict=True))
+
+
+def test_draws_of_a_lambda_return_come_from_the_mixture_of_the_n_step_returns():
+    # Undiscounted, every successor worth 10, 20, 30 for sure: the returns are 1 + 10, 1 + 0 + 20 and 1 + 0 - 1 + 30.
+    values, chains = jnp.array([10.0, 20.0, 30.0, 40.0]), 40_000
+    draws = jnp.broadcast_to(values[:, None], (4, chains))
+    u = jax.random.uniform(jax.random.key(0), draws.shape)
+    reward, trace = (jnp.array(LAMBDA[name]) for name in ("reward", "trace"))
+    G = np.asarray(losses.lambda_return_draws(reward, jnp.ones(4), draws, trace, u))
+    for weight, value in mixture([11, 21, 30]).items():
+        assert_allclose((G[0] == value).mean(), weight, atol=0.01)  # four standard errors of the largest: 0.0099
+    assert set(np.unique(G[0])) == {11, 21, 30}
+    expected = losses.lambda_returns(reward, jnp.ones(4), values, trace)
+    assert_allclose(G.mean(axis=1), expected, atol=0.2)
+    assert (G[3] == 40).all()
+
+
+def test_categorical_lambda_returns_are_the_mixture_where_atoms_fall_on_atoms():
+    support = jnp.arange(0.0, 41.0)
+    p = jax.nn.one_hot(jnp.array([10, 20, 30, 40]), 41)
+    reward, trace = (jnp.array(LAMBDA[name]) for name in ("reward", "trace"))
+    G = np.asarray(losses.categorical_lambda_returns(reward, jnp.ones(4), p, trace, support))
+    expected = np.zeros(41)
+    for weight, value in mixture([11, 21, 30]).items():
+        expected[value] = weight
+    assert_allclose(G[0], expected, atol=1e-6)
+    assert_allclose(G.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_the_mean_of_categorical_lambda_returns_is_the_lambda_return_of_the_means():
+    support = jnp.linspace(-20, 20, 51)  # wide enough that nothing is cut off
+    p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (5, 51)) - jnp.abs(support) / 2)
+    reward, discount = jnp.array([1.0, 0, -1, 0, 1]), jnp.array([0.5, 0.9, 1, 0.5, 0.8])
+    trace = jnp.array([0.75, 0.75, 0, 0.75, 0.75])
+    G = losses.categorical_lambda_returns(reward, discount, p, trace, support)
+    assert_allclose(G @ support, losses.lambda_returns(reward, discount, p @ support, trace), rtol=1e-4, atol=1e-4)

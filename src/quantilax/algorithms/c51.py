@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import exploration, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
 from quantilax.networks import MLP, ActionHead
 from quantilax.offpolicy import State
-from quantilax.pytree import ConfigError, dataclass, field
+from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
 
 
@@ -101,9 +101,7 @@ class Config:
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
-        concrete = isinstance(self.v_min, float) and isinstance(self.v_max, float)  # in a sweep they are tracers
-        if concrete and self.v_min >= self.v_max:
-            raise ConfigError(f"v_min: {self.v_min} is not below v_max={self.v_max}; lower it")
+        hyperparameters.check_support(self.v_min, self.v_max)
         offpolicy.check(self)
 
     def advice(self) -> list[str]:
@@ -152,7 +150,7 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tu
 
 def support_of(config: Config) -> Float[Array, "M"]:
     """z_1, ..., z_M."""
-    return config.v_min + (config.v_max - config.v_min) * jnp.linspace(0, 1, config.num_atoms)
+    return losses.support(config.v_min, config.v_max, config.num_atoms)
 
 
 def means(logits: Float[Array, "*batch M A"], config: Config) -> Float[Array, "*batch A"]:
@@ -226,9 +224,8 @@ def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, 
 
 
 def at(logits: Float[Array, "M A"], tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
-    """The least z_i with p_1 + ... + p_i >= tau."""
-    below = jnp.cumsum(jax.nn.softmax(logits, axis=0), axis=0)[None] < tau[:, None, None]  # (N, M, A)
-    return support_of(config)[jnp.minimum(below.sum(axis=1), config.num_atoms - 1)]
+    """Quantiles of the distributions that the logits stand for."""
+    return fractions.of_atoms(jax.nn.softmax(logits, axis=0), support_of(config), tau)
 
 
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:

@@ -3,16 +3,22 @@
 | symbol | here | meaning |
 |---|---|---|
 | T, E | `num_steps`, `num_envs` | each iteration collects T steps in E environments, on policy |
-| Q(x, a) | `Q` | value of an action; LayerNorm in the torso is what makes it stable without a target |
-| v_t | `value` | max_a Q(x'_t, a) at the true successor |
+| Y | `Y` | what the network gives for each action, by `head`: Q, N quantiles, N quantiles at tau, logits of M atoms, (n, A) |
+| Q(x, a) | `means(Y)` | value of an action; LayerNorm in the torso is what makes it stable without a target |
+| v_t, Z_t | | max_a Q(x'_t, a) at the true successor; the distribution of its best action's return |
 | lambda_t | `trace` | `lambda_`, and 0 where an episode ends: t + 1 belongs to another episode |
-| G_t | `targets` | r_t + gamma (1 - terminated_t) [(1 - lambda_t) v_t + lambda_t G_{t+1}] |
+| G_t | `target` | r_t + gamma (1 - terminated_t) [(1 - lambda_t) v_t + lambda_t G_{t+1}] |
 
 The loss is (Q(x_t, a_t) - G_t)^2 / 2 with G fixed, over `num_epochs` passes of `num_minibatches` shuffled parts.
+
+With a head that learns a distribution G_t is one too: that of r_t + gamma (1 - terminated_t) times G_{t+1} with probability
+lambda_t, else times Z_t. The quantile heads learn from draws of it by IQN's loss, the categorical one by cross-entropy.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,10 +27,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, hyperparameters, losses, normalize, rollout, signals
-from quantilax.networks import ACTIVATIONS, MLP, ActionHead
+from quantilax import exploration, fractions, hyperparameters, losses, normalize, rollout, signals
+from quantilax.networks import MLP, ActionHead, ImplicitQuantileHead, in_one_pass
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
+
+HEADS = ("scalar", "quantile", "implicit_quantile", "categorical")
 
 
 @dataclass
@@ -52,6 +60,18 @@ class Config:
     gamma: float = hyperparameters.gamma(0.99, paper=0.99)
     lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", paper=0.65, ge=0, le=1)
 
+    # What is learned of them
+    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=HEADS)
+    num_quantiles: int = field(32, "N, quantiles of the quantile head, at fixed fractions", ge=1)
+    num_tau_samples: int = field(8, "N, fractions of the implicit head in the loss", ge=1)
+    num_tau_prime_samples: int = field(8, "N', fractions of the implicit head in the targets", ge=1)
+    num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action, implicit head", ge=1)
+    num_cosines: int = field(64, "n, cosines in the implicit head's embedding of a fraction", ge=1)
+    kappa: float = hyperparameters.kappa(1.0)
+    num_atoms: int = field(51, "M, atoms of the categorical head's support", ge=2)
+    v_min: float = field(-10.0, "least return that the support has, in the units that are learned")
+    v_max: float = field(10.0, "greatest return that the support has, in the units that are learned")
+
     # Exploration
     eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
     eps_end: float = hyperparameters.eps_end(0.05, paper=0.001)
@@ -63,9 +83,10 @@ class Config:
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
     # The network
-    torso_sizes: tuple[int, ...] = field((64, 64), "widths of the layers of the torso", ge=1)
-    activation: str = field("relu", "activation of the torso", paper="relu", choices=tuple(ACTIVATIONS))
-    layer_norm: bool = field(True, "LayerNorm before each activation", paper=True)
+    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64))
+    head_sizes: tuple[int, ...] = hyperparameters.head_sizes((), paper=())
+    activation: str = hyperparameters.activation("relu", paper="relu")
+    layer_norm: bool = hyperparameters.layer_norm(True, paper=True)
 
     @property
     def warmup_steps(self) -> int:
@@ -107,6 +128,7 @@ class Config:
                 f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
                 f" {self.steps_per_iteration} steps; raise it"
             )
+        hyperparameters.check_support(self.v_min, self.v_max)
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
@@ -139,24 +161,29 @@ class State:
     gradient_steps: Int[Array, ""]
 
 
-class QNetwork(nnx.Module):
-    """Q(x, .): an MLP torso and a linear head."""
+class Network(nnx.Module):
+    """Y(x, .) = f(psi(x)), for the implicit head f(psi(x) * phi(tau))."""
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make the network for the environment's spaces."""
         inputs = math.prod(env.observation_space.shape)
         self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
-        self.head = ActionHead(self.psi.features, num_actions(env), rngs=rngs)
-
-    def __call__(self, obs: Observation) -> Float[Array, "A"]:
-        """Values of one observation."""
-        return self.head(self.psi(obs))[0]
+        sizes, activation, layer_norm = config.head_sizes, config.activation, config.layer_norm
+        self.head: nnx.Module
+        if config.head == "implicit_quantile":
+            cosines = config.num_cosines
+            self.head = ImplicitQuantileHead(
+                self.psi.features, num_actions(env), sizes, cosines, activation, layer_norm, rngs=rngs
+            )
+        else:
+            n = {"scalar": 1, "quantile": config.num_quantiles, "categorical": config.num_atoms}[config.head]
+            self.head = ActionHead(self.psi.features, num_actions(env), n, sizes, activation, layer_norm, rngs=rngs)
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Make the network and reset the environments."""
     key_params, key_reset, key_evaluation, key = jax.random.split(key, 4)
-    network, params = nnx.split(QNetwork(env, config, rngs=nnx.Rngs(key_params)))
+    network, params = nnx.split(Network(env, config, rngs=nnx.Rngs(key_params)))
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
     return State(
         network=network,
@@ -179,17 +206,22 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
 
 def step(env: Environment, config: Config, state: State) -> tuple[State, Metrics]:
     """Collect T steps in each environment, compute the lambda-returns, and go over them `num_epochs` times."""
-    key, key_collect, key_epochs = jax.random.split(state.key, 3)
+    key, key_collect, key_epochs, key_targets = jax.random.split(state.key, 4)
     epsilon = epsilon_of(config, state)
     state, transitions = collect(env, config, replace(state, key=key), epsilon, key_collect)
-    rows = rows_of(config, state, normalize.transitions(state.normalizer, transitions))
+    rows = rows_of(config, state, normalize.transitions(state.normalizer, transitions), key_targets)
 
-    def epoch(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
-        order = jax.random.permutation(key, config.steps_per_iteration).reshape(config.num_minibatches, -1)
-        return jax.lax.scan(lambda s, index: update(config, s, jax.tree.map(lambda x: x[index], rows)), state, order)
+    def minibatch(state: State, drawn: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:
+        index, key = drawn
+        return update(config, state, jax.tree.map(lambda x: x[index], rows), key)
 
-    keys = jax.random.split(key_epochs, config.num_epochs)
-    state, (loss, gradient_norm, q, td_error) = jax.lax.scan(epoch, state, keys)
+    def epoch(state: State, keys: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:
+        key_order, key_loss = keys
+        order = jax.random.permutation(key_order, config.steps_per_iteration).reshape(config.num_minibatches, -1)
+        return jax.lax.scan(minibatch, state, (order, jax.random.split(key_loss, config.num_minibatches)))
+
+    keys_order, keys_loss = jax.random.split(key_epochs, (2, config.num_epochs))
+    state, (loss, gradient_norm, q, td_error) = jax.lax.scan(epoch, state, (keys_order, keys_loss))
     metrics = Metrics(
         loss=loss.mean(),
         gradient_norm=gradient_norm.mean(),
@@ -228,41 +260,111 @@ def collect(
     return jax.lax.scan(one, state, jax.random.split(key, config.num_steps))
 
 
-def rows_of(config: Config, state: State, transitions: Transition) -> tuple[Observation, Array, Array]:
+def rows_of(
+    config: Config, state: State, transitions: Transition, key: Key[Array, ""]
+) -> tuple[Observation, Array, Array]:
     """What is learned from, with one leading axis T E: observations, actions and targets."""
-    rows = (transitions.obs, transitions.action, lambda_targets(config, state, transitions))
+    rows = (transitions.obs, transitions.action, lambda_targets(config, state, transitions, key))
     flat: tuple[Observation, Array, Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     return flat
 
 
-def lambda_targets(config: Config, state: State, transitions: Transition) -> Float[Array, "T E"]:
-    """G_t of every step, each cut at the end of its episode."""
-    Q = nnx.merge(state.network, state.params)
-    value = jax.vmap(jax.vmap(Q))(transitions.next_obs).max(axis=-1)  # (T, E)
+def outputs(
+    config: Config, network: Network, obs: Observation, *taus: Float[Array, "B N"]
+) -> list[Float[Array, "B n A"]]:
+    """Y of a batch of observations; of the implicit head at each of the given sets of fractions."""
+    if config.head == "implicit_quantile":
+        return in_one_pass(network.head, jax.vmap(network.psi)(obs), *taus)
+    return [jax.vmap(lambda x: network.head(network.psi(x)))(obs)]
+
+
+def means(config: Config, Y: Float[Array, "n A"]) -> Float[Array, "A"]:
+    """Q of one observation."""
+    return support_of(config) @ jax.nn.softmax(Y, axis=0) if config.head == "categorical" else Y.mean(axis=0)
+
+
+def support_of(config: Config) -> Float[Array, "M"]:
+    """z_1, ..., z_M of the categorical head."""
+    return losses.support(config.v_min, config.v_max, config.num_atoms)
+
+
+def lambda_targets(
+    config: Config, state: State, transitions: Transition, key: Key[Array, ""]
+) -> Float[Array, "T E *n"]:
+    """G_t of every step, each cut at the end of its episode: a number, N' draws, or probabilities of M atoms."""
+    key_tau, key_u = jax.random.split(key)
+    T, E = transitions.reward.shape
+    network = nnx.merge(state.network, state.params)
+    next_obs = transitions.next_obs.reshape(T * E, *transitions.next_obs.shape[2:])
+    numbers = config.num_tau_prime_samples, config.num_quantile_samples
+    Y_next, *more = outputs(config, network, next_obs, *fractions.draw(key_tau, "uniform", (T * E,), numbers))
+    q_next = jax.vmap(partial(means, config))(more[0] if more else Y_next)  # (T E, A)
+    chosen = jnp.take_along_axis(Y_next, q_next.argmax(axis=-1)[:, None, None], axis=-1)[..., 0]  # (T E, n)
+    chosen = chosen.reshape(T, E, -1)
+
+    of_column: Callable[..., Array]  # over the T steps of each environment
+    discount = config.gamma * transitions.discount
     trace = config.lambda_ * ~(transitions.terminated | transitions.truncated)
-    returns = jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)
-    return returns(transitions.reward, config.gamma * transitions.discount, value, trace)
+    if config.head == "scalar":
+        of_column = jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)
+        return of_column(transitions.reward, discount, chosen[..., 0], trace)
+    if config.head == "categorical":
+        of_column = jax.vmap(losses.categorical_lambda_returns, in_axes=(1, 1, 1, 1, None), out_axes=1)
+        return of_column(transitions.reward, discount, jax.nn.softmax(chosen, axis=-1), trace, support_of(config))
+    of_column = jax.vmap(losses.lambda_return_draws, in_axes=1, out_axes=1)
+    return of_column(transitions.reward, discount, chosen, trace, jax.random.uniform(key_u, chosen.shape))
 
 
 def loss(
-    params: PyTree, network: nnx.GraphDef, obs: Observation, action: Int[Array, ""], target: Float[Array, ""]
+    Y: Float[Array, "n A"], tau: Float[Array, "n"], action: Int[Array, ""], target: Float[Array, "*n"], config: Config
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """(Q(x, a) - G)^2 / 2 of one step, and (Q(x, a), |G - Q(x, a)|)."""
-    q = nnx.merge(network, params)(obs)[action]
-    return 0.5 * (q - jax.lax.stop_gradient(target)) ** 2, (q, jnp.abs(target - q))
+    """The loss of one step by its head, and (q = Q(x, a), |mean of G - q|).
+
+    Args:
+        Y: of the network at x.
+        tau: the fractions that rows of Y stand for; not read by the scalar and the categorical head.
+        action: a.
+        target: G, as `lambda_targets` gives it.
+        config: head, kappa and the support.
+    """
+    y, q, target = Y[:, action], means(config, Y)[action], jax.lax.stop_gradient(target)
+    if config.head == "scalar":
+        return 0.5 * (q - target) ** 2, (q, jnp.abs(target - q))
+    if config.head == "categorical":
+        return -(target @ jax.nn.log_softmax(y)), (q, jnp.abs(support_of(config) @ target - q))
+    return losses.quantile_regression(y, tau, target, config.kappa), (q, jnp.abs(target.mean() - q))
+
+
+def forward(
+    params: PyTree, network: nnx.GraphDef, obs: Observation, key: Key[Array, ""], config: Config
+) -> tuple[Float[Array, "B n A"], Float[Array, "B n"]]:
+    """Return Y of a batch, and the fractions that its rows stand for (midpoints where none are drawn)."""
+    (tau,) = fractions.draw(key, "uniform", obs.shape[:1], (config.num_tau_samples,))
+    (Y,) = outputs(config, nnx.merge(network, params), obs, tau)
+    return Y, tau if config.head == "implicit_quantile" else fractions.midpoints(Y[..., 0])
 
 
 def batch_loss(
-    params: PyTree, network: nnx.GraphDef, rows: tuple[Observation, Int[Array, "B"], Float[Array, "B"]]
+    params: PyTree,
+    network: nnx.GraphDef,
+    rows: tuple[Observation, Int[Array, "B"], Float[Array, "B *n"]],
+    key: Key[Array, ""],
+    config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Mean of `loss` over a minibatch."""
-    value, (q, td_error) = jax.vmap(loss, in_axes=(None, None, 0, 0, 0))(params, network, *rows)
+    """Mean of `loss` over a minibatch, each step at fractions of its own."""
+    obs, action, target = rows
+    Y, tau = forward(params, network, obs, key, config)
+    value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))(
+        Y, jnp.broadcast_to(tau, Y.shape[:-1]), action, target, config
+    )
     return value.mean(), (q.mean(), td_error.mean())
 
 
-def update(config: Config, state: State, rows: PyTree) -> tuple[State, tuple[Array, ...]]:
+def update(config: Config, state: State, rows: PyTree, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
     """One gradient step on one minibatch: state, (loss, gradient norm, mean Q, TD error)."""
-    (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, state.network, rows)
+    (value, (q, td_error)), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
+        state.params, state.network, rows, key, config
+    )
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
     state = replace(state, params=params, optimizer_state=optimizer_state, gradient_steps=state.gradient_steps + 1)
@@ -276,12 +378,43 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.radam(schedule)))
 
 
+def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+    """Z_tau(x, .), for one observation; observation and Z in the environment's units.
+
+    Raises:
+        ConfigError: with the scalar head, which has none.
+    """
+    if config.head == "scalar":
+        raise ConfigError(
+            "head: scalar learns expected values, no quantiles; choose quantile, implicit_quantile or categorical"
+        )
+    x = normalize.observations(state.normalizer, obs)
+    return normalize.returns(state.normalizer, quantiles_of(config, state, state.params, x, tau))
+
+
+def quantiles_of(
+    config: Config, state: State, params: PyTree, obs: Observation, tau: Float[Array, "N"]
+) -> Float[Array, "N A"]:
+    """The same in learned units: of the implicit head at tau, else those of the fixed quantiles or of the atoms."""
+    (Y,) = outputs(config, nnx.merge(state.network, params), obs[None], tau[None])
+    if config.head == "categorical":
+        return fractions.of_atoms(jax.nn.softmax(Y[0], axis=0), support_of(config), tau)
+    return fractions.of_quantiles(Y[0], tau) if config.head == "quantile" else Y[0]
+
+
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:
-    """Epsilon-greedy on Q."""
-    Q = nnx.merge(state.network, state.params)
+    """Epsilon-greedy on Q; of the implicit head on the mean over K fractions."""
+    network = nnx.merge(state.network, state.params)
 
     def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
-        return exploration.epsilon_greedy(key, Q(normalize.observations(state.normalizer, obs)), epsilon)
+        x = normalize.observations(state.normalizer, obs)
+        if config.head == "implicit_quantile":
+            key_tau, key = jax.random.split(key)
+            (tau,) = fractions.draw(key_tau, "uniform", (), (config.num_quantile_samples,))
+            Y = network.head(network.psi(x), tau)
+        else:
+            Y = network.head(network.psi(x))
+        return exploration.epsilon_greedy(key, means(config, Y), epsilon)
 
     return act
 
@@ -300,25 +433,35 @@ def measure_signals(
     key: Key[Array, ""],
 ) -> signals.Signals:
     """Hand over what `quantilax.signals` measures with: there is no replay, so an iteration is collected and thrown away."""
-    key_collect, key = jax.random.split(key)
+    key_collect, key_targets, key = jax.random.split(key, 3)
     _, collected = collect(env, config, state, epsilon_of(config, state), key_collect)
     transitions = normalize.transitions(state.normalizer, collected)
-    rows = rows_of(config, state, transitions)
+    rows = rows_of(config, state, transitions, key_targets)
+    distributional = config.head != "scalar"
 
     def draw(key: Key[Array, ""], size: int) -> PyTree:
         index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
         return jax.tree.map(lambda x: x[index], rows)
 
     def mean_loss(params: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
-        return batch_loss(params, state.network, batch)[0]
+        return batch_loss(params, state.network, batch, key, config)[0]
 
-    def errors(params: PyTree, batch: PyTree, key: Key[Array, ""]) -> tuple[Float[Array, "B 1 1"], Float[Array, "B"]]:
+    def errors(
+        params: PyTree, batch: PyTree, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B n n_prime"], Float[Array, "B"]]:
         obs, action, target = batch
-        q = jax.vmap(lambda x, a: q_of(params, x)[a])(obs, action)
-        return (target - q)[:, None, None], q
+        Y, _ = forward(params, state.network, obs, key, config)
+        q = jax.vmap(lambda Y, a: means(config, Y)[a])(Y, action)
+        if config.head in ("quantile", "implicit_quantile"):
+            z = jax.vmap(lambda Y, a: Y[:, a])(Y, action)  # (B, N)
+            return target[:, None, :] - z[:, :, None], q
+        expected = target @ support_of(config) if config.head == "categorical" else target
+        return (expected - q)[:, None, None], q
 
-    def q_of(params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        return nnx.merge(state.network, params)(obs)
+    def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
+        tau = signals.midpoints(signals.NUM_FRACTIONS)
+        (Y,) = outputs(config, nnx.merge(state.network, params), obs[None], tau[None])
+        return means(config, Y[0])
 
     learner = signals.Learner(
         params=state.params,
@@ -326,8 +469,8 @@ def measure_signals(
         draw=draw,
         loss=mean_loss,
         errors=errors,
-        quantiles=None,
-        values=q_of,
+        quantiles=partial(quantiles_of, config, state) if distributional else None,
+        values=values,
         features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
         behave=acting_policy(config, state, epsilon_of(config, state)),
         greedy=acting_policy(config, state, 0.0),
@@ -345,8 +488,8 @@ def measure_signals(
         adam_eps=1e-8,  # optax's for RAdam
         max_grad_norm=config.max_grad_norm,
         batch_size=config.steps_per_iteration // config.num_minibatches,
-        num_quantile_samples=None,
-        kappa=None,
+        num_quantile_samples=config.num_quantile_samples if config.head == "implicit_quantile" else None,
+        kappa=config.kappa if config.head in ("quantile", "implicit_quantile") else None,
         gamma=config.gamma,
         bootstrap_truncated=config.bootstrap_truncated,
         normalizer=state.normalizer,
@@ -354,4 +497,4 @@ def measure_signals(
     return signals.measure(env, learner, episodes, reference_key, key)
 
 
-ALGORITHM = Algorithm("pqn", Config, init, step, policy, signals=measure_signals)
+ALGORITHM = Algorithm("pqn", Config, init, step, policy, quantiles, measure_signals)

@@ -200,13 +200,7 @@ def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch:
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
     """Quantiles at any fractions, for one observation, in the environment's units: the step function through the theta_i."""
     Z = nnx.merge(state.network, state.params)(normalize.observations(state.normalizer, obs))
-    return normalize.returns(state.normalizer, at(Z, tau))
-
-
-def at(Z: Float[Array, "num_quantiles A"], tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-    """theta_i where tau lies in ((i - 1) / N, i / N]."""
-    n = Z.shape[0]
-    return Z[jnp.clip(jnp.ceil(tau * n).astype(jnp.int32) - 1, 0, n - 1)]
+    return normalize.returns(state.normalizer, fractions.of_quantiles(Z, tau))
 
 
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:
@@ -242,7 +236,7 @@ def measure_signals(
         return y[:, None, :] - z[:, :, None], z.mean(axis=1)
 
     def quantiles_of(params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        return at(nnx.merge(state.network, params)(obs), tau)
+        return fractions.of_quantiles(nnx.merge(state.network, params)(obs), tau)
 
     def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
         return jnp.asarray(nnx.merge(state.network, params)(obs)).mean(axis=0)
