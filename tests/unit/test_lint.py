@@ -222,7 +222,7 @@ def test_curves_that_contradict_the_program_are_told_and_not_hidden(plain, monke
 def test_what_the_algorithm_and_the_loop_advise_is_among_the_findings():
     one = agent(iqn.ALGORITHM, batch_size=8, eval_freq=70, eps_end=0.5)
     found = list(_advice(one))
-    for line in train.advice(one.config):
+    for line in train.advice(one.env, one.config):
         (finding,) = (f for f in found if line.startswith(f.finding))
         assert line == f"{finding.finding}; {finding.remedy}"
         assert (finding.severity, finding.evidence) == ("warning", "by arithmetic")

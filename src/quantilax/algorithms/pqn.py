@@ -11,7 +11,6 @@
 The loss is (Q(x_t, a_t) - G_t)^2 / 2 with G fixed, over `num_epochs` passes of `num_minibatches` shuffled parts.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import exploration, hyperparameters, losses, normalize, rollout, signals
-from quantilax.networks import ACTIVATIONS, MLP, ActionHead
+from quantilax.networks import ACTIVATIONS, ActionHead, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
 
@@ -63,9 +62,11 @@ class Config:
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
     # The network
-    torso_sizes: tuple[int, ...] = field((64, 64), "widths of the layers of the torso", ge=1)
+    torso: str = hyperparameters.torso("mlp", paper="nature")
+    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=(512,))
     activation: str = field("relu", "activation of the torso", paper="relu", choices=tuple(ACTIVATIONS))
     layer_norm: bool = field(True, "LayerNorm before each activation", paper=True)
+    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
 
     @property
     def warmup_steps(self) -> int:
@@ -144,8 +145,7 @@ class QNetwork(nnx.Module):
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make the network for the environment's spaces."""
-        inputs = math.prod(env.observation_space.shape)
-        self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
+        self.psi = torso(env.observation_space, config, rngs=rngs)
         self.head = ActionHead(self.psi.features, num_actions(env), rngs=rngs)
 
     def __call__(self, obs: Observation) -> Float[Array, "A"]:

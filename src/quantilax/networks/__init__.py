@@ -3,11 +3,13 @@ features into values."""
 
 from quantilax.networks.heads import ActionHead, CosineEmbedding, ImplicitQuantileHead, cosines, in_one_pass, monotone
 from quantilax.networks.noisy import with_noise
-from quantilax.networks.torsos import ACTIVATIONS, MLP, linear
+from quantilax.networks.torsos import ACTIVATIONS, CNN, MLP, TORSOS, linear, torso
 
 __all__ = [
     "ACTIVATIONS",
+    "CNN",
     "MLP",
+    "TORSOS",
     "ActionHead",
     "CosineEmbedding",
     "ImplicitQuantileHead",
@@ -15,5 +17,6 @@ __all__ = [
     "in_one_pass",
     "linear",
     "monotone",
+    "torso",
     "with_noise",
 ]
