@@ -156,7 +156,7 @@ class Agent:
         """
         eval_callback = _callable(changes.pop("eval_callback", self.eval_callback))
         config: Any = pytree.replace(self.config, **changes)
-        train.check(config)
+        train.check(self.env, config)
         return Agent(algorithm=self.algorithm, env=self.env, config=config, eval_callback=eval_callback)
 
     @property
@@ -210,12 +210,12 @@ def create(
                 f"env: {environment.name} has continuous actions and {algorithm.name} needs discrete ones;"
                 " choose another environment (quantilax list)"
             )
-        train.check(config)
+        train.check(environment, config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     numbers = [getattr(config, name) for name in pytree.float_fields(algorithm.config)]
     concrete = all(isinstance(number, float) for number in numbers)
-    for line in train.advice(config) if concrete else []:
+    for line in train.advice(environment, config) if concrete else []:
         warnings.warn(f"{where}: {line}" if where else line, ConfigWarning, stacklevel=3)
     return Agent(algorithm=algorithm, env=environment, config=config, eval_callback=_callable(eval_callback))
 

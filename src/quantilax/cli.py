@@ -591,7 +591,7 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
     for failure in planned.failures:
         click.echo(f"warning: cell '{failure.cell}' cannot be run: {failure.reason}", err=True)
     for cell, agent in ((cell, agent) for group in planned.groups for cell, agent in group.agents.items()):
-        for line in train.advice(agent.config):
+        for line in train.advice(agent.env, agent.config):
             click.echo(f"warning: cell '{cell}': {line}", err=True)
     laid, told = planned.laid, forecast(planned)
     click.echo(

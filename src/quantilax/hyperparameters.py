@@ -7,7 +7,7 @@ An algorithm's config gives its own default and the value of its paper:
 
 from typing import Any, Protocol
 
-from quantilax.networks import ACTIVATIONS
+from quantilax.networks import ACTIVATIONS, TORSOS
 from quantilax.pytree import ConfigError, field
 
 
@@ -79,10 +79,12 @@ normalize_observations = hyperparameter("learn from (x - mean) / std of all obse
 normalize_rewards = hyperparameter("learn from rewards over the std of discounted returns so far")
 
 # The network
-torso_sizes = hyperparameter("widths of the layers of psi", ge=1)
+torso = hyperparameter("what psi does before its dense layers: nothing, or convolutions of that name", choices=TORSOS)
+torso_sizes = hyperparameter("widths of the dense layers of psi", ge=1)
 head_sizes = hyperparameter("widths of the hidden layers of f", ge=1)
 activation = hyperparameter("activation of psi and f", choices=tuple(ACTIVATIONS))
 layer_norm = hyperparameter("LayerNorm before each activation of psi and f")
+spectral_norm = hyperparameter("kernels of the residual blocks of psi are divided by their spectral norm")
 noisy = hyperparameter("layers of f with learned noise, which explores; epsilon is best 0 then")
 dueling = hyperparameter("a stream for the state's value and one for the actions' advantages")
 

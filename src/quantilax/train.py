@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax import rollout, threads
+from quantilax.networks import torsos
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
 
@@ -52,15 +53,17 @@ def segment_iterations(config: Config, since: int | None = None) -> list[int]:
 MAX_EVALUATIONS = 100_000
 
 
-def check(config: Config) -> None:
-    """Raise `ConfigError` for fields that contradict each other, in the loop or in the algorithm."""
+def check(env: Environment, config: Config) -> None:
+    """Raise `ConfigError` for fields that contradict each other or the environment, in the loop or in the algorithm."""
     if config.total_timesteps // config.eval_freq > MAX_EVALUATIONS:
         raise ConfigError(f"eval_freq: {config.eval_freq} asks for over {MAX_EVALUATIONS:,} evaluations; raise it")
     config.check()
+    if hasattr(config, "torso"):
+        torsos.check(env.observation_space, config)
 
 
-def advice(config: Config) -> list[str]:
-    """Lines on the settings of the loop that mislead, and on those of the algorithm."""
+def advice(env: Environment, config: Config) -> list[str]:
+    """Lines on the settings of the loop that mislead, on those of the algorithm, and on the torso for this environment."""
     lines = []
     last = evaluation_steps(config)[-1]
     if config.total_timesteps % config.eval_freq or config.eval_freq % config.steps_per_iteration:
@@ -70,7 +73,8 @@ def advice(config: Config) -> list[str]:
             f" last is at step {last}; choose an eval_freq that divides total_timesteps and is a multiple of"
             f" {config.steps_per_iteration}"
         )
-    return lines + config.advice()
+    of_torso = torsos.advice(env.observation_space, config) if hasattr(config, "torso") else []
+    return lines + config.advice() + of_torso
 
 
 def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> State:

@@ -12,8 +12,10 @@ from numpy.testing import assert_allclose
 from quantilax import ALGORITHMS, ConfigError, Metrics, pytree, train
 from quantilax.agent import _train, create
 from quantilax.envs.probes import Corridor
+from quantilax.networks import TORSOS
 from tests.conftest import TINY, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
+from tests.unit.test_torsos import Pixels
 
 
 def assert_close(a, b):
@@ -267,3 +269,16 @@ def lowered(algo) -> str:
     algorithm, env, config = algo.arguments()
     state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
     return jax.jit(partial(train.segment, algorithm, env)).lower(config, state, jnp.array(5)).as_text()
+
+
+@pytest.mark.parametrize("torso", TORSOS[1:])
+def test_every_torso_learns_from_pixels(name, torso):
+    settings = dict(torso=torso, total_timesteps=2 * TINY[name]["eval_freq"], spectral_norm=torso == "impala")
+    algo = tiny(name, Pixels(), **settings)
+    state, record = algo.records(jax.random.key(0))
+    assert bool(record.finite.all())
+    start = algo.init(jax.random.key(0))
+    before, after = (raw(jax.tree.leaves(s.params)) for s in (start, state))
+    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)), "each kernel and bias is learned"
+    if hasattr(state, "replay"):
+        assert state.replay.observations.dtype == jnp.uint8

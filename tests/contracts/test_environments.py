@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs
 from quantilax.envs.probes import PROBES
 
-DISCRETE = [*PROBES, "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
+DISCRETE = [*PROBES, "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Breakout-MinAtar", "Asterix-MinAtar"]
 
 
 def rollout(env, steps, key=0, num_envs=16):

@@ -20,6 +20,7 @@ from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_pro
 from quantilax.studies.lint import Finding, _advice, _chosen, is_clean, lint
 from quantilax.studies.ranges import ranges
 from tests.conftest import TINY, tiny
+from tests.unit.test_torsos import Pixels
 
 as_it_should_be = iqn.batch_loss
 
@@ -222,7 +223,7 @@ def test_curves_that_contradict_the_program_are_told_and_not_hidden(plain, monke
 def test_what_the_algorithm_and_the_loop_advise_is_among_the_findings():
     one = agent(iqn.ALGORITHM, batch_size=8, eval_freq=70, eps_end=0.5)
     found = list(_advice(one))
-    for line in train.advice(one.config):
+    for line in train.advice(one.env, one.config):
         (finding,) = (f for f in found if line.startswith(f.finding))
         assert line == f"{finding.finding}; {finding.remedy}"
         assert (finding.severity, finding.evidence) == ("warning", "by arithmetic")
@@ -307,11 +308,18 @@ def test_a_config_without_the_names_that_rules_look_for_is_left_alone():
     assert [f.field for f in ranges(tiny("pqn", eval_episodes=10, total_timesteps=25_600, eval_freq=12_800))] == []
 
 
+def test_torsos_that_fit_the_observations_are_other_values_and_the_norm_where_there_are_blocks():
+    one = tiny("dqn", Pixels((10, 10, 1)), torso="impala")
+    assert alternatives(one, "torso") == ["mlp", "minatar"]  # nature needs 36 x 36
+    assert alternatives(one, "spectral_norm") == [True]
+    assert alternatives(one.replace(torso="minatar"), "spectral_norm") == []
+
+
 def test_other_values_are_legal_and_others():
     one = tiny("iqn", max_grad_norm=float("inf"))
     for name in one.config.__dataclass_fields__:
         values = alternatives(one, name)
-        assert values
+        assert bool(values) == (name not in ("torso", "spectral_norm"))  # a corridor has no rows and columns: refused
         for value in values:
             assert getattr(one.replace(**{name: value}).config, name) != getattr(one.config, name)
     assert alternatives(one, "gamma") == pytest.approx([0.49])

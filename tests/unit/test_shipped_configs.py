@@ -23,6 +23,7 @@ def test_iqn_research_holds_the_published_values():
     # What the paper gives per agent step or for Atari, and the section therefore translates; its comments say how.
     translated = {
         "total_timesteps", "eval_freq", "num_envs", "num_epochs", "target_update_freq", "exploration_fraction",
+        "torso", "torso_sizes",
     }  # fmt: skip
     for name, field in Config.__dataclass_fields__.items():
         published = field.metadata["paper"]

@@ -12,7 +12,6 @@
 The target is `Phi(R + gamma^m d z with probabilities p^-(x', a*))`, the loss its cross-entropy with p(x, a).
 """
 
-import math
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from quantilax import exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
-from quantilax.networks import MLP, ActionHead
+from quantilax.networks import ActionHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
@@ -78,10 +77,12 @@ class Config:
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
     # The network
-    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64))
+    torso: str = hyperparameters.torso("mlp", paper="nature")
+    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=())
     head_sizes: tuple[int, ...] = hyperparameters.head_sizes((64,), paper=(512,))
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
+    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
     dueling: bool = hyperparameters.dueling(False, paper=False)
     noisy: bool = hyperparameters.noisy(False, paper=False)
 
@@ -114,8 +115,7 @@ class CategoricalNetwork(nnx.Module):
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make the network for the environment's spaces."""
-        inputs = math.prod(env.observation_space.shape)
-        self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
+        self.psi = torso(env.observation_space, config, rngs=rngs)
         self.head = ActionHead(
             self.psi.features,
             num_actions(env),

@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from quantilax import exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
-from quantilax.networks import MLP, FractionProposal, ImplicitQuantileHead
+from quantilax.networks import FractionProposal, ImplicitQuantileHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation, Policy, num_actions
@@ -94,11 +94,13 @@ class Config:
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
     # The network
-    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64))
+    torso: str = hyperparameters.torso("mlp", paper="nature")
+    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=())
     head_sizes: tuple[int, ...] = hyperparameters.head_sizes((64,), paper=(512,))
     num_cosines: int = field(64, "n, cosines in the embedding of a fraction", paper=64, ge=1)
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
+    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
     dueling: bool = hyperparameters.dueling(False, paper=False)
     noisy: bool = hyperparameters.noisy(False, paper=False)
 
@@ -130,8 +132,7 @@ class FullyParameterizedNetwork(nnx.Module):
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make the network for the environment's spaces."""
-        inputs = math.prod(env.observation_space.shape)
-        self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
+        self.psi = torso(env.observation_space, config, rngs=rngs)
         self.Z = ImplicitQuantileHead(
             self.psi.features,
             num_actions(env),

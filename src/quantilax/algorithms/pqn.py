@@ -15,7 +15,6 @@ With a head that learns a distribution G_t is one too: that of r_t + gamma (1 - 
 lambda_t, else times Z_t. The quantile heads learn from draws of it by IQN's loss, the categorical one by cross-entropy.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import exploration, fractions, hyperparameters, losses, normalize, rollout, signals
-from quantilax.networks import MLP, ActionHead, ImplicitQuantileHead, in_one_pass
+from quantilax.networks import ActionHead, ImplicitQuantileHead, in_one_pass, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
 
@@ -83,10 +82,12 @@ class Config:
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
     # The network
-    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64))
+    torso: str = hyperparameters.torso("mlp", paper="nature")
+    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=(512,))
     head_sizes: tuple[int, ...] = hyperparameters.head_sizes((), paper=())
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(True, paper=True)
+    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
 
     @property
     def warmup_steps(self) -> int:
@@ -166,8 +167,7 @@ class Network(nnx.Module):
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make the network for the environment's spaces."""
-        inputs = math.prod(env.observation_space.shape)
-        self.psi = MLP(inputs, config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
+        self.psi = torso(env.observation_space, config, rngs=rngs)
         sizes, activation, layer_norm = config.head_sizes, config.activation, config.layer_norm
         self.head: nnx.Module
         if config.head == "implicit_quantile":

@@ -1,4 +1,8 @@
-"""Adapter for gymnax 1.x (https://github.com/RobertTLange/gymnax), whose `step` returns six values and resets by itself."""
+"""Adapter for gymnax 1.x (https://github.com/RobertTLange/gymnax), whose `step` returns six values and resets by itself.
+
+The games of MinAtar are made as Young & Tian (2019), https://arxiv.org/abs/1903.03176, have them, as far as parameters go:
+sticky actions, and no time limit but where they have one. docs/guides/environments.md has what is left.
+"""
 
 import importlib
 import sys
@@ -13,8 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import pytree
+from quantilax.envs.sticky import StickyActions
 from quantilax.pytree import ConfigError, did_you_mean
-from quantilax.types import Box, Discrete, TimeStep
+from quantilax.types import Box, Discrete, Environment, TimeStep
 
 
 class _Later(types.ModuleType):
@@ -47,6 +52,18 @@ with _later("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.colors"):
     import gymnax
 
 
+NO_LIMIT = 5_000
+"""Steps after which a game that has no time limit is cut off: evaluations have to end."""
+MINATAR = {
+    "Asterix-MinAtar": NO_LIMIT,
+    "Breakout-MinAtar": NO_LIMIT,
+    "Freeway-MinAtar": 2_501,  # the original counts 2,500 down to below 0
+    "Seaquest-MinAtar": NO_LIMIT,
+    "SpaceInvaders-MinAtar": NO_LIMIT,
+}
+"""Steps in an episode of each game of MinAtar."""
+
+
 @pytree.dataclass
 class Gymnax:
     """A gymnax environment under the contract; its parameters (physics, time limit) are leaves."""
@@ -61,9 +78,11 @@ class Gymnax:
 
     @property
     def observation_space(self) -> Box:
-        """Shape and dtype of an observation; a discrete one becomes one-hot."""
+        """Shape and dtype of an observation; a discrete one becomes one-hot, MinAtar's zeros and ones bools."""
         space = self.env.observation_space(self.env.default_params)
-        return Box((int(space.n),)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype)
+        if hasattr(space, "n"):
+            return Box((int(space.n),))
+        return Box(tuple(space.shape), jnp.bool_ if self.name in MINATAR else space.dtype)
 
     @property
     def action_space(self) -> Discrete | Box:
@@ -94,7 +113,9 @@ class Gymnax:
 
     def _encode(self, obs: PyTree) -> PyTree:
         space = self.env.observation_space(self.env.default_params)
-        return jax.nn.one_hot(obs, int(space.n)) if hasattr(space, "n") else jnp.asarray(obs, space.dtype)
+        if hasattr(space, "n"):
+            return jax.nn.one_hot(obs, int(space.n))
+        return jnp.asarray(obs, self.observation_space.dtype)
 
 
 @cache
@@ -102,15 +123,19 @@ def _environment(name: str) -> Any:
     return gymnax.make(name)[0]  # one object per name: it is part of the treedef
 
 
-def make(name: str) -> Gymnax:
-    """Return the gymnax environment of that name, with its default parameters."""
+def make(name: str) -> Environment:
+    """Return the gymnax environment of that name, with its default parameters; a game of MinAtar with the original's."""
     if name not in names():
         raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, names(), 'environments')}")
     try:
         env = _environment(name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images
         raise ConfigError(f"environment '{name}' cannot be made: {error}; choose another (quantilax list)") from None
-    return Gymnax(env=env, params=jax.tree.map(jnp.asarray, env.default_params))
+    params = env.default_params
+    if name in MINATAR:
+        params = params.replace(max_steps_in_episode=MINATAR[name])
+    made = Gymnax(env=env, params=jax.tree.map(jnp.asarray, params))
+    return StickyActions(env=made, probability=0.1) if name in MINATAR else made
 
 
 def names() -> tuple[str, ...]:

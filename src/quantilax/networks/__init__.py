@@ -11,11 +11,13 @@ from quantilax.networks.heads import (
     monotone,
 )
 from quantilax.networks.noisy import with_noise
-from quantilax.networks.torsos import ACTIVATIONS, MLP, linear
+from quantilax.networks.torsos import ACTIVATIONS, CNN, MLP, TORSOS, linear, torso
 
 __all__ = [
     "ACTIVATIONS",
+    "CNN",
     "MLP",
+    "TORSOS",
     "ActionHead",
     "CosineEmbedding",
     "FractionProposal",
@@ -24,5 +26,6 @@ __all__ = [
     "in_one_pass",
     "linear",
     "monotone",
+    "torso",
     "with_noise",
 ]

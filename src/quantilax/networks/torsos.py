@@ -1,7 +1,17 @@
-"""Torsos: from an observation to features psi(x)."""
+"""Torsos: from an observation to features psi(x); `torso` makes the one that a config asks for.
 
+| `torso` | before the dense layers of `torso_sizes` |
+|---|---|
+| `mlp` | nothing: the observation is flattened |
+| `minatar` | 16 filters of 3x3: Young & Tian (2019), https://arxiv.org/abs/1903.03176 |
+| `nature` | 32 filters of 8x8, 64 of 4x4, 64 of 3x3: Mnih et al. (2015), https://doi.org/10.1038/nature14236 |
+| `impala` | 16, 32 and 32 filters with residual blocks: Espeholt et al. (2018), https://arxiv.org/abs/1802.01561 |
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +20,8 @@ from jaxtyping import Array, Float, Shaped
 
 from quantilax.networks.dense import dense
 from quantilax.networks.noisy import NoisyLinear
+from quantilax.pytree import ConfigError
+from quantilax.types import Box
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -60,3 +72,291 @@ class MLP(nnx.Module):
                 x = self.norms[i](x)
             x = ACTIVATIONS[self.activation](x)
         return x
+
+
+class Layer(NamedTuple):
+    """A convolution: number of filters, their height and width, and how far apart they are laid."""
+
+    filters: int
+    size: int
+    stride: int
+
+
+PLAIN: dict[str, tuple[Layer, ...]] = {
+    "minatar": (Layer(16, 3, 1),),
+    "nature": (Layer(32, 8, 4), Layer(64, 4, 2), Layer(64, 3, 1)),
+}
+"""Torsos that are convolutions one after the other, without padding."""
+SECTIONS = (16, 32, 32)
+"""Filters of the sections of `impala`."""
+TORSOS = ("mlp", *PLAIN, "impala")
+
+
+def torso(space: Box, config: Any, *, rngs: nnx.Rngs) -> "MLP | CNN":
+    """Make psi for the observations of a space, as `torso`, `torso_sizes` and the rest of the config's network say."""
+    if config.torso == "mlp":
+        return MLP(math.prod(space.shape), config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
+    return CNN(
+        config.torso,
+        space.shape,
+        config.torso_sizes,
+        config.activation,
+        config.layer_norm,
+        config.spectral_norm,
+        rngs=rngs,
+    )
+
+
+def check(space: Box, config: Any) -> None:
+    """Raise `ConfigError` where the torso does not fit the observations, or an option not the torso."""
+    if config.spectral_norm and config.torso != "impala":
+        raise ConfigError(
+            f"spectral_norm: is for residual blocks, and torso={config.torso} has none; set it to false or torso to impala"
+        )
+    if config.torso == "mlp":
+        return
+    if len(space.shape) != 3:
+        raise ConfigError(
+            f"torso: {config.torso} needs observations of rows, columns and channels, the environment's have the shape"
+            f" {space.shape}; set it to mlp"
+        )
+    least = smallest(PLAIN.get(config.torso, ()))
+    if min(space.shape[:2]) < least:
+        raise ConfigError(
+            f"torso: {config.torso} needs observations of {least} x {least} or more, the environment's have the shape"
+            f" {space.shape}; set it to {_suggested(space.shape)}"
+        )
+
+
+def advice(space: Box, config: Any) -> list[str]:
+    """Lines on torsos that mislead, each with the remedy."""
+    if len(space.shape) == 3 and config.torso == "mlp":
+        return [
+            f"torso=mlp flattens observations of shape {space.shape} and loses which cells are neighbours; set torso to"
+            f" {_suggested(space.shape)}"
+        ]
+    if config.torso != "mlp" and config.normalize_observations:
+        return [
+            f"normalize_observations=true with torso={config.torso} scales each cell by its own moments, so that a thing"
+            " looks different from place to place; set it to false (bytes are divided by 255 in any case)"
+        ]
+    return []
+
+
+def smallest(layers: Sequence[Layer]) -> int:
+    """Height and width that the layers need to put out one cell."""
+    size = 1
+    for layer in reversed(layers):
+        size = (size - 1) * layer.stride + layer.size
+    return size
+
+
+def _suggested(shape: tuple[int, ...]) -> str:
+    """Return the smallest torso that is meant for images of this size."""
+    rows = min(shape[:2])
+    return next((name for name in reversed(PLAIN) if rows >= smallest(PLAIN[name])), "impala")
+
+
+class CNN(nnx.Module):
+    """Convolutions over rows, columns and channels, then dense layers; the activation after each, after LayerNorm if asked for.
+
+    LayerNorm is over the channels of a cell, as in Gallici et al. (2024), https://arxiv.org/abs/2407.04811, and over all of a
+    dense layer. Bytes are divided by 255; other numbers and bools are taken as they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        sizes: Sequence[int],
+        activation: str,
+        layer_norm: bool,
+        spectral_norm: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Make the convolutions of that name for observations of `shape`, and a dense layer for each of `sizes`."""
+        self.cells = (
+            Residual(shape, activation, layer_norm, spectral_norm, rngs=rngs)
+            if name == "impala"
+            else Plain(PLAIN[name], shape, activation, layer_norm, rngs=rngs)
+        )
+        self.mlp = MLP(math.prod(self.cells.shape), sizes, activation, layer_norm, rngs=rngs)
+        self.features = self.mlp.features
+
+    def __call__(self, obs: Shaped[Array, "rows columns channels"]) -> Float[Array, "features"]:
+        """psi(x) of one observation."""
+        x = jnp.asarray(obs, jnp.float32)
+        return self.mlp(self.cells(x / 255 if obs.dtype == jnp.uint8 else x))
+
+
+class Plain(nnx.Module):
+    """Convolutions one after the other."""
+
+    def __init__(
+        self, layers: Sequence[Layer], shape: tuple[int, ...], activation: str, layer_norm: bool, *, rngs: nnx.Rngs
+    ) -> None:
+        """Make the layers for inputs of `shape`; theirs is `self.shape`."""
+        channels = [shape[2], *(layer.filters for layer in layers)]
+        self.layers = nnx.List([Convolution(i, *layer, rngs=rngs) for i, layer in zip(channels, layers, strict=False)])
+        self.activations = nnx.List([Activation(c, activation, layer_norm, rngs=rngs) for c in channels[1:]])
+        rows, columns = shape[:2]
+        for layer in layers:
+            rows, columns = ((n - layer.size) // layer.stride + 1 for n in (rows, columns))
+        self.shape = rows, columns, channels[-1]
+
+    def __call__(self, x: Float[Array, "rows columns channels"]) -> Float[Array, "rows_out columns_out filters"]:
+        """The last activation."""
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = activation(layer(x))
+        return x
+
+
+class Residual(nnx.Module):
+    """The convolutions of IMPALA's large network: sections, and an activation at the end."""
+
+    def __init__(
+        self, shape: tuple[int, ...], activation: str, layer_norm: bool, spectral_norm: bool, *, rngs: nnx.Rngs
+    ) -> None:
+        """Make the sections for inputs of `shape`; theirs is `self.shape`."""
+        channels = [shape[2], *SECTIONS]
+        self.sections = nnx.List(
+            [Section(i, o, activation, layer_norm, spectral_norm, rngs=rngs) for i, o in pairwise(channels)]
+        )
+        self.activation = Activation(channels[-1], activation, layer_norm, rngs=rngs)
+        rows, columns = (-(-n // 2 ** len(SECTIONS)) for n in shape[:2])
+        self.shape = rows, columns, channels[-1]
+
+    def __call__(self, x: Float[Array, "rows columns channels"]) -> Float[Array, "rows_out columns_out filters"]:
+        """The last activation."""
+        for section in self.sections:
+            x = section(x)
+        return self.activation(x)
+
+
+class Section(nnx.Module):
+    """A convolution, the maximum of each 3 x 3 cells at every other one, and two residual blocks."""
+
+    def __init__(
+        self, inputs: int, filters: int, activation: str, layer_norm: bool, spectral_norm: bool, *, rngs: nnx.Rngs
+    ) -> None:
+        """Make it."""
+        self.convolution = Convolution(inputs, filters, 3, 1, padded=True, rngs=rngs)
+        self.blocks = nnx.List([Block(filters, activation, layer_norm, spectral_norm, rngs=rngs) for _ in range(2)])
+
+    def __call__(self, x: Float[Array, "rows columns inputs"]) -> Float[Array, "rows_out columns_out filters"]:
+        """Half as many rows and columns, rounded up."""
+        x = jnp.stack(windows(padded(self.convolution(x), 3, 2, -jnp.inf), 3, 2)).max(axis=0)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Block(nnx.Module):
+    """x + conv(activation(conv(activation(x)))).
+
+    With `spectral_norm` both kernels are divided by their spectral norm, which keeps the branch from growing: in all residual
+    blocks and there alone, as Schmidt & Schmied (2021), https://arxiv.org/abs/2111.10247, do for this network.
+    """
+
+    def __init__(
+        self, channels: int, activation: str, layer_norm: bool, spectral_norm: bool, *, rngs: nnx.Rngs
+    ) -> None:
+        """Make both convolutions."""
+        self.activations = nnx.List([Activation(channels, activation, layer_norm, rngs=rngs) for _ in range(2)])
+        self.convolutions = nnx.List(
+            [
+                Convolution(channels, channels, 3, 1, padded=True, spectral_norm=spectral_norm, rngs=rngs)
+                for _ in range(2)
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "rows columns channels"]) -> Float[Array, "rows columns channels"]:
+        """The sum."""
+        y = x
+        for activation, convolution in zip(self.activations, self.convolutions, strict=True):
+            y = convolution(activation(y))
+        return x + y
+
+
+class Activation(nnx.Module):
+    """The activation, after LayerNorm over the channels of each cell if asked for."""
+
+    def __init__(self, channels: int, name: str, layer_norm: bool, *, rngs: nnx.Rngs) -> None:
+        """Make it; `name` is one in `ACTIVATIONS`."""
+        self.norm = nnx.LayerNorm(channels, rngs=rngs) if layer_norm else None
+        self.name = name
+
+    def __call__(self, x: Float[Array, "*cells channels"]) -> Float[Array, "*cells channels"]:
+        """Apply both."""
+        return ACTIVATIONS[self.name](x if self.norm is None else self.norm(x))
+
+
+class Convolution(nnx.Module):
+    """A convolution over rows and columns, as one product of the windows with the kernel; initialised as `linear`.
+
+    On a CPU the gradient of XLA's own convolution takes four to ten times as long: docs/decisions/0018-torsos.md.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        filters: int,
+        size: int,
+        stride: int,
+        padded: bool = False,
+        spectral_norm: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Make a kernel of (size, size, inputs, filters); `padded` with zeros, so that every cell of the input counts."""
+        self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (size, size, inputs, filters), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(filters))
+        self.size, self.stride = size, stride
+        self.padded, self.spectral_norm = padded, spectral_norm
+
+    def __call__(self, x: Float[Array, "rows columns inputs"]) -> Float[Array, "rows_out columns_out filters"]:
+        """The kernel at each window, and the bias."""
+        kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
+        if self.spectral_norm:
+            kernel = kernel / spectral_bound(kernel)
+        if self.padded:
+            x = padded(x, self.size, self.stride, 0.0)
+        return jnp.concatenate(windows(x, self.size, self.stride), axis=-1) @ kernel + self.bias[...]
+
+
+def windows(
+    x: Float[Array, "rows columns channels"], size: int, stride: int
+) -> list[Float[Array, "rows_out columns_out channels"]]:
+    """Cells (i, j) of all windows of `size` x `size`, for each i and j in order."""
+    rows, columns = ((n - size) // stride * stride + 1 for n in x.shape[:2])
+    return [x[i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
+
+
+def padded(
+    x: Float[Array, "rows columns channels"], size: int, stride: int, value: float
+) -> Float[Array, "padded_rows padded_columns channels"]:
+    """Widen x so that windows begin at every `stride`-th cell; of an odd number of cells the last side gets one more."""
+    totals = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[:2])
+    widths = [(total // 2, total - total // 2) for total in totals]
+    return jnp.pad(x, [*widths, (0, 0)], constant_values=value)
+
+
+SQUARINGS = 8
+
+
+def spectral_bound(matrix: Float[Array, "n m"]) -> Float[Array, ""]:
+    """Return the greatest singular value of a matrix, or up to m^(1/512) times as much (1.4 % at m = 1000).
+
+    It is `trace((W^T W)^p)^(1/2p)`, p = 2^8, by squaring eight times. That equals 256 steps of the power iteration of Miyato
+    et al. (2018), https://arxiv.org/abs/1802.05957, but carries no vector from step to step, so that the network stays a
+    function of its parameters; and it is never too small.
+    """
+    gram = matrix.T @ matrix
+    log = jnp.zeros(())
+    for i in range(SQUARINGS + 1):
+        trace = jnp.trace(gram) + 1e-30  # no weights, no norm
+        log = log + jnp.log(trace) / 2**i
+        gram = gram / trace
+        gram = gram @ gram
+    return jnp.exp(log / 2)

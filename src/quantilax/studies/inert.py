@@ -86,7 +86,12 @@ def _output(path: tuple[Any, ...]) -> str:
 
 
 def alternatives(agent: Agent, name: str) -> list[Any]:
-    """Other legal values of a field, the one to try first in front.
+    """Other legal values of a field, the one to try first in front: `candidates` that the config takes."""
+    return [value for value in candidates(agent, name) if changed(agent, {name: value}) is not None]
+
+
+def candidates(agent: Agent, name: str) -> list[Any]:
+    """Other values of a field by its kind, the one to try first in front.
 
     A choice: each other one. A switch: the other way. A whole number: its double, its half, one more, one less. A list of
     whole numbers: each one more, the last twice, the last left out; [1] for an empty one. A number between two bounds: half
@@ -106,7 +111,7 @@ def alternatives(agent: Agent, name: str) -> list[Any]:
         other = [tuple(v + 1 for v in value), value + value[-1:], value[:-1]] if value else [(1,)]
     elif _is_number(value):
         other = _other_numbers(agent.config.__dataclass_fields__[name].metadata.get("bounds", {}), float(value))
-    return [v for v in dict.fromkeys(other) if v != value and changed(agent, {name: v}) is not None]
+    return [v for v in dict.fromkeys(other) if v != value]
 
 
 def _other_numbers(bounds: dict[str, float], value: float) -> list[float]:
@@ -187,7 +192,10 @@ class Inert(NamedTuple):
 
 
 def by_program(programs: Programs) -> tuple[list[Inert], list[str]]:
-    """Fields that the curve does not need, and static fields of which no other legal value is known."""
+    """Fields that the curve does not need, and static fields of which no other value is known.
+
+    A static field whose other values are all refused here, as a torso is that does not fit the environment, is neither.
+    """
     agent, base = programs.agent, programs.base
     found, unknown = [], []
     for name, reaches in base.reaches.items():
@@ -201,7 +209,8 @@ def by_program(programs: Programs) -> tuple[list[Inert], list[str]]:
         values = programs.other_values(name)
         other = next(values, None)
         if other is None:
-            unknown.append(name)
+            if alternatives(agent, name) or not candidates(agent, name):  # else each is refused, with the reason
+                unknown.append(name)
         elif all(_is_same(programs, {name: value}, {}) for value in itertools.chain([other], values)):
             enabled = next(((n, v) for n, v in programs.modes() if _matters(programs, {name: other}, n, v)), None)
             found.append(Inert(name, (), enabled, other))

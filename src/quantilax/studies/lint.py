@@ -73,7 +73,7 @@ def is_clean(findings: Iterable[Finding]) -> bool:
 def _advice(agent: Agent) -> Iterator[Finding]:
     """What the loop and the algorithm say on their own settings, line by line."""
     names = agent.config.__dataclass_fields__
-    for line in train.advice(agent.config):
+    for line in train.advice(agent.env, agent.config):
         finding, _, remedy = line.rpartition("; ")
         field = next((word for word in re.findall(r"(\w+)=", line) if word in names), "")
         yield Finding("warning", field, finding or remedy, "by arithmetic", remedy if finding else "")

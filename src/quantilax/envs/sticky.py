@@ -1,0 +1,59 @@
+"""Sticky actions: now and then the last action is taken again, whatever was chosen.
+
+Source: Machado et al. (2018), https://arxiv.org/abs/1709.06009, section 5.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
+
+from quantilax import pytree
+from quantilax.types import Box, Discrete, Environment, TimeStep
+
+
+@pytree.dataclass
+class StickyActions:
+    """An environment with discrete actions whose last action is repeated with `probability`; its observations do not show it.
+
+    The action before the first is 0. As in MinAtar, the last action outlives the end of an episode.
+    """
+
+    env: Environment
+    probability: float = pytree.field(0.1, "probability that the last action is taken instead", ge=0, le=1)
+
+    @property
+    def name(self) -> str:
+        """That of the environment."""
+        return self.env.name
+
+    @property
+    def observation_space(self) -> Box:
+        """That of the environment."""
+        return self.env.observation_space
+
+    @property
+    def action_space(self) -> Discrete | Box:
+        """That of the environment."""
+        return self.env.action_space
+
+    @property
+    def max_episode_steps(self) -> Int[Array, ""] | int:
+        """That of the environment."""
+        return self.env.max_episode_steps
+
+    def reset(self, key: Key[Array, ""]) -> tuple[tuple[PyTree, Int[Array, ""]], PyTree]:
+        """Begin an episode."""
+        state, obs = self.env.reset(key)
+        return (state, jnp.zeros((), jnp.int32)), obs
+
+    def step(
+        self, key: Key[Array, ""], state: tuple[PyTree, Int[Array, ""]], action: Any
+    ) -> tuple[tuple[PyTree, Int[Array, ""]], TimeStep]:
+        """Take one step with this action or the last."""
+        key, key_sticky = jax.random.split(key)
+        inner, last = state
+        action = jnp.where(jax.random.bernoulli(key_sticky, self.probability), last, action).astype(jnp.int32)
+        inner, time_step = self.env.step(key, inner, action)
+        return (inner, action), time_step
