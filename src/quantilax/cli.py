@@ -41,8 +41,21 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 @click.group(context_settings=HELP, invoke_without_command=True)
 @click.pass_context
 @click.version_option(package_name="quantilax", prog_name="quantilax")
-def cli(context: click.Context) -> None:
+@click.option(
+    "--import",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run a Python file first, which registers algorithms of your own; may be repeated.",
+)
+def cli(context: click.Context, files: tuple[Path, ...]) -> None:
     """Distributional reinforcement learning in JAX: IQN and its neighbours, whole training as one XLA program."""
+    if files:
+        from quantilax.runs import extensions
+
+        for file in files:
+            extensions.load(file)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
