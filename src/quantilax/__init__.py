@@ -11,7 +11,7 @@ from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
 
 if TYPE_CHECKING:
-    from quantilax.runs import CheckpointError, RunError, load, resume, run
+    from quantilax.runs import RunError, load, resume, run
     from quantilax.studies.definition import Study
 
 __version__ = version("quantilax")
@@ -27,7 +27,6 @@ __all__ = [
     "Agent",
     "Algorithm",
     "Box",
-    "CheckpointError",
     "ConfigError",
     "ConfigWarning",
     "Discrete",

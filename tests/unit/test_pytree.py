@@ -45,10 +45,13 @@ FLOATS = {
         "eval_epsilon",
         "exploration_fraction",
         "gamma",
+        "kappa",
         "lambda_",
         "learning_rate",
         "learning_rate_end",
         "max_grad_norm",
+        "v_max",
+        "v_min",
     },
 }
 """By hand: what a study can sweep with one compiled program."""

@@ -60,7 +60,9 @@ class Config:
     lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", paper=0.65, ge=0, le=1)
 
     # What is learned of them
-    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=HEADS)
+    head: str = field(
+        "scalar", "what is learned of the return: its mean or its distribution", paper="scalar", choices=HEADS
+    )
     num_quantiles: int = field(32, "N, quantiles of the quantile head, at fixed fractions", ge=1)
     num_tau_samples: int = field(8, "N, fractions of the implicit head in the loss", ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions of the implicit head in the targets", ge=1)

@@ -169,14 +169,19 @@ class Programs:
         """Fields and values that may bring a leaf to life: one other value of each static field, then all choices."""
         names = [name for name in self.statics if name not in LOOP]
         yield from ((name, value) for name in names for value in itertools.islice(self.other_values(name), 1))
-        modes = (name for name in names if isinstance(getattr(self.agent.config, name), str))
-        yield from ((name, value) for name in modes for value in itertools.islice(self.other_values(name), 1, None))
+        yield from self._other_choices(names)
 
     def modes(self) -> Iterator[tuple[str, Any]]:
-        """Fields and values that may bring a static field to life: one other value of each that is no number."""
-        names = (name for name in self.statics if name not in LOOP)
+        """Fields and values that may bring a static field to life: one of each that is no number, then all choices."""
+        names = [name for name in self.statics if name not in LOOP]
         modes = (name for name in names if isinstance(getattr(self.agent.config, name), bool | str | tuple))
         yield from ((name, value) for name in modes for value in itertools.islice(self.other_values(name), 1))
+        yield from self._other_choices(names)
+
+    def _other_choices(self, names: list[str]) -> Iterator[tuple[str, Any]]:
+        """All values of each choice but its own and the first other one."""
+        choices = (name for name in names if isinstance(getattr(self.agent.config, name), str))
+        yield from ((name, value) for name in choices for value in itertools.islice(self.other_values(name), 1, None))
 
 
 class Inert(NamedTuple):
