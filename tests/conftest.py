@@ -22,6 +22,7 @@ def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
     """XLA's optimizations take a third of the suite's time; modules marked `optimized` have them: their claims need them."""
     if not request.node.get_closest_marker("optimized"):
         yield
+        jax.clear_caches()  # a process can hold only so many programs, and each takes memory
         return
     for switched_off in (False, True):
         jax.clear_caches()  # a program compiled in one way is not compared with one compiled in another
