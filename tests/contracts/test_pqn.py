@@ -189,15 +189,15 @@ def test_each_head_trains_measures_signals_and_consumes_its_keys_once(head):
 def test_quantiles_rise_with_their_fractions_and_their_mean_is_what_the_policy_maximises(head):
     algo = with_head(head, num_quantile_samples=2000)
     state = algo.init(jax.random.key(4))
-    obs = 4 * jax.random.normal(jax.random.key(5), (6,))
+    obs = jax.random.normal(jax.random.key(5), (6,))
     taus = (jnp.arange(2000) + 0.5) / 2000
     Z = np.asarray(algo.quantiles(state, obs, taus))
     assert Z.shape == (2000, 2)
     if head == "categorical":
         assert (np.diff(Z, axis=0) >= 0).all()
-        assert set(np.unique(Z.round(4))) <= set(np.linspace(-2, 3, 7).round(4))
+        assert np.abs(Z[..., None] - np.linspace(-2, 3, 7)).min(axis=-1).max() < 1e-5
     gap = abs(Z.mean(axis=0) @ [1, -1])
-    assert gap > 0.02  # else the choice says nothing
+    assert gap > 10 * (Z[:, 0] - Z[:, 1]).std() / 2000**0.5  # else the choice among drawn fractions says nothing
     assert int(algo.policy(state)(obs, jax.random.key(6))) == Z.mean(axis=0).argmax()
 
 
