@@ -271,8 +271,11 @@ def lowered(algo) -> str:
     return jax.jit(partial(train.segment, algorithm, env)).lower(config, state, jnp.array(5)).as_text()
 
 
-@pytest.mark.parametrize("torso", TORSOS[1:])
-def test_every_torso_learns_from_pixels(name, torso):
+@pytest.mark.parametrize(
+    ("name", "torso"),
+    [(name, "minatar") for name in ALGORITHMS] + [(name, torso) for name in ("iqn", "pqn") for torso in TORSOS[2:]],
+)
+def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso):
     settings = dict(torso=torso, total_timesteps=2 * TINY[name]["eval_freq"], spectral_norm=torso == "impala")
     algo = tiny(name, Pixels(), **settings)
     state, record = algo.records(jax.random.key(0))

@@ -12,7 +12,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
-from quantilax import ConfigError, offpolicy
+from quantilax import ConfigError, fractions, offpolicy
 from quantilax.algorithms import c51, dqn, fqf, iqn, qrdqn
 from quantilax.replay import tree
 from quantilax.types import NStep
@@ -242,7 +242,7 @@ def test_noisy_layers_explore_without_epsilon_and_evaluations_have_no_noise(each
 def test_quantiles_of_qr_dqn_are_the_step_function_through_its_own():
     Z = jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])
     tau = jnp.array([0.0, 0.125, 0.25, 0.26, 0.5, 0.51, 0.99, 1.0])
-    assert qrdqn.at(Z, tau)[:, 0].tolist() == [1, 1, 1, 2, 2, 3, 4, 4]
+    assert fractions.of_quantiles(Z, tau)[:, 0].tolist() == [1, 1, 1, 2, 2, 3, 4, 4]
 
 
 def test_quantiles_of_c51_are_the_least_atoms_that_hold_the_fraction():

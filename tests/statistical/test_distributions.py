@@ -45,7 +45,8 @@ ON_POLICY = dict(
     num_minibatches=8,
     torso_sizes=(32,),
     learning_rate=3e-3,
-    eps_end=1.0,  # both actions are tried to the end
+    eps_start=0.2,
+    eps_end=0.2,  # both actions are tried to the end
 )
 LEARNERS = {
     "iqn": (IQN, LEARNER),
