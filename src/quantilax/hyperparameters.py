@@ -51,6 +51,9 @@ importance_exponent = hyperparameter(
 # Optimisation
 learning_rate = hyperparameter("first step size of Adam", ge=0)
 learning_rate_end = hyperparameter("share of learning_rate left at the end; 1: constant", ge=0, le=1)
+weight_averaging = hyperparameter(
+    "share that the weights' average keeps in a gradient step; policies are made of it; 0: the last weights", ge=0, lt=1
+)
 adam_eps = hyperparameter("epsilon of Adam, added to sqrt(v)", gt=0)
 max_grad_norm = hyperparameter("the gradient's global norm is clipped to it; .inf: never", gt=0, finite=False)
 

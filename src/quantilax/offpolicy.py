@@ -2,7 +2,7 @@
 
 An algorithm's file has its network, its loss and its acting policy (and its optimiser, where that is not `adam`), and calls
 what stands here. Its config has the hyperparameters that are read here; theta and theta^- are `params` and `target_params`,
-equal at step 0.
+equal at step 0, and so is the average of theta that evaluation runs.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, normalize, replay, rollout, signals
+from quantilax import averaging, exploration, normalize, replay, rollout, signals
 from quantilax.networks import with_noise
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
@@ -34,6 +34,8 @@ class State:
     """The network's structure: no leaves, the same for every seed."""
     params: PyTree
     target_params: PyTree
+    average_params: PyTree
+    """What evaluation runs, see `quantilax.averaging`."""
     optimizer_state: PyTree
     priorities: replay.Priorities | None
     """Of the steps in the replay; None unless `prioritized`."""
@@ -87,6 +89,7 @@ def derived(config: Config) -> dict[str, Any]:
         "samples_replayed_per_env_step": updates_per_step * config.batch_size,
         "target_time_constant_updates": constant,
         "target_time_constant_env_steps": constant / updates_per_step,
+        "average_age_env_steps": averaging.mean_age(config.weight_averaging) / updates_per_step,
         "epsilon_end_at_env_step": round(config.exploration_fraction * config.total_timesteps),
     }
 
@@ -127,6 +130,7 @@ def check_munchausen(config: Config) -> None:
 def advice(config: Config) -> list[str]:
     """Lines on settings known to mislead, each with the remedy."""
     lines = exploration.advice(config.eps_start, config.eps_end, config.exploration_fraction)
+    lines += averaging.advice(config.weight_averaging, gradient_steps(config))
     if config.batch_size < 16 and config.n_step == 1:
         lines.append(
             f"batch_size={config.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
@@ -176,6 +180,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
         network=graphdef,
         params=params,
         target_params=params,
+        average_params=params,
         optimizer_state=optimizer(config).init(params),
         replay=ring,
         priorities=replay.priorities.init(ring, config.batch_size) if config.prioritized else None,
@@ -291,6 +296,7 @@ def update(
         state,
         params=params,
         target_params=target_params,
+        average_params=averaging.update(state.average_params, params, config.weight_averaging),
         optimizer_state=optimizer_state,
         priorities=priorities,
         gradient_steps=gradient_steps,
@@ -351,6 +357,7 @@ def learner(
     filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
     return signals.Learner(
         params=state.params,
+        average_params=state.average_params,
         target_params=state.target_params,
         draw=lambda key, size: draw(config, state, key, size),
         loss=mean_loss,

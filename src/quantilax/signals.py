@@ -149,6 +149,8 @@ class Learner(NamedTuple):
     """What an algorithm hands to `measure`; unless told otherwise observations are normalised, values in learned units."""
 
     params: PyTree
+    average_params: PyTree
+    """What evaluation runs: `_of_episodes` looks at its values."""
     target_params: PyTree
     """None: there is no target network."""
     draw: Callable[[Key[Array, ""], int], PyTree]
@@ -213,7 +215,7 @@ def measure(
         **_of_errors(learner, R, key_errors),
         **_of_experience(learner.experience, num_actions(env), learner.is_replay),
         exploration=_exploration(learner, raw.obs, key_explore),
-        **_of_episodes(learner, episodes, env.max_episode_steps),
+        **_of_episodes(learner._replace(params=learner.average_params), episodes, env.max_episode_steps),
         **_of_features(jax.vmap(partial(learner.features, learner.params))(R.obs)),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigError, Metrics, pytree, train
+from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, train
 from quantilax.agent import _train, create
 from quantilax.envs.probes import Corridor
 from quantilax.networks import TORSOS
@@ -198,6 +198,73 @@ def test_what_follows_from_a_config_is_told(algo):
     assert derived["gradient_steps"] == int(state.gradient_steps)
     steps = algo.evaluation_steps
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
+
+
+def moved(params, by):
+    return jax.tree.map(lambda x: x + by, params)
+
+
+def test_without_averaging_the_average_is_the_weights_bit_for_bit(algo):
+    state, _ = algo.train(jax.random.key(0))
+    assert_same_bits(state.average_params, state.params)
+
+
+def test_the_average_of_the_weights_moves_once_per_gradient_step(name):
+    algo = still(name, weight_averaging=0.7)
+    state = algo.init(jax.random.key(0))
+    state, _ = algo.step(replace(state, average_params=moved(state.params, 1.0)))
+    k = int(state.gradient_steps)
+    assert k > 1
+    for average, theta in zip(raw(state.average_params), raw(state.params), strict=True):
+        assert_allclose(average - theta, 0.7**k, rtol=1e-4)
+
+
+def test_an_average_as_long_as_the_run_warns(name):
+    with pytest.warns(ConfigWarning, match=r"weight_averaging=0\.99 evaluates weights that are 99 gradient steps old"):
+        tiny(name, weight_averaging=0.99)
+
+
+def still(name, **changes):
+    """The algorithm with weights that stay where they are."""
+    rates = dict(learning_rate=0.0) | (dict(fraction_learning_rate=0.0) if name == "fqf" else {})
+    return tiny(name, **rates, **changes)
+
+
+def test_the_average_of_the_weights_follows_what_is_learned(name):
+    once = dict(num_epochs=1) | (dict(num_minibatches=1) if name == "pqn" else {})
+    algo = tiny(name, weight_averaging=0.7, **once)
+    state = algo.init(jax.random.key(0))
+    expected = [np.asarray(x, np.float64) for x in raw(state.params)]
+    for _ in range(4):
+        state, _ = algo.step(state)
+        expected = [0.7 * average + 0.3 * theta for average, theta in zip(expected, raw(state.params), strict=True)]
+    for average, oracle in zip(raw(state.average_params), expected, strict=True):
+        assert_allclose(average, oracle, rtol=1e-4, atol=1e-6)
+
+
+def test_training_does_not_read_the_average_of_the_weights(name):
+    algo = tiny(name, weight_averaging=0.7)
+    state = algo.init(jax.random.key(0))
+    with_another, _ = algo.step(replace(state, average_params=moved(state.params, 1.0)))
+    as_it_is, _ = algo.step(state)
+    assert_same_bits(replace(with_another, average_params=None), replace(as_it_is, average_params=None))
+
+
+def test_policy_evaluation_and_quantiles_are_of_the_averaged_weights(algo):
+    state, _ = algo.train(jax.random.key(0))
+    key = jax.random.key(1)
+    others = jax.tree.map(lambda x: jax.random.normal(key, x.shape), state.params)
+    averaged, learned = replace(state, average_params=others), replace(state, params=others)
+    both = replace(averaged, params=others)
+    obs = jax.vmap(algo.env.reset)(jax.random.split(key, 5))[1]
+    answers = [algo.evaluate, lambda state, key: jax.vmap(algo.policy(state), (0, None))(obs, key)]
+    if algo.algorithm.quantiles is not None and getattr(algo.config, "head", None) != "scalar":
+        answers.append(lambda state, key: algo.quantiles(state, obs, jnp.array([0.1, 0.9])))
+    for answer in answers:
+        assert_same_bits(answer(averaged, key), answer(both, key))
+        assert_same_bits(answer(learned, key), answer(state, key))
+    if len(answers) == 3:
+        assert not np.array_equal(answers[2](averaged, key), answers[2](state, key))
 
 
 def test_measuring_signals_consumes_keys_once(name):

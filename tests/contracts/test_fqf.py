@@ -216,7 +216,8 @@ def test_widths_of_fractions_count_in_acting_and_in_a_star():
     # Centres .45 and .95: weighted .9 * .45 + .1 * .95 = .5 is below .6, the plain mean .7 above.
     algo = tiny("fqf", num_fractions=2, gamma=1.0, fraction_entropy=0.0)
     graphdef, params = nnx.split(ByHand())
-    state = replace(algo.init(jax.random.key(0)), network=graphdef, params=params, target_params=params)
+    weights = dict.fromkeys(("params", "average_params", "target_params"), params)
+    state = replace(algo.init(jax.random.key(0)), network=graphdef, **weights)
     assert int(algo.policy(state)(jnp.zeros(6), jax.random.key(0))) == 1
     b = jax.tree.map(lambda x: x[:1], batch())._replace(reward=jnp.zeros(1), action=jnp.ones(1, int))
     value, (q, td_error, _) = loss_of(state, params, b, algo.config)

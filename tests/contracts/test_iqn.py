@@ -254,7 +254,7 @@ def test_an_averse_policy_prefers_the_safe_action_of_equal_mean():
     neutral = tiny("iqn", num_quantile_samples=2000)
     network = ByHand()
     graphdef, params = nnx.split(network)
-    state = replace(neutral.init(jax.random.key(0)), network=graphdef, params=params)
+    state = replace(neutral.init(jax.random.key(0)), network=graphdef, average_params=params)
     act = {
         risk: tiny("iqn", num_quantile_samples=2000, risk=risk, risk_eta=0.25).policy(state)
         for risk in ("neutral", "cvar")
@@ -311,7 +311,7 @@ def test_the_acting_policy_draws_its_fractions_as_told(state):
     chosen = {}
     for sampler in ("uniform", "midpoints"):
         algo = tiny("iqn", acting_tau_sampling=sampler, eval_epsilon=0.0)
-        act = algo.policy(replace(state, network=graphdef, params=params))
+        act = algo.policy(replace(state, network=graphdef, average_params=params))
         chosen[sampler] = {int(act(jnp.zeros(6), jax.random.key(seed))) for seed in range(20)}
     assert chosen == {"uniform": {0, 1}, "midpoints": {0}}
 

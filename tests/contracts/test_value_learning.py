@@ -258,7 +258,7 @@ def test_quantiles_that_cannot_cross_do_not():
     for non_crossing in (False, True):
         algo = tiny("qrdqn", non_crossing=non_crossing)
         state = perturbed(algo.init(jax.random.key(0)))
-        Z = algo.quantiles(replace(state, params=state.target_params), obs, tau)
+        Z = algo.quantiles(replace(state, average_params=state.target_params), obs, tau)
         crossing[non_crossing] = float((jnp.diff(Z, axis=1) < 0).mean())
     assert crossing[True] == 0
     assert crossing[False] > 0.2

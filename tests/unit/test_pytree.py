@@ -31,6 +31,7 @@ OFF_POLICY = {
     "max_grad_norm",
     "polyak",
     "priority_exponent",
+    "weight_averaging",
 }
 MUNCHAUSEN = {"munchausen_alpha", "munchausen_clip", "munchausen_temperature"}
 FLOATS = {
@@ -52,6 +53,7 @@ FLOATS = {
         "max_grad_norm",
         "v_max",
         "v_min",
+        "weight_averaging",
     },
 }
 """By hand: what a study can sweep with one compiled program."""

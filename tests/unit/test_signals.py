@@ -129,7 +129,7 @@ def trained():
     R = signals.reference(agent.env, jax.random.split(reference_key)[0])
     tau = (np.arange(signals.NUM_FRACTIONS) + 0.5) / signals.NUM_FRACTIONS
     Z = np.asarray(agent.quantiles(state, R.obs, tau))
-    swapped = dataclasses.replace(state, params=state.target_params)
+    swapped = dataclasses.replace(state, average_params=state.target_params)
     Z_target = np.asarray(agent.quantiles(swapped, R.obs, tau))
     Z_next = np.asarray(agent.quantiles(swapped, R.next_obs, tau))
     last = {k: None if v is None else float(v[-1]) for k, v in record.signals._asdict().items()}
@@ -177,6 +177,21 @@ def test_exploration_is_the_share_of_actions_that_epsilon_makes_not_greedy(train
     episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 2, 0.9)
     found = jax.jit(partial(algorithm.signals, env))(config, state, episodes, *train.signal_keys(state))
     assert float(found.exploration) == pytest.approx(share, abs=0.04 if share else 0.0)
+
+
+def test_returns_are_compared_with_the_values_of_the_weights_that_played(trained):
+    agent, state = trained[:2]
+    algorithm, env, config = agent.arguments()
+    others = jax.tree.map(lambda x: x + 0.1, state.params)
+    episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 8, 0.9)
+    measure = jax.jit(partial(algorithm.signals, env))
+    as_it_is, averaged, learned = (
+        measure(config, dataclasses.replace(state, **weights), episodes, *train.signal_keys(state))
+        for weights in ({}, {"average_params": others}, {"params": others})
+    )
+    assert as_it_is.reference_q == averaged.reference_q != learned.reference_q
+    assert as_it_is.start_q == learned.start_q != averaged.start_q
+    assert as_it_is.spread_predicted == learned.spread_predicted != averaged.spread_predicted
 
 
 def test_adams_second_moments_are_compared_with_its_epsilon(trained):

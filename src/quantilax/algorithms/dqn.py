@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import exploration, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import averaging, exploration, hyperparameters, losses, normalize, offpolicy, rollout, signals
 from quantilax.networks import ActionHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
@@ -52,6 +52,7 @@ class Config:
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=2.5e-4)
     learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
+    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     adam_eps: float = hyperparameters.adam_eps(3.125e-4)
     max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
 
@@ -228,8 +229,8 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
-    return acting_policy(config, state, config.eval_epsilon)
+    """Return the policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
+    return acting_policy(config, averaging.averaged(state), config.eval_epsilon)
 
 
 def measure_signals(

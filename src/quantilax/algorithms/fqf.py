@@ -26,7 +26,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
 from quantilax.networks import FractionProposal, ImplicitQuantileHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
@@ -62,6 +62,7 @@ class Config:
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=5e-5)
     learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
+    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     adam_eps: float = hyperparameters.adam_eps(3.125e-4, paper=3.125e-4)
     max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
     fraction_learning_rate: float = field(1e-5, "step size of the proposal's RMSProp", paper=2.5e-9, ge=0)
@@ -254,7 +255,7 @@ def values(network: FullyParameterizedNetwork, obs: Observation) -> Float[Array,
 
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
     """Quantiles at any fractions, for one observation, in the environment's units: the step function whose mean is q."""
-    network = nnx.merge(state.network, state.params)
+    network = nnx.merge(state.network, state.average_params)
     return normalize.returns(state.normalizer, at(network, normalize.observations(state.normalizer, obs), tau))
 
 
@@ -276,8 +277,8 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
-    return acting_policy(config, state, config.eval_epsilon)
+    """Return the policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
+    return acting_policy(config, averaging.averaged(state), config.eval_epsilon)
 
 
 def measure_signals(

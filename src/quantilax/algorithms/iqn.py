@@ -23,7 +23,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import exploration, fractions, hyperparameters, losses, normalize, offpolicy, risk, rollout, signals
+from quantilax import (
+    averaging,
+    exploration,
+    fractions,
+    hyperparameters,
+    losses,
+    normalize,
+    offpolicy,
+    risk,
+    rollout,
+    signals,
+)
 from quantilax.networks import ImplicitQuantileHead, in_one_pass, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
@@ -56,6 +67,7 @@ class Config:
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=5e-5)
     learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
+    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     adam_eps: float = hyperparameters.adam_eps(3.125e-4, paper=3.125e-4)
     max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
 
@@ -262,9 +274,16 @@ def forward(
 
 
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-    """Z_tau(x, .) of the online network, for one observation; observation and Z in the environment's units."""
-    online = nnx.merge(state.network, state.params)
-    return normalize.returns(state.normalizer, online.Z(online.psi(normalize.observations(state.normalizer, obs)), tau))
+    """Z_tau(x, .) of the averaged weights, for one observation; observation and Z in the environment's units."""
+    return quantiles_of(state, state.average_params, obs, tau)
+
+
+def quantiles_of(state: State, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+    """The same of any weights."""
+    network = nnx.merge(state.network, params)
+    return normalize.returns(
+        state.normalizer, network.Z(network.psi(normalize.observations(state.normalizer, obs)), tau)
+    )
 
 
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:
@@ -274,15 +293,15 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
         key_tau, key_epsilon = jax.random.split(key)
         (tau,) = fractions.draw(key_tau, config.acting_tau_sampling, (), (config.num_quantile_samples,))
         tau = risk.DISTORTIONS[config.risk](tau, config.risk_eta)
-        q = quantiles(config, state, obs, tau).mean(axis=0)  # (A,)
+        q = quantiles_of(state, state.params, obs, tau).mean(axis=0)  # (A,)
         return exploration.epsilon_greedy(key_epsilon, q, epsilon)
 
     return act
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
-    return acting_policy(config, state, config.eval_epsilon)
+    """Return the policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
+    return acting_policy(config, averaging.averaged(state), config.eval_epsilon)
 
 
 def measure_signals(
@@ -303,12 +322,12 @@ def measure_signals(
         z = jax.vmap(lambda Z, action: Z[:, action])(Z, batch.action)  # (B, N)
         return y[:, None, :] - z[:, :, None], z.mean(axis=1)
 
-    def quantiles_of(params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+    def learned(params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
         network = nnx.merge(state.network, params)
         return network.Z(network.psi(obs), tau)
 
     def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        return quantiles_of(params, obs, signals.midpoints(signals.NUM_FRACTIONS)).mean(axis=0)
+        return learned(params, obs, signals.midpoints(signals.NUM_FRACTIONS)).mean(axis=0)
 
     learner = offpolicy.learner(
         config,
@@ -317,7 +336,7 @@ def measure_signals(
         batch_loss,
         errors,
         values,
-        quantiles_of,
+        learned,
         config.kappa,
         config.num_quantile_samples,
     )

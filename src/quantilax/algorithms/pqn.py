@@ -26,7 +26,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, fractions, hyperparameters, losses, normalize, rollout, signals
+from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, rollout, signals
 from quantilax.networks import ActionHead, ImplicitQuantileHead, in_one_pass, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -53,6 +53,7 @@ class Config:
     # Optimisation
     learning_rate: float = field(1e-3, "first step size of RAdam", paper=2.5e-4, ge=0)
     learning_rate_end: float = hyperparameters.learning_rate_end(0.0, paper=0.0)
+    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     max_grad_norm: float = hyperparameters.max_grad_norm(10.0, paper=10.0)
 
     # Returns
@@ -114,6 +115,7 @@ class Config:
             "updates_per_env_step": updates_per_step,
             "minibatch_size": self.steps_per_iteration // self.num_minibatches,
             "samples_replayed_per_env_step": float(self.num_epochs),
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
             "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
         }
 
@@ -136,6 +138,7 @@ class Config:
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
+        lines += averaging.advice(self.weight_averaging, self.gradient_steps)
         if not self.bootstrap_truncated:
             lines.append(rollout.ADVICE_ON_TRUNCATION)
         if not self.layer_norm:
@@ -152,6 +155,8 @@ class State:
     network: nnx.GraphDef
     """The network's structure: no leaves, the same for every seed."""
     params: PyTree
+    average_params: PyTree
+    """What evaluation runs, see `quantilax.averaging`."""
     optimizer_state: PyTree
     env_state: PyTree
     """Leading axis num_envs."""
@@ -190,6 +195,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     return State(
         network=network,
         params=params,
+        average_params=params,
         optimizer_state=optimizer(config).init(params),
         env_state=env_state,
         obs=obs,
@@ -369,7 +375,13 @@ def update(config: Config, state: State, rows: PyTree, key: Key[Array, ""]) -> t
     )
     updates, optimizer_state = optimizer(config).update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
-    state = replace(state, params=params, optimizer_state=optimizer_state, gradient_steps=state.gradient_steps + 1)
+    state = replace(
+        state,
+        params=params,
+        average_params=averaging.update(state.average_params, params, config.weight_averaging),
+        optimizer_state=optimizer_state,
+        gradient_steps=state.gradient_steps + 1,
+    )
     return state, (value, optax.tree.norm(gradient), q, td_error)
 
 
@@ -391,7 +403,7 @@ def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, 
             "head: scalar learns expected values, no quantiles; choose quantile, implicit_quantile or categorical"
         )
     x = normalize.observations(state.normalizer, obs)
-    return normalize.returns(state.normalizer, quantiles_of(config, state, state.params, x, tau))
+    return normalize.returns(state.normalizer, quantiles_of(config, state, state.average_params, x, tau))
 
 
 def quantiles_of(
@@ -422,8 +434,8 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`."""
-    return acting_policy(config, state, config.eval_epsilon)
+    """Return the policy that evaluation runs: of the averaged weights, greedy but for `eval_epsilon`."""
+    return acting_policy(config, averaging.averaged(state), config.eval_epsilon)
 
 
 def measure_signals(
@@ -467,6 +479,7 @@ def measure_signals(
 
     learner = signals.Learner(
         params=state.params,
+        average_params=state.average_params,
         target_params=None,
         draw=draw,
         loss=mean_loss,

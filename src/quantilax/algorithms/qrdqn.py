@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
 from quantilax.networks import ActionHead, monotone, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import ConfigError, dataclass, field
@@ -53,6 +53,7 @@ class Config:
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=5e-5)
     learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
+    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     adam_eps: float = hyperparameters.adam_eps(3.125e-4, paper=3.125e-4)
     max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
 
@@ -199,7 +200,8 @@ def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch:
 
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
     """Quantiles at any fractions, for one observation, in the environment's units: the step function through the theta_i."""
-    Z = nnx.merge(state.network, state.params)(normalize.observations(state.normalizer, obs))
+    network = nnx.merge(state.network, state.average_params)
+    Z = network(normalize.observations(state.normalizer, obs))
     return normalize.returns(state.normalizer, fractions.of_quantiles(Z, tau))
 
 
@@ -215,8 +217,8 @@ def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | floa
 
 
 def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs: greedy but for `eval_epsilon`, without the noise of noisy layers."""
-    return acting_policy(config, state, config.eval_epsilon)
+    """Return the policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
+    return acting_policy(config, averaging.averaged(state), config.eval_epsilon)
 
 
 def measure_signals(
