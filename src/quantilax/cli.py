@@ -387,6 +387,9 @@ def report(directory: Path, out: Path | None) -> None:
 )
 @click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
 @click.option("--section", help="Its name there.  [default: that of the study's base]")
+@click.option(
+    "--benchmarks", type=click.Path(path_type=Path), help="The Markdown file whose table gets a row on the section."
+)
 @JOBS
 @QUIET
 @NO_CACHE
@@ -397,6 +400,7 @@ def recommend(
     first_seed: int | None,
     write: Path | None,
     section: str | None,
+    benchmarks: Path | None,
     jobs: int | None,
     quiet: bool,
     no_cache: bool,
@@ -424,6 +428,7 @@ def recommend(
             first_seed=first_seed,
             write=write,
             section=section,
+            benchmarks=benchmarks,
             jobs=jobs,
             quiet=quiet,
             cache=not no_cache,
@@ -442,6 +447,8 @@ def recommend(
             err=True,
         )
     click.echo(f"written: section {section or store.facts['section']} of {write}")
+    if benchmarks is not None:
+        click.echo(f"written: its row in {benchmarks}")
 
 
 @cli.command()

@@ -43,7 +43,18 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     (root / "s.yaml").write_text(STUDY)
     study = process(root, cache, "study", "s.yaml", "--out", "s")
     report = process(root, cache, "report", "s")
-    options = ("--cell", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
+    options = (
+        "--cell",
+        "base",
+        "--seeds",
+        "2",
+        "--write",
+        "tiny.yaml",
+        "--section",
+        "iqn_kept",
+        "--benchmarks",
+        "b.md",
+    )
     return Done(root, study, report, process(root, cache, "recommend", "s", *options))
 
 
@@ -70,10 +81,11 @@ def test_a_report_lies_beside_the_results(done: Done):
 
 
 def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Call, tmp_path):
-    assert (done.recommend.status, done.recommend.stdout.splitlines()[-1]) == (
+    assert (done.recommend.status, done.recommend.stdout.splitlines()[-2:]) == (
         0,
-        "written: section iqn_kept of tiny.yaml",
+        ["written: section iqn_kept of tiny.yaml", "written: its row in b.md"],
     ), done.recommend
+    assert "\n| `tiny.yaml` `iqn_kept` | " in (done.root / "b.md").read_text()
     text = (done.root / "tiny.yaml").read_text()
     assert text.startswith(TINY)
     assert "held-out seeds 3, 4 (n = 2)" in text

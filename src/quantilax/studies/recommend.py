@@ -9,6 +9,7 @@ from quantilax import algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import locks
 from quantilax.runs.configs import Section
+from quantilax.studies import benchmarks as pages
 from quantilax.studies import choice, execution, sections, tables
 from quantilax.studies.choice import Choice, Judgement
 from quantilax.studies.definition import Cell, Study
@@ -36,6 +37,7 @@ def recommend(
     first_seed: int | None = None,
     write: Path | None = None,
     section: str | None = None,
+    benchmarks: Path | None = None,
     jobs: int | None = None,
     quiet: bool = False,
     cache: bool = False,
@@ -53,12 +55,13 @@ def recommend(
         first_seed: the first of them; None: the one after the study's largest.
         write: the config file; None: nothing is written.
         section: name of the section in it; None: that of the study's base.
+        benchmarks: the Markdown file to put a row on the section into, where it is written; see `quantilax.studies.benchmarks`.
         jobs: devices to use at once; None: all.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
 
     Raises:
-        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, or the file cannot be edited. All this is
+        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, or a file cannot be edited. All this is
             found out before anything is run.
         RunError, Interrupted: as for `execution.run`.
     """
@@ -67,6 +70,11 @@ def recommend(
     asked = held_out(store.facts["seeds"], seeds, first_seed)
     name = section or str(store.facts["section"])
     fields = store.facts["cells"][chosen.cell]
+    if benchmarks is not None:
+        if write is None:
+            raise ConfigError(f"{pages.OPTION}: tells of a section that was written; give --write too")
+        page = sections.read(benchmarks, pages.OPTION, "Markdown")
+        pages.put(page, benchmarks, [pages.label(write, name)])
     if write is not None:
         sections.put(sections.read(write), write, name, fields, ["a trial"])
     study = validation(store, chosen.cell, asked)
@@ -83,6 +91,9 @@ def recommend(
         comment = _comment(results, theirs, chosen, judgement, counted)
         edited = sections.put(sections.read(write), write, name, fields, comment)
         sections.write(write, edited.text)
+        if benchmarks is not None:
+            page = pages.put(page, benchmarks, pages.row(theirs, chosen.cell, write, name))
+            sections.write(benchmarks, page, pages.OPTION)
     return Recommended(chosen, counted, judgement, edited)
 
 

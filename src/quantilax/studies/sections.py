@@ -31,7 +31,7 @@ class Edited(NamedTuple):
     """Of these those with a comment behind the value, which was written for the one before."""
 
 
-def read(file: Path) -> str:
+def read(file: Path, option: str = "--write", kind: str = "YAML") -> str:
     """Read a file's text as it is, its line ends too; empty where there is no file yet.
 
     Raises:
@@ -42,16 +42,16 @@ def read(file: Path) -> str:
     except FileNotFoundError:
         if not file.parent.is_dir():
             raise ConfigError(
-                f"{file}: there is no directory {file.parent}; make it, or choose another --write"
+                f"{file}: there is no directory {file.parent}; make it, or choose another {option}"
             ) from None
         return ""
     except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is no text file; expected YAML in UTF-8") from None
+        raise ConfigError(f"{file}: is no text file; expected {kind} in UTF-8") from None
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}; choose another --write") from None
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; choose another {option}") from None
 
 
-def write(file: Path, text: str) -> None:
+def write(file: Path, text: str, option: str = "--write") -> None:
     """Write a file whole; a link stays a link, and rights stay as they are.
 
     Raises:
@@ -64,7 +64,7 @@ def write(file: Path, text: str) -> None:
         if rights is not None:
             os.chmod(target, rights)
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be written: {error.strerror}; choose another --write") from None
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}; choose another {option}") from None
 
 
 def put(text: str, file: Path, name: str, fields: Mapping[str, Any], comment: Sequence[str]) -> Edited:
