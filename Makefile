@@ -19,7 +19,8 @@ train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 test: $(VENV)/.installed-test  ## Run the whole test suite
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-validate: $(VENV)/.installed-test  ## Inject each fault of docs/diagnosis.md into runs and count what is named: 15 minutes on two cores
+validate: $(VENV)/.installed-test  ## Repeat a part of each validation of docs/benchmarks.md, then of docs/diagnosis.md: 25 minutes on two cores
+	$(BIN)/pytest -p no:xdist -rA tests/validate_sections.py
 	rm -rf runs/validate
 	$(BIN)/python investigations/0003-diagnosis/run.py --out runs/validate --first-seed 100 --seeds 10
 	$(BIN)/python investigations/0003-diagnosis/fit.py --data runs/validate --keep-ranges --out runs/validate/results.csv --require

@@ -1,4 +1,4 @@
-"""Exploration: the schedule of epsilon, and the epsilon-greedy choice."""
+"""Exploration: the schedule of epsilon (and of the learning rate), and the epsilon-greedy choice."""
 
 import jax
 import jax.numpy as jnp

@@ -50,7 +50,8 @@ importance_exponent = hyperparameter(
 
 # Optimisation
 learning_rate = hyperparameter("first step size of Adam", ge=0)
-learning_rate_end = hyperparameter("share of learning_rate left at the end; 1: constant", ge=0, le=1)
+learning_rate_end = hyperparameter("share of learning_rate left at the end of its fall; 1: constant", ge=0, le=1)
+learning_rate_fraction = hyperparameter("share of the gradient steps over which the learning rate falls", gt=0, le=1)
 weight_averaging = hyperparameter(
     "share that the weights' average keeps in a gradient step; policies are made of it; 0: the last weights", ge=0, lt=1
 )

@@ -7,6 +7,7 @@ equal at step 0, and so is the average of theta that evaluation runs.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -165,7 +166,8 @@ def advice(config: Config) -> list[str]:
 def adam(config: Config) -> optax.GradientTransformation:
     """Adam with a linear schedule of its step size, after clipping by the global norm; on one flat vector."""
     end = config.learning_rate * config.learning_rate_end
-    schedule = optax.linear_schedule(config.learning_rate, end, max(gradient_steps(config), 1))
+    duration = config.learning_rate_fraction * gradient_steps(config)
+    schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     return optax.flatten(optax.chain(clip, optax.adam(schedule, eps=config.adam_eps)))
 

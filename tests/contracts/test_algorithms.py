@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, train
+from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, offpolicy, pytree, train
 from quantilax.agent import _train, create
+from quantilax.algorithms import pqn
 from quantilax.envs.probes import Corridor
 from quantilax.networks import TORSOS
 from tests.conftest import TINY, tiny
@@ -198,6 +199,25 @@ def test_what_follows_from_a_config_is_told(algo):
     assert derived["gradient_steps"] == int(state.gradient_steps)
     steps = algo.evaluation_steps
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
+
+
+@pytest.mark.parametrize("optimizer", [offpolicy.adam, pqn.optimizer], ids=["adam", "radam"])
+def test_the_learning_rate_falls_over_a_share_of_the_gradient_steps_and_stays(optimizer):
+    name = "pqn" if optimizer is pqn.optimizer else "iqn"
+    config = tiny(name, learning_rate_end=0.2, learning_rate_fraction=0.5).config
+    n = config.derived()["gradient_steps"]
+    falling, constant = (steps_of(optimizer(c), n) for c in (config, replace(config, learning_rate_end=1.0)))
+    expected = 1 - 0.8 * np.minimum(np.arange(n) / (n / 2), 1)
+    assert_allclose(falling / constant, expected, rtol=1e-5)
+
+
+def steps_of(optimizer, n):
+    """Sizes of n steps along the same gradient."""
+    state, sizes = optimizer.init(jnp.zeros(1)), []
+    for _ in range(n):
+        updates, state = optimizer.update(jnp.array([1.0]), state)
+        sizes.append(float(updates[0]))
+    return np.array(sizes)
 
 
 def moved(params, by):

@@ -52,6 +52,7 @@ class Config:
     # Optimisation
     learning_rate: float = hyperparameters.learning_rate(1e-3, paper=2.5e-4)
     learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
+    learning_rate_fraction: float = hyperparameters.learning_rate_fraction(1.0, paper=1.0)
     weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     adam_eps: float = hyperparameters.adam_eps(3.125e-4)
     max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))

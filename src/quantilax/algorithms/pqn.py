@@ -53,6 +53,7 @@ class Config:
     # Optimisation
     learning_rate: float = field(1e-3, "first step size of RAdam", paper=2.5e-4, ge=0)
     learning_rate_end: float = hyperparameters.learning_rate_end(0.0, paper=0.0)
+    learning_rate_fraction: float = hyperparameters.learning_rate_fraction(1.0, paper=1.0)
     weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
     max_grad_norm: float = hyperparameters.max_grad_norm(10.0, paper=10.0)
 
@@ -388,7 +389,8 @@ def update(config: Config, state: State, rows: PyTree, key: Key[Array, ""]) -> t
 def optimizer(config: Config) -> optax.GradientTransformation:
     """RAdam with a linearly decaying step size, after clipping by the global norm; on one flat vector."""
     end = config.learning_rate * config.learning_rate_end
-    schedule = optax.linear_schedule(config.learning_rate, end, max(config.gradient_steps, 1))
+    duration = config.learning_rate_fraction * config.gradient_steps
+    schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.radam(schedule)))
 
 

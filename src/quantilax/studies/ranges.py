@@ -169,7 +169,9 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
             "1e-3 or less",
         )
     share = _number(getattr(config, "learning_rate_end", None))
-    travel = rate * (1 if share is None else (1 + share) / 2) * (steps or 0)
+    falling = _number(getattr(config, "learning_rate_fraction", None)) or 1.0
+    mean = 1 if share is None else falling * (1 + share) / 2 + (1 - falling) * share
+    travel = rate * mean * (steps or 0)
     if steps and travel < TRAVEL:
         yield _told(
             "warning",

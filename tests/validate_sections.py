@@ -1,0 +1,47 @@
+"""`make validate`: a small part of every validation that docs/benchmarks.md tells of, repeated with seeds of its own.
+
+Not collected with the suite: it trains whole runs.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+from scipy.stats import binom
+
+from quantilax import Study, statistics
+from quantilax.studies.benchmarks import COLUMNS, HEADER
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS, FIRST_SEED = 6, 90_000
+CHANCE = 1e-3
+"""That a section as good as its row says fails here."""
+
+
+def rows():
+    """The rows of the page, by column."""
+    lines = (ROOT / "docs" / "benchmarks.md").read_text().splitlines()
+    for line in lines[lines.index(HEADER) + 2 :]:
+        if not line.startswith("|"):
+            break
+        yield dict(zip(COLUMNS, (cell.strip() for cell in line.strip("| ").split(" | ")), strict=True))
+
+
+def share(cell):
+    """Lower end of the interval of `96 of 100 (90% to 98%) ...`, and its upper end."""
+    return [int(number) / 100 for number in re.search(r"\((\d+)% to (\d+)%\)", cell).groups()]
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["section"].replace("`", ""))
+def test_a_validated_section_still_comes_to_what_its_row_says(row, tmp_path):
+    file, section = re.findall(r"`([^`]+)`", row["section"])
+    solved = float(row["solved at the end"].rpartition(" at ")[2])
+    asked = {"base": {"config": str(ROOT / file), "section": section}, "seeds": SEEDS, "first_seed": FIRST_SEED}
+    store = Study.make({**asked, "solved": solved}, "validate").run(tmp_path / "runs")
+    runs = statistics.outcomes(store.records(), solved)
+    print(runs)
+    ended, fell = int(runs["solved_at_end"].sum()), int(runs["fell"].sum())
+    assert runs.height == SEEDS
+    assert binom.cdf(ended, SEEDS, share(row["solved at the end"])[0]) > CHANCE
+    assert binom.sf(fell - 1, SEEDS, share(row["fell"])[1]) > CHANCE
