@@ -388,7 +388,7 @@ def report(directory: Path, out: Path | None) -> None:
 @click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
 @click.option("--section", help="Its name there.  [default: that of the study's base]")
 @click.option(
-    "--benchmarks", type=click.Path(path_type=Path), help="The Markdown file whose table gets a row on the section."
+    "--benchmarks", type=click.Path(path_type=Path), help="The Markdown file whose table gets a row of the section."
 )
 @JOBS
 @QUIET
@@ -412,6 +412,7 @@ def recommend(
     \b
     quantilax recommend studies/fractions
     quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.md
     """
     from quantilax import runs
     from quantilax.studies import tables

@@ -373,6 +373,7 @@ def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base:
     | `final_mean`, `final_iqm` | return | bootstrap |
     | `auc_mean` | return | bootstrap |
     | `final_median` | return | order statistics; infinite below 6 runs |
+    | `final_min` | return of the lowest run | |
     | `first_solved_median`, `solved_for_good_median` | environment steps; runs that never did count as inf | order statistics |
     | `reached`, `fell` | runs that reached the threshold, and those of them that were below it later | |
     | `fell_share` | fell / reached; null where none reached it | Wilson |
@@ -566,6 +567,7 @@ def _cell_row(cell: str, parts: list[pl.DataFrame]) -> dict[str, Any]:
         low, high = median_interval(column)
         least = -math.inf if name == "final" else 0.0  # no step is below it
         row.update(_with_interval(f"{name}_median", float(np.median(column)), (max(low, least), high)))
+    row["final_min"] = float(whole["final"].to_numpy().min())
     row.update(reached=reached, fell=fell)
     for name, count, of in (("fell", fell, reached), ("solved_at_end", int(whole["solved_at_end"].sum()), n)):
         ends = share_interval(count, of) if of else (None, None)

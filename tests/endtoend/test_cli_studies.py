@@ -43,18 +43,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     (root / "s.yaml").write_text(STUDY)
     study = process(root, cache, "study", "s.yaml", "--out", "s")
     report = process(root, cache, "report", "s")
-    options = (
-        "--cell",
-        "base",
-        "--seeds",
-        "2",
-        "--write",
-        "tiny.yaml",
-        "--section",
-        "iqn_kept",
-        "--benchmarks",
-        "b.md",
-    )
+    options = ("--cell", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
+    options += ("--benchmarks", "b.md")
     return Done(root, study, report, process(root, cache, "recommend", "s", *options))
 
 
@@ -85,7 +75,6 @@ def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Cal
         0,
         ["written: section iqn_kept of tiny.yaml", "written: its row in b.md"],
     ), done.recommend
-    assert "\n| `tiny.yaml` `iqn_kept` | " in (done.root / "b.md").read_text()
     text = (done.root / "tiny.yaml").read_text()
     assert text.startswith(TINY)
     assert "held-out seeds 3, 4 (n = 2)" in text
@@ -99,14 +88,25 @@ def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Cal
     assert (ended.status, ended.stderr) == (0, "")
 
 
+def test_a_validated_section_has_its_row_on_the_page(done: Done):
+    *_, row = (done.root / "b.md").read_text().splitlines()
+    cells = row.strip("| ").split(" | ")
+    assert cells[:4] == ["`tiny.yaml iqn_kept`", "`probe/corridor`", "300", "2: 3, 4"]
+    summary = Store.open(done.root / "s" / "validation").summary().row(0, named=True)
+    assert cells[4].startswith(f"{summary['final_iqm']:.3f}")
+    assert cells[5] == f"{summary['final_min']:.3f}"
+    assert cells[-1].startswith("`quantilax recommend s --cell base --seeds 2 --write tiny.yaml --section iqn_kept")
+
+
 def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_nothing(call: Call, tmp_path, monkeypatch):
     store(tmp_path / "s", {"base": [NEVER] * 6, "fast": [GOOD] * 6})  # of curves that training does not give
     (tmp_path / "x.yaml").write_text(TINY)
-    ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--quiet")
+    ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--benchmarks", "b.md", "--quiet")
     assert ended.status == 1
     assert ended.stderr.startswith("held-out seeds 6, 7 contradict: it is not ahead of “base” there")
     assert ended.stderr.endswith("; nothing is written\n")
     assert (tmp_path / "x.yaml").read_text() == TINY
+    assert not (tmp_path / "b.md").exists()
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,11 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
         (
             ["recommend", "s", "--write", "flow.yaml"],
             "error: flow.yaml: section 'iqn' cannot be put in without changing the",
+        ),
+        (["recommend", "s", "--benchmarks", "b.md"], "error: --benchmarks: a row tells of a section that is written"),
+        (
+            ["recommend", "s", "--write", "x.yaml", "--benchmarks", "s"],
+            "error: s: cannot be read: Is a directory; choose another --benchmarks",
         ),
         (["recommend", "s", "--seeds", "0"], "error: Invalid value for '--seeds'"),
         (["recommend", "half"], "error: half: runs of the base are missing; finish the study with --resume first"),

@@ -412,6 +412,7 @@ def test_a_cells_figures_by_hand():
     assert row["final_mean"] == (500 + 474 + 500 + 100) / 4
     assert row["final_median"] == 487
     assert row["final_iqm"] == 487  # of 100, 474, 500, 500 the middle two
+    assert row["final_min"] == 100
     assert row["auc_mean"] == pytest.approx(outcomes(records, 475)["auc"].mean())
     assert row["first_solved_median"] == 100  # 0, 100, 100, inf
     assert row["solved_for_good_median"] == INF  # 0, 300, inf, inf: halfway is not a step that half of the seeds made
@@ -466,6 +467,7 @@ def test_broken_seeds_count_as_the_lowest():
     row = summary(table(curves), 60, "base").row(1, named=True)
     assert (row["n"], row["broken"]) == (8, 1)
     assert row["final_mean"] == row["final_mean_low"] == -INF
+    assert row["final_min"] == -INF
     assert row["final_median"] == 40  # -inf, 15, 25, 35, 45, ...
     assert row["final_iqm"] == 40  # 25, 35, 45, 55
     # the i-th of seven beats i of the base, the broken one none: (1 + ... + 7) / 64
@@ -486,7 +488,7 @@ def test_a_seed_that_breaks_never_flatters_its_cell(curves, data):
     lost[seed][step] = NAN
     base = [[0, 100, 475, 475.0], [0, 100, 475, 300], [0, 0, 0, 0]]
     before, after = (summary(table({"a": c, "b": base}), 475, "b").row(0, named=True) for c in (curves, lost))
-    up = ("final_mean", "final_median", "final_iqm", "auc_mean", "solved_at_end_share", "reached")
+    up = ("final_mean", "final_median", "final_min", "final_iqm", "auc_mean", "solved_at_end_share", "reached")
     for name in (*up, "final_improvement", "auc_improvement"):
         assert after[name] <= before[name]
     for name in ("first_solved_median", "solved_for_good_median", "broken"):

@@ -163,8 +163,12 @@ def test_the_report_tells_what_held_out_seeds_said(found, monkeypatch):
 def test_a_score_says_falls_and_leaves_out_what_a_study_without_threshold_has_not(tmp_path):
     there = Results.read(store(tmp_path / "a", {"base": [GOOD, FALLS, LATE, GOOD, GOOD, GOOD]}))
     assert "1 of 6 fell below it (3% to 56%)" in choice.score(there, there.rows[0])
+    assert "; solved for good (median step): 100 (100 to 300); " in choice.score(there, there.rows[0])  # 4 of 6 at 100
+    assert ", of the lowest run 490.0; over the curve" in choice.score(there, there.rows[0])
     there = Results.read(store(tmp_path / "b" / "b", {"base": [GOOD, LATE] * 3}, solved=None))
-    assert choice.score(there, there.rows[0]).startswith("return at the end 495.0 (490.0 to 500.0)")
+    told = choice.score(there, there.rows[0])
+    assert told.startswith("return at the end 495.0 (490.0 to 500.0), of the lowest run 490.0; over the curve")
+    assert "solved" not in told
 
 
 # The file

@@ -1,132 +1,131 @@
-"""The page of validated sections: a Markdown table with a row per section of a config file."""
+"""The table of validated sections in a Markdown file: a row of its own for each, and all else stays as it is, byte for byte."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from quantilax.pytree import ConfigError
 from quantilax.runs import locks
 from quantilax.studies import tables
 from quantilax.studies.results import Results
+from quantilax.studies.tables import Entry
 
-OPTION = "--benchmarks"
+TITLES = (
+    "section", "environment", "steps", "held-out seeds", "return at the end", "lowest run at the end", "ended solved",
+    "fell after solving", "solved for good (median step)", "commit", "date", "command",
+)  # fmt: skip
 
-COLUMNS = (
-    "section",
-    "environment",
-    "steps",
-    "held-out seeds",
-    "return at the end, IQM",
-    "lowest at the end",
-    "solved at the end",
-    "fell",
-    "solved for good, median step",
-    "commit",
-    "date",
-    "command",
-)
-INTRODUCTION = """\
+HEADER = f"| {' | '.join(TITLES)} |"
+"""The line by which the table is found."""
+
+BELOW_HEADER = "|---" * len(TITLES) + "|"
+
+PAGE = """\
 # Benchmarks
 
-Sections of the shipped configs, each validated on held-out seeds: seeds that no choice of a setting saw, trained once.
-`quantilax recommend` writes a row when such a validation agrees with the study that it follows. Figures are of the last
-policy of each run, not of its best checkpoint: mean returns of an evaluation's episodes. "Solved at the end" says from which
-mean return on, "fell" how many of the runs that reached it had a later evaluation below it. Intervals are of 95 %.
+Each row is a section of a shipped config, validated on held-out seeds, which chose nothing; `quantilax recommend` writes it.
+All figures are of the last policy, not of the best checkpoint: the return at the end is the interquartile mean over the
+seeds of the mean return of the last evaluation. Intervals, in brackets, are of 95%.
+
 """
+"""What stands above the table of a new file."""
 
 
-def line(cells: Sequence[str]) -> str:
-    """Write a row of a table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def put_row(text: str, file: Path, row: Sequence[str]) -> str:
+    """Put a row into the table in a file's text: in the place of the one with the same first cell, else at the table's end.
 
-
-HEADER, RULE = line(COLUMNS), "|" + "---|" * len(COLUMNS)
-
-
-def label(file: Path, section: str) -> str:
-    """Name a section: the file as seen from here, and the section's name."""
-    try:
-        file = file.resolve().relative_to(Path.cwd())
-    except ValueError:
-        file = Path(file.name)
-    return f"`{file.as_posix()}` `{section}`"
-
-
-def row(results: Results, cell: str, file: Path, section: str) -> list[str]:
-    """Give the row of a cell.
+    A text without the table gets it at its end; an empty one becomes a page.
 
     Args:
-        results: of the held-out runs.
-        cell: the one that was validated.
-        file: the config file that has the section.
-        section: its name there.
+        text: of the file.
+        file: for messages.
+        row: the cells, as `row_of` gives them.
+
+    Raises:
+        ConfigError: the table is broken, or it is there twice, or the row is.
     """
-    figures, fields = results.row(cell), results.store.facts["cells"][cell]
-    assert figures is not None
-    runs = results.outcomes.filter(cell=cell)
-    number, start = tables.number_format(results).format, results.store.facts["starts"][-1]
-    solved = ["-", "-", "-"]
-    if results.store.solved is not None:
-        count = round(figures["solved_at_end_share"] * figures["n"])
-        solved = [
-            f"{_of(figures, 'solved_at_end_share', count, 'n')} at {results.store.solved:g}",
-            _of(figures, "fell_share", figures["fell"], "reached"),
-            _with(figures, "solved_for_good_median", tables.steps),
-        ]
+    newline = "\r\n" if "\r\n" in text else "\n"
+    written = f"| {' | '.join(row)} |"
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    heads = [i for i, line in enumerate(lines) if _apart(line)[0] == HEADER]
+    if not heads:
+        gap = "" if not text else newline if text.endswith("\n") else 2 * newline
+        return (text + gap if text else PAGE) + newline.join((HEADER, BELOW_HEADER, written, ""))
+    start = heads[0] + 2
+    if len(heads) > 1:
+        raise _not_editable(file, "has the table of sections twice; delete one")
+    if not re.fullmatch(rf"(\| *:?-+:? *){{{len(TITLES)}}}\|\s*", "".join(lines[start - 1 : start])):
+        raise _not_editable(file, f"its table of sections has no line {BELOW_HEADER} below the header; put it back")
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    same = [i for i in range(start, end) if _first_cell(lines[i]) == row[0]]
+    if len(same) > 1:
+        raise _not_editable(file, f"has {len(same)} rows of {row[0]}; delete all but one")
+    if same:
+        lines[same[0]] = written + _apart(lines[same[0]])[1]
+    else:
+        last, line_end = _apart(lines[end - 1])  # without an end where the file has none there
+        lines[end - 1 : end] = [last + (line_end or newline), written + line_end]
+    return "".join(lines)
+
+
+def label(config: Path, section: str) -> str:
+    """Give a row's first cell: the config file, relative to the current directory if it lies below it, and the section."""
+    place, here = Path(os.path.abspath(config)), Path.cwd()
+    name = place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name
+    return _code(f"{name} {section}")
+
+
+def row_of(first: str, held_out: Results, cell: str, seeds: list[int], commit: str, date: str) -> list[str]:
+    """Write what held-out seeds say of a cell as a row of the table.
+
+    Args:
+        first: the row's first cell, see `label`.
+        held_out: results of the held-out seeds, with runs of the cell.
+        cell: its name there.
+        seeds: those that count.
+        commit, date: of the runs.
+    """
+    row, fields, solved = held_out.row(cell), held_out.store.facts["cells"][cell], held_out.store.solved
+    assert row is not None
+    told = {column.title: column.entry(row) for column in tables.columns(held_out)}
     return [
-        label(file, section),
-        fields["env"],
-        f"{fields['total_timesteps']:,}",
-        f"{tables.seeds(runs['seed'].to_list())} (n = {figures['n']})",
-        _with(figures, "final_iqm", number),
-        number(results.lowest_end(cell)),
-        *solved,
-        (start.get("commit") or "unknown")[:12],
-        start["date"][:10],
-        f"`{locks.command()}`",
+        first,
+        _code(fields["env"]),
+        tables.steps(fields["total_timesteps"]),
+        f"{len(seeds)}: {tables.seeds(seeds)}",
+        _figure(told["return at the end"]),
+        tables.number_format(held_out).format(row["final_min"]),
+        "-" if solved is None else _figure(told["solved at the end"], f" at {solved:g} or more"),
+        _figure(told.get("fell", Entry("-"))),
+        _figure(told.get("solved for good", Entry("-"))),
+        _code(commit),
+        date,
+        _code(locks.command()),
     ]
 
 
-def _of(figures: dict[str, Any], name: str, count: int, of: str) -> str:
-    if not figures[of]:
-        return "-"
-    return f"{count} of {figures[of]} ({tables.interval(figures, name, tables.percent)})"
+def _figure(entry: Entry, what: str = "") -> str:
+    return entry.text + what + (f" ({entry.detail})" if entry.detail else "")
 
 
-def _with(figures: dict[str, Any], name: str, written: Any) -> str:
-    low_high = tables.interval(figures, name, written)
-    return written(figures[name]) + (f" ({low_high})" if low_high else "")
+def _code(text: str) -> str:
+    """Write text as code within a cell."""
+    line = " ".join(text.split()).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    gap = " " if "`" in line else ""
+    return f"{fence}{gap}{line}{gap}{fence}"
 
 
-def put(text: str, file: Path, cells: Sequence[str]) -> str:
-    """Put a row into a page's text, in the place of the section's row or at the end; all else stays byte for byte.
+def _first_cell(line: str) -> str:
+    return re.split(r"(?<!\\)\|", line)[1].strip()
 
-    Args:
-        text: of the page; empty where there is none yet.
-        file: for messages.
-        cells: of the row; the first names the section.
 
-    Raises:
-        ConfigError: the table has no rule below its header.
-    """
-    newline = "\r\n" if "\r\n" in text else "\n"
-    lines = text.splitlines(keepends=True)
-    bare = [one.rstrip("\r\n") for one in lines]
-    new = line(cells) + newline
-    if HEADER not in bare:
-        gap = "" if not text else newline if text.endswith("\n") else 2 * newline
-        start = INTRODUCTION.replace("\n", newline) + newline if not text else text + gap
-        return start + HEADER + newline + RULE + newline + new
-    first = bare.index(HEADER) + 1
-    if first == len(bare) or set(bare[first]) != {"|", "-"}:
-        raise ConfigError(
-            f"{file}: the table's header is not followed by {RULE}; put that line there, or name another file"
-        )
-    end = first + 1
-    while end < len(bare) and bare[end].startswith("|"):
-        end += 1
-    for i in range(first + 1, end):
-        if bare[i].startswith(line(cells[:1])[:-1]):
-            return "".join([*lines[:i], new, *lines[i + 1 :]])
-    before = "".join(lines[:end])
-    return before + ("" if before.endswith("\n") else newline) + new + "".join(lines[end:])
+def _apart(line: str) -> tuple[str, str]:
+    """Take a line apart from its end."""
+    body = line.rstrip("\r\n")
+    return body, line[len(body) :]
+
+
+def _not_editable(file: Path, why: str) -> ConfigError:
+    return ConfigError(f"{file}: {why}, or choose another --benchmarks")

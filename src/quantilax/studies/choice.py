@@ -128,15 +128,15 @@ def judge(results: Results, held_out: Results, cell: str, is_winner: bool) -> Ju
 def score(results: Results, row: dict[str, Any]) -> str:
     """Tell a cell's figures in one line."""
     number = number_format(results).format
-    lowest = number(results.lowest_end(row["cell"]))
-    end = f"return at the end {_with(row, 'final_iqm', number)}, the lowest {lowest}"
-    parts = [end, f"over the curve {_with(row, 'auc_mean', number)}"]
+    parts = []
     if results.store.solved is not None:
         solved = f"{round(row['solved_at_end_share'] * row['n'])} of {row['n']} runs ended at {results.store.solved:g} or more"
-        parts.insert(0, f"{solved} ({interval(row, 'solved_at_end_share', percent)})")
+        parts.append(f"{solved} ({interval(row, 'solved_at_end_share', percent)})")
         if row["reached"]:
-            parts.insert(1, f"{row['fell']} of {row['reached']} fell below it ({interval(row, 'fell_share', percent)})")
-        parts.append(f"solved for good from {_with(row, 'solved_for_good_median', steps)} steps on (median)")
+            parts.append(f"{row['fell']} of {row['reached']} fell below it ({interval(row, 'fell_share', percent)})")
+        parts.append(f"solved for good (median step): {_with(row, 'solved_for_good_median', steps)}")
+    parts.append(f"return at the end {_with(row, 'final_iqm', number)}, of the lowest run {number(row['final_min'])}")
+    parts.append(f"over the curve {_with(row, 'auc_mean', number)}")
     return "; ".join(parts)
 
 

@@ -9,13 +9,15 @@ from quantilax import algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import locks
 from quantilax.runs.configs import Section
-from quantilax.studies import benchmarks as pages
 from quantilax.studies import choice, execution, sections, tables
+from quantilax.studies.benchmarks import label, put_row, row_of
 from quantilax.studies.choice import Choice, Judgement
 from quantilax.studies.definition import Cell, Study
 from quantilax.studies.results import Results
 from quantilax.studies.store import STUDY, Store
 from quantilax.studies.verdict import quoted
+
+BENCHMARKS = "--benchmarks"
 
 
 class Recommended(NamedTuple):
@@ -55,7 +57,7 @@ def recommend(
         first_seed: the first of them; None: the one after the study's largest.
         write: the config file; None: nothing is written.
         section: name of the section in it; None: that of the study's base.
-        benchmarks: the Markdown file to put a row on the section into, where it is written; see `quantilax.studies.benchmarks`.
+        benchmarks: the Markdown file whose table of validated sections gets a row of a section that is written; None: none.
         jobs: devices to use at once; None: all.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
@@ -70,13 +72,10 @@ def recommend(
     asked = held_out(store.facts["seeds"], seeds, first_seed)
     name = section or str(store.facts["section"])
     fields = store.facts["cells"][chosen.cell]
-    if benchmarks is not None:
-        if write is None:
-            raise ConfigError(f"{pages.OPTION}: tells of a section that was written; give --write too")
-        page = sections.read(benchmarks, pages.OPTION, "Markdown")
-        pages.put(page, benchmarks, [pages.label(write, name)])
     if write is not None:
         sections.put(sections.read(write), write, name, fields, ["a trial"])
+    if benchmarks is not None:
+        _check_benchmarks(benchmarks, write, name)
     study = validation(store, chosen.cell, asked)
     ran = execution.run(study, store.path / choice.VALIDATION, jobs=jobs, resume=True, quiet=quiet, cache=cache)
     theirs = Results.read(ran)
@@ -90,11 +89,26 @@ def recommend(
     if write is not None and judgement.holds:
         comment = _comment(results, theirs, chosen, judgement, counted)
         edited = sections.put(sections.read(write), write, name, fields, comment)
-        sections.write(write, edited.text)
+        files = [(write, edited.text, "--write")]
         if benchmarks is not None:
-            page = pages.put(page, benchmarks, pages.row(theirs, chosen.cell, write, name))
-            sections.write(benchmarks, page, pages.OPTION)
+            row = row_of(label(write, name), theirs, chosen.cell, counted, *_origin(theirs))
+            files.append((benchmarks, put_row(_read(benchmarks), benchmarks, row), BENCHMARKS))
+        for file, text, option in files:
+            sections.write(file, text, option)
     return Recommended(chosen, counted, judgement, edited)
+
+
+def _check_benchmarks(benchmarks: Path, write: Path | None, name: str) -> None:
+    """Raise `ConfigError` unless a row can be put into the file."""
+    if write is None:
+        raise ConfigError(f"{BENCHMARKS}: a row tells of a section that is written; name its file with --write")
+    if benchmarks.resolve() == write.resolve():
+        raise ConfigError(f"{benchmarks}: is the file of --write too; choose another {BENCHMARKS}")
+    put_row(_read(benchmarks), benchmarks, [label(write, name), "a trial"])
+
+
+def _read(benchmarks: Path) -> str:
+    return sections.read(benchmarks, BENCHMARKS)
 
 
 def _chosen(results: Results, cell: str | None) -> tuple[Choice, bool]:
@@ -157,8 +171,7 @@ def _section(store: Store, cell: str) -> Section:
 
 
 def _comment(results: Results, theirs: Results, chosen: Choice, judgement: Judgement, seeds: list[int]) -> list[str]:
-    starts = theirs.store.facts["starts"]
-    commits = ", ".join(dict.fromkeys(start.get("commit") or "unknown" for start in starts))
+    commits, date = _origin(theirs)
     lines = [
         f"cell {quoted(chosen.cell)} of the study {quoted(results.store.facts['name'])}; on held-out seeds"
         f" {tables.seeds(seeds)} (n = {len(seeds)}) {judgement.score}."
@@ -166,5 +179,11 @@ def _comment(results: Results, theirs: Results, chosen: Choice, judgement: Judge
     base = theirs.row(theirs.base)
     if chosen.cell != results.base and base is not None:
         lines.append(f"The base on {base['n']} held-out seeds: {choice.score(theirs, base)}.")
-    lines.append(f"Intervals of 95%. Commit {commits}, {starts[-1]['date'][:10]}: {locks.command()}")
+    lines.append(f"Intervals of 95%. Commit {commits}, {date}: {locks.command()}")
     return lines
+
+
+def _origin(theirs: Results) -> tuple[str, str]:
+    """Give the commits that ran the held-out seeds, and the date of the last start."""
+    starts = theirs.store.facts["starts"]
+    return ", ".join(dict.fromkeys(start.get("commit") or "unknown" for start in starts)), starts[-1]["date"][:10]

@@ -71,10 +71,6 @@ class Results(NamedTuple):
         """Row of a cell in the summary; None where it has no runs."""
         return next((row for row in self.rows if row["cell"] == cell), None)
 
-    def lowest_end(self, cell: str) -> float:
-        """Mean return of the last evaluation of a cell's lowest run."""
-        return min(self.outcomes.filter(cell=cell)["final"].to_list())
-
     @property
     def broken(self) -> dict[str, list[int]]:
         """Seeds that broke, of the cells that have such."""

@@ -31,8 +31,12 @@ class Edited(NamedTuple):
     """Of these those with a comment behind the value, which was written for the one before."""
 
 
-def read(file: Path, option: str = "--write", kind: str = "YAML") -> str:
+def read(file: Path, option: str = "--write") -> str:
     """Read a file's text as it is, its line ends too; empty where there is no file yet.
+
+    Args:
+        file: the file.
+        option: the one that named it, for messages.
 
     Raises:
         ConfigError: it cannot be read, or its directory is not there.
@@ -46,13 +50,17 @@ def read(file: Path, option: str = "--write", kind: str = "YAML") -> str:
             ) from None
         return ""
     except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is no text file; expected {kind} in UTF-8") from None
+        raise ConfigError(f"{file}: is no text file in UTF-8; choose another {option}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; choose another {option}") from None
 
 
 def write(file: Path, text: str, option: str = "--write") -> None:
     """Write a file whole; a link stays a link, and rights stay as they are.
+
+    Args:
+        file, option: as for `read`.
+        text: all of the file.
 
     Raises:
         ConfigError: it cannot be written; the file is as it was.
