@@ -80,6 +80,7 @@ bootstrap_truncated = hyperparameter(
     "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
 )
 normalize_observations = hyperparameter("learn from (x - mean) / std of all observations so far")
+reward_scale = hyperparameter("what rewards are multiplied by before anything is learned from them", gt=0)
 normalize_rewards = hyperparameter("learn from rewards over the std of discounted returns so far")
 
 # The network

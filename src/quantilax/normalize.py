@@ -36,26 +36,35 @@ class Normalizer(NamedTuple):
 
     observation: Moments | None
     reward: RewardMoments | None
+    reward_scale: Float[Array, ""]
+    """Fixed; rewards are multiplied by it, whether they are normalised or not."""
 
 
-def init(shape: tuple[int, ...], num_envs: int, observations: bool, rewards: bool) -> Normalizer:
+def init(
+    shape: tuple[int, ...],
+    num_envs: int,
+    observations: bool,
+    rewards: bool,
+    reward_scale: Float[Array, ""] | float = 1.0,
+) -> Normalizer:
     """Nothing seen yet; `shape` is that of one observation."""
     return Normalizer(
         init_moments(shape) if observations else None,
         RewardMoments(jnp.zeros(num_envs), init_moments(())) if rewards else None,
+        jnp.asarray(reward_scale, jnp.float32),
     )
 
 
 def update(normalizer: Normalizer, transitions: Transition, gamma: Float[Array, ""] | float) -> Normalizer:
     """Add one step of each of E environments."""
-    observation, reward = normalizer
+    observation, reward, scale = normalizer
     if observation is not None:
         observation = update_moments(observation, transitions.obs)
     if reward is not None:
         reward = update_reward_moments(
             reward, transitions.reward, transitions.terminated | transitions.truncated, gamma
         )
-    return Normalizer(observation, reward)
+    return Normalizer(observation, reward, scale)
 
 
 def observations(normalizer: Normalizer, obs: Observation) -> Observation:
@@ -67,17 +76,18 @@ def observations(normalizer: Normalizer, obs: Observation) -> Observation:
 
 
 def rewards(normalizer: Normalizer, reward: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """`reward / std` of the discounted returns; their mean stays, since shifting rewards changes the task."""
+    """`reward_scale * reward`, over the std of the discounted returns; their mean stays: shifting rewards changes the task."""
+    scaled = normalizer.reward_scale * reward
     if normalizer.reward is None:
-        return reward
-    return reward / jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+        return scaled
+    return scaled / jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
 
 
 def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Undo `rewards` on returns that were learned from normalised rewards."""
-    if normalizer.reward is None:
-        return z
-    return z * jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+    """Undo `rewards` on returns that were learned from such rewards."""
+    if normalizer.reward is not None:
+        z = z * jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+    return z / normalizer.reward_scale
 
 
 def transitions(normalizer: Normalizer, batch: Experience) -> Experience:

@@ -193,6 +193,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
             config.num_envs,
             config.normalize_observations,
             config.normalize_rewards,
+            config.reward_scale,
         ),
         key=key,
         evaluation_key=key_evaluation,

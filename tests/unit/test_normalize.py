@@ -52,6 +52,21 @@ def test_what_is_not_normalised_passes_as_it_is():
     assert_allclose(normalize.transitions(normalizer, batch).reward, batch.reward)
 
 
+def test_rewards_are_scaled_by_a_fixed_factor_and_returns_scaled_back():
+    rng = np.random.default_rng(3)
+    for rewards in (False, True):
+        plain, scaled = (
+            normalize.init((2,), 3, observations=False, rewards=rewards, reward_scale=x) for x in (1.0, 0.25)
+        )
+        for _ in range(20):
+            batch = steps(rng, 3)
+            plain, scaled = (normalize.update(normalizer, batch, 0.9) for normalizer in (plain, scaled))
+        reward = jnp.array([2.0, -3.0])
+        assert_allclose(normalize.rewards(scaled, reward), normalize.rewards(plain, reward) / 4, rtol=1e-6)
+        assert_allclose(normalize.returns(scaled, normalize.rewards(scaled, reward)), reward, rtol=1e-6)
+    assert normalize.rewards(normalize.init((2,), 3, False, False), reward).tolist() == [2.0, -3.0]
+
+
 def test_before_anything_is_seen_observations_pass_unscaled():
     normalizer = normalize.init((2,), 3, observations=True, rewards=True)
     assert_allclose(normalize.observations(normalizer, jnp.array([3.0, -4.0])), [3.0, -4.0], rtol=1e-6)

@@ -32,6 +32,7 @@ OFF_POLICY = {
     "max_grad_norm",
     "polyak",
     "priority_exponent",
+    "reward_scale",
     "weight_averaging",
 }
 MUNCHAUSEN = {"munchausen_alpha", "munchausen_clip", "munchausen_temperature"}
@@ -53,6 +54,7 @@ FLOATS = {
         "learning_rate_end",
         "learning_rate_fraction",
         "max_grad_norm",
+        "reward_scale",
         "v_max",
         "v_min",
         "weight_averaging",

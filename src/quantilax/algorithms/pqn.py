@@ -82,6 +82,7 @@ class Config:
 
     # The task
     bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
+    reward_scale: float = hyperparameters.reward_scale(1.0, paper=1.0)
     normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
@@ -205,6 +206,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
             config.num_envs,
             config.normalize_observations,
             config.normalize_rewards,
+            config.reward_scale,
         ),
         key=key,
         evaluation_key=key_evaluation,

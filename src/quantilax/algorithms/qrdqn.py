@@ -76,6 +76,7 @@ class Config:
     # The task
     gamma: float = hyperparameters.gamma(0.99, paper=0.99)
     bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
+    reward_scale: float = hyperparameters.reward_scale(1.0, paper=1.0)
     normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
     normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
 
