@@ -300,6 +300,7 @@ def test_shipped_configs_keep_their_other_sections_byte_for_byte(file, tmp_path)
         fields = target(text, tmp_path, name, gamma=0.123, total_timesteps=123_000, metrics=False)
         after = sections.put(text, file, name, fields, ["why"]).text
         removed = set(text.splitlines()) - set(after.splitlines())
+        removed = {line for line in removed if not line.startswith("#:")}  # an earlier recommendation's comment
         assert len(removed) <= 2  # lines of gamma and total_timesteps
         assert sections.put(after, file, name, fields, ["why"]).text == after
 
