@@ -179,6 +179,7 @@ def test_the_target_network_has_no_gradient(algo, state):
 
 def test_fractions_of_a_network_rise_from_0_to_1_and_q_is_the_sum_weighted_by_them(algo, state):
     obs = jax.random.normal(jax.random.key(1), (50, 6))
+    state = replace(state, average_params=state.params)
     online = nnx.merge(state.network, state.params)
     _, tau, Z = online(jax.vmap(online.psi)(obs))
     assert tau.shape == (50, N + 1)
