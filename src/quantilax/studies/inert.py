@@ -277,7 +277,9 @@ class Trial:
             yield Row(
                 int(record.env_step),
                 _bytes((record.lengths, record.returns)),
-                _bytes((state.params, getattr(state, "average_params", None))),  # those of one's own may have no average
+                _bytes(
+                    (state.params, getattr(state, "average_params", None))
+                ),  # those of one's own may have no average
                 None if record.metrics is None else float(record.metrics.td_error),
             )
 
