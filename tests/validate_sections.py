@@ -33,7 +33,7 @@ def share(cell):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("row", rows(), ids=lambda row: row["section"].replace("`", ""))
+@pytest.mark.parametrize("row", list(rows()), ids=lambda row: row["section"].replace("`", ""))
 def test_a_validated_section_still_comes_to_what_its_row_says(row, tmp_path):
     file, section = row["section"].strip("`").rsplit(" ", 1)
     solved = float(re.search(r" at (\S+) or more", row["ended solved"])[1])
