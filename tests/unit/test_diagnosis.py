@@ -95,8 +95,18 @@ def test_a_change_is_one_of_the_configs_fields_with_another_value_that_it_may_ha
 
 def test_a_change_is_told_as_the_command_line_takes_it():
     text = diagnosis.told(diagnose(frame(**FAULTS["reward_scale"]), CONFIG))
-    assert "     try: normalize_rewards=true" in text
-    assert any(line.endswith("normalize_rewards=false") for line in text)
+    assert "     try: reward_scale=0.0007" in text
+    assert any(line.endswith("reward_scale=1.0") for line in text)
+
+
+def test_a_smaller_factor_on_the_rewards_brings_returns_into_the_range_whatever_the_factor_was():
+    for factor in (0.1, 1.0, 20.0):
+        row = {"return_size": 5_000.0}
+        (rule,) = (rule for rule in RULES if rule.cause == "reward_scale")
+        change = rule.change({**CONFIG, "reward_scale": factor}, row)
+        assert set(change) == {"reward_scale"}
+        low, high = healthy()["return_size"]
+        assert low < 5_000 * change["reward_scale"] / factor < high
 
 
 def test_limit_deaths_that_the_network_saw_coming_are_no_fault():

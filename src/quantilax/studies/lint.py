@@ -97,5 +97,5 @@ def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
         f"kappa={float(kappa):g} is over 100 times the mean TD error of {row.td_error:.2g}: the loss is a parabola everywhere,"
         " so it learns expectiles and no quantiles",
         f"measured over {row.env_step:,} environment steps of one seed",
-        "a smaller kappa, or rewards of another scale (normalize_rewards)",
+        "a smaller kappa, or rewards of another scale (reward_scale)",
     )

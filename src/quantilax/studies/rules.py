@@ -132,6 +132,12 @@ def _change_learning_rate(config: Config, row: Row) -> dict[str, Any]:
     return {"learning_rate": float(f"{config['learning_rate'] / max(3, 3 * beyond):.1g}")}
 
 
+def _change_reward_scale(config: Config, row: Row) -> dict[str, Any]:
+    # A fixed factor: over running moments the unit of all values moves while the policy improves (investigations/0005-solved).
+    ratio = healthy()["return_size"].high / row["return_size"]
+    return {"reward_scale": float(f"{config['reward_scale'] * ratio / 2:.1g}")}
+
+
 def _change_target(config: Config, row: Row) -> dict[str, Any]:
     if config["polyak"] > 0:
         return {"polyak": 0.0, "target_update_freq": 32}
@@ -173,8 +179,8 @@ RULES = (
         1,
         0.5,
         ("replay_error", "huber_scale", "bias"),
-        ("normalize_rewards",),
-        lambda config, row: {"normalize_rewards": True},
+        ("reward_scale",),
+        _change_reward_scale,
         explains=("kappa", "noise", "learning_rate", "clipping", "buffer"),
     ),
     Rule(
