@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import rollout, threads
+from quantilax import normalize, rollout, threads
 from quantilax.networks import torsos
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
@@ -114,12 +114,16 @@ def segment(
     metrics = None if mean is None else measured(mean, state, iterations)
 
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
-    policy, signals = algorithm.policy(env, config, state), None
-    if measures_signals(algorithm, config):
+    policy, signals, learned_returns = algorithm.policy(env, config, state), None, None
+    has_support = getattr(config, "support", None) is not None
+    if has_support or measures_signals(algorithm, config):
         episodes = rollout.watch(env, policy, key, config.eval_episodes, config.gamma)
         lengths, returns = episodes.lengths, episodes.returns
-        keys = signal_keys(state)
-        signals = _strong(algorithm.signals(env, config, state, episodes, *keys))  # type: ignore[misc]
+        if has_support:
+            learned_returns = normalize.rewards(state.normalizer, episodes.discounted)
+        if measures_signals(algorithm, config):
+            keys = signal_keys(state)
+            signals = _strong(algorithm.signals(env, config, state, episodes, *keys))  # type: ignore[misc]
     else:
         lengths, returns = rollout.evaluate(env, policy, key, config.eval_episodes)
     callback = None
@@ -134,6 +138,7 @@ def segment(
         metrics=metrics,
         callback=callback,
         signals=signals,
+        learned_returns=learned_returns,
     )
     return state, record
 

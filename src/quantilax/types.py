@@ -156,6 +156,8 @@ class Record(NamedTuple):
     """What the agent's `eval_callback` returned; None without one."""
     signals: PyTree = None
     """A `quantilax.signals.Signals`; None unless the config says `signals: true`."""
+    learned_returns: Float[Array, "E"] | None = None
+    """Discounted returns in the units that are learned; None unless these have bounds, `config.support`."""
 
 
 EvalCallback: TypeAlias = Callable[["Algorithm", Environment, Config, State, Key[Array, ""]], PyTree]

@@ -1,5 +1,6 @@
 """Findings on a config: each rule at both sides of its border, fields without effect, and nothing on what is healthy."""
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from quantilax import ALGORITHMS, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
 from quantilax.algorithms import iqn
 from quantilax.envs.probes import Corridor
+from quantilax.hyperparameters import uncovered
 from quantilax.studies import inert
 from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_program
 from quantilax.studies.lint import Finding, _advice, _chosen, is_clean, lint
@@ -348,3 +350,31 @@ def test_a_trial_takes_the_steps_that_are_asked_for_and_no_more_than_the_run():
     assert Trial(one, steps=1).iterations() == [32, 32]
     assert sum(Trial(one, steps=10**6).iterations()) == (50_000 - 40) / 4
     assert Trial(tiny("iqn", total_timesteps=80, eval_freq=40)).iterations() == [5, 5]
+
+
+def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_and_one_that_leaves_more_is_with_figures():
+    returns = np.array([*np.linspace(0, 9, 18), 12.0, 20.0])
+    assert uncovered((0.0, 10.0), returns) is None  # 2 of 20
+    assert uncovered((0.0, 8.9), returns) == (
+        "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to 8.9:"
+        " they go from 0 to 20; widen the support, or change reward_scale"
+    )
+    assert uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
+
+
+@pytest.mark.parametrize(("algorithm", "head"), [("c51", {}), ("pqn", {"head": "categorical"})])
+def test_a_categorical_support_that_does_not_cover_the_returns_of_the_first_evaluations_is_found(algorithm, head):
+    for v_max, is_found in ((1.0, True), (100.0, False)):
+        one = tiny(algorithm, "CartPole-v1", **head, v_min=0.0, v_max=v_max)
+        found = [finding for finding in lint(one) if finding.field == "v_max"]
+        assert bool(found) == is_found
+        if is_found:
+            assert found[0].severity == "warning"
+            assert "100% of the returns" in found[0].finding
+            assert re.fullmatch(r"measured at environment step \d+ of one seed", found[0].evidence)
+            assert found[0].remedy == "widen the support, or change reward_scale"
+
+
+def test_returns_are_compared_with_the_support_as_they_are_learned():
+    one = tiny("c51", "CartPole-v1", v_min=0.0, v_max=1.0, reward_scale=0.01)
+    assert [finding for finding in lint(one) if finding.field == "v_max"] == []

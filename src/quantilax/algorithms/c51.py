@@ -99,6 +99,11 @@ class Config:
         """Environment steps of `step`."""
         return self.num_envs
 
+    @property
+    def support(self) -> tuple[float, float]:
+        """Bounds of what can be learned: `v_min` and `v_max`."""
+        return self.v_min, self.v_max
+
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
         return offpolicy.derived(self)

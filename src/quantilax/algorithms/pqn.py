@@ -109,6 +109,11 @@ class Config:
         """Gradient steps of the whole run."""
         return self.total_timesteps // self.steps_per_iteration * self.num_epochs * self.num_minibatches
 
+    @property
+    def support(self) -> tuple[float, float] | None:
+        """Bounds of what the categorical head can learn: `v_min` and `v_max`; None for the others."""
+        return (self.v_min, self.v_max) if self.head == "categorical" else None
+
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
         updates_per_step = self.num_epochs * self.num_minibatches / self.steps_per_iteration

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from quantilax import train
 from quantilax.agent import Agent
+from quantilax.hyperparameters import uncovered
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, evaluations, loggers, plots
 from quantilax.runs.background import Background
@@ -289,7 +290,7 @@ def _loop(
     start = time.perf_counter() - timing.get("seconds", 0.0)
     segments = train.fit(env, config, program, state, since)
     last, every = agent.evaluation_steps[-1], directory.facts["checkpoint_every"]
-    unsaved, is_stopped = 0, False
+    unsaved, is_stopped, is_covered = 0, False, True
 
     def turn() -> tuple[State, Record] | None:
         for state, record in segments:
@@ -306,6 +307,11 @@ def _loop(
             background.put(partial(logger.log, entries[-1]))
             progress.evaluated(entries[-1])
             _check_finite(record, entries[-1].env_step, state, directory)
+            if is_covered and record.learned_returns is not None:
+                line = uncovered(agent.config.support, np.asarray(record.learned_returns))
+                is_covered = line is None
+                if line is not None:
+                    progress.warn(f"{line} (seen at step {entries[-1].env_step:,})")
             is_stopped = callback is not None and bool(callback(state, record))
             unsaved += 1
             if every and unsaved >= every:

@@ -250,6 +250,7 @@ class Row(NamedTuple):
     curve: tuple[bytes, ...]
     weights: tuple[bytes, ...]
     td_error: float | None
+    learned_returns: np.ndarray | None
 
 
 class Trial:
@@ -281,6 +282,7 @@ class Trial:
                     (state.params, getattr(state, "average_params", None))
                 ),  # those of one's own may have no average
                 None if record.metrics is None else float(record.metrics.td_error),
+                None if record.learned_returns is None else np.asarray(record.learned_returns),
             )
 
     def iterations(self) -> list[int]:

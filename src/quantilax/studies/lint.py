@@ -12,6 +12,7 @@ from dataclasses import fields
 
 from quantilax import pytree, train
 from quantilax.agent import Agent
+from quantilax.hyperparameters import uncovered
 from quantilax.runs import check_memory
 from quantilax.studies import inert
 from quantilax.studies.findings import SEVERITIES, Finding
@@ -61,7 +62,7 @@ def lint(
     programs = inert.Programs(agent, progress)
     found += inert.findings(programs, _chosen(agent) if given is None else given, trial, progress)
     if trial is not None:
-        found += _error_scale(agent, trial)
+        found += [*_error_scale(agent, trial), *_support(agent, trial)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -99,3 +100,16 @@ def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
         f"measured over {row.env_step:,} environment steps of one seed",
         "a smaller kappa, or rewards of another scale (reward_scale)",
     )
+
+
+def _support(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
+    """Compare a categorical support with the returns of the first evaluations."""
+    for row in (trial.base(0), trial.base(1)):
+        line = None if row.learned_returns is None else uncovered(agent.config.support, row.learned_returns)
+        if line is not None:
+            field, finding = line.split(": ", 1)
+            finding, _, remedy = finding.rpartition("; ")
+            yield Finding(
+                "warning", field, finding, f"measured at environment step {row.env_step:,} of one seed", remedy
+            )
+            return
