@@ -181,7 +181,9 @@ def test_sound_settings_beside_the_misleading_ones_give_no_warning(call: Call, f
 
 def test_a_categorical_support_that_does_not_cover_the_returns_gives_one_warning_with_the_figures(call: Call, tmp_path):
     section = "c51:\n  env: CartPole-v1\n  total_timesteps: 400\n  eval_freq: 100\n  eval_episodes: 4\n  num_envs: 4\n"
-    section += "  num_epochs: 1\n  fill_buffer: 40\n  batch_size: 16\n  torso_sizes: [8]\n  head_sizes: [8]\n  v_min: 0.0\n"
+    section += (
+        "  num_epochs: 1\n  fill_buffer: 40\n  batch_size: 16\n  torso_sizes: [8]\n  head_sizes: [8]\n  v_min: 0.0\n"
+    )
     (tmp_path / "c51.yaml").write_text(section)
     told = call("train", "c51.yaml", "c51", "v_max=2.0", "--out", "narrow", "--quiet", "--no-cache")
     assert told.status == 0

@@ -18,8 +18,12 @@ print(sum(len(cell.get("outputs", ())) for cell in notebook.cells))
 """
 
 
-def test_there_is_one():
-    assert [path.name for path in NOTEBOOKS] == ["study.ipynb"]
+LEFT = {"study": "corridor-study/report.html", "tour": "walk/study.json"}
+"""What each leaves behind."""
+
+
+def test_there_are_two():
+    assert [path.stem for path in NOTEBOOKS] == list(LEFT)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -35,7 +39,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, pytestconfig):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > 0
-    assert (tmp_path / "corridor-study" / "report.html").exists()
+    assert (tmp_path / LEFT[path.stem]).exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -356,8 +356,8 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
     returns = np.array([*np.linspace(0, 9, 18), 12.0, 20.0])
     assert uncovered((0.0, 10.0), returns) is None  # 2 of 20
     assert uncovered((0.0, 8.9), returns) == (
-        "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to 8.9:"
-        " they go from 0 to 20; widen the support, or change reward_scale"
+        "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to"
+        " 8.9: they go from 0 to 20; widen the support, or change reward_scale"
     )
     assert uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
 
