@@ -75,6 +75,10 @@ munchausen_clip = hyperparameter("l0, the least that t ln pi(a|x) counts, in uni
 # Exploration
 eps_start = hyperparameter("first epsilon", ge=0, le=1)
 eps_end = hyperparameter("last epsilon", ge=0, le=1)
+exploration_repeats = hyperparameter(
+    "the most steps for which a random action is repeated, n with chances in proportion to n^-2; 1: epsilon-greedy",
+    ge=1,
+)
 exploration_fraction = hyperparameter("share of total_timesteps over which epsilon falls", ge=0, le=1)
 
 # The task

@@ -45,6 +45,8 @@ class State:
     env_state: PyTree
     """Leading axis num_envs."""
     obs: Shaped[Array, "num_envs *obs"]
+    repeats: exploration.Repeats | None
+    """Random actions that go on; None where they last for one step, `exploration_repeats: 1`."""
     normalizer: normalize.Normalizer
     key: Key[Array, ""]
     evaluation_key: Key[Array, ""]
@@ -188,6 +190,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
         priorities=replay.priorities.init(ring, config.batch_size) if config.prioritized else None,
         env_state=env_state,
         obs=obs,
+        repeats=exploration.no_repeats(config.num_envs) if config.exploration_repeats > 1 else None,
         normalizer=normalize.init(
             env.observation_space.shape,
             config.num_envs,
@@ -205,7 +208,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
         return jax.random.randint(key, (), 0, num_actions(env))
 
     def warm_up(state: State, key: Key[Array, ""]) -> tuple[State, None]:
-        return collect(env, config, state, random_action, key), None
+        return collect(env, config, state, random_action, 1.0, key), None
 
     iterations = warmup_steps(config) // config.num_envs
     return jax.lax.scan(warm_up, state, jax.random.split(key_warmup, iterations))[0]
@@ -217,8 +220,8 @@ def step(
     """Take one step in each environment, then `num_epochs` gradient steps."""
     key, key_collect, key_updates = jax.random.split(state.key, 3)
     epsilon = epsilon_of(config, state)
-    act = behaviour(config, state, epsilon, acting_policy)
-    state = collect(env, config, replace(state, key=key), act, key_collect)
+    act = behaviour(config, state, epsilon if state.repeats is None else 0.0, acting_policy)
+    state = collect(env, config, replace(state, key=key), act, epsilon, key_collect)
 
     def update_once(state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
         return update(config, state, key)
@@ -256,9 +259,18 @@ def behaviour(
     return act
 
 
-def collect(env: Environment, config: Config, state: State, act: Policy, key: Key[Array, ""]) -> State:
-    """One step of each environment into the replay."""
-    env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key)
+def collect(
+    env: Environment, config: Config, state: State, act: Policy, epsilon: Float[Array, ""] | float, key: Key[Array, ""]
+) -> State:
+    """One step of each environment into the replay: by `act`, or by a random action that goes on."""
+    repeats, instead = state.repeats, None
+    if repeats is not None:
+        key, key_repeats = jax.random.split(key)
+        repeats = exploration.begin_repeats(key_repeats, repeats, epsilon, num_actions(env), config.exploration_repeats)
+        instead = repeats.left > 0, repeats.action
+    env_state, obs, transition = rollout.collect(env, act, state.env_state, state.obs, key, instead)
+    if repeats is not None:
+        repeats = exploration.end_step(repeats, transition.terminated | transition.truncated)
     if not config.bootstrap_truncated:
         transition = transition.ended_where_truncated()
     ring, priorities = replay.add(state.replay, transition, obs), state.priorities
@@ -268,6 +280,7 @@ def collect(env: Environment, config: Config, state: State, act: Policy, key: Ke
         priorities=None if priorities is None else replay.priorities.add(priorities, ring),
         env_state=env_state,
         obs=obs,
+        repeats=repeats,
         normalizer=normalize.update(state.normalizer, transition, config.gamma),
         env_steps=state.env_steps + config.num_envs,
     )
@@ -368,7 +381,12 @@ def learner(
         quantiles=quantiles,
         values=values,
         features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
-        behave=behaviour(config, state, epsilon_of(config, state), acting_policy),
+        behave=behaviour(
+            config,
+            state,
+            exploration.share_of_repeats(epsilon_of(config, state), config.exploration_repeats),
+            acting_policy,
+        ),
         greedy=behaviour(config, state, 0.0, acting_policy, noise=False),
         experience=signals.Experience(
             rows.action,

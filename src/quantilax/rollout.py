@@ -19,13 +19,19 @@ Seen: TypeAlias = tuple[Float[Array, "E"], Transition, Transition]
 
 
 def collect(
-    env: Environment, act: Policy, env_state: PyTree, obs: Observation, key: Key[Array, ""]
+    env: Environment,
+    act: Policy,
+    env_state: PyTree,
+    obs: Observation,
+    key: Key[Array, ""],
+    instead: tuple[Bool[Array, "E"], Int[Array, "E"]] | None = None,
 ) -> tuple[PyTree, Observation, Transition]:
     """Take one step in each of E environments.
 
     Args:
         act: (observation, key) -> action, for one environment.
         env_state, obs: leading axis E.
+        instead: (where, actions): environments in which another action is taken.
 
     Returns:
         The states, the observations to act on next (after automatic resets), and the transitions, whose `next_obs` are the
@@ -34,6 +40,8 @@ def collect(
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     keys_act, keys_step = jax.random.split(key, (2, num_envs))
     action = jax.vmap(act)(obs, keys_act)
+    if instead is not None:
+        action = jnp.where(*instead, action)
     env_state, time_step = jax.vmap(env.step)(keys_step, env_state, action)
     transition = Transition(
         obs, action, time_step.reward, time_step.next_obs, time_step.terminated, time_step.truncated

@@ -1,5 +1,6 @@
 """What holds for every registered algorithm; a new one is picked up from the registry."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, offpolicy
 from quantilax.agent import _train, create
 from quantilax.algorithms import pqn
 from quantilax.envs.probes import Corridor
+from quantilax.exploration import mean_repeats
 from quantilax.networks import TORSOS
 from tests.conftest import TINY, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
@@ -165,6 +167,30 @@ def test_normalisation_runs_and_matters(name, switch):
     on, off = (tiny(name, env, **{switch: value}).train(jax.random.key(0))[0] for value in (True, False))
     assert any(not np.array_equal(a, b) for a, b in zip(raw(on.params), raw(off.params), strict=True))
     assert all(np.isfinite(x).all() for x in raw(on.params))
+
+
+@pytest.mark.parametrize("name", [name for name, one in ALGORITHMS.items() if hasattr(one.config, "fill_buffer")])
+def test_random_actions_are_repeated_in_training_as_in_the_warm_up_where_that_is_asked_for(name):
+    def same_as_before(**changes):
+        size = dict(num_envs=10, total_timesteps=1_000, eval_freq=500, buffer_size=1_000, fill_buffer=500)
+        with warnings.catch_warnings(action="ignore", category=ConfigWarning):  # that exploration never ends
+            algo = tiny(name, "CartPole-v1", **size, **changes)
+        state, _ = algo.train(jax.random.key(0))
+        rows = state.replay.rows
+        goes_on = ~np.asarray(rows.terminated | rows.truncated)[:-1]
+        same = np.asarray(rows.action[1:] == rows.action[:-1])
+        return state, same[:50][goes_on[:50]].mean(), same[50:][goes_on[50:]].mean()
+
+    random = dict(eps_start=1.0, eps_end=1.0, exploration_fraction=0.0)
+    _, *once = same_as_before(**random)
+    assert_allclose(once, 0.5, atol=0.1)
+    state, *often = same_as_before(**random, exploration_repeats=20)
+    # A step goes on with a repeat of mean length m with probability 1 - 1/m, else any of two actions is taken.
+    assert_allclose(often, 1 - 0.5 / mean_repeats(20), atol=0.1)
+    assert state.repeats.left.shape == (10,)
+
+    state, *_ = same_as_before(eps_start=0.0, eps_end=0.0, exploration_repeats=20)
+    assert not state.repeats.left.any()  # those of the warm-up have ended with their episodes
 
 
 def test_an_unknown_field_is_refused_with_a_suggestion(name):

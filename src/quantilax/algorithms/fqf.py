@@ -88,6 +88,7 @@ class Config:
     eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
     eps_end: float = hyperparameters.eps_end(0.04, paper=0.01)
     exploration_fraction: float = hyperparameters.exploration_fraction(0.1, paper=0.02)
+    exploration_repeats: int = hyperparameters.exploration_repeats(1, paper=1)
 
     # The task
     gamma: float = hyperparameters.gamma(0.99, paper=0.99)
