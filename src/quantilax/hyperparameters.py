@@ -7,9 +7,6 @@ An algorithm's config gives its own default and the value of its paper:
 
 from typing import Any, Protocol
 
-import numpy as np
-from jaxtyping import Float
-
 from quantilax.networks import ACTIVATIONS, TORSOS
 from quantilax.pytree import ConfigError, field
 
@@ -106,20 +103,3 @@ def check_support(v_min: Any, v_max: Any) -> None:
     concrete = isinstance(v_min, float) and isinstance(v_max, float)  # in a sweep they are tracers
     if concrete and v_min >= v_max:
         raise ConfigError(f"v_min: {v_min} is not below v_max={v_max}; lower it")
-
-
-def uncovered(support: tuple[float, float], returns: Float[np.ndarray, "*episodes"]) -> str | None:
-    """Return a line on returns that a categorical support does not cover, with the remedy; None where it covers nine of ten."""
-    v_min, v_max = support
-    above, below = float(np.mean(returns > v_max)), float(np.mean(returns < v_min))
-    if above + below <= UNCOVERED:
-        return None
-    return (
-        f"{'v_max' if above >= below else 'v_min'}: {above + below:.0%} of the returns of an evaluation, discounted and as they"
-        f" are learned, lie outside of the support from {float(v_min):g} to {float(v_max):g}: they go from"
-        f" {float(returns.min()):.3g} to {float(returns.max()):.3g}; widen the support, or change reward_scale"
-    )
-
-
-UNCOVERED = 0.1
-"""Share of an evaluation's returns outside of the support from which on it is told."""

@@ -77,6 +77,23 @@ def advice(env: Environment, config: Config) -> list[str]:
     return lines + config.advice() + of_torso
 
 
+def uncovered(support: tuple[float, float], returns: Float[np.ndarray, "*episodes"]) -> str | None:
+    """Return a line on returns that a categorical support does not cover, with the remedy; None where it covers nine of ten."""
+    v_min, v_max = support
+    above, below = float(np.mean(returns > v_max)), float(np.mean(returns < v_min))
+    if above + below <= UNCOVERED:
+        return None
+    return (
+        f"{'v_max' if above >= below else 'v_min'}: {above + below:.0%} of the returns of an evaluation, discounted and as they"
+        f" are learned, lie outside of the support from {float(v_min):g} to {float(v_max):g}: they go from"
+        f" {float(returns.min()):.3g} to {float(returns.max()):.3g}; widen the support, or change reward_scale"
+    )
+
+
+UNCOVERED = 0.1
+"""Share of an evaluation's returns outside of the support from which on it is told."""
+
+
 def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Return the state before training, warm-up done."""
     env, config = _opaque((env, config))

@@ -16,7 +16,6 @@ from quantilax import ALGORITHMS, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
 from quantilax.algorithms import iqn
 from quantilax.envs.probes import Corridor
-from quantilax.hyperparameters import uncovered
 from quantilax.studies import inert
 from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_program
 from quantilax.studies.lint import Finding, _advice, _chosen, is_clean, lint
@@ -354,12 +353,12 @@ def test_a_trial_takes_the_steps_that_are_asked_for_and_no_more_than_the_run():
 
 def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_and_one_that_leaves_more_is_with_figures():
     returns = np.array([*np.linspace(0, 9, 18), 12.0, 20.0])
-    assert uncovered((0.0, 10.0), returns) is None  # 2 of 20
-    assert uncovered((0.0, 8.9), returns) == (
+    assert train.uncovered((0.0, 10.0), returns) is None  # 2 of 20
+    assert train.uncovered((0.0, 8.9), returns) == (
         "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to"
         " 8.9: they go from 0 to 20; widen the support, or change reward_scale"
     )
-    assert uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
+    assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
 
 
 @pytest.mark.parametrize(("algorithm", "head"), [("c51", {}), ("pqn", {"head": "categorical"})])

@@ -58,7 +58,7 @@ BELOW = {
         "types",
         "pytree",
     },
-    "train": {"algorithms", "networks", "rollout", "threads", "types", "pytree"},
+    "train": {"algorithms", "networks", "normalize", "rollout", "threads", "types", "pytree"},
     "agent": {"train", "rollout", "algorithms", "envs", "types", "pytree"},
     "runs": {"signals", "agent", "train", "algorithms", "replay", "envs", "statistics", "threads", "types", "pytree"},
     "studies": {"signals", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},

@@ -18,7 +18,6 @@ from jaxtyping import PyTree
 
 from quantilax import train
 from quantilax.agent import Agent
-from quantilax.hyperparameters import uncovered
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, evaluations, loggers, plots
 from quantilax.runs.background import Background
@@ -308,7 +307,7 @@ def _loop(
             progress.evaluated(entries[-1])
             _check_finite(record, entries[-1].env_step, state, directory)
             if is_covered and record.learned_returns is not None:
-                line = uncovered(agent.config.support, np.asarray(record.learned_returns))
+                line = train.uncovered(agent.config.support, np.asarray(record.learned_returns))
                 is_covered = line is None
                 if line is not None:
                     progress.warn(f"{line} (seen at step {entries[-1].env_step:,})")

@@ -12,7 +12,6 @@ from dataclasses import fields
 
 from quantilax import pytree, train
 from quantilax.agent import Agent
-from quantilax.hyperparameters import uncovered
 from quantilax.runs import check_memory
 from quantilax.studies import inert
 from quantilax.studies.findings import SEVERITIES, Finding
@@ -105,7 +104,7 @@ def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
 def _support(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
     """Compare a categorical support with the returns of the first evaluations."""
     for row in (trial.base(0), trial.base(1)):
-        line = None if row.learned_returns is None else uncovered(agent.config.support, row.learned_returns)
+        line = None if row.learned_returns is None else train.uncovered(agent.config.support, row.learned_returns)
         if line is not None:
             field, finding = line.split(": ", 1)
             finding, _, remedy = finding.rpartition("; ")
