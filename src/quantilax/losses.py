@@ -10,7 +10,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from quantilax.types import NStep
 
@@ -188,6 +188,41 @@ def lambda_returns(
         return g, g
 
     return jax.lax.scan(backward, value[-1], (reward, discount, value, trace), reverse=True)[1]
+
+
+def munchausen_lambda_returns(
+    reward: Float[Array, "T"],
+    discount: Float[Array, "T"],
+    q_next: Float[Array, "T A"],
+    q_before: Float[Array, "T A"],
+    action: Int[Array, "T"],
+    trace: Float[Array, "T"],
+    temperature: Float[Array, ""] | float,
+    alpha: Float[Array, ""] | float,
+    l0: Float[Array, ""] | float,
+) -> Float[Array, "T"]:
+    """Lambda-returns of the softmax policy `pi = softmax(q / t)`, with its log-probability added to the reward.
+
+    `G_t = r_t + alpha [b_t]_{l0}^0 + discount_t [(1 - trace_t) v_t + trace_t (G_{t+1} - b_{t+1})]`, `b_t = t ln pi(a_t|x_t)`,
+    with `v_t = sum_a pi(a|x_{t+1}) (q_next_t(a) - t ln pi(a|x_{t+1}))`, and `v_{T-1}` for what follows the last step. With a
+    trace of 0 it is `munchausen_targets`.
+
+    Args:
+        reward, discount, trace: as for `lambda_returns`.
+        q_next, q_before: values at x_{t+1}, the true successor, and at x_t, of the network before the update.
+        action: a_t.
+        temperature, alpha, l0: as for `munchausen_targets`.
+
+    Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1, with the lambda-returns of
+    Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
+    """
+    t_log_pi_next = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_next, temperature)
+    v = (jnp.exp(t_log_pi_next / temperature) * (q_next - t_log_pi_next)).sum(axis=-1)
+    t_log_pi = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_before, temperature)
+    t_log_pi = jnp.take_along_axis(t_log_pi, action[:, None], axis=-1)[:, 0]
+    bonus = alpha * jnp.clip(t_log_pi, l0, 0)
+    following = jnp.append(-t_log_pi[1:], 0.0)  # after the last step stands v, which has its entropy
+    return lambda_returns(reward + bonus + discount * trace * following, discount, v, trace)
 
 
 def lambda_return_draws(

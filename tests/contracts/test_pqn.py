@@ -68,6 +68,36 @@ def test_targets_are_lambda_returns_of_the_true_successors_cut_at_the_end_of_epi
             assert_allclose(targets[i, e], g, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("temperature", "clip"), [(0.3, -1.0), (0.05, -0.1)])
+def test_targets_with_munchausen_are_soft_lambda_returns_cut_at_the_end_of_episodes(temperature, clip):
+    algo = with_head("scalar", munchausen=True, munchausen_temperature=temperature, munchausen_clip=clip)
+    state, t = collected(algo)
+    targets = pqn.lambda_targets(algo.config, state, t, jax.random.key(2))
+    T, E = t.reward.shape
+    gamma, lambda_, alpha = algo.config.gamma, algo.config.lambda_, algo.config.munchausen_alpha
+    for e in range(E):
+        q, q_next = q_values(state, t.obs[:, e]), q_values(state, t.next_obs[:, e])
+        b = temperature * log_softmax(q / temperature, axis=-1)[np.arange(T), np.asarray(t.action[:, e])]
+        pi = softmax(q_next / temperature, axis=-1)
+        v = (pi * (q_next - temperature * log_softmax(q_next / temperature, axis=-1))).sum(axis=-1)
+        for s in reversed(range(T)):
+            reward = float(t.reward[s, e]) + alpha * max(b[s], clip)
+            if t.terminated[s, e]:
+                g = reward
+            elif t.truncated[s, e] or s == T - 1:
+                g = reward + gamma * v[s]
+            else:
+                g = reward + gamma * ((1 - lambda_) * v[s] + lambda_ * (g - b[s + 1]))
+            assert_allclose(targets[s, e], g, rtol=1e-4, atol=1e-5)
+
+
+def test_munchausen_is_refused_with_a_head_for_distributions():
+    with pytest.raises(
+        ConfigError, match="munchausen: not defined here for the returns of head=quantile; set head to scalar"
+    ):
+        with_head("quantile", munchausen=True)
+
+
 def test_each_step_is_learned_from_once_per_epoch(algo):
     rows = algo.config.steps_per_iteration
     state, _ = algo.step(algo.init(jax.random.key(0)))

@@ -67,6 +67,7 @@ HEALTHY = {
     "iqn": ("iqn", dict(risk="cvar", risk_eta=0.5, prioritized=True)),
     "iqn with munchausen": ("iqn", dict(munchausen=True)),
     "pqn": ("pqn", {}),
+    "pqn with munchausen": ("pqn", dict(munchausen=True)),
     "pqn of quantiles": ("pqn", dict(head="implicit_quantile", num_tau_samples=3, num_cosines=4)),
     "pqn of atoms": ("pqn", dict(head="categorical", num_atoms=7, v_min=-2.0, v_max=3.0)),
 }

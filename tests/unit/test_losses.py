@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from scipy.special import log_softmax
 
 from quantilax import losses
+from quantilax.types import NStep
 
 with warnings.catch_warnings():  # its dependencies warn on import; that is why it is an oracle only
     warnings.simplefilter("ignore")
@@ -186,6 +187,20 @@ def test_lambda_returns_agree_with_rlax():
     trace = jnp.asarray(rng.uniform(size=20), jnp.float32)
     oracle = rlax.lambda_returns(*arguments, lambda_=trace)
     assert_allclose(losses.lambda_returns(*arguments, trace), oracle, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_lambda_returns_are_munchausen_targets_without_lambda_and_plain_ones_without_temperature_and_bonus():
+    q_next, q_before = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    action = jnp.array([0, 2, 1, 1, 0])
+    soft = losses.munchausen_lambda_returns(REWARD, DISCOUNT, q_next, q_before, action, jnp.zeros(5), 0.3, 0.9, -1.0)
+    for t in range(5):
+        one = NStep(None, action[t], REWARD[t], None, jnp.array(False), jnp.array(False), jnp.ones((), jnp.int32))
+        oracle = losses.munchausen_targets(q_next[t][None], q_next[t], q_before[t], one, DISCOUNT[t], 0.3, 0.9, -1.0)
+        assert_allclose(soft[t], oracle[0], rtol=1e-5, atol=1e-6)
+
+    greedy, trace = q_before.argmax(axis=-1), jnp.full(5, 0.75)
+    hard = losses.munchausen_lambda_returns(REWARD, DISCOUNT, q_next, q_before, greedy, trace, 1e-6, 0.0, -1.0)
+    assert_allclose(hard, losses.lambda_returns(REWARD, DISCOUNT, q_next.max(axis=-1), trace), rtol=1e-4)
 
 
 def test_lambda_zero_is_one_step_and_lambda_one_is_monte_carlo():

@@ -42,7 +42,8 @@ FLOATS = {
     QRDQN: OFF_POLICY | {"kappa"},
     IQN: OFF_POLICY | MUNCHAUSEN | {"kappa", "risk_eta"},
     FQF: OFF_POLICY | {"fraction_entropy", "fraction_learning_rate", "kappa"},
-    PQN: {
+    PQN: MUNCHAUSEN
+    | {
         "eps_end",
         "eps_start",
         "eval_epsilon",

@@ -9,7 +9,8 @@
 | lambda_t | `trace` | `lambda_`, and 0 where an episode ends: t + 1 belongs to another episode |
 | G_t | `target` | r_t + gamma (1 - terminated_t) [(1 - lambda_t) v_t + lambda_t G_{t+1}] |
 
-The loss is (Q(x_t, a_t) - G_t)^2 / 2 with G fixed, over `num_epochs` passes of `num_minibatches` shuffled parts.
+The loss is (Q(x_t, a_t) - G_t)^2 / 2 with G fixed, over `num_epochs` passes of `num_minibatches` shuffled parts. With
+`munchausen` G_t is of the softmax policy, its log-probability added to the reward, see `losses.munchausen_lambda_returns`.
 
 With a head that learns a distribution G_t is one too: that of r_t + gamma (1 - terminated_t) times G_{t+1} with probability
 lambda_t, else times Z_t. The quantile heads learn from draws of it by IQN's loss, the categorical one by cross-entropy.
@@ -60,6 +61,13 @@ class Config:
     # Returns
     gamma: float = hyperparameters.gamma(0.99, paper=0.99)
     lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", paper=0.65, ge=0, le=1)
+
+    munchausen: bool = field(
+        False, "returns of the softmax policy, its log-probability added to the reward; scalar head"
+    )
+    munchausen_alpha: float = hyperparameters.munchausen_alpha(0.9)
+    munchausen_temperature: float = hyperparameters.munchausen_temperature(0.03)
+    munchausen_clip: float = hyperparameters.munchausen_clip(-1.0)
 
     # What is learned of them
     head: str = field(
@@ -141,6 +149,10 @@ class Config:
                 f" {self.steps_per_iteration} steps; raise it"
             )
         hyperparameters.check_support(self.v_min, self.v_max)
+        if self.munchausen and self.head != "scalar":
+            raise ConfigError(
+                f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"
+            )
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
@@ -322,6 +334,12 @@ def lambda_targets(
     discount = config.gamma * transitions.discount
     trace = config.lambda_ * ~(transitions.terminated | transitions.truncated)
     if config.head == "scalar":
+        if config.munchausen:
+            (Y,) = outputs(config, network, transitions.obs.reshape(T * E, *transitions.obs.shape[2:]))
+            q_next, q_before = (x.reshape(T, E, -1) for x in (q_next, jax.vmap(partial(means, config))(Y)))
+            fixed = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
+            of_column = jax.vmap(losses.munchausen_lambda_returns, in_axes=(*[1] * 6, *[None] * 3), out_axes=1)
+            return of_column(transitions.reward, discount, q_next, q_before, transitions.action, trace, *fixed)
         of_column = jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)
         return of_column(transitions.reward, discount, chosen[..., 0], trace)
     if config.head == "categorical":
