@@ -42,7 +42,7 @@ def frame(returns=None, seed=0, **columns) -> pl.DataFrame:
             "env_step": STEPS,
             "return_mean": returns,
             "return_std": np.ones(len(STEPS)),
-            **rows,
+            **rows,  # `columns` may have these two as well
         }
     )
 
@@ -67,6 +67,7 @@ FAULTS = {
     "adam_eps": {"adam_damping": 1e-3},
     "reward_scale": {"start_return": 5_000.0},
     "clipping": {"clip_factor": 1e-5},
+    "sparse_reward": {"return_mean": -200.0, "return_std": 0.0},
 }
 
 
@@ -107,6 +108,22 @@ def test_a_smaller_factor_on_the_rewards_brings_returns_into_the_range_whatever_
         assert set(change) == {"reward_scale"}
         low, high = healthy()["return_size"]
         assert low < 5_000 * change["reward_scale"] / factor < high
+
+
+def test_where_every_episode_came_to_the_same_return_that_is_told_first_whatever_else_is_out_of_range():
+    run = frame(return_mean=-200.0, return_std=0.0, huber_scale=1e-4, adam_damping=1e-4)
+    (one,) = diagnose(run, CONFIG)
+    assert one.outcome.word == "did not learn"
+    assert one.causes[0].cause == "sparse_reward"
+    assert one.causes[0].change == {"exploration_repeats": 100}
+    repeated = {**CONFIG, "exploration_repeats": 100}
+    assert diagnose(run, repeated)[0].causes[0].change == {"exploration_fraction": 0.5, "eps_end": 0.1}
+
+
+def test_one_episode_that_came_to_another_return_is_a_difference():
+    once = np.zeros(len(STEPS))
+    once[5] = 0.8  # of 128 episodes one ended 9 steps earlier
+    assert named(frame(return_mean=-200.0, return_std=once)) == []
 
 
 def test_limit_deaths_that_the_network_saw_coming_are_no_fault():

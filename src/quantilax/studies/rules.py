@@ -68,6 +68,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
     | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
     | `explored` | mean `exploration` so far: whether it ever tried anything |
+    | `return_range` | greatest less least return of the run's evaluations (mean +- std), over the greater magnitude |
     | `limit_surprise` | of the episodes so far that reached the time limit, the share that died there unexpectedly |
 
     and every signal as it is.
@@ -75,6 +76,8 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     run = run.sort("env_step")[1:]
     batch = config.get("batch_size") or minibatch(config)
     column = {name: run[name].to_numpy().astype(float) for name in Signals._fields}
+    mean, std = run["return_mean"].to_numpy().astype(float), run["return_std"].to_numpy().astype(float)
+    highest, lowest = (mean + std).max(), (mean - std).min()
     noise, signal = column["gradient_noise"], column["gradient_signal"]
     reached = column["limit_reached"]
     unexpected = np.where(column["limit_error"] > SURPRISE, np.nan_to_num(column["limit_deaths"]), 0.0)
@@ -83,6 +86,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     derived = {
         "noise_to_signal": noise.cumsum() / batch / (largest_signal(signal, noise) + SMALL),
         "return_size": np.maximum.accumulate(np.abs(column["start_return"])),
+        "return_range": np.full(len(mean), (highest - lowest) / max(abs(highest), abs(lowest), SMALL)),
         "explored": np.cumsum(column["exploration"]) / np.arange(1, len(reached) + 1),
         "limit_surprise": np.where(
             reached.cumsum() > 0, (reached * unexpected).cumsum() / (reached.cumsum() + SMALL), np.nan
@@ -160,7 +164,27 @@ def _change_clipping(config: Config, row: Row) -> dict[str, Any]:
     return {"max_grad_norm": float(f"{config['max_grad_norm'] / max(row['clip_factor'], 1e-9):.1g}")}
 
 
+def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
+    if config.get("exploration_repeats") == 1:
+        return {"exploration_repeats": 100}
+    return {"exploration_fraction": 0.5, "eps_end": 0.1}
+
+
 RULES = (
+    Rule(
+        "sparse_reward",
+        "every episode came to the same return: nothing that was tried made a difference, so there is nothing to learn from",
+        "return_range",
+        -1,
+        0.5,
+        ("return_std", "exploration", "terminal_share"),
+        ("exploration_repeats", "exploration_fraction", "eps_end"),
+        _change_exploration,
+        explains=(
+            *("time_limit", "reward_scale", "clipping", "adam_eps", "target", "kappa"),
+            *("exploration", "buffer", "learning_rate", "noise"),
+        ),
+    ),
     Rule(
         "time_limit",
         "episodes end as deaths at the time limit to the step, where the network expected more to come",
@@ -272,10 +296,14 @@ RULES = (
 
 @cache
 def healthy() -> dict[str, Range]:
-    """Return the ranges of healthy runs, by quantity; `investigations/0003-diagnosis/fit.py` writes them."""
+    """Return the ranges of healthy runs, by quantity; `investigations/0003-diagnosis/fit.py` writes them, but for `EXACT`."""
     text = resources.files("quantilax.studies").joinpath("healthy.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return {row["quantity"]: Range(float(row["low"]), float(row["high"])) for row in rows}
+    return {row["quantity"]: Range(float(row["low"]), float(row["high"])) for row in rows} | EXACT
+
+
+EXACT = {"return_range": Range(1e-3, 2.0)}
+"""Ranges that need no measuring: returns that differ by less than a thousandth do not differ, and 2 is the most there is."""
 
 
 def score(rule: Rule, median: float) -> float:
