@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from quantilax import losses
 from quantilax.types import NStep
@@ -201,6 +201,29 @@ def test_soft_lambda_returns_are_munchausen_targets_without_lambda_and_plain_one
     greedy, trace = q_before.argmax(axis=-1), jnp.full(5, 0.75)
     hard = losses.munchausen_lambda_returns(REWARD, DISCOUNT, q_next, q_before, greedy, trace, 1e-6, 0.0, -1.0)
     assert_allclose(hard, losses.lambda_returns(REWARD, DISCOUNT, q_next.max(axis=-1), trace), rtol=1e-4)
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.5, 1.0])
+def test_soft_lambda_returns_of_the_true_values_are_these_whatever_was_done_and_hard_ones_are_lower(trace):
+    # Q - t ln pi is the soft value of a state for every action, so actions at random on the way do not bias the return.
+    rng, gamma, t = np.random.default_rng(0), 0.9, 0.3
+    successor, reward = rng.integers(4, size=(4, 3)), rng.normal(size=(4, 3))
+    soft = hard = np.zeros((4, 3))
+    for _ in range(500):
+        soft = reward + gamma * (t * logsumexp(soft / t, axis=-1))[successor]
+        hard = reward + gamma * hard.max(axis=-1)[successor]
+    x, a = [0], rng.integers(3, size=30)
+    for action in a:
+        x.append(successor[x[-1], action])
+    x, following = np.array(x[:-1]), np.array(x[1:])
+    steps = jnp.asarray(reward[x, a]), jnp.full(30, gamma)
+    returns = losses.munchausen_lambda_returns(
+        *steps, jnp.asarray(soft[following]), jnp.asarray(soft[x]), jnp.asarray(a), jnp.full(30, trace), t, 0.0, -1.0
+    )
+    assert_allclose(returns, soft[x, a], rtol=1e-4, atol=1e-5)
+    of_max = losses.lambda_returns(*steps, jnp.asarray(hard[following].max(axis=-1)), jnp.full(30, trace))
+    assert_allclose((of_max - hard[x, a]).max(), 0, atol=1e-4)
+    assert (np.asarray(of_max - hard[x, a]).mean() < -0.1) == (trace > 0)
 
 
 def test_lambda_zero_is_one_step_and_lambda_one_is_monte_carlo():
