@@ -19,8 +19,10 @@ train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 test: $(VENV)/.installed-test  ## Run the whole test suite
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-validate: $(VENV)/.installed-test  ## Repeat a part of each validation of docs/benchmarks.md, then of docs/diagnosis.md: 25 minutes on two cores
+validate: $(VENV)/.installed-test  ## Repeat a part of each validation of docs/benchmarks.md, IQN beside tianshou's, docs/diagnosis.md: 40 minutes on two cores
 	$(BIN)/pytest -p no:xdist -rA tests/validate_sections.py
+	$(BIN)/python -m benchmarks.conformance
+	$(BIN)/pytest -p no:xdist tests/contracts/test_conformance.py
 	rm -rf runs/validate
 	$(BIN)/python investigations/0003-diagnosis/run.py --out runs/validate --first-seed 100 --seeds 10
 	$(BIN)/python investigations/0003-diagnosis/fit.py --data runs/validate --keep-ranges --out runs/validate/results.csv --require
