@@ -45,6 +45,7 @@ def main() -> None:
             axes.plot(steps, lowest, color=line.get_color(), linestyle=":", linewidth=1)
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="environment steps", ylabel="mean return of an evaluation")
+        axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
