@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, normalize, replay, rollout, signals
+from quantilax import averaging, exploration, normalize, packing, replay, rollout, signals
 from quantilax.networks import with_noise
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
@@ -166,12 +166,12 @@ def advice(config: Config) -> list[str]:
 
 
 def adam(config: Config) -> optax.GradientTransformation:
-    """Adam with a linear schedule of its step size, after clipping by the global norm; on one flat vector."""
+    """Adam with a linear schedule of its step size, after clipping by the global norm; small arrays as one vector."""
     end = config.learning_rate * config.learning_rate_end
     duration = config.learning_rate_fraction * gradient_steps(config)
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return optax.flatten(optax.chain(clip, optax.adam(schedule, eps=config.adam_eps)))
+    return packing.packed(optax.chain(clip, optax.adam(schedule, eps=config.adam_eps)))
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""], network: Network, optimizer: Optimizer = adam) -> State:

@@ -175,7 +175,7 @@ class Learner(NamedTuple):
     """`experience` is a replay, so that the number of its episodes says something."""
     optimizer: optax.GradientTransformation
     optimizer_state: PyTree
-    """Of one Adam, on one vector; what is not trained by it is in no signal of Adam."""
+    """Of one Adam; what is not trained by it is in no signal of Adam."""
     gradient_steps: Int[Array, ""]
     adam_eps: Float[Array, ""] | float
     max_grad_norm: Float[Array, ""] | float
@@ -331,6 +331,10 @@ def midpoints(n: int) -> Float[Array, "n"]:
     return (jnp.arange(n) + 0.5) / n
 
 
+def _as_vector(tree: PyTree) -> Float[Array, "P"]:
+    return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
+
+
 def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     def add(sums: tuple[PyTree, Array], key: Key[Array, ""]) -> tuple[tuple[PyTree, Array], None]:
         key_draw, key_loss = jax.random.split(key)
@@ -343,7 +347,7 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
     adam = optax.tree.get(learner.optimizer_state, "ScaleByAdamState")
-    m, v = jnp.ravel(adam.mu), jnp.ravel(adam.nu)
+    m, v = _as_vector(adam.mu), _as_vector(adam.nu)
     corrected = v / (1 - 0.999 ** jnp.maximum(learner.gradient_steps, 1))
     scale = jnp.where(v > 0, jnp.sqrt(corrected), jnp.nan)
     return {

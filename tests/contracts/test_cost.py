@@ -1,10 +1,14 @@
 """What the compiled gradient step computes and touches, by XLA's own count: a guard of speed that times nothing."""
 
+import re
+
 import jax
 import pytest
 
 from quantilax import IQN
-from quantilax.algorithms import iqn
+from quantilax.algorithms import ALGORITHMS, iqn
+from quantilax.packing import PACKED
+from tests.conftest import tiny
 
 pytestmark = pytest.mark.optimized
 
@@ -36,3 +40,14 @@ def test_a_gradient_step_computes_little_beyond_its_products_and_makes_few_passe
     # Of these, 3.9 and 1.8 are operands turned for the weights' gradients and fractions sent together (decision 0013): more
     # bytes in a sixth less time. That no product reads by columns is held in tests/unit/test_networks.py.
     assert measured["bytes accessed"] < (23.1 if share else 30.5) * activations
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_no_algorithm_copies_a_large_array_of_the_network_into_a_vector(name):
+    # XLA on a CPU takes sums (of biases' gradients) into such a copy, and then it took 50 of the 54 ms of DQN's gradient step.
+    algo = tiny(name, "Breakout-MinAtar", torso="minatar", torso_sizes=(128,), head_sizes=())
+    state = jax.eval_shape(algo.init, jax.random.key(0))
+    text = jax.jit(algo.step).lower(state).compile().as_text()
+    assert max(x.size for x in jax.tree.leaves(state.params)) > PACKED
+    vectors = [int(n) for n in re.findall(r" f32\[(\d+)\]\S* concatenate\(", text)]
+    assert max(vectors, default=0) <= PACKED

@@ -26,7 +26,18 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import (
+    averaging,
+    exploration,
+    fractions,
+    hyperparameters,
+    losses,
+    normalize,
+    offpolicy,
+    packing,
+    rollout,
+    signals,
+)
 from quantilax.networks import FractionProposal, ImplicitQuantileHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
@@ -162,7 +173,7 @@ class FullyParameterizedNetwork(nnx.Module):
 def optimizer(config: Config) -> optax.GradientTransformation:
     """Adam as elsewhere for psi and Z; RMSProp for the proposal, whose gradient is not clipped."""
     rmsprop = optax.rmsprop(config.fraction_learning_rate, RMS_DECAY, RMS_EPS)
-    return optax.partition({"Z": offpolicy.adam(config), "proposal": optax.flatten(rmsprop)}, trained_by)
+    return optax.partition({"Z": offpolicy.adam(config), "proposal": packing.packed(rmsprop)}, trained_by)
 
 
 def trained_by(params: PyTree) -> PyTree:

@@ -27,7 +27,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, rollout, signals
+from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, packing, rollout, signals
 from quantilax.networks import ActionHead, ImplicitQuantileHead, in_one_pass, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -412,11 +412,11 @@ def update(config: Config, state: State, rows: PyTree, key: Key[Array, ""]) -> t
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """RAdam with a linearly decaying step size, after clipping by the global norm; on one flat vector."""
+    """RAdam with a linearly decaying step size, after clipping by the global norm; small arrays as one vector."""
     end = config.learning_rate * config.learning_rate_end
     duration = config.learning_rate_fraction * config.gradient_steps
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
-    return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.radam(schedule)))
+    return packing.packed(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.radam(schedule)))
 
 
 def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:

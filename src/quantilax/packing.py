@@ -1,0 +1,66 @@
+"""Optimisers on fewer, larger arrays: the small ones of a network as one vector, the large ones by themselves.
+
+XLA on a CPU pays per operation in the body of a loop, and a network has ten arrays or more, most of them small; so these go
+side by side. A large array gains nothing by it, and making a vector with it in it can take fifty times as long as the rest of
+the gradient step: docs/decisions/0022-large-arrays-by-themselves.md.
+"""
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+PACKED = 2**15
+"""The vector has no more elements than this."""
+
+
+def packed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return `inner`, which sees the small arrays as one vector: all of them where they fit into it.
+
+    The arithmetic of each element is the same, and so is a norm over all arrays. It must treat all arrays alike.
+    """
+
+    def init(params: PyTree) -> Any:
+        return inner.init(pack(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        packed_params = None if params is None else pack(params)
+        changed, state = inner.update(pack(updates), state, packed_params)
+        return unpack(changed, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def pack(tree: PyTree) -> PyTree:
+    """Return `(vector, large)`: the small arrays side by side, the others in a list; the vector alone if there are none."""
+    leaves = jax.tree.leaves(tree)
+    small = _small(leaves)
+    parts = [jnp.ravel(x) for x, is_small in zip(leaves, small, strict=True) if is_small]
+    vector = jnp.concatenate(parts) if parts else jnp.zeros(0)
+    large = [x for x, is_small in zip(leaves, small, strict=True) if not is_small]
+    return (vector, large) if large else vector
+
+
+def unpack(arrays: PyTree, like: PyTree) -> PyTree:
+    """Return what `pack` took apart, as a tree like `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    vector, large = arrays if isinstance(arrays, tuple) else (arrays, [])
+    small, rest = _small(leaves), iter(large)
+    ends = accumulate((x.size for x, is_small in zip(leaves, small, strict=True) if is_small), initial=0)
+    parts = iter([vector[start:end] for start, end in pairwise(ends)])
+    return jax.tree.unflatten(
+        structure, [next(parts).reshape(x.shape) if s else next(rest) for x, s in zip(leaves, small, strict=True)]
+    )
+
+
+def _small(leaves: list[Array]) -> list[bool]:
+    """For each array, whether it goes into the vector: the smallest first, as long as they fit."""
+    small = [False] * len(leaves)
+    room = PACKED
+    for i in sorted(range(len(leaves)), key=lambda i: leaves[i].size):
+        room -= leaves[i].size
+        small[i] = room >= 0
+    return small
