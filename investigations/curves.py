@@ -25,18 +25,26 @@ PANELS = {
     "CartPole-v1, no replay": {"pqn": "0005-solved/pqn"},
     "Acrobot-v1": {"iqn": "0007-three-tasks/acrobot-section"},
     "MountainCar-v0": {"iqn": "0007-three-tasks/mountain-car-section"},
+    "Breakout-MinAtar, a tenth of pqn's steps": {
+        "pqn": "0009-pqn-heads/breakout",
+        "pqn_categorical": "0009-pqn-heads/breakout",
+    },
 }
+CELLS = {"pqn_categorical": "categorical"}
+"""Of the study, where it is not `base`."""
 
 
 def main() -> None:
     """Draw what is there: the interquartile mean over the seeds, its pointwise 95% interval, the lowest seed dotted."""
-    figure = Figure(figsize=(10, 6.5), dpi=100, layout="constrained")
-    for axes, (title, sections) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    figure = Figure(figsize=(12, 6.5), dpi=100, layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    for axes, (title, sections) in zip(panels, PANELS.items(), strict=False):
         for name, study in sections.items():
             directory = HERE / study / "validation"
             if not any(directory.glob("records/*.parquet")):
                 continue
-            curve = statistics.learning_curves(Store.open(directory).records())
+            records = Store.open(directory).records()
+            curve = statistics.learning_curves(records.filter(records["cell"] == CELLS.get(name, "base")))
             steps, lowest = curve["env_step"], [min(returns) for returns in curve["returns"]]
             (line,) = axes.plot(steps, curve["iqm"], label=f"{name} ({curve['n'][0]} seeds)")
             axes.fill_between(
@@ -50,6 +58,8 @@ def main() -> None:
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    for axes in panels[len(PANELS) :]:
+        axes.set_axis_off()
     figure.savefig(PICTURE)
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
 
