@@ -1,6 +1,7 @@
 """Optimisers on packed arrays: the same steps, and which arrays are packed."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from quantilax.packing import PACKED, pack, packed, unpack
+from quantilax.runs.configs import load_section, read_yaml
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "gymnax"
+CLASSIC = [
+    (file, name) for file in ("cartpole", "acrobot", "mountain_car") for name in read_yaml(CONFIGS / f"{file}.yaml")
+]
 
 SMALL = {"bias": (3,), "kernel": (4, 3), "scale": ()}
 SHAPES = {
@@ -64,3 +71,10 @@ def test_packed_clipping_and_adam_take_the_steps_that_they_take_unpacked(name, c
         return carry[0]
 
     jax.tree.map(partial(assert_allclose, rtol=2e-6, atol=1e-7), run(packing), run(plain))
+
+
+@pytest.mark.parametrize(("file", "name"), CLASSIC)
+def test_a_shipped_network_for_classic_control_is_one_vector(file, name):
+    algo = load_section(CONFIGS / f"{file}.yaml", name).create()
+    params = jax.eval_shape(algo.init, jax.random.key(0)).params
+    assert not isinstance(jax.eval_shape(pack, params), tuple)
