@@ -1,8 +1,9 @@
 """One timed run of quantilax, printed as JSON. Networks as rejax has them: 64, 64 and 64 units, swish."""
 
+import argparse
 import json
 import resource
-import sys
+import statistics
 import time
 
 import jax
@@ -13,8 +14,12 @@ from quantilax.train import train
 
 
 def main() -> None:
-    if len(sys.argv) > 1:  # a directory for compiled programs: only the start is timed
-        jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cache", nargs="?", help="a directory for compiled programs: only the start is timed")
+    parser.add_argument("--runs", type=int, default=1, help="of the compiled program; the median is told")
+    options = parser.parse_args()
+    if options.cache:
+        jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     algo = IQN.create(env="CartPole-v1", activation="swish", **TEST_3)
@@ -24,17 +29,20 @@ def main() -> None:
     traced = time.perf_counter()
     compiled = lowered.compile()
     ready = time.perf_counter()
-    if len(sys.argv) > 1:
+    if options.cache:
         print(json.dumps({"trace_s": traced - start, "compile_s": ready - traced}))
         return
-    state, record = jax.block_until_ready(compiled(*arguments[1:], jax.random.key(0)))
-    end = time.perf_counter()
+    times = []
+    for _ in range(options.runs):
+        start_run = time.perf_counter()
+        state, record = jax.block_until_ready(compiled(*arguments[1:], jax.random.key(0)))
+        times.append(time.perf_counter() - start_run)
     print(
         json.dumps(
             {
                 "trace_s": traced - start,
                 "compile_s": ready - traced,
-                "run_s": end - ready,
+                "run_s": statistics.median(times),
                 "updates": int(state.gradient_steps),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
                 "final_return": float(record.returns[-1].mean()),

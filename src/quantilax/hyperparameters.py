@@ -7,7 +7,7 @@ An algorithm's config gives its own default and the value of its paper:
 
 from typing import Any, Protocol
 
-from quantilax.networks import ACTIVATIONS, TORSOS
+from quantilax.networks import ACTIVATIONS, COMPUTE_DTYPES, TORSOS
 from quantilax.pytree import ConfigError, field
 
 
@@ -93,6 +93,9 @@ torso_sizes = hyperparameter("widths of the dense layers of psi", ge=1)
 head_sizes = hyperparameter("widths of the hidden layers of f", ge=1)
 activation = hyperparameter("activation of psi and f", choices=tuple(ACTIVATIONS))
 layer_norm = hyperparameter("LayerNorm before each activation of psi and f")
+compute_dtype = hyperparameter(
+    "type of number in which the layers compute; bfloat16 is for GPUs", choices=tuple(COMPUTE_DTYPES)
+)
 spectral_norm = hyperparameter("kernels of the residual blocks of psi are divided by their spectral norm")
 noisy = hyperparameter("layers of f with learned noise, which explores; epsilon is best 0 then")
 dueling = hyperparameter("a stream for the state's value and one for the actions' advantages")

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import averaging, exploration, normalize, packing, replay, rollout, signals
-from quantilax.networks import with_noise
+from quantilax.networks import computing_in, with_noise
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
 
@@ -177,7 +177,8 @@ def adam(config: Config) -> optax.GradientTransformation:
 def init(env: Environment, config: Config, key: Key[Array, ""], network: Network, optimizer: Optimizer = adam) -> State:
     """Make the networks (target = online), reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
-    graphdef, params = nnx.split(network(env, config, rngs=nnx.Rngs(key_params)))
+    made = network(env, config, rngs=nnx.Rngs(key_params))
+    graphdef, params = nnx.split(computing_in(made, config.compute_dtype))
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
     ring = replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step)
     state = State(

@@ -7,9 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax.networks import MLP, ActionHead, ImplicitQuantileHead, cosines, in_one_pass, linear, monotone, with_noise
+from quantilax.networks import (
+    MLP,
+    ActionHead,
+    FractionProposal,
+    ImplicitQuantileHead,
+    computing_in,
+    cosines,
+    in_one_pass,
+    linear,
+    monotone,
+    with_noise,
+)
 from quantilax.networks.dense import dense
 from quantilax.networks.heads import SINE
 
@@ -233,3 +244,24 @@ def test_weights_are_uniform_within_one_over_the_root_of_fan_in():
 def test_an_observation_of_any_shape_and_dtype_is_flattened():
     torso = MLP(12, (5,), "swish", True, rngs=nnx.Rngs(0))
     assert torso(jnp.ones((2, 3, 2), jnp.uint8)).shape == (5,)
+
+
+@pytest.mark.parametrize(("dueling", "noisy"), [(False, False), (True, False), (True, True)])
+def test_in_bfloat16_a_head_gives_nearly_the_same_values_as_float32(dueling, noisy):
+    def head():
+        return ImplicitQuantileHead(16, 3, (32,), 64, "relu", True, dueling, noisy, rngs=nnx.Rngs(0))
+
+    wide, narrow = head(), computing_in(head(), "bfloat16")
+    psi, tau = jax.random.normal(jax.random.key(0), (5, 16)), jax.random.uniform(jax.random.key(1), (5, 8))
+    a, b = wide(psi, tau), narrow(psi, tau)
+    assert a.dtype == b.dtype == jnp.float32
+    assert not np.array_equal(a, b)
+    assert_allclose(a, b, atol=0.03 * float(jnp.abs(a).max()))
+
+
+def test_in_bfloat16_the_layer_that_proposes_fractions_still_computes_in_float32():
+    proposal = FractionProposal(16, 32, rngs=nnx.Rngs(0))
+    proposal.linear.kernel[...] = jax.random.normal(jax.random.key(0), (16, 32))
+    psi = jax.random.normal(jax.random.key(1), (5, 16))
+    before = proposal(psi)
+    assert_array_equal(computing_in(proposal, "bfloat16")(psi), before)

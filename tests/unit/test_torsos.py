@@ -10,7 +10,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from quantilax import DQN, IQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, train
-from quantilax.networks import CNN, MLP, TORSOS, torso
+from quantilax.networks import CNN, MLP, TORSOS, computing_in, torso
 from quantilax.networks.torsos import PLAIN, SECTIONS, Convolution, padded, spectral_bound, windows
 
 
@@ -265,3 +265,23 @@ def test_the_names_are_those_that_are_made():
     assert isinstance(make("mlp", (10, 10, 4)), MLP)
     assert all(isinstance(make(name, (36, 36, 1)), CNN) for name in TORSOS[1:])
     assert SECTIONS == (16, 32, 32)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", TORSOS)
+def test_told_to_compute_in_bfloat16_a_torso_gives_nearly_the_same_features_as_float32_and_float32_gradients(
+    name, layer_norm
+):
+    settings = dict(layer_norm=layer_norm)
+    wide, narrow = (make(name, (38, 45, 2), (32,), **settings) for _ in range(2))
+    computing_in(narrow, "bfloat16")
+    x = jax.random.normal(jax.random.key(0), (38, 45, 2))
+    a, b = wide(x), narrow(x)
+    assert a.dtype == b.dtype == jnp.float32
+    assert not np.array_equal(a, b)
+    assert_allclose(a, b, atol=0.03 * float(jnp.abs(a).max()))  # 2^-9 per rounding
+    gradients = nnx.grad(lambda network: (network(x) ** 2).sum())(narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+    products = [line for line in jax.jit(narrow).lower(x).as_text().splitlines() if "dot_general" in line]
+    assert len(products) > 0
+    assert all(line.count("bf16") == 3 for line in products), "both operands and the result"

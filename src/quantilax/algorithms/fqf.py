@@ -116,6 +116,7 @@ class Config:
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
     spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
+    compute_dtype: str = hyperparameters.compute_dtype("float32", paper="float32")
     dueling: bool = hyperparameters.dueling(False, paper=False)
     noisy: bool = hyperparameters.noisy(False, paper=False)
 

@@ -28,7 +28,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, packing, rollout, signals
-from quantilax.networks import ActionHead, ImplicitQuantileHead, in_one_pass, torso
+from quantilax.networks import ActionHead, ImplicitQuantileHead, computing_in, in_one_pass, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
 
@@ -101,6 +101,7 @@ class Config:
     activation: str = hyperparameters.activation("relu", paper="relu")
     layer_norm: bool = hyperparameters.layer_norm(True, paper=True)
     spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
+    compute_dtype: str = hyperparameters.compute_dtype("float32", paper="float32")
 
     @property
     def warmup_steps(self) -> int:
@@ -209,7 +210,8 @@ class Network(nnx.Module):
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Make the network and reset the environments."""
     key_params, key_reset, key_evaluation, key = jax.random.split(key, 4)
-    network, params = nnx.split(Network(env, config, rngs=nnx.Rngs(key_params)))
+    made = Network(env, config, rngs=nnx.Rngs(key_params))
+    network, params = nnx.split(computing_in(made, config.compute_dtype))
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
     return State(
         network=network,

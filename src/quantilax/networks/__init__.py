@@ -11,17 +11,20 @@ from quantilax.networks.heads import (
     monotone,
 )
 from quantilax.networks.noisy import with_noise
+from quantilax.networks.precision import COMPUTE_DTYPES, computing_in
 from quantilax.networks.torsos import ACTIVATIONS, CNN, MLP, TORSOS, linear, torso
 
 __all__ = [
     "ACTIVATIONS",
     "CNN",
+    "COMPUTE_DTYPES",
     "MLP",
     "TORSOS",
     "ActionHead",
     "CosineEmbedding",
     "FractionProposal",
     "ImplicitQuantileHead",
+    "computing_in",
     "cosines",
     "in_one_pass",
     "linear",

@@ -8,11 +8,11 @@ from jaxtyping import Array, Float
 def dense(layer: nnx.Linear, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
     """`layer(x)`; for a matrix of rows with the gradient of the weights as `product_of_columns` has it.
 
-    That one has derivatives in reverse mode only: `jax.jvp` refuses.
+    That one has derivatives in reverse mode only: `jax.jvp` refuses. Both compute in the layer's `dtype`, if it has one.
     """
     if x.ndim != 2 or layer.bias is None:
         return layer(x)
-    return _affine(x, layer.kernel[...], layer.bias[...])
+    return _affine(*layer.promote_dtype((x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype))
 
 
 def product_of_columns(x: Float[Array, "rows n"], y: Float[Array, "rows m"]) -> Float[Array, "n m"]:

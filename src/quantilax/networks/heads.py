@@ -61,10 +61,10 @@ class ActionHead(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows n A"]:
         """The numbers of each row of features."""
-        y = dense(self.out, self.mlp.rows(x)).reshape(*x.shape[:-1], *self.shape)
+        y = jnp.asarray(dense(self.out, self.mlp.rows(x)), jnp.float32).reshape(*x.shape[:-1], *self.shape)
         if not self.dueling:
             return y
-        value = dense(self.value_out, self.value_mlp.rows(x))
+        value = jnp.asarray(dense(self.value_out, self.value_mlp.rows(x)), jnp.float32)
         return value[..., None] + y - y.mean(axis=-1, keepdims=True)
 
 
@@ -119,7 +119,8 @@ class FractionProposal(nnx.Module):
 
     def __init__(self, features: int, n: int, *, rngs: nnx.Rngs) -> None:
         """Make the layer, of zeros: all shares begin alike."""
-        self.linear = nnx.Linear(features, n, kernel_init=jax.nn.initializers.zeros, rngs=rngs)
+        zeros = jax.nn.initializers.zeros
+        self.linear = nnx.Linear(features, n, kernel_init=zeros, dtype=jnp.float32, rngs=rngs)  # logarithms need it
 
     def __call__(self, psi: Float[Array, "*batch features"]) -> Float[Array, "*batch N"]:
         """ln p."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float, Shaped
 
 from quantilax.networks.dense import dense
@@ -61,7 +62,7 @@ class MLP(nnx.Module):
 
     def __call__(self, obs: Shaped[Array, "*obs"]) -> Float[Array, "features"]:
         """psi(x) of one observation."""
-        return self.rows(jnp.ravel(obs))
+        return jnp.asarray(self.rows(jnp.ravel(obs)), jnp.float32)
 
     def rows(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows features"]:
         """The same over the last axis, for any number of leading axes."""
@@ -314,6 +315,7 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(filters))
         self.size, self.stride = size, stride
         self.padded, self.spectral_norm = padded, spectral_norm
+        self.dtype: Any = None
 
     def __call__(self, x: Float[Array, "rows columns inputs"]) -> Float[Array, "rows_out columns_out filters"]:
         """The kernel at each window, and the bias."""
@@ -322,7 +324,8 @@ class Convolution(nnx.Module):
             kernel = kernel / spectral_bound(kernel)
         if self.padded:
             x = padded(x, self.size, self.stride, 0.0)
-        return jnp.concatenate(windows(x, self.size, self.stride), axis=-1) @ kernel + self.bias[...]
+        x, kernel, bias = promote_dtype((x, kernel, self.bias[...]), dtype=self.dtype)
+        return jnp.concatenate(windows(x, self.size, self.stride), axis=-1) @ kernel + bias
 
 
 def windows(
