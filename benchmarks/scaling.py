@@ -6,6 +6,8 @@ Each `--set` is one more variant beside the section as it is. All programs are c
 by itself: a scan over iterations with the state donated, repeated for `--seconds`, the median of at least five. `--profile N`
 traces the program of N seeds and writes what each of its operations took to `--out` with the ending `.profile.csv`: for the
 names of the operations, without command buffers (`XLA_FLAGS=--xla_gpu_enable_command_buffer=`).
+
+    python -m benchmarks.scaling --draw scaling.csv picture.png    # updates per second in all over seeds
 """
 
 import argparse
@@ -116,16 +118,50 @@ def profiler(path: Path) -> Callable[[Case, Any], Any]:
     return profile
 
 
+def draw(results: Path, picture: Path) -> None:
+    """Draw what `--out` has: a line for each section and variant that was measured with several numbers of seeds."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    with results.open() as file:
+        for row in csv.DictReader(file):
+            name = f"{Path(row['config']).stem} {row['section']}, {row['variant']}"
+            lines[name].append((int(row["seeds"]), float(row["updates_per_s"])))
+            device = f"{row['device']}, jax {row['jax']}"
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        if len(points) > 1:
+            seeds, rates = zip(*sorted(points), strict=True)
+            (line,) = axes.plot(seeds, rates, marker="o", label=name)
+            axes.plot(
+                seeds, [rates[0] * s / seeds[0] for s in seeds], color=line.get_color(), linestyle=":", linewidth=1
+            )
+    axes.set(
+        xscale="log", yscale="log", xlabel="seeds in one vmap", ylabel="gradient steps per second, in all", title=device
+    )
+    axes.set_ylim(top=2 * max(rate for points in lines.values() for _, rate in points))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("section")
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument("section", nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 16, 256, 1024])
     parser.add_argument("--set", action="append", default=[], dest="variants", metavar="FIELD=VALUE,...")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=Path("scaling.csv"))
     parser.add_argument("--profile", type=int, nargs="*", default=[])
+    parser.add_argument("--draw", type=Path, nargs=2, metavar=("RESULTS", "PICTURE"))
     arguments = parser.parse_args()
+    if arguments.draw:
+        draw(*arguments.draw)
+        return
+    if arguments.section is None:
+        parser.error("a config and a section of it are needed")
 
     cases = [
         Case(arguments.config, arguments.section, variant, seeds)
