@@ -24,7 +24,9 @@ def main() -> None:
     )
     figure = Figure(figsize=(12, 6.5), dpi=100, layout="constrained")
     panels = figure.subplots(2, 3).flat
-    print("| game | frames | return there (95% interval) | lowest and highest seed | at 1,253,376 | frames of an episode |")
+    print(
+        "| game | frames | return there (95% interval) | lowest and highest seed | at 1,253,376 | frames of an episode |"
+    )
     print("|---|---|---|---|---|---|")
     for axes, (name, part) in zip(panels, records.group_by("env", maintain_order=True), strict=False):
         game = str(name[0]).removesuffix("-MinAtar")
