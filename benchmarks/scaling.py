@@ -7,7 +7,8 @@ by itself: a scan over iterations with the state donated, repeated for `--second
 traces the program of N seeds and writes what each of its operations took to `--out` with the ending `.profile.csv`: for the
 names of the operations, without command buffers (`XLA_FLAGS=--xla_gpu_enable_command_buffer=`).
 
-    python -m benchmarks.scaling --draw scaling.csv picture.png    # updates per second in all over seeds
+    python -m benchmarks.scaling --draw scaling.csv picture.png           # updates per second in all over seeds
+    python -m benchmarks.scaling --shares scaling.256.profile.csv ...     # of kinds of operations in an iteration
 """
 
 import argparse
@@ -118,6 +119,33 @@ def profiler(path: Path) -> Callable[[Case, Any], Any]:
     return profile
 
 
+def kind(name: str, kernel: str) -> str:
+    """Say what an operation is part of, by the name that JAX gave it and by its kernel."""
+    last = name.rsplit("/", 1)[-1]
+    if "gemm" in kernel or "cutlass" in kernel or last == "dot_general":
+        return "matrix products"
+    if any(word in name for word in ("threefry", "random", "randint", "uniform")) or last in ("unstack", "shift_left"):
+        return "random numbers"
+    if "transpose(jvp" in name:
+        return "backwards, elementwise and sums"
+    return "forwards, elementwise" if "jvp(" in name else "Adam, target, replay, collecting, the rest"
+
+
+def shares(paths: list[Path]) -> None:
+    """Print the share of each kind of operation in an iteration, a profile after the other."""
+    for path in paths:
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        total = sum(float(row["microseconds"]) for row in rows)
+        kinds: dict[str, float] = defaultdict(float)
+        for row in rows:
+            kinds[kind(row["name"], row["kernel"])] += float(row["microseconds"])
+        kernels = sum(float(row["times"]) for row in rows)
+        print(f"{path.name}: {kernels:.0f} kernels in an iteration, {total:,.0f} microseconds")
+        for name, microseconds in sorted(kinds.items(), key=lambda item: -item[1]):
+            print(f"  {microseconds / total:.1%} {name}")
+
+
 def draw(results: Path, picture: Path) -> None:
     """Draw what `--out` has: a line for each section and variant that was measured with several numbers of seeds."""
     from matplotlib.figure import Figure
@@ -156,7 +184,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("scaling.csv"))
     parser.add_argument("--profile", type=int, nargs="*", default=[])
     parser.add_argument("--draw", type=Path, nargs=2, metavar=("RESULTS", "PICTURE"))
+    parser.add_argument("--shares", type=Path, nargs="+", metavar="PROFILE")
     arguments = parser.parse_args()
+    if arguments.shares:
+        shares(arguments.shares)
+        return
     if arguments.draw:
         draw(*arguments.draw)
         return

@@ -178,7 +178,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
     """Make the networks (target = online), reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     made = network(env, config, rngs=nnx.Rngs(key_params))
-    graphdef, params = nnx.split(computing_in(made, config.compute_dtype))
+    graphdef, params = nnx.split(computing_in(made, getattr(config, "compute_dtype", "float32")))
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
     ring = replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step)
     state = State(

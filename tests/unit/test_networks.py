@@ -248,15 +248,36 @@ def test_an_observation_of_any_shape_and_dtype_is_flattened():
 
 @pytest.mark.parametrize(("dueling", "noisy"), [(False, False), (True, False), (True, True)])
 def test_in_bfloat16_a_head_gives_nearly_the_same_values_as_float32(dueling, noisy):
-    def head():
-        return ImplicitQuantileHead(16, 3, (32,), 64, "relu", True, dueling, noisy, rngs=nnx.Rngs(0))
+    def head(name):
+        made = ImplicitQuantileHead(16, 3, (32,), 64, "relu", True, dueling, noisy, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(computing_in(made, name))
+        return nnx.merge(graphdef, with_noise(params, jax.random.key(2)) if noisy else params)
 
-    wide, narrow = head(), computing_in(head(), "bfloat16")
+    wide, narrow = head("float32"), head("bfloat16")
     psi, tau = jax.random.normal(jax.random.key(0), (5, 16)), jax.random.uniform(jax.random.key(1), (5, 8))
     a, b = wide(psi, tau), narrow(psi, tau)
     assert a.dtype == b.dtype == jnp.float32
     assert not np.array_equal(a, b)
     assert_allclose(a, b, atol=0.03 * float(jnp.abs(a).max()))
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_in_bfloat16_values_of_a_hundred_are_told_apart_as_finely_as_small_ones(dueling):
+    # Between 64 and 128 numbers of bfloat16 lie 0.5 apart.
+    head = computing_in(ActionHead(16, 3, 1, (32,), dueling=dueling, rngs=nnx.Rngs(0)), "bfloat16")
+    x = jax.random.normal(jax.random.key(0), (50, 16))
+    small = head(x)
+    layer = head.value_out if dueling else head.out
+    layer.bias[...] = jnp.full_like(layer.bias[...], 100.0)
+    assert_allclose(head(x) - 100, small, atol=1e-4)
+
+
+def test_in_bfloat16_hidden_layers_compute_in_it_and_those_that_give_values_in_float32():
+    head = computing_in(ImplicitQuantileHead(16, 3, (32, 8), 64, "relu", False, True, rngs=nnx.Rngs(0)), "bfloat16")
+    psi, tau = jax.random.normal(jax.random.key(0), (5, 16)), jax.random.uniform(jax.random.key(1), (5, 8))
+    lines = [line for line in jax.jit(head).lower(psi, tau).as_text().splitlines() if "dot_general" in line]
+    assert ["bf16" in line for line in lines].count(True) == 5, "the embedding and two hidden layers of either stream"
+    assert [line.count("xf32>") for line in lines if "bf16" not in line] == [3, 3], "the outputs of both"
 
 
 def test_in_bfloat16_the_layer_that_proposes_fractions_still_computes_in_float32():

@@ -53,18 +53,18 @@ class ActionHead(nnx.Module):
         """Make the layers of `sizes` and the output, twice if `dueling`, all with noise if `noisy`."""
         self.shape = (n, num_actions)
         self.mlp = MLP(features, sizes, activation, layer_norm, noisy, rngs=rngs)
-        self.out = linear(self.mlp.features, n * num_actions, rngs, noisy)
+        self.out = linear(self.mlp.features, n * num_actions, rngs, noisy, dtype=jnp.float32)
         if dueling:
             self.value_mlp = MLP(features, sizes, activation, layer_norm, noisy, rngs=rngs)
-            self.value_out = linear(self.value_mlp.features, n, rngs, noisy)
+            self.value_out = linear(self.value_mlp.features, n, rngs, noisy, dtype=jnp.float32)
         self.dueling = dueling
 
     def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows n A"]:
         """The numbers of each row of features."""
-        y = jnp.asarray(dense(self.out, self.mlp.rows(x)), jnp.float32).reshape(*x.shape[:-1], *self.shape)
+        y = dense(self.out, self.mlp.rows(x)).reshape(*x.shape[:-1], *self.shape)
         if not self.dueling:
             return y
-        value = jnp.asarray(dense(self.value_out, self.value_mlp.rows(x)), jnp.float32)
+        value = dense(self.value_out, self.value_mlp.rows(x))
         return value[..., None] + y - y.mean(axis=-1, keepdims=True)
 
 

@@ -6,6 +6,8 @@ A layer holds mu as its `kernel` and `bias`, sigma as `kernel_sigma` and `bias_s
 layer of mu. Source: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295, section 3, factorised noise.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,9 +20,11 @@ SIGMA = 0.5
 class NoisyLinear(nnx.Linear):
     """A dense layer of mu and sigma; called, it is that of mu."""
 
-    def __init__(self, inputs: int, outputs: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel_init: nnx.Initializer, dtype: Any = None, rngs: nnx.Rngs
+    ) -> None:
         """Make the layer, mu as `nnx.Linear` has it."""
-        super().__init__(inputs, outputs, kernel_init=kernel_init, rngs=rngs)
+        super().__init__(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.kernel_sigma = nnx.Param(jnp.full((inputs, outputs), SIGMA / inputs**0.5))
         self.bias_sigma = nnx.Param(jnp.full(outputs, SIGMA / inputs**0.5))
 

@@ -35,9 +35,9 @@ uniform_fan_in = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"
 """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as DQN and its descendants initialise."""
 
 
-def linear(inputs: int, outputs: int, rngs: nnx.Rngs, noisy: bool = False) -> nnx.Linear:
-    """Return a dense layer with `uniform_fan_in` weights and zero biases, with noise if `noisy`."""
-    return (NoisyLinear if noisy else nnx.Linear)(inputs, outputs, kernel_init=uniform_fan_in, rngs=rngs)
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs, noisy: bool = False, dtype: Any = None) -> nnx.Linear:
+    """Return a dense layer with `uniform_fan_in` weights and zero biases, with noise if `noisy`, computing in `dtype`."""
+    return (NoisyLinear if noisy else nnx.Linear)(inputs, outputs, kernel_init=uniform_fan_in, dtype=dtype, rngs=rngs)
 
 
 class MLP(nnx.Module):
