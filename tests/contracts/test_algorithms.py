@@ -418,5 +418,5 @@ def test_in_bfloat16_states_are_as_in_float32_and_nearly_the_same_is_learned(nam
 
     text = jax.jit(narrow.step).lower(same).as_text()
     rounded = [line for line in text.splitlines() if "dot_general" in line and "bf16" in line]
-    assert len(rounded) > 5
+    assert len(rounded) >= 3, "acting, and learning forwards and backwards"
     assert all(line.count("bf16") == 3 for line in rounded), "both operands and the result"
