@@ -19,7 +19,7 @@ train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 test: $(VENV)/.installed-test  ## Run the whole test suite
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-validate: $(VENV)/.installed-test  ## Repeat a part of each validation of docs/benchmarks.md, IQN beside tianshou's, docs/diagnosis.md: 40 minutes on two cores
+validate: $(VENV)/.installed-test  ## Repeat a part of docs/benchmarks.md (of MinAtar a section a day), IQN beside tianshou's, docs/diagnosis.md: an hour on two cores
 	$(BIN)/pytest -p no:xdist -rA tests/validate_sections.py
 	$(BIN)/python -m benchmarks.conformance
 	$(BIN)/pytest -p no:xdist tests/contracts/test_conformance.py
