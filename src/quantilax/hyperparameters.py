@@ -42,7 +42,7 @@ buffer_size = hyperparameter("transitions kept", ge=1)
 fill_buffer = hyperparameter("environment steps with random actions before learning", ge=0)
 batch_size = hyperparameter("transitions in a gradient step", ge=1)
 n_step = hyperparameter("n, steps of reward before the bootstrap; fewer at an episode's end", ge=1)
-prioritized = hyperparameter("draw transitions by priority, their last TD error, instead of evenly")
+prioritized = hyperparameter("draw transitions by priority, of their last error, instead of evenly")
 priority_exponent = hyperparameter("alpha of the priorities; 0: even", ge=0, le=1)
 importance_exponent = hyperparameter(
     "beta, how far weights make up for it at first; it rises to 1 at the end", ge=0, le=1

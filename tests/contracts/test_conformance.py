@@ -46,6 +46,10 @@ class Switches(NamedTuple):
     """i of the first cosine; as ours. The paper prints 0."""
     mean_over_tau: bool = True
     """The loss is the sum over tau' and the mean over tau; the paper's and ours: the other way round."""
+    kappa: float = 1.0
+    """Theirs is 1. With another, our rewards and values are kappa times theirs: rho^kappa(kappa delta) = kappa rho^1(delta)."""
+    divided_by_kappa: bool = True
+    """As the paper's and ours; theirs cannot tell. Without, the loss is kappa times ours."""
 
 
 THEIR_WAY = Switches()
@@ -62,6 +66,7 @@ def config(n_step: int, switches: Switches) -> iqn.Config:
         num_tau_samples=N,
         num_tau_prime_samples=N_PRIME,
         num_quantile_samples=N,
+        kappa=switches.kappa,
         share_tau=False,
     )
 
@@ -79,6 +84,14 @@ def weights(name: str, cfg: iqn.Config) -> tuple[nnx.GraphDef, Any]:
             inner[part] = jnp.asarray(THEIRS[f"{name}.{layer}.{part}"])
     nnx.replace_by_pure_dict(params, plain)
     return graph, params
+
+
+def in_units(params: Any, unit: float) -> Any:
+    """Weights of the network whose values are `unit` times as large."""
+    out = "".join(f"['{step}']" for step in LAYERS["out"])
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x * unit if jax.tree_util.keystr(path).startswith(out) else x, params
+    )
 
 
 def windows(n_step: int, gamma: float) -> NStep:
@@ -101,8 +114,9 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
     """Targets, loss and gradients under the names that theirs have."""
     cfg = config(n_step, switches)
     graph, params = weights("online", cfg)
-    _, target_params = weights("target", cfg)
+    target_params = in_units(weights("target", cfg)[1], cfg.kappa)
     batch = windows(n_step, cfg.gamma)
+    batch = batch._replace(reward=batch.reward * cfg.kappa)
     rows = batch.reward.shape[0]
     fractions = [jnp.asarray(THEIRS[name][:rows]) for name in ("tau", "tau_prime", "tau_action")]
 
@@ -110,7 +124,8 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
         return jnp.cos(jnp.pi * tau[..., None] * (switches.first_cosine + jnp.arange(n)))
 
     def loss(params: Any) -> Any:
-        value, _ = iqn.batch_loss(params, target_params, graph, batch, jax.random.key(0), cfg)
+        value, _ = iqn.batch_loss(in_units(params, cfg.kappa), target_params, graph, batch, jax.random.key(0), cfg)
+        value = value / cfg.kappa * (1 if switches.divided_by_kappa else cfg.kappa)
         return value * (N_PRIME / N if switches.mean_over_tau else 1)
 
     with contextlib.ExitStack() as patches:
@@ -118,8 +133,10 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
         if switches.first_cosine != THEIR_WAY.first_cosine:
             patches.enter_context(mock.patch.object(heads, "cosines", cosines))
         value, gradient = jax.value_and_grad(loss)(params)
-        _, _, Z_next, Z_action, _ = iqn.forward(params, target_params, graph, batch, jax.random.key(0), cfg)
-    y = jax.vmap(iqn.targets, in_axes=(0, 0, None, 0, None))(Z_next, Z_action, None, batch, cfg)
+        _, _, Z_next, Z_action, _ = iqn.forward(
+            in_units(params, cfg.kappa), target_params, graph, batch, jax.random.key(0), cfg
+        )
+    y = jax.vmap(iqn.targets, in_axes=(0, 0, None, 0, None))(Z_next, Z_action, None, batch, cfg) / cfg.kappa
     plain = nnx.to_pure_dict(gradient)
     found = {f"{n_step}.targets": y, f"{n_step}.loss": value}
     for layer, path in LAYERS.items():
@@ -130,9 +147,10 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in found.items()}
 
 
+@pytest.mark.parametrize("kappa", [1.0, 0.25, 3.0])
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_targets_loss_and_gradients_are_tianshous_to_float32(n_step):
-    found = ours(n_step)
+def test_targets_loss_and_gradients_are_tianshous_to_float32(n_step, kappa):
+    found = ours(n_step, THEIR_WAY._replace(kappa=kappa))
     assert set(found) == {name for name in THEIRS if name.startswith(f"{n_step}.")}
     for name, array in found.items():
         assert_allclose(array, THEIRS[name], rtol=2e-5, atol=2e-6, err_msg=name)
@@ -147,7 +165,12 @@ def test_windows_over_the_end_and_over_the_cut_of_an_episode_are_among_them(n_st
 
 @pytest.mark.parametrize(
     "other",
-    [dict(online_selects=False), dict(first_cosine=0), dict(mean_over_tau=False)],
+    [
+        dict(online_selects=False),
+        dict(first_cosine=0),
+        dict(mean_over_tau=False),
+        dict(divided_by_kappa=False, kappa=0.25),
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_each_convention_is_needed_for_that(other):

@@ -55,6 +55,7 @@ def refusal(call: Call, tmp_path: Path):
         (["total_timesteps=.inf"], "total_timesteps: expected a whole number, got inf"),
         (["total_timesteps=1e10"], "total_timesteps: must be "),
         (["gamma=1.01"], "gamma: must be >= 0 and <= 1, got 1.01"),
+        (["priority_exponent=1.5"], "priority_exponent: must be >= 0 and <= 1, got 1.5"),
         (["double=1"], "double: expected true or false, got 1"),
         (["torso_sizes=64"], "torso_sizes: expected a list of whole numbers, got 64"),
         (["torso_sizes=[64, wide]"], "torso_sizes: expected a list of whole numbers"),
