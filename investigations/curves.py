@@ -1,17 +1,21 @@
 """Draw docs/images/curves.png: what the held-out seeds of docs/benchmarks.md did, section by section.
 
-python investigations/curves.py
+python -m investigations.curves
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quantilax import statistics
 from quantilax.studies.store import Store
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parent / "docs" / "images" / "curves.png"
+IMAGES = HERE.parent / "docs" / "images"
 PANELS = {
     "CartPole-v1, algorithms with a replay": {
         "iqn": "0005-solved/iqn-6",
@@ -34,34 +38,60 @@ CELLS = {"pqn_categorical": "categorical"}
 """Of the study, where it is not `base`."""
 
 
-def main() -> None:
-    """Draw what is there: the interquartile mean over the seeds, its pointwise 95% interval, the lowest seed dotted."""
+def stored(directory: Path) -> pl.DataFrame | None:
+    """All evaluations in a study's directory; None where there are none."""
+    return Store.open(directory).records() if any(directory.glob("records/*.parquet")) else None
+
+
+def draw(axes: Axes, name: str, records: pl.DataFrame) -> pl.DataFrame:
+    """Draw a section: the interquartile mean over the seeds, its pointwise 95% interval, the lowest seed dotted.
+
+    Returns:
+        The curve, as `quantilax.statistics.learning_curves` gives it.
+    """
+    curve = statistics.learning_curves(records)
+    steps, lowest = curve["env_step"], [min(returns) for returns in curve["returns"]]
+    (line,) = axes.plot(steps, curve["iqm"], label=f"{name} ({curve['n'][0]} seeds)")
+    axes.fill_between(steps, curve["iqm_low"], curve["iqm_high"], color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.plot(steps, lowest, color=line.get_color(), linestyle=":", linewidth=1)
+    return curve
+
+
+def finish(axes: Axes, title: str, xlabel: str, steps: Callable[..., str] | str, **legend: Any) -> None:
+    """Title, axes, grid and legend of a panel; `steps` writes a number of steps."""
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel=xlabel, ylabel="mean return of an evaluation")
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(steps)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, **legend)
+
+
+def picture() -> tuple[Figure, list[Axes]]:
+    """A figure of six panels."""
     figure = Figure(figsize=(12, 6.5), dpi=100, layout="constrained")
-    panels = figure.subplots(2, 3).flat
+    return figure, list(figure.subplots(2, 3).flat)
+
+
+def save(figure: Figure, unused: list[Axes], file: Path) -> None:
+    """Blank the panels that nothing is in, and write the picture."""
+    for axes in unused:
+        axes.set_axis_off()
+    figure.savefig(file)
+    print(f"{file.name}: {file.stat().st_size:,} bytes")
+
+
+def main() -> None:
+    """Draw what is there."""
+    figure, panels = picture()
     for axes, (title, sections) in zip(panels, PANELS.items(), strict=False):
         for name, study in sections.items():
-            directory = HERE / study / "validation"
-            if not any(directory.glob("records/*.parquet")):
-                continue
-            records = Store.open(directory).records()
-            curve = statistics.learning_curves(records.filter(records["cell"] == CELLS.get(name, "base")))
-            steps, lowest = curve["env_step"], [min(returns) for returns in curve["returns"]]
-            (line,) = axes.plot(steps, curve["iqm"], label=f"{name} ({curve['n'][0]} seeds)")
-            axes.fill_between(
-                steps, curve["iqm_low"], curve["iqm_high"], color=line.get_color(), alpha=0.2, linewidth=0
-            )
-            axes.plot(steps, lowest, color=line.get_color(), linestyle=":", linewidth=1)
-        axes.set_title(title, fontsize=10)
-        axes.set(xlabel="environment steps", ylabel="mean return of an evaluation")
-        axes.locator_params(axis="x", nbins=5)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    for axes in panels[len(PANELS) :]:
-        axes.set_axis_off()
-    figure.savefig(PICTURE)
-    print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
+            records = stored(HERE / study / "validation")
+            if records is not None:
+                draw(axes, name, records.filter(records["cell"] == CELLS.get(name, "base")))
+        finish(axes, title, "environment steps", "{x:,.0f}")
+    save(figure, panels[len(PANELS) :], IMAGES / "curves.png")
 
 
 if __name__ == "__main__":
