@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from numpy.testing import assert_allclose
 
 from quantilax import C51, DQN, FQF, IQN, PQN, QRDQN, envs
@@ -54,6 +55,13 @@ LEARNERS = {
     "qrdqn that cannot cross": (QRDQN, {**NEIGHBOUR, "num_quantiles": 50, "non_crossing": True}),
     "fqf": (FQF, {**NEIGHBOUR, "num_cosines": 32, "num_fractions": 16, "fraction_learning_rate": 1e-4}),
     "c51": (C51, {**WITHOUT_KAPPA, "num_atoms": 61, "v_min": -1.5, "v_max": 6.0}),
+    # Drawn by priority, transitions are not as frequent as they happen; weights with beta = 1 from the start make up for it.
+    "iqn by priority": (IQN, {**LEARNER, "prioritized": True, "importance_exponent": 1.0}),
+    "rainbow": (
+        C51,
+        {**WITHOUT_KAPPA, "num_atoms": 61, "v_min": -1.5, "v_max": 6.0, "double": True, "dueling": True, "noisy": True}
+        | {"prioritized": True, "importance_exponent": 1.0, "n_step": 3},
+    ),
     "pqn of quantiles": (PQN, {**ON_POLICY, "head": "quantile", "num_quantiles": 50, "kappa": 0.05}),
     "pqn of implicit quantiles": (
         PQN,
@@ -97,6 +105,8 @@ BOOTSTRAPS = [
     ("qrdqn", {"n_step": 1}),
     ("fqf", {"n_step": 1}),
     ("c51", {"n_step": 1}),
+    ("iqn by priority", {"n_step": 1}),
+    ("rainbow", {"n_step": 3}),
     ("pqn of quantiles", {"lambda_": 0.0}),
     ("pqn of quantiles", {"lambda_": 0.7}),
     ("pqn of implicit quantiles", {"lambda_": 0.7}),
@@ -184,3 +194,44 @@ def test_a_time_limit_is_no_death(create):
 def test_nothing_is_bootstrapped_over_the_end_of_an_episode(create):
     # First step gamma, second 1: .75 on average; with the next episode's value leaking in it would be far above.
     assert value(create, "probe/terminal", 0.5) == pytest.approx(0.75, rel=0.04)
+
+
+def munchausen_values(cells, gamma, alpha, t, clip):
+    """(cells, 2) of the corridor, by iteration to the fixed point of Vieillard, Pietquin & Geist (2020), equation 2."""
+    Q = np.zeros((cells + 1, 2))  # the last row is behind the right end
+    for _ in range(2_000):
+        logits = Q / t - (Q / t).max(axis=1, keepdims=True)
+        log_pi = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        V = (np.exp(log_pi) * (Q - t * log_pi)).sum(axis=1)
+        V[cells] = 0
+        following = np.stack([np.maximum(np.arange(cells) - 1, 0), np.arange(cells) + 1], axis=1)
+        reward = (following == cells).astype(float)
+        Q[:cells] = reward + alpha * np.clip(t * log_pi[:cells], clip, 0) + gamma * V[following]
+    return Q[:cells]
+
+
+@pytest.mark.parametrize("creator", [DQN, IQN])
+def test_munchausen_values_are_the_fixed_point_of_its_equation(creator):
+    cells, gamma, fixed = 3, 0.8, dict(munchausen_alpha=0.5, munchausen_temperature=0.3, munchausen_clip=-0.4)
+    true = munchausen_values(cells, gamma, *fixed.values())
+    plain = munchausen_values(cells, gamma, 0.0, 1e-3, 0.0)
+    assert_allclose(plain[:, 1], [gamma**2, gamma, 1], atol=1e-3)  # its limit is the usual optimum
+    without_bonus, unclipped = (
+        munchausen_values(cells, gamma, *other) for other in ((0.0, 0.3, -0.4), (0.5, 0.3, -9.0))
+    )
+    assert min(np.abs(true - other).max() for other in (plain, without_bonus, unclipped)) > 0.1
+    settings = {
+        **(LEARNER if creator is IQN else NEIGHBOUR),
+        "kappa": 1.0,
+        "eps_end": 0.05,
+        "exploration_fraction": 0.5,
+    }
+    algo = creator.create(env=envs.probes.Corridor(cells=cells), gamma=gamma, munchausen=True, **fixed, **settings)
+    state, _ = algo.train(jax.random.key(0))
+    network = nnx.merge(state.network, state.average_params)
+    observations = jnp.eye(cells)
+    if creator is IQN:
+        Q = jnp.stack([algo.quantiles(state, obs, TAUS).mean(axis=0) for obs in observations])
+    else:
+        Q = jax.vmap(network)(observations)
+    assert_allclose(Q, true, atol=0.03)
