@@ -19,9 +19,9 @@ FILES = {"SpaceInvaders": "space_invaders"}
 OFF_POLICY = ("dqn", "qrdqn", "iqn", "m_iqn")
 
 
-def told(x: float, low: float, high: float) -> str:
-    """`9.1 (8.2 to 9.9)`."""
-    return f"{x:.1f} ({low:.1f} to {high:.1f})"
+def told(x: float, low: float | None, high: float | None) -> str:
+    """`9.1 (8.2 to 9.9)`; of one seed there is no interval."""
+    return f"{x:.1f}" if low is None else f"{x:.1f} ({low:.1f} to {high:.1f})"
 
 
 def table(titles: list[str], rows: list[list[str]]) -> None:
