@@ -70,7 +70,7 @@ def finish(axes: Axes, title: str, xlabel: str, steps: Callable[..., str] | str,
 
 def picture() -> tuple[Figure, list[Axes]]:
     """A figure of six panels."""
-    figure = Figure(figsize=(12, 6.5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12, 6.5), dpi=90, layout="constrained")
     return figure, list(figure.subplots(2, 3).flat)
 
 
