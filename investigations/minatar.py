@@ -31,23 +31,22 @@ def table(titles: list[str], rows: list[list[str]]) -> None:
 
 
 def pqn() -> None:
-    """PQN with its sections' settings, as far as each game came."""
-    every = pl.read_parquet(HERE / "0011-minatar" / "evaluations.parquet").with_columns(
-        pl.lit("pqn").alias("cell"), pl.lit(True).alias("finite")
-    )
+    """PQN with its sections' settings."""
     figure, panels = picture()
     rows = []
     for axes, (game, published) in zip(panels, PUBLISHED.items(), strict=False):
-        records = every.filter(env=f"{game}-MinAtar")
+        records = stored(HERE / "0011-minatar" / FILES.get(game, game.lower()) / "validation")
+        if records is None:
+            continue
         curve = draw(axes, "pqn", records)
         axes.axhline(published, color="gray", linewidth=1, linestyle="--", label="DQN, Young & Tian, 5M frames")
-        axes.set_xlim(0, 10_027_008)
+        axes.set(xlim=(0, 10_027_008), ylim=(0, None))
         finish(axes, f"{game}-MinAtar", "frames", lambda x, _: f"{x / 1e6:g}M", loc="lower right")
         last, early = curve.row(-1, named=True), curve.filter(pl.col("env_step") == 1_253_376).row(0, named=True)
         length = records.filter(pl.col("env_step") == last["env_step"])["length_mean"].mean()
         row = [
             game,
-            f"{last['env_step']:,}",
+            str(last["n"]),
             told(last["iqm"], last["iqm_low"], last["iqm_high"]),
             f"{min(last['returns']):.1f}, {max(last['returns']):.1f}",
             told(early["iqm"], early["iqm_low"], early["iqm_high"]),
@@ -55,30 +54,24 @@ def pqn() -> None:
         ]
         rows.append(row)
     save(figure, panels[len(PUBLISHED) :], IMAGES / "minatar.png")
-    table(
-        [
-            "game",
-            "frames",
-            "return there (95% interval)",
-            "lowest and highest seed",
-            "at 1,253,376",
-            "frames of an episode",
-        ],
-        rows,
-    )
+    titles = ["game", "seeds", "return at the end (95% interval)", "lowest and highest seed"]
+    table([*titles, "at 1,253,376 frames", "frames of an episode"], rows)
 
 
 def off_policy() -> None:
-    """The four with a replay, of all seeds alike: the study's and the held-out ones, since there was nothing to choose."""
+    """The four with a replay, on held-out seeds."""
     figure, panels = picture()
-    ends: dict[str, list[np.ndarray]] = {section: [] for section in OFF_POLICY}
+    ends: dict[str, dict[str, np.ndarray]] = {section: {} for section in OFF_POLICY}
     cells: dict[str, list[str]] = {section: [] for section in OFF_POLICY}
     for axes, (game, published) in zip(panels, PUBLISHED.items(), strict=False):
         for section in OFF_POLICY:
             study = HERE / "0012-minatar-off-policy" / f"{FILES.get(game, game.lower())}-{section}"
-            both = [records for records in (stored(study), stored(study / "validation")) if records is not None]
-            last = draw(axes, section, pl.concat(both)).row(-1, named=True)
-            ends[section].append(np.array(last["returns"]))
+            records = stored(study / "validation")
+            if records is None:
+                cells[section].append("-")
+                continue
+            last = draw(axes, section, records).row(-1, named=True)
+            ends[section][game] = np.array(last["returns"])
             cells[section].append(told(last["iqm"], last["iqm_low"], last["iqm_high"]))
         axes.axhline(published, color="gray", linewidth=1, linestyle="--", label="DQN, Young & Tian, 5M frames")
         axes.set(xlim=(0, 300_000), ylim=(0, None))
@@ -87,7 +80,8 @@ def off_policy() -> None:
     table(["section", *PUBLISHED], [[section, *cells[section]] for section in OFF_POLICY])
 
     compared = [(x, y) for i, x in enumerate(OFF_POLICY) for y in OFF_POLICY[:i]]
-    pairs = {both: list(zip(ends[both[0]], ends[both[1]], strict=True)) for both in compared}
+    games = [game for game in PUBLISHED if all(game in ends[section] for section in OFF_POLICY)]
+    pairs = {(x, y): [(ends[x][game], ends[y][game]) for game in games] for x, y in compared}
     p_values = statistics.holm([statistics.rank_test(pairs[both]) for both in compared])
     rows = []
     for both, p in zip(compared, p_values, strict=True):
@@ -95,7 +89,7 @@ def off_policy() -> None:
         low, high = statistics.improvement_interval(pairs[both])
         chance = f"{np.mean(by_game):.2f} ({low:.2f} to {high:.2f})"
         rows.append([*both, chance, f"{p:.3f}", *(f"{share:.2f}" for share in by_game)])
-    table(["section", "above", "chance that it is (95% interval)", "p, Holm over six", *PUBLISHED], rows)
+    table(["section", "above", "chance that it is (95% interval)", "p, Holm over six", *games], rows)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def held_out_returns(row):
     """What the row's own seeds came to at the end, from the study's records."""
     command = row["command"].strip("`").split()
     cell = command[command.index("--cell") + 1] if "--cell" in command else None
-    records = Store.open(ROOT / command[2] / "validation").records()
+    directory = command[command.index("--out") + 1] if "--out" in command else command[2]
+    records = Store.open(ROOT / directory / "validation").records()
     names = records["cell"].unique().to_list()
     cell = cell or next(name for name in names if name != "base" or len(names) == 1)
     return at_the_end(records.filter(cell=cell))

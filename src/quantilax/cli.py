@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import rich.table
@@ -379,7 +380,7 @@ def report(directory: Path, out: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("study", metavar="DIR|STUDY.yaml", type=click.Path(path_type=Path))
 @click.option("--cell", help="Another cell than the one that the rule names.")
 @click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Number of held-out seeds.")
 @click.option(
@@ -390,50 +391,62 @@ def report(directory: Path, out: Path | None) -> None:
 @click.option(
     "--benchmarks", type=click.Path(path_type=Path), help="The Markdown file whose table gets a row of the section."
 )
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The results' directory of STUDY.yaml.  [default: studies/<name>]"
+)
 @JOBS
 @QUIET
 @NO_CACHE
 def recommend(
-    directory: Path,
+    study: Path,
     cell: str | None,
     seeds: int,
     first_seed: int | None,
     write: Path | None,
     section: str | None,
     benchmarks: Path | None,
+    out: Path | None,
     jobs: int | None,
     quiet: bool,
     no_cache: bool,
 ) -> None:
     """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
 
+    Of a study whose only cell is its base the file STUDY.yaml will do: nothing is to be chosen, so it need not be run.
     Where the held-out seeds contradict, nothing is written and the exit status is 1.
 
     \b
     quantilax recommend studies/fractions
     quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
     quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.md
+    quantilax recommend investigations/0014-research/iqn_research.yaml --out studies/research --seeds 10
     """
     from quantilax import runs
+    from quantilax.studies import recommend as recommending
     from quantilax.studies import tables
-    from quantilax.studies.recommend import recommend as recommended
     from quantilax.studies.store import Store
 
-    store = Store.open(directory)
+    is_file = study.suffix in (".yaml", ".yml") or study.is_file()
+    if out is not None and not is_file:
+        raise ConfigError(f"--out: the results of {study} lie there; leave it out")
+    store = None if is_file else Store.open(study)
     runs.use_all_cores(jobs or 2 * seeds)
+    options: dict[str, Any] = {
+        "cell": cell,
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "write": write,
+        "section": section,
+        "benchmarks": benchmarks,
+        "jobs": jobs,
+        "quiet": quiet,
+        "cache": not no_cache,
+    }
     with _told_if_interrupted():
-        found = recommended(
-            store,
-            cell=cell,
-            seeds=seeds,
-            first_seed=first_seed,
-            write=write,
-            section=section,
-            benchmarks=benchmarks,
-            jobs=jobs,
-            quiet=quiet,
-            cache=not no_cache,
-        )
+        if store is None:
+            found = recommending.recommend_alone(study, out, **options)
+        else:
+            found = recommending.recommend(store, **options)
     click.echo(f"{found.choice.cell}: {found.choice.reason}")
     on = f"held-out seeds {tables.seeds(found.seeds)}"
     if not found.judgement.holds:
@@ -447,7 +460,7 @@ def recommend(
             f"warning: {write}: the comments behind {', '.join(found.edited.commented)} were written for the values before",
             err=True,
         )
-    click.echo(f"written: section {section or store.facts['section']} of {write}")
+    click.echo(f"written: section {found.section} of {write}")
     if benchmarks is not None:
         click.echo(f"written: its row in {benchmarks}")
 

@@ -98,6 +98,20 @@ def test_a_validated_section_has_its_row_on_the_page(done: Done):
     assert cells[-1].startswith("`quantilax recommend s --cell base --seeds 2 --write tiny.yaml --section iqn_kept")
 
 
+def test_a_section_is_validated_by_the_file_of_a_study_that_has_nothing_to_choose(call: Call, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "one.yaml").write_text("base: {config: tiny.yaml, section: iqn}\nseeds: 1\n")
+    options = ("--seeds", "2", "--write", "tiny.yaml", "--benchmarks", "b.md", "--quiet")
+    ended = call("recommend", "one.yaml", "--out", "one", *options)
+    assert (ended.status, ended.stdout.splitlines()[0]) == (0, "base: the study has no other cell"), ended
+    assert "held-out seeds 1, 2 (n = 2)" in (tmp_path / "tiny.yaml").read_text()
+    assert "`tiny.yaml iqn`" in (tmp_path / "b.md").read_text()
+    assert Store.open(tmp_path / "one").records().is_empty()
+    report = call("report", "one")
+    assert report.status == 0, report
+    assert "Held-out seeds (1, 2) agree" in (tmp_path / "one" / "report.md").read_text()
+
+
 def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_nothing(call: Call, tmp_path, monkeypatch):
     store(tmp_path / "s", {"base": [NEVER] * 6, "fast": [GOOD] * 6})  # of curves that training does not give
     (tmp_path / "x.yaml").write_text(TINY)
@@ -139,13 +153,25 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
             "error: s: cannot be read: Is a directory; choose another --benchmarks",
         ),
         (["recommend", "s", "--seeds", "0"], "error: Invalid value for '--seeds'"),
+        (["recommend", "s", "--out", "t"], "error: --out: the results of s lie there; leave it out"),
+        (["recommend", "none.yaml"], "error: none.yaml: no such file"),
+        (
+            ["recommend", "s.yaml", "--out", "t"],
+            "error: s.yaml: has 2 cells to choose among; run it with quantilax study",
+        ),
+        (
+            ["recommend", "one.yaml", "--out", "t", "--write", "flow.yaml"],
+            "error: flow.yaml: section 'iqn' cannot be put in",
+        ),
         (["recommend", "half"], "error: half: runs of the base are missing; finish the study with --resume first"),
     ],
 )
 def test_what_users_get_wrong_is_one_line_and_changes_nothing(call: Call, tmp_path, arguments, words):
     store(tmp_path / "s", {"base": [GOOD] * 6, "low": [NEVER] * 6})
-    store(tmp_path / "half", {"base": [GOOD] * 2})
+    store(tmp_path / "half", {"base": [GOOD] * 2, "low": [NEVER] * 2})
     (tmp_path / "flow.yaml").write_text("iqn: {env: probe/corridor}\n")
+    (tmp_path / "s.yaml").write_text(STUDY)
+    (tmp_path / "one.yaml").write_text("base: {config: tiny.yaml, section: iqn}\n")
     before = tree(tmp_path)
     ended = call(*arguments)
     assert ended.status == 2

@@ -15,6 +15,7 @@ from quantilax.studies import choice, execution, recommend, sections
 from quantilax.studies.definition import plain
 from quantilax.studies.results import Results
 from quantilax.studies.store import Store
+from tests.endtoend.conftest import TINY
 from tests.studies import FALLS, GOOD, LATE, NEVER, START, store, write
 
 SLOW = (10.0, 20.0, 480.0, 500.0)
@@ -143,6 +144,55 @@ def test_an_unfinished_study_recommends_nothing(tmp_path):
     for options in ({}, {"cell": "fast"}):
         with pytest.raises(ConfigError, match="are missing; finish the study with --resume first"):
             recommend.recommend(there, **options)
+
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_of_a_study_without_another_cell_the_base_is_validated_though_its_own_runs_are_missing(
+    tmp_path, monkeypatch, finished
+):
+    there = store(tmp_path / "s", {"base": [NEVER] * finished})
+    asked = validated_by(monkeypatch, {"base": GOOD})
+    for options in ({}, {"cell": "base"}):
+        told = recommend.recommend(there, seeds=3, write=tmp_path / "x.yaml", **options)
+        assert asked.pop() == (("base",), (6, 7, 8))
+        assert (told.choice.cell, told.judgement.holds, told.section) == ("base", True, "iqn")
+        assert "3 of 3 runs ended at 475 or more" in (tmp_path / "x.yaml").read_text().replace("\n#: ", " ")
+    with pytest.raises(ConfigError, match="no cell 'bse'; did you mean 'base'"):
+        recommend.recommend(there, cell="bse")
+    assert asked == []
+
+
+def test_a_file_of_such_a_study_is_given_its_directory_and_found_there_again(tmp_path, monkeypatch):
+    file, asked = alone(tmp_path), validated_by(monkeypatch, {"base": GOOD})
+    for seeds in (2, 3):
+        told = recommend.recommend_alone(file, tmp_path / "out", seeds=seeds)
+        assert asked.pop() == (("base",), tuple(range(5, 5 + seeds)))  # the study's own seeds are 0 to 4
+        assert told.seeds == list(range(5, 5 + seeds))
+    there = Store.open(tmp_path / "out")
+    assert (there.status, there.facts["seeds"], there.records().height) == ("not run", [0, 1, 2, 3, 4], 0)
+    assert Store.open(tmp_path / "out" / "validation").finished() == {("base", seed) for seed in (5, 6, 7)}
+
+
+def test_a_refused_file_leaves_no_directory(tmp_path, monkeypatch):
+    asked = validated_by(monkeypatch, {"base": GOOD})
+    with pytest.raises(ConfigError, match="--first-seed: seed 4 chose the cell"):
+        recommend.recommend_alone(alone(tmp_path), tmp_path / "out", first_seed=4)
+    with pytest.raises(ConfigError, match="has 2 cells to choose among; run it with quantilax study"):
+        recommend.recommend_alone(alone(tmp_path, "cells: {named: {x: {gamma: 0.5}}}"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert asked == []
+    store(tmp_path / "other", {"base": [GOOD] * 5, "x": [GOOD] * 5})
+    with pytest.raises(ConfigError, match="are results of another study"):
+        recommend.recommend_alone(alone(tmp_path, base="  overrides: {gamma: 0.5}"), tmp_path / "other")
+    assert Store.open(tmp_path / "other").finished() == {(c, seed) for c in ("base", "x") for seed in range(5)}
+
+
+def alone(path, more="", base=""):
+    """Write the file of a study whose only cell is its base."""
+    (path / "tiny.yaml").write_text(TINY)
+    text = f"base:\n  config: tiny.yaml\n  section: iqn\n{base}\nseeds: 5\nsolved: 475\n{more}\n"
+    (path / "alone.yaml").write_text(text)
+    return path / "alone.yaml"
 
 
 def test_the_study_of_held_out_seeds_has_the_studys_own_configs(found):

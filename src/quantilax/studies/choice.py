@@ -32,7 +32,9 @@ class Choice(NamedTuple):
 
 
 def choose(results: Results) -> Choice | None:
-    """Apply the rule; None while the base has missing runs."""
+    """Apply the rule; None while the base has missing runs. Where no other cell is, runs decide nothing."""
+    if list(results.store.facts["cells"]) == [results.base]:
+        return Choice(results.base, "the study has no other cell")
     base = results.row(results.base)
     if base is None or results.base in results.missing:
         return None
@@ -98,10 +100,10 @@ def judge(results: Results, held_out: Results, cell: str, is_winner: bool) -> Ju
 
     It holds if the rule, applied to the held-out seeds alone, finds the cell ahead of the base again (of a cell that the
     rule did not name: not behind it), and if the cell's share solved at the end (without `solved`: its return at the end)
-    is not below the interval that the study gave.
+    is not below the interval that the study gave. A study whose only cell it is may have no runs: nothing was chosen by them.
     """
     row, base, before = held_out.row(cell), held_out.row(results.base), results.row(cell)
-    if row is None or before is None or cell in held_out.missing:
+    if row is None or cell in held_out.missing:
         return None
     contradictions = []
     if cell != results.base:
@@ -112,13 +114,13 @@ def judge(results: Results, held_out: Results, cell: str, is_winner: bool) -> Ju
             word = "behind" if sign < 0 else "not ahead of"
             by = f" by {reason}" if sign else ""
             contradictions.append(f"it is {word} {quoted(results.base)}{by} there")
-    number = number_format(results).format
+    number = number_format(held_out).format
     name, written, what = (
         ("final_iqm", number, "return at the end")
         if results.store.solved is None
         else ("solved_at_end_share", percent, "share solved at the end")
     )
-    if before[f"{name}_low"] is not None and row[name] < before[f"{name}_low"]:
+    if before is not None and before[f"{name}_low"] is not None and row[name] < before[f"{name}_low"]:
         contradictions.append(
             f"its {what} is {written(row[name])} there, below what the study gave ({interval(before, name, written)})"
         )

@@ -1,5 +1,6 @@
 """From a study's winner to a section in a config file: only after seeds that the study never saw say the same."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from quantilax import algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import locks
 from quantilax.runs.configs import Section
-from quantilax.studies import choice, execution, sections, tables
+from quantilax.studies import choice, definition, execution, sections, tables
 from quantilax.studies.benchmarks import label, put_row, row_of
 from quantilax.studies.choice import Choice, Judgement
 from quantilax.studies.definition import Cell, Study
@@ -27,6 +28,8 @@ class Recommended(NamedTuple):
     seeds: list[int]
     """All held-out seeds that count."""
     judgement: Judgement
+    section: str
+    """Its name in a config file."""
     edited: sections.Edited | None
     """None where nothing was written."""
 
@@ -95,7 +98,41 @@ def recommend(
             files.append((benchmarks, put_row(_read(benchmarks), benchmarks, row), BENCHMARKS))
         for file, text, option in files:
             sections.write(file, text, option)
-    return Recommended(chosen, counted, judgement, edited)
+    return Recommended(chosen, counted, judgement, name, edited)
+
+
+def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = None, **options: Any) -> Recommended:
+    """Validate the base of a study that has no other cell: nothing is to be chosen, so the study itself need not be run.
+
+    Args:
+        file: the study's YAML file.
+        out: the results' directory, new or of the same study; None: `studies/<name>`.
+        jobs: devices to use at once; None: all.
+        options: see `recommend`.
+
+    Raises:
+        ConfigError: there are cells to choose among, or as for `recommend`; a directory that was made for it is gone again.
+        RunError, Interrupted: as for `execution.run`.
+    """
+    study = definition.load(file)
+    if len(study.cells) > 1:
+        raise ConfigError(
+            f"{file}: has {len(study.cells)} cells to choose among; run it with quantilax study, then recommend its directory"
+        )
+    out = out or Path("studies") / study.name
+    begun = Store.find(out)
+    if begun is None:
+        laid = execution.plan(study, jobs=jobs).laid
+        store = Store.create(out, study, jobs=laid.jobs, width=laid.width, starts=[], status="not run")
+    else:
+        begun.check(study)
+        store = begun
+    try:
+        return recommend(store, jobs=jobs, **options)
+    except ConfigError:
+        if begun is None and not (out / choice.VALIDATION).exists():
+            shutil.rmtree(out)
+        raise
 
 
 def _check_benchmarks(benchmarks: Path, write: Path | None, name: str) -> None:
@@ -121,10 +158,10 @@ def _chosen(results: Results, cell: str | None) -> tuple[Choice, bool]:
         return winner, True
     if cell not in cells:
         raise ConfigError(f"{path}: no cell '{cell}'{did_you_mean(cell, cells, 'cells')}")
-    if results.row(cell) is None or cell in results.missing:
-        raise ConfigError(f"{path}: runs of cell '{cell}' are missing; finish the study with --resume first")
     if winner is not None and winner.cell == cell:
         return winner, True
+    if results.row(cell) is None or cell in results.missing:
+        raise ConfigError(f"{path}: runs of cell '{cell}' are missing; finish the study with --resume first")
     return Choice(cell, "it was asked for"), False
 
 

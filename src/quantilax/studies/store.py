@@ -129,7 +129,7 @@ class Store:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `interrupted` or `killed`."""
+        """`running`, `finished`, `interrupted`, `killed` or, of one whose base alone was validated, `not run`."""
         status = str(self.facts["status"])
         return "killed" if status == "running" and not locks.is_locked(self.path) else status
 
