@@ -11,6 +11,7 @@ PEERS = {
     "rejax": ["rejax==0.1.3", "gymnax==0.0.9"],
     "sb3-contrib": ["sb3-contrib==2.9.2", "torch==2.13.0"],
     "tianshou": ["tianshou==2.0.1", "torch==2.13.0"],
+    "minatar": ["MinAtar==1.0.15", "gymnax==1.0.1", "six>=1.16"],
 }
 """What is installed for each. Dopamine is none of them: its IQN (4.1.2) has a convolutional network and settings for Atari
 only, so there is nothing published to run on CartPole."""
