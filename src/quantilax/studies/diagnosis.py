@@ -1,8 +1,8 @@
 """Diagnosis: why a run goes wrong, named from the signals in its files.
 
 A cause is named where a quantity made of signals leaves the range that healthy runs keep, as `quantilax.studies.rules` say.
-Causes that score above their rule's margin are told, those that explain others first. Where there is none and the run failed,
-the evidence does not decide, and the study is proposed that would.
+Causes that score above their rule's margin are told, those that explain others first. Where there is none, what is outside
+by less is told as a hint, and if the run failed the study is proposed that would decide.
 
 Every range comes from runs, and every rule was validated on other runs than those that set it: docs/diagnosis.md.
 """
@@ -67,6 +67,9 @@ class Diagnosis(NamedTuple):
     seed: int
     outcome: Outcome
     causes: tuple[Cause, ...]
+    near: tuple[Cause, ...]
+    """Where none is named: those whose quantity is outside of the healthy range by less than their rule's margin, the farthest
+    first. A hint, not a finding."""
     study: dict[str, Any] | None
     """Fields and the values to try, one at a time, where the run failed and nothing is out of its range."""
 
@@ -101,9 +104,10 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
     medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
     scores = {rule.cause: rules.score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in medians}
     above = [rule for rule in RULES if scores.get(rule.cause, -math.inf) > rule.margin]
-    named = sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))
-    causes = tuple(
-        Cause(
+    outside = [rule for rule in RULES if not above and scores.get(rule.cause, -math.inf) > 0]
+
+    def cause(rule: Rule) -> Cause:
+        return Cause(
             rule.cause,
             rule.says,
             scores[rule.cause],
@@ -112,10 +116,11 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
             {k: v for k, v in rule.change(config, medians).items() if k in config},
             rule.remark,
         )
-        for rule in named
-    )
+
+    causes = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
+    near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
-    return Diagnosis(seed, outcome, causes, None if causes or not failed else proposal(config, medians, scores))
+    return Diagnosis(seed, outcome, causes, near, None if causes or not failed else proposal(config, medians, scores))
 
 
 def _depth(rule: Rule, named: list[Rule]) -> int:
@@ -319,8 +324,12 @@ def _causes(one: Diagnosis) -> list[str]:
         if cause.config:
             lines.append("   read from the config: " + ", ".join(_assignments(cause.config)))
         lines.append(f"   try: {_try(cause)}")
-    if not one.causes:
-        lines.append("nothing measured is outside of what healthy runs show")
+    if one.near:
+        lines.append("no cause is named; outside of what healthy runs show, by less than names one:")
+        for cause in one.near:
+            lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
+    elif not one.causes:
+        lines.append("nothing that the rules read is outside of what healthy runs show")
     if one.study:
         vary = "; ".join(f"{field}: {values}" for field, values in one.study["one_at_a_time"].items())
         lines.append(
