@@ -58,6 +58,12 @@ def pqn() -> None:
     table([*titles, "at 1,253,376 frames", "frames of an episode"], rows)
 
 
+def _seeds(labels: list[str]) -> str:
+    """`10 seeds` from `dqn (10 seeds)` and the like; `4 to 10 seeds` where they differ."""
+    numbers = sorted({int(label.split(" (")[1].split()[0]) for label in labels if label.endswith(" seeds)")})
+    return f"{' to '.join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))} seeds"
+
+
 def off_policy() -> None:
     """The four with a replay, on held-out seeds."""
     figure, panels = picture()
@@ -75,7 +81,10 @@ def off_policy() -> None:
             cells[section].append(told(last["iqm"], last["iqm_low"], last["iqm_high"]))
         axes.axhline(published, color="gray", linewidth=1, linestyle="--", label="DQN, Young & Tian, 5M frames")
         axes.set(xlim=(0, 300_000), ylim=(0, None))
-        finish(axes, f"{game}-MinAtar", "frames", lambda x, _: f"{x / 1e3:g}k", loc="upper left")
+        handles, labels = axes.get_legend_handles_labels()
+        finish(axes, f"{game}-MinAtar, {_seeds(labels)}", "frames", lambda x, _: f"{x / 1e3:g}k")
+        axes.get_legend().remove()
+    panels[-1].legend(handles, [label.split(" (")[0] for label in labels], loc="center", fontsize=10)
     save(figure, panels[len(PUBLISHED) :], IMAGES / "minatar-off-policy.png")
     table(["section", *PUBLISHED], [[section, *cells[section]] for section in OFF_POLICY])
 
