@@ -17,6 +17,8 @@ PUBLISHED = {"Asterix": 17, "Breakout": 10, "Freeway": 50, "Seaquest": 20, "Spac
 FILES = {"SpaceInvaders": "space_invaders"}
 """Name of a game's config, where it is not that of the game in small letters."""
 OFF_POLICY = ("dqn", "qrdqn", "iqn", "m_iqn")
+ELSEWHERE = {("Freeway", "m_iqn"): ("0015-munchausen-freeway/eps", "adam_eps_1e-5")}
+"""Study and cell of a section that is not the base of one in 0012-minatar-off-policy any more."""
 
 
 def told(x: float, low: float | None, high: float | None) -> str:
@@ -71,12 +73,13 @@ def off_policy() -> None:
     cells: dict[str, list[str]] = {section: [] for section in OFF_POLICY}
     for axes, (game, published) in zip(panels, PUBLISHED.items(), strict=False):
         for section in OFF_POLICY:
-            study = HERE / "0012-minatar-off-policy" / f"{FILES.get(game, game.lower())}-{section}"
-            records = stored(study / "validation")
+            usual = f"0012-minatar-off-policy/{FILES.get(game, game.lower())}-{section}", "base"
+            study, cell = ELSEWHERE.get((game, section), usual)
+            records = stored(HERE / study / "validation")
             if records is None:
                 cells[section].append("-")
                 continue
-            last = draw(axes, section, records).row(-1, named=True)
+            last = draw(axes, section, records.filter(cell=cell)).row(-1, named=True)
             ends[section][game] = np.array(last["returns"])
             cells[section].append(told(last["iqm"], last["iqm_low"], last["iqm_high"]))
         axes.axhline(published, color="gray", linewidth=1, linestyle="--", label="DQN, Young & Tian, 5M frames")
