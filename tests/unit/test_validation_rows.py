@@ -16,9 +16,7 @@ def test_a_section_that_learns_nothing_fails_and_one_as_good_passes(row):
     there = held_out_returns(row)
     assert len(there) == int(row["held-out seeds"].split(":")[0])
     lowest = row["lowest run at the end"]
-    assert abs(there.min() - float(lowest)) <= 0.5001 * 10 ** -len(
-        lowest.partition(".")[2]
-    )  # of the decimals that it has
+    assert f"{there.min():.{len(lowest.partition('.')[2])}f}" == lowest
     assert chance_of_so_low(np.zeros(SEEDS), row) <= CHANCE
     assert chance_of_so_low(np.resize(there, SEEDS), row) > CHANCE
 
