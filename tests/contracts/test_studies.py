@@ -116,12 +116,14 @@ def test_a_study_run_piece_by_piece_has_the_same_records(config, tmp_path, whole
     assert len(Store.open(tmp_path / "grown").facts["starts"]) == 3
 
 
-def test_a_finished_study_that_is_resumed_trains_nothing(config, tmp_path, whole, monkeypatch):
+def test_a_finished_study_that_is_resumed_trains_nothing_and_notes_no_start(config, tmp_path, whole, monkeypatch):
     def never(*_):
         raise AssertionError("it trains")
 
     monkeypatch.setattr(execution.Worker, "program", never)
+    starts = Store.open(tmp_path / "whole").facts["starts"]
     assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
+    assert Store.open(tmp_path / "whole").facts["starts"] == starts
 
 
 @pytest.mark.parametrize("width", [1, 3])

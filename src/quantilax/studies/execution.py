@@ -333,8 +333,11 @@ def interrupted(error: KeyboardInterrupt, store: Store) -> Interrupted:
 
 
 def _begin(store: Store, planned: Plan, on: str | None) -> None:
-    """Note the start, and cells and seeds that a former one did not have."""
+    """Note the start if it runs anything, and cells and seeds that a former one did not have."""
     study = planned.study
+    starts = store.facts["starts"]
+    if planned.left or planned.failures:
+        starts = [*starts, {**provenance(), "on": on, "finished_before": planned.finished}]
     asked = described(study)
     seeds = [*store.facts["seeds"], *(seed for seed in study.seeds if seed not in store.facts["seeds"])]
     store.update(
@@ -343,7 +346,7 @@ def _begin(store: Store, planned: Plan, on: str | None) -> None:
         overrides={**store.facts["overrides"], **asked["overrides"]},
         seeds=seeds,
         status="running",
-        starts=[*store.facts["starts"], {**provenance(), "on": on, "finished_before": planned.finished}],
+        starts=starts,
     )
     store.forget_failures()
     for failure in planned.failures:
