@@ -1,0 +1,271 @@
+"""Tell how runs of run.py fell.
+
+    python investigations/0017-how-it-falls/tell.py 20000=runs/falls 100000=runs/falls-100k
+
+Takes directories of run.py by their buffer_size and writes evaluations.parquet, former.csv and paths.parquet beside this file;
+without arguments it reads those. Prints the tables of README.md, and draws docs/images/how-it-falls.png.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+from jaxtyping import Array, Float, Key
+from matplotlib.figure import Figure
+from scipy.stats import mannwhitneyu, wilcoxon
+
+from quantilax import rollout
+from quantilax.runs.configs import load_section
+
+HERE = Path(__file__).parent
+SOLVED, CALM, EPISODES = 475.0, 10, 32
+EVERY = 10
+"""Steps between the states that run.py keeps."""
+LEADS, BACK = (50, 100, 150), (0, 1, 2, 5, 10, 20, 30)
+"""Steps before an episode's end; evaluations (of 1,000 steps) before the one that fell."""
+PLACES = {0.6: "skill_0.6", 1.2: "skill_1.2"}
+"""|x| from which a network is asked to keep the pole up for 200 steps, in the evaluations' table."""
+
+SHOWN = {"off the track": (100_000, 2606, 64_000), "pole down": (20_000, 2602, 49_000)}
+"""Falls of the newest weights in the picture: buffer, seed, step."""
+
+
+class Player:
+    """Plays CartPole-v1 from given states with given weights."""
+
+    def __init__(self) -> None:
+        """Make the section's network; compiled once."""
+        self.agent = load_section(HERE.parents[1] / "configs" / "gymnax" / "cartpole.yaml", "iqn").create()
+        self.state = self.agent.init(jax.random.key(0))
+        self.treedef = jax.tree.structure(self.state.params)
+        self.begun = self.agent.env.reset(jax.random.key(0))[0]
+        self.lives = jax.jit(self._lives)
+
+    def _lives(self, params: list[Array], starts: Float[Array, "32 4"], key: Key[Array, ""]) -> Float[Array, "32"]:
+        state = replace(self.state, average_params=jax.tree.unflatten(self.treedef, params))
+        act = self.agent.algorithm.policy(self.agent.env, self.agent.config, state)
+        fields = dict(zip(("x", "x_dot", "theta", "theta_dot"), starts.T, strict=True))
+        env_state = jax.vmap(lambda x: self.begun.replace(**x))(fields | {"time": jnp.zeros(EPISODES, jnp.int32)})
+
+        def step(carry: Any, key: Key[Array, ""]) -> tuple[Any, None]:
+            env_state, obs, lives = carry
+            env_state, obs, seen = rollout.collect(self.agent.env, act, env_state, obs, key)
+            return (env_state, obs, lives & ~seen.terminated), None
+
+        carry = env_state, starts, jnp.ones(EPISODES, bool)
+        return jax.lax.scan(step, carry, jax.random.split(key, 200))[0][2]
+
+
+def starts_at(x: float) -> Float[np.ndarray, "32 4"]:
+    """States at |x|, on both sides, at rest and moving out at 0.5, the pole within 0.05 of upright."""
+    side, speed, theta = np.meshgrid([-1, 1], [0.0, 0.5], np.linspace(-0.05, 0.05, 8), indexing="ij")
+    return np.stack([side * x, side * speed, theta, 0 * theta], axis=-1).reshape(EPISODES, 4).astype(np.float32)
+
+
+def weights_of(data: Any, weights: str) -> list[np.ndarray]:
+    """The parameters' leaves, each with a leading axis of evaluations."""
+    return [data[name] for name in data.files if name.startswith(f"['{weights}']['params']")]
+
+
+def evaluations(file: Path, buffer_size: int, player: Player) -> Iterator[pl.DataFrame]:
+    """A row for each evaluation of a run, of the newest and the averaged weights."""
+    data = np.load(file)
+    covered = data["['coverage']"]  # (rows, 12): shares of the replay by |x|, in steps of 0.2
+    widest = np.where(covered > 0, np.arange(1, 13) * 0.2, 0).max(axis=1)
+    for weights in ("newest", "average"):
+        of = {k: data[f"['{weights}']['{k}']"] for k in ("lengths", "last", "died", "path", "track")}
+        x, theta = np.abs(of["last"][..., 0]), np.abs(of["last"][..., 2])
+        value, mean = of["track"].max(axis=-1), of["lengths"].mean(axis=1)  # (rows, 25, 5), (rows,)
+        streak = [0]
+        for m in mean:
+            streak.append(streak[-1] + 1 if m >= SOLVED else 0)
+        params = weights_of(data, weights)
+        skill = {
+            name: [
+                np.asarray(player.lives([p[i] for p in params], starts_at(place), jax.random.key(0))).mean()
+                for i in range(len(mean))
+            ]
+            for place, name in PLACES.items()
+        }
+        yield pl.DataFrame(
+            {
+                "buffer_size": buffer_size,
+                "weights": weights,
+                "seed": int(file.stem),
+                "env_step": data["['env_step']"],
+                "return_mean": mean,
+                "streak": streak[:-1],  # evaluations in a row at 475 or more before this one
+                "farthest": np.abs(of["path"][..., 0]).max(axis=1).mean(axis=1),  # |x|, mean over episodes
+                "died": of["died"].sum(axis=1),
+                "by_track": (of["died"] & (x > 2.4)).sum(axis=1),
+                "to_the_left": (of["died"] & (of["last"][..., 0] < -2.4)).sum(axis=1),
+                "by_pole": (of["died"] & (theta > 0.2094)).sum(axis=1),
+                "replay_widest": widest,
+                "replay_beyond_1.2": covered[:, 6:].sum(axis=1),
+                "replay_terminated": data["['terminated']"],
+                "value_middle": value[:, 12, 2],
+                "value_edge": (value[:, 0, 0] + value[:, 24, 4]) / 2,  # at -2.4 and 2.4, moving out at 1
+                **skill,
+            },
+            strict=False,
+        ).with_columns(pl.col(pl.Float64, pl.Float32).cast(pl.Float32), pl.col(pl.Int64, pl.Int32).cast(pl.Int32))
+
+
+def former(file: Path, fall: dict[str, Any], player: Player) -> Iterator[dict[str, Any]]:
+    """Who comes through from the states on the way to the end of a fall: the network that fell, and former ones."""
+    data = np.load(file)
+    params = weights_of(data, fall["weights"])
+    i = data["['env_step']"].tolist().index(fall["env_step"])
+    lengths, died, path = (data[f"['{fall['weights']}']['{k}']"][i] for k in ("lengths", "died", "path"))
+    for lead in LEADS:
+        at = (lengths - lead) // EVERY - 1
+        which = np.flatnonzero(died & (at >= 0))
+        starts = np.zeros((EPISODES, 4), np.float32)
+        starts[: len(which)] = path[at[which], which]
+        for back in BACK:
+            lives = player.lives([p[i - back] for p in params], jnp.asarray(starts), jax.random.key(1))
+            yield {k: fall[k] for k in ("buffer_size", "weights", "seed", "env_step")} | {
+                "lead": lead,
+                "back": back,
+                "episodes": len(which),
+                "lived": int(np.asarray(lives)[: len(which)].sum()),
+            }
+
+
+def paths(directories: dict[int, Path]) -> pl.DataFrame:
+    """Where the cart was every ten steps, in each episode of the falls that the picture shows."""
+    frames = []
+    for name, (size, seed, step) in SHOWN.items():
+        data = np.load(directories[size] / f"{seed}.npz")
+        i = data["['env_step']"].tolist().index(step)
+        lengths, path = data["['newest']['lengths']"][i], data["['newest']['path']"][i]
+        for episode in range(EPISODES):
+            kept = path[: lengths[episode] // EVERY, episode, 0]
+            steps = np.arange(1, len(kept) + 1) * EVERY
+            frames.append(pl.DataFrame({"fall": name, "episode": episode, "step": steps, "x": kept}))
+    return pl.concat(frames)
+
+
+def draw(frame: pl.DataFrame) -> None:
+    """Draw the two kinds of falls."""
+    figure = Figure(figsize=(10, 3.4), dpi=90, layout="constrained")
+    for axes, (name, (size, seed, step)) in zip(figure.subplots(1, 2, sharey=True), SHOWN.items(), strict=True):
+        for episode in range(EPISODES):
+            of = frame.filter(fall=name, episode=episode)
+            axes.plot(of["step"], of["x"], color="C0", alpha=0.4, linewidth=1)
+            if of["step"][-1] < 500:
+                axes.plot(of["step"][-1:], of["x"][-1:], "x", color="C3", markersize=5)
+        axes.axhline(2.4, color="black", linestyle="--", linewidth=1)
+        axes.axhline(-2.4, color="black", linestyle="--", linewidth=1)
+        axes.set_title(f"{name}: seed {seed} at {step:,} steps, buffer {size:,}", fontsize=10)
+        axes.set(xlabel="step of the episode", ylim=(-2.7, 2.7))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("x of the cart")
+    figure.savefig(HERE.parents[1] / "docs" / "images" / "how-it-falls.png")
+
+
+def falls(frame: pl.DataFrame) -> pl.DataFrame:
+    """Evaluations below 475, each the first after one or more at 475 or more."""
+    return frame.filter(pl.col("return_mean") < SOLVED, pl.col("streak") > 0)
+
+
+def is_calm() -> pl.Expr:
+    """Whether an evaluation follows ten in a row at 475 or more."""
+    return pl.col("streak") >= CALM
+
+
+def tables(frame: pl.DataFrame, lived: pl.DataFrame) -> None:
+    """Print what README.md tells."""
+    print(
+        "| buffer | evaluated | seeds | evaluations | fell | of seeds | episodes ended early | off the track | pole down |"
+    )
+    print("|" + "---|" * 9)
+    for (size, weights), g in frame.group_by("buffer_size", "weights", maintain_order=True):
+        for name, which in (("others after 475", ~is_calm() & (pl.col("streak") > 0)), ("calm", is_calm())):
+            there = g.filter(which)
+            f = falls(there)
+            episodes = f"{f['died'].sum()} of {EPISODES * f.height} | {f['by_track'].sum()} | {f['by_pole'].sum()}"
+            print(
+                f"| {size:,} | {weights} | {g['seed'].n_unique()} | {there.height:,} {name} | {f.height} |"
+                f" {f['seed'].n_unique()} | {episodes} |"
+            )
+    columns = [
+        "replay_widest",
+        "replay_beyond_1.2",
+        "replay_terminated",
+        "value_middle",
+        "value_edge",
+        *PLACES.values(),
+    ]
+    print("\n| buffer | evaluated | calm evaluations | " + " | ".join(columns) + " |")
+    print("|" + "---|" * (3 + len(columns)))
+    for (size, weights, fell), g in (
+        frame.filter(is_calm())
+        .with_columns(fell=pl.col("return_mean") < SOLVED)
+        .group_by("buffer_size", "weights", "fell", maintain_order=True)
+    ):
+        figures = " | ".join(f"{g[c].mean():.4g}" for c in columns)
+        print(f"| {size:,} | {weights} | {g.height:,} that {'fell' if fell else 'did not'} | {figures} |")
+    print("\n| buffer | evaluated | followed by | evaluations | farthest |x|: quartiles | AUC |")
+    print("|" + "---|" * 6)
+    for (size, weights), g in frame.group_by("buffer_size", "weights", maintain_order=True):
+        pairs = g.with_columns(next=pl.col("return_mean").shift(-1).over("seed")).filter(
+            pl.col("return_mean") >= SOLVED, pl.col("next").is_not_null()
+        )
+        fell, held = (
+            pairs.filter(which)["farthest"].to_numpy() for which in (pl.col("next") < SOLVED, pl.col("next") >= SOLVED)
+        )
+        for name, there in (("a fall", fell), ("475 or more", held)):
+            quartiles = " ".join(f"{q:.2f}" for q in np.quantile(there, [0.25, 0.5, 0.75])) if len(there) else ""
+            auc = mannwhitneyu(fell, held).statistic / len(fell) / len(held) if len(fell) else float("nan")
+            print(f"| {size:,} | {weights} | {name} | {len(there):,} | {quartiles} | {auc:.2f} |")
+    tracks = falls(frame).filter(pl.col("by_track") >= 5).unique(("weights", "seed", "env_step", "return_mean"))
+    one_sided = tracks.filter((pl.col("to_the_left") == 0) | (pl.col("to_the_left") == pl.col("by_track")))
+    print(f"\n{tracks.height} falls with five episodes or more off the track; in {one_sided.height} all on one side")
+    print("\n| evaluated | from | buffer 20,000 | buffer 100,000 | p |\n|---|---|---|---|---|")
+    late = (
+        frame.filter(pl.col("env_step") > 90_000)
+        .group_by("buffer_size", "weights", "seed")
+        .agg(pl.col(PLACES.values()).mean())
+    )
+    for weights in ("newest", "average"):
+        for place, name in PLACES.items():
+            small, large = (
+                late.filter(buffer_size=b, weights=weights).sort("seed")[name].to_numpy() for b in (20_000, 100_000)
+            )
+            p = wilcoxon(small, large).pvalue
+            print(f"| {weights} | {place} | {small.mean():.2f} | {large.mean():.2f} | {p:.2f} |")
+    print("\n| buffer | evaluated | steps before the end | " + " | ".join(f"{b},000 steps ago" for b in BACK) + " |")
+    print("|" + "---|" * (3 + len(BACK)))
+    for (size, weights, lead), g in lived.group_by("buffer_size", "weights", "lead", maintain_order=True):
+        shares = [g.filter(back=b) for b in BACK]
+        told = " | ".join(f"{s['lived'].sum()} of {s['episodes'].sum()}" for s in shares)
+        print(f"| {size:,} | {weights} | {lead} | {told} |")
+
+
+def main() -> None:
+    """Read runs, or what was read."""
+    if len(sys.argv) > 1:
+        player, frames, rows = Player(), [], []
+        directories = {int(size): Path(path) for size, path in (item.split("=", 1) for item in sys.argv[1:])}
+        paths(directories).write_parquet(HERE / "paths.parquet")
+        for size, directory in directories.items():
+            for file in sorted(directory.glob("*.npz")):
+                found = pl.concat(evaluations(file, size, player))
+                frames.append(found)
+                for fall in falls(found).filter(is_calm(), pl.col("env_step") > BACK[-1] * 1_000).iter_rows(named=True):
+                    rows += former(file, fall, player)
+        pl.concat(frames).write_parquet(HERE / "evaluations.parquet")
+        pl.DataFrame(rows).write_csv(HERE / "former.csv")
+    tables(pl.read_parquet(HERE / "evaluations.parquet"), pl.read_csv(HERE / "former.csv"))
+    draw(pl.read_parquet(HERE / "paths.parquet"))
+
+
+if __name__ == "__main__":
+    main()
