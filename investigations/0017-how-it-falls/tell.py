@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 from matplotlib.figure import Figure
 from scipy.stats import mannwhitneyu, wilcoxon
 
@@ -29,6 +29,10 @@ EVERY = 10
 """Steps between the states that run.py keeps."""
 LEADS, BACK = (50, 100, 150), (0, 1, 2, 5, 10, 20, 30)
 """Steps before an episode's end; evaluations (of 1,000 steps) before the one that fell."""
+LEAN_X, LEAN_V = jnp.array([-0.6, 0.0, 0.6]), jnp.array([-0.4, 0.0, 0.4])
+LEAN_THETA = jnp.linspace(-0.2, 0.2, 81)
+LONG, LONG_AT = 2_000, (30_000, 40_000, 60_000, 80_000, 100_000)
+"""Steps of long episodes, and the environment steps after which they are played."""
 PLACES = {0.6: "skill_0.6", 1.2: "skill_1.2"}
 """|x| from which a network is asked to keep the pole up for 200 steps, in the evaluations' table."""
 
@@ -45,13 +49,19 @@ class Player:
         self.state = self.agent.init(jax.random.key(0))
         self.treedef = jax.tree.structure(self.state.params)
         self.begun = self.agent.env.reset(jax.random.key(0))[0]
-        self.lives = jax.jit(self._lives)
+        self.lives = jax.jit(self._lives, static_argnums=3)
+        self.lean = jax.jit(self._lean)
 
-    def _lives(self, params: list[Array], starts: Float[Array, "32 4"], key: Key[Array, ""]) -> Float[Array, "32"]:
-        state = replace(self.state, average_params=jax.tree.unflatten(self.treedef, params))
-        act = self.agent.algorithm.policy(self.agent.env, self.agent.config, state)
+    def _policy_of(self, params: list[Array]) -> Any:
+        return replace(self.state, average_params=jax.tree.unflatten(self.treedef, params))
+
+    def _lives(
+        self, params: list[Array], starts: Float[Array, "32 4"], key: Key[Array, ""], steps: int
+    ) -> Bool[Array, "32"]:
+        """Which episodes from given states go on for so many steps; there is no time limit."""
+        act = self.agent.algorithm.policy(self.agent.env, self.agent.config, self._policy_of(params))
         fields = dict(zip(("x", "x_dot", "theta", "theta_dot"), starts.T, strict=True))
-        env_state = jax.vmap(lambda x: self.begun.replace(**x))(fields | {"time": jnp.zeros(EPISODES, jnp.int32)})
+        env_state = jax.vmap(lambda x: self.begun.replace(**x))(fields | {"time": jnp.full(EPISODES, -steps)})
 
         def step(carry: Any, key: Key[Array, ""]) -> tuple[Any, None]:
             env_state, obs, lives = carry
@@ -59,13 +69,30 @@ class Player:
             return (env_state, obs, lives & ~seen.terminated), None
 
         carry = env_state, starts, jnp.ones(EPISODES, bool)
-        return jax.lax.scan(step, carry, jax.random.split(key, 200))[0][2]
+        return jax.lax.scan(step, carry, jax.random.split(key, steps))[0][2]
+
+    def _lean(self, params: list[Array]) -> Float[Array, "3"]:
+        """The pole's lean at which the policy turns, as a + b x + c v near the middle: (a, b, c), by least squares.
+
+        A cart whose pole is balanced at a lean of theta speeds up by g tan(theta): with b > 0 it runs away from the middle.
+        """
+        x, v, theta = jnp.meshgrid(LEAN_X, LEAN_V, LEAN_THETA, indexing="ij")
+        states = jnp.stack([x, v, theta, jnp.zeros_like(x)], axis=-1)
+        q = self.agent.quantiles(self._policy_of(params), states, (jnp.arange(8) + 0.5) / 8).mean(axis=-2)
+        turns = -0.2 + 0.4 * (q[..., 1] < q[..., 0]).mean(axis=-1)  # (3, 3)
+        terms = jnp.stack([jnp.ones_like(turns), x[..., 0], v[..., 0]], axis=-1).reshape(-1, 3)
+        return jnp.linalg.lstsq(terms, turns.ravel())[0]
 
 
 def starts_at(x: float) -> Float[np.ndarray, "32 4"]:
     """States at |x|, on both sides, at rest and moving out at 0.5, the pole within 0.05 of upright."""
     side, speed, theta = np.meshgrid([-1, 1], [0.0, 0.5], np.linspace(-0.05, 0.05, 8), indexing="ij")
     return np.stack([side * x, side * speed, theta, 0 * theta], axis=-1).reshape(EPISODES, 4).astype(np.float32)
+
+
+def usual_starts() -> Float[np.ndarray, "32 4"]:
+    """States in which episodes begin: every number within 0.05 of 0."""
+    return np.random.default_rng(0).uniform(-0.05, 0.05, (EPISODES, 4)).astype(np.float32)
 
 
 def weights_of(data: Any, weights: str) -> list[np.ndarray]:
@@ -88,11 +115,18 @@ def evaluations(file: Path, buffer_size: int, player: Player) -> Iterator[pl.Dat
         params = weights_of(data, weights)
         skill = {
             name: [
-                np.asarray(player.lives([p[i] for p in params], starts_at(place), jax.random.key(0))).mean()
+                np.asarray(player.lives([p[i] for p in params], starts_at(place), jax.random.key(0), 200)).mean()
                 for i in range(len(mean))
             ]
             for place, name in PLACES.items()
         }
+        lean = np.stack([np.asarray(player.lean([p[i] for p in params])) for i in range(len(mean))])
+        long = [
+            np.asarray(player.lives([p[i] for p in params], usual_starts(), jax.random.key(0), LONG)).mean()
+            if step in LONG_AT
+            else None
+            for i, step in enumerate(data["['env_step']"])
+        ]
         yield pl.DataFrame(
             {
                 "buffer_size": buffer_size,
@@ -112,6 +146,10 @@ def evaluations(file: Path, buffer_size: int, player: Player) -> Iterator[pl.Dat
                 "value_middle": value[:, 12, 2],
                 "value_edge": (value[:, 0, 0] + value[:, 24, 4]) / 2,  # at -2.4 and 2.4, moving out at 1
                 **skill,
+                "lean": lean[:, 0],
+                "lean_by_x": lean[:, 1],
+                "lean_by_v": lean[:, 2],
+                "lived_2000": long,
             },
             strict=False,
         ).with_columns(pl.col(pl.Float64, pl.Float32).cast(pl.Float32), pl.col(pl.Int64, pl.Int32).cast(pl.Int32))
@@ -129,7 +167,7 @@ def former(file: Path, fall: dict[str, Any], player: Player) -> Iterator[dict[st
         starts = np.zeros((EPISODES, 4), np.float32)
         starts[: len(which)] = path[at[which], which]
         for back in BACK:
-            lives = player.lives([p[i - back] for p in params], jnp.asarray(starts), jax.random.key(1))
+            lives = player.lives([p[i - back] for p in params], jnp.asarray(starts), jax.random.key(1), 200)
             yield {k: fall[k] for k in ("buffer_size", "weights", "seed", "env_step")} | {
                 "lead": lead,
                 "back": back,
@@ -173,6 +211,11 @@ def draw(frame: pl.DataFrame) -> None:
 def falls(frame: pl.DataFrame) -> pl.DataFrame:
     """Evaluations below 475, each the first after one or more at 475 or more."""
     return frame.filter(pl.col("return_mean") < SOLVED, pl.col("streak") > 0)
+
+
+def different(frame: pl.DataFrame) -> pl.DataFrame:
+    """Each run once: until the smaller buffer begins to overwrite, runs with either are the same."""
+    return frame.filter((pl.col("buffer_size") == 20_000) | (pl.col("env_step") > 20_000))
 
 
 def is_calm() -> pl.Expr:
@@ -225,9 +268,28 @@ def tables(frame: pl.DataFrame, lived: pl.DataFrame) -> None:
             quartiles = " ".join(f"{q:.2f}" for q in np.quantile(there, [0.25, 0.5, 0.75])) if len(there) else ""
             auc = mannwhitneyu(fell, held).statistic / len(fell) / len(held) if len(fell) else float("nan")
             print(f"| {size:,} | {weights} | {name} | {len(there):,} | {quartiles} | {auc:.2f} |")
-    tracks = falls(frame).filter(pl.col("by_track") >= 5).unique(("weights", "seed", "env_step", "return_mean"))
+    tracks = falls(different(frame)).filter(pl.col("by_track") >= 5)
     one_sided = tracks.filter((pl.col("to_the_left") == 0) | (pl.col("to_the_left") == pl.col("by_track")))
     print(f"\n{tracks.height} falls with five episodes or more off the track; in {one_sided.height} all on one side")
+    after = different(frame).filter(pl.col("streak") > 0)
+    print("\n| evaluated | evaluations | b, quartiles | AUC | c, quartiles | AUC |\n|---|---|---|---|---|---|")
+    for weights in ("newest", "average"):
+        of = after.filter(weights=weights)
+        fell, held = of.filter(pl.col("return_mean") < SOLVED), of.filter(pl.col("return_mean") >= SOLVED)
+        for name, g in (("below 475", fell), ("475 or more", held)):
+            told = []
+            for column in ("lean_by_x", "lean_by_v"):
+                quartiles = " ".join(f"{g[column].quantile(q):.3f}" for q in (0.25, 0.5, 0.75))
+                auc = mannwhitneyu(fell[column], held[column]).statistic / len(fell) / len(held)
+                told.append(f"{quartiles} | {auc:.2f}")
+            print(f"| {weights} | {g.height:,} {name} | {' | '.join(told)} |")
+    print(
+        f"\n| buffer | evaluated | policies at 475 or more | of {EPISODES} episodes of {LONG:,} steps lived | none lived in |"
+    )
+    print("|---|---|---|---|---|")
+    asked = frame.filter(pl.col("lived_2000").is_not_null(), pl.col("return_mean") >= SOLVED)
+    for (size, weights), g in asked.group_by("buffer_size", "weights", maintain_order=True):
+        print(f"| {size:,} | {weights} | {g.height} | {g['lived_2000'].mean():.3f} | {(g['lived_2000'] == 0).sum()} |")
     print("\n| evaluated | from | buffer 20,000 | buffer 100,000 | p |\n|---|---|---|---|---|")
     late = (
         frame.filter(pl.col("env_step") > 90_000)
