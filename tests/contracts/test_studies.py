@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from quantilax import runs
+from quantilax import runs, train
 from quantilax.pytree import ConfigError
 from quantilax.runs import Interrupted, RunError
-from quantilax.studies import definition, execution
+from quantilax.studies import definition, execution, unfinished
 from quantilax.studies.store import Store
 from tests.endtoend.conftest import TINY
 
@@ -91,19 +91,117 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
 
     monkeypatch.setattr(execution.Worker, "rows", rows)
     again = []
-    monkeypatch.setattr(execution.Worker, "records", _noting(execution.Worker.records, again))
+    monkeypatch.setattr(execution.Worker, "evaluations", _noting(execution.Worker.evaluations, again))
     assert_frame_equal(run(asked, tmp_path / "cut", resume=True), whole)
     repeated = {r for portion in again for r in portion.runs} & kept
     assert repeated == set()
     assert Store.open(tmp_path / "cut").status == "finished"
 
 
-def _noting(records, portions):
+def _noting(evaluations, portions):
     def noting(worker, portion):
         portions.append(portion)
-        return records(worker, portion)
+        return evaluations(worker, portion)
 
     return noting
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[int]:
+    """Iterations of every segment that is trained, in order; portions are kept after each."""
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "SHARE", 0.0)
+    segments, fit = [], train.fit
+
+    def noting(env, config, program, state, since=None):
+        todo = train.segment_iterations(jax.tree.map(lambda x: x[0], config), since)
+        for iterations, row in zip(todo, fit(env, config, program, state, since), strict=True):
+            segments.append(iterations)
+            yield row
+
+    monkeypatch.setattr(train, "fit", noting)
+    return segments
+
+
+def _stop_after(monkeypatch, number):
+    """Let the training of a study end, as a signal would, after so many segments."""
+    fit, left = train.fit, iter(range(number - 1))
+
+    def stopping(*arguments):
+        for row in fit(*arguments):
+            yield row
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", stopping)
+
+
+ONE = {"named": {"fast": {"learning_rate": 0.01}}}
+
+
+@pytest.fixture
+def cut(config, tmp_path, trained, monkeypatch) -> Path:
+    """A study whose second portion of two was interrupted after three of its four evaluations."""
+    with monkeypatch.context() as patched:
+        _stop_after(patched, 7)
+        with pytest.raises(Interrupted):
+            execution.run(study(config, ONE, seeds=2), tmp_path / "cut", quiet=True, jobs=2)
+    assert len(trained) == 7
+    assert Store.open(tmp_path / "cut").finished() == {("base", 0), ("fast", 0)}
+    trained.clear()
+    return tmp_path / "cut"
+
+
+def test_a_portion_that_was_interrupted_goes_on_where_it_was_to_the_same_records(config, tmp_path, cut, trained, capfd):
+    execution.run(study(config, ONE, seeds=2), cut, resume=True)
+    assert "training goes on from environment step 200\n" in capfd.readouterr().err
+    records = without_time(Store.open(cut).records())
+    assert trained == [25]  # the last of four
+    assert not (cut / unfinished.DIRECTORY).exists()
+    assert_frame_equal(records, run(study(config, ONE, seeds=2), tmp_path / "whole", jobs=2))
+    seconds = Store.open(cut).records().filter(seed=1, cell="base")["seconds"].to_list()
+    assert seconds == sorted(seconds)
+    assert not (tmp_path / "whole" / unfinished.DIRECTORY).exists()
+
+
+@pytest.mark.parametrize("how", ["damaged", "of other versions", "of other cells"])
+def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begin_anew(
+    config, tmp_path, cut, trained, monkeypatch, capfd, how
+):
+    (kept,) = (cut / unfinished.DIRECTORY).iterdir()
+    cells, line = ONE, ""
+    if how == "damaged":
+        for file in kept.rglob("checkpoint.json"):
+            file.write_text("{")
+        line = "no checkpoint can be read"
+    elif how == "of other versions":
+        monkeypatch.setattr(unfinished, "versions", lambda: {"jax": "9.9.9"})
+        line = "was written with other versions (jax 0."
+    else:
+        cells = {"named": {**ONE["named"], "far": {"gamma": 0.5}}}
+    records = run(study(config, cells, seeds=2), cut, resume=True)
+    assert len(trained) == 4 * (1 if cells == ONE else 2)
+    told = capfd.readouterr().err
+    assert (f"{line}" in told and "; its runs begin anew" in told) or not line
+    assert not (cut / unfinished.DIRECTORY).exists()
+    assert_frame_equal(records, run(study(config, cells, seeds=2), tmp_path / "whole", jobs=2))
+
+
+def test_a_portion_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
+    config, tmp_path, trained, monkeypatch, capfd
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unfinished.checkpoints, "save", full)
+    assert run(study(config, {}, seeds=1), tmp_path / "out").height == 4
+    told = capfd.readouterr().err
+    assert told.count("cannot be written (No space left on device); the runs go on") == 1
+
+
+def test_a_short_portion_keeps_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished.checkpoints, "save", lambda *_: pytest.fail("it was kept"))
+    assert run(study(config, {}, seeds=1), tmp_path / "out").height == 4
 
 
 def test_a_study_run_piece_by_piece_has_the_same_records(config, tmp_path, whole):

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from quantilax.runs import checkpoints
+from quantilax.runs.checkpoints import Checkpoint
 from quantilax.signals import Signals
 from quantilax.statistics import iqm
-from quantilax.types import Metrics, Record
+from quantilax.types import Metrics, Record, State
 
 COLUMNS = (
     "seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", *Metrics._fields, "seconds",
@@ -97,6 +99,29 @@ def unstack(stacked: dict[str, Any]) -> list[Evaluation]:
         Evaluation(jax.tree.map(lambda x, i=i: np.asarray(x[i]), stacked["record"]), float(seconds))
         for i, seconds in enumerate(stacked["seconds"])
     ]
+
+
+def pack(state: State, history: list[Evaluation]) -> checkpoints.Arrays:
+    """Copy a state and the evaluations so far to the host, as `checkpoints.save` takes them."""
+    return checkpoints.pack({"state": state, "history": stack(history)})
+
+
+def unpack(checkpoint: Checkpoint, specs: tuple[State, Record]) -> tuple[State, list[Evaluation]]:
+    """Undo `pack`: the state on the device, and the evaluations.
+
+    Args:
+        checkpoint: of that content.
+        specs: shapes of a state and of a record (`train.Program.specs`).
+
+    Raises:
+        CheckpointError: it is of another config, environment or version.
+    """
+    state, record = specs
+    rows = checkpoint.facts["rows"]
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), record)
+    history = {"record": stacked, "seconds": jax.ShapeDtypeStruct((rows,), np.float32)}
+    tree = checkpoints.unpack(checkpoint, {"state": state, "history": history})
+    return tree["state"], unstack(jax.device_get(tree["history"]))
 
 
 def finite_or_none(value: Any) -> Any:

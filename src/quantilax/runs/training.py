@@ -279,7 +279,7 @@ def _loop(
         state = stop.wait_for(partial(program.init, env, config, keys))
     else:
         since = checkpoint.facts["env_step"]
-        state, history = _restored(checkpoint, program)
+        state, history = evaluations.unpack(checkpoint, program.specs)
         timing["seconds"] = round(history[-1].seconds, 3)
         progress.resumed(since, history[-1].seconds)
     entries = [evaluations.entry(seeds, row, is_first=i == 0) for i, row in enumerate(history)]
@@ -348,7 +348,7 @@ class _Saver:
 
     def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
         """Copy what is to be written now; the returned job writes it."""
-        arrays = checkpoints.pack({"state": state, "history": evaluations.stack(history)})
+        arrays = evaluations.pack(state, history)
         record, seconds = history[-1]
         env_step = int(record.env_step[0])
         facts = {**self.facts, "rows": len(history), "return_mean": float(record.returns.mean()), "seconds": seconds}
@@ -372,15 +372,6 @@ def _import_ahead() -> None:
     for name in ("orbax.checkpoint", "polars", "matplotlib.backends.backend_agg"):
         with contextlib.suppress(Exception):  # whatever it is, those who need the module meet it
             importlib.import_module(name)
-
-
-def _restored(checkpoint: Checkpoint, program: train.Program) -> tuple[State, list[Evaluation]]:
-    state, record = program.specs
-    rows = checkpoint.facts["rows"]
-    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), record)
-    history = {"record": stacked, "seconds": jax.ShapeDtypeStruct((rows,), jnp.float32)}
-    tree = checkpoints.unpack(checkpoint, {"state": state, "history": history})
-    return tree["state"], evaluations.unstack(jax.device_get(tree["history"]))
 
 
 def _check_options(checkpoint_every: int, log: tuple[str, ...]) -> None:

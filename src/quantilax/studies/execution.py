@@ -31,6 +31,7 @@ from quantilax.runs.signals import Stop
 from quantilax.studies.definition import Study
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store, described
+from quantilax.studies.unfinished import Unfinished, forget_all
 from quantilax.types import Record
 
 PLACES = ("ray", "jax")
@@ -145,10 +146,18 @@ def portions(study: Study, sorted_groups: list[Group], laid: Layout, finished: s
 class Worker:
     """Runs portions of a study; compiles a group's program when its first portion comes."""
 
-    def __init__(self, sorted_groups: list[Group], laid: Layout) -> None:
-        """Prepare; all workers of a study have the same groups and layout."""
+    def __init__(
+        self, sorted_groups: list[Group], laid: Layout, unfinished: Callable[[Portion], Unfinished] | None = None
+    ) -> None:
+        """Prepare; all workers of a study have the same groups and layout.
+
+        Args:
+            sorted_groups, laid: of the study.
+            unfinished: gives what keeps the state of a portion; None: an interruption loses a portion.
+        """
         self.groups = sorted_groups
         self.laid = laid
+        self.unfinished = unfinished
         self.current: tuple[int, train.Program] | None = None
         self.compile_seconds = 0.0
 
@@ -170,30 +179,36 @@ class Worker:
         env, config = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
         return env, config, jax.vmap(jax.random.key)(jnp.array([seed for _, seed in runs], jnp.uint32))
 
-    def records(self, portion: Portion) -> Iterator[Record]:
-        """Train the runs of a portion from scratch, and yield their evaluations as they come."""
+    def evaluations(self, portion: Portion) -> Iterator[Evaluation]:
+        """Train the runs of a portion, from scratch or from where they were, and yield all their evaluations as they come."""
         group = self.groups[portion.group]
         program = self.program(group)
         env, config, keys = self.inputs(group, portion.runs)
-        assert program.init is not None
-        for _, record in train.fit(env, config, program, program.init(env, config, keys)):
-            yield jax.device_get(record)
+        kept = None if self.unfinished is None else self.unfinished(portion)
+        found = None if kept is None else kept.find(program)
+        if found is None:
+            assert program.init is not None
+            found = program.init(env, config, keys), []
+        begun, history = found
+        yield from history
+        since = int(history[-1].record.env_step[0]) if history else None
+        start = time.perf_counter() - (history[-1].seconds if history else 0.0)
+        for state, record in train.fit(env, config, program, begun, since):
+            history.append(Evaluation(jax.device_get(record), time.perf_counter() - start))
+            yield history[-1]
+            if kept is not None:
+                kept.keep(state, history)
 
     def rows(self, portion: Portion) -> list[dict[str, Any]]:
         """Train the runs of a portion: a row for each of them and each evaluation."""
-        start = time.perf_counter()
-        return [
-            row
-            for i, record in enumerate(self.records(portion))
-            for row in rows_of(portion, record, time.perf_counter() - start, i == 0)
-        ]
+        return [row for i, one in enumerate(self.evaluations(portion)) for row in rows_of(portion, one, i == 0)]
 
 
-def rows_of(portion: Portion, record: Record, seconds: float, is_first: bool) -> list[dict[str, Any]]:
+def rows_of(portion: Portion, evaluation: Evaluation, is_first: bool) -> list[dict[str, Any]]:
     """Rows of one evaluation; a run whose parameters are no longer finite has no return."""
     number = len(portion.runs)
-    mine: Record = jax.tree.map(lambda x: np.asarray(x)[:number], record)
-    entry = evaluations.entry([seed for _, seed in portion.runs], Evaluation(mine, seconds), is_first)
+    mine: Record = jax.tree.map(lambda x: np.asarray(x)[:number], evaluation.record)
+    entry = evaluations.entry([seed for _, seed in portion.runs], Evaluation(mine, evaluation.seconds), is_first)
     rows = []
     for (cell, _), row, is_finite in zip(portion.runs, entry.seeds, mine.finite.tolist(), strict=True):
         returns = {} if is_finite else dict.fromkeys(("return_mean", "return_std", "return_min"), math.nan)
@@ -312,6 +327,7 @@ def carry_out(
             stop.release()
             with progress:
                 execute(planned, store, progress, stop.wait_for)
+            forget_all(store.path)
             status = "finished"
         except KeyboardInterrupt as error:
             status = "interrupted"
@@ -362,7 +378,12 @@ def execute(
 ) -> None:
     """Run portions, else all, in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
     tell_failures(planned, progress)
-    worker, broken = Worker(planned.groups, planned.laid), set[int]()
+
+    def unfinished(portion: Portion) -> Unfinished:
+        fields = {cell: store.facts["cells"][cell] for cell, _ in portion.runs}
+        return Unfinished(store.path, [portion.runs, fields, planned.laid], progress.warn, progress.say)
+
+    worker, broken = Worker(planned.groups, planned.laid, unfinished), set[int]()
     for portion in planned.portions if portions is None else portions:
         if portion.group in broken:
             continue
@@ -374,6 +395,7 @@ def execute(
             give_up(planned.groups[portion.group], reason(error), store, progress)
             continue
         store.write(rows)
+        unfinished(portion).forget()
         progress.finished(portion, rows)
 
 

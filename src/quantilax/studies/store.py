@@ -39,6 +39,7 @@ class Store:
     | `study.yaml` | the study as it was asked for |
     | `study.json` | every cell resolved, seeds, how runs are laid out, and for each start command, versions, commit, machine |
     | `records/*.parquet` | finished runs: a row per cell, seed and evaluation |
+    | `unfinished/` | states of runs that are not finished: see `quantilax.studies.unfinished` |
     | `failures*.jsonl` | cells that could not be run, and why |
     | `lock` | who is writing to the directory |
     """
