@@ -140,6 +140,11 @@ def test_where_every_episode_came_to_the_same_return_that_is_told_first_whatever
     assert diagnose(run, repeated)[0].causes[0].change == {"exploration_fraction": 0.5, "eps_end": 0.1}
 
 
+def test_a_run_that_differs_from_what_it_was_before_training_is_no_sparse_one():
+    solved_at_once = [0.0] + [1.0] * (len(STEPS) - 1)
+    assert "sparse_reward" not in named(frame(return_mean=solved_at_once, return_std=0.0))
+
+
 def test_one_episode_that_came_to_another_return_is_a_difference():
     once = np.zeros(len(STEPS))
     once[5] = 0.8  # of 128 episodes one ended 9 steps earlier

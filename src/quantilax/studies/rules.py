@@ -68,16 +68,17 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
     | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
     | `explored` | mean `exploration` so far: whether it ever tried anything |
-    | `return_range` | greatest less least return of the run's evaluations (mean +- std), over the greater magnitude |
+    | `return_range` | greatest less least return of all evaluations, the first too (mean +- std), over the greater magnitude |
     | `limit_surprise` | of the episodes so far that reached the time limit, the share that died there unexpectedly |
 
     and every signal as it is.
     """
-    run = run.sort("env_step")[1:]
+    whole = run.sort("env_step")
+    mean, std = whole["return_mean"].to_numpy().astype(float), whole["return_std"].to_numpy().astype(float)
+    highest, lowest = (mean + std).max(), (mean - std).min()
+    run = whole[1:]
     batch = config.get("batch_size") or minibatch(config)
     column = {name: run[name].to_numpy().astype(float) for name in Signals._fields}
-    mean, std = run["return_mean"].to_numpy().astype(float), run["return_std"].to_numpy().astype(float)
-    highest, lowest = (mean + std).max(), (mean - std).min()
     noise, signal = column["gradient_noise"], column["gradient_signal"]
     reached = column["limit_reached"]
     unexpected = np.where(column["limit_error"] > SURPRISE, np.nan_to_num(column["limit_deaths"]), 0.0)
@@ -86,7 +87,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     derived = {
         "noise_to_signal": noise.cumsum() / batch / (largest_signal(signal, noise) + SMALL),
         "return_size": np.maximum.accumulate(np.abs(column["start_return"])),
-        "return_range": np.full(len(mean), (highest - lowest) / max(abs(highest), abs(lowest), SMALL)),
+        "return_range": np.full(len(run), (highest - lowest) / max(abs(highest), abs(lowest), SMALL)),
         "explored": np.cumsum(column["exploration"]) / np.arange(1, len(reached) + 1),
         "limit_surprise": np.where(
             reached.cumsum() > 0, (reached * unexpected).cumsum() / (reached.cumsum() + SMALL), np.nan
