@@ -103,7 +103,8 @@ def weights_of(data: Any, weights: str) -> list[np.ndarray]:
 def evaluations(file: Path, buffer_size: int, player: Player) -> Iterator[pl.DataFrame]:
     """A row for each evaluation of a run, of the newest and the averaged weights."""
     data = np.load(file)
-    covered = data["['coverage']"]  # (rows, 12): shares of the replay by |x|, in steps of 0.2
+    filled = np.minimum(data["['env_step']"] / buffer_size, 1.0)  # run.py counts empty slots too, as |x| < 0.2
+    covered = data["['coverage']"] / filled[:, None]  # (rows, 12): shares of the replay by |x|, in steps of 0.2
     widest = np.where(covered > 0, np.arange(1, 13) * 0.2, 0).max(axis=1)
     for weights in ("newest", "average"):
         of = {k: data[f"['{weights}']['{k}']"] for k in ("lengths", "last", "died", "path", "track")}
@@ -142,9 +143,9 @@ def evaluations(file: Path, buffer_size: int, player: Player) -> Iterator[pl.Dat
                 "by_pole": (of["died"] & (theta > 0.2094)).sum(axis=1),
                 "replay_widest": widest,
                 "replay_beyond_1.2": covered[:, 6:].sum(axis=1),
-                "replay_terminated": data["['terminated']"],
+                "replay_terminated": data["['terminated']"] / filled,
                 "value_middle": value[:, 12, 2],
-                "value_edge": (value[:, 0, 0] + value[:, 24, 4]) / 2,  # at -2.4 and 2.4, moving out at 1
+                "value_edge": np.maximum(value[:, 0, 0], value[:, 24, 4]),  # of both sides, moving out at 1
                 **skill,
                 "lean": lean[:, 0],
                 "lean_by_x": lean[:, 1],
@@ -208,6 +209,16 @@ def draw(frame: pl.DataFrame) -> None:
     figure.savefig(HERE.parents[1] / "docs" / "images" / "how-it-falls.png")
 
 
+def line(a: Any, b: Any, c: Any) -> Float[np.ndarray, "n"]:
+    """Farthest |x|, from rest at 0 within 500 steps, of a cart whose pole leans by a + b x + c v: x'' = g (a + b x + c v)."""
+    a, b, c = (np.asarray(x, float) for x in (a, b, c))
+    x, v, farthest = np.zeros_like(a), np.zeros_like(a), np.zeros_like(a)
+    for _ in range(500):
+        x, v = x + 0.02 * v, v + 0.02 * 9.8 * (a + b * x + c * v)
+        farthest = np.maximum(farthest, np.abs(x))
+    return farthest
+
+
 def falls(frame: pl.DataFrame) -> pl.DataFrame:
     """Evaluations below 475, each the first after one or more at 475 or more."""
     return frame.filter(pl.col("return_mean") < SOLVED, pl.col("streak") > 0)
@@ -246,14 +257,14 @@ def tables(frame: pl.DataFrame, lived: pl.DataFrame) -> None:
         "value_edge",
         *PLACES.values(),
     ]
-    print("\n| buffer | evaluated | calm evaluations | " + " | ".join(columns) + " |")
+    print("\n| buffer | evaluated | calm evaluations: mean, median | " + " | ".join(columns) + " |")
     print("|" + "---|" * (3 + len(columns)))
     for (size, weights, fell), g in (
         frame.filter(is_calm())
         .with_columns(fell=pl.col("return_mean") < SOLVED)
         .group_by("buffer_size", "weights", "fell", maintain_order=True)
     ):
-        figures = " | ".join(f"{g[c].mean():.4g}" for c in columns)
+        figures = " | ".join(f"{g[c].mean():.3g}, {g[c].median():.3g}" for c in columns)
         print(f"| {size:,} | {weights} | {g.height:,} that {'fell' if fell else 'did not'} | {figures} |")
     print("\n| buffer | evaluated | followed by | evaluations | farthest |x|: quartiles | AUC |")
     print("|" + "---|" * 6)
@@ -272,17 +283,26 @@ def tables(frame: pl.DataFrame, lived: pl.DataFrame) -> None:
     one_sided = tracks.filter((pl.col("to_the_left") == 0) | (pl.col("to_the_left") == pl.col("by_track")))
     print(f"\n{tracks.height} falls with five episodes or more off the track; in {one_sided.height} all on one side")
     after = different(frame).filter(pl.col("streak") > 0)
-    print("\n| evaluated | evaluations | b, quartiles | AUC | c, quartiles | AUC |\n|---|---|---|---|---|---|")
+    after = after.with_columns(
+        off=pl.col("lean").abs(), line=pl.Series(line(after["lean"], after["lean_by_x"], after["lean_by_v"]))
+    )
+    columns = ["off", "lean_by_x", "lean_by_v", "line", "skill_0.6"]
+    print("\n| evaluated | evaluations | " + " | ".join(f"{c}, quartiles | AUC" for c in columns) + " |")
+    print("|" + "---|" * (2 + 2 * len(columns)))
     for weights in ("newest", "average"):
         of = after.filter(weights=weights)
         fell, held = of.filter(pl.col("return_mean") < SOLVED), of.filter(pl.col("return_mean") >= SOLVED)
         for name, g in (("below 475", fell), ("475 or more", held)):
             told = []
-            for column in ("lean_by_x", "lean_by_v"):
+            for column in columns:
                 quartiles = " ".join(f"{g[column].quantile(q):.3f}" for q in (0.25, 0.5, 0.75))
                 auc = mannwhitneyu(fell[column], held[column]).statistic / len(fell) / len(held)
                 told.append(f"{quartiles} | {auc:.2f}")
             print(f"| {weights} | {g.height:,} {name} | {' | '.join(told)} |")
+        print(
+            f"lines past 2.4: {(fell['line'] > 2.4).sum()} of {fell.height}, {(held['line'] > 2.4).sum()} of {held.height}"
+        )
+    around(frame, different(frame))
     print(
         f"\n| buffer | evaluated | policies at 475 or more | of {EPISODES} episodes of {LONG:,} steps lived | none lived in |"
     )
@@ -309,6 +329,28 @@ def tables(frame: pl.DataFrame, lived: pl.DataFrame) -> None:
         shares = [g.filter(back=b) for b in BACK]
         told = " | ".join(f"{s['lived'].sum()} of {s['episodes'].sum()}" for s in shares)
         print(f"| {size:,} | {weights} | {lead} | {told} |")
+
+
+def around(frame: pl.DataFrame, once: pl.DataFrame) -> None:
+    """Print the lean before, in and after falls of the newest weights, and what medians of them come to."""
+    names = ("lean", "lean_by_x", "return_mean")
+    near = frame.filter(weights="newest").with_columns(
+        *(pl.col(name).shift(k).over("buffer_size", "seed").alias(f"{name} {k}") for name in names for k in (1, -1))
+    )
+    key = ["buffer_size", "seed", "env_step"]
+    fell = near.join(falls(once.filter(weights="newest")).select(key), on=key)
+    off = [fell[name].abs() for name in ("lean 1", "lean", "lean -1")]
+    print("\n|a| before, in and after a fall, medians:", *(f"{x.median():.3f}" for x in off), end="; ")
+    print(f"larger than before in {(off[1] > off[0]).sum()} of {fell.height}")
+    up = fell.filter(pl.col("lean_by_x") > 0)
+    before, later = ((up[f"lean_by_x {k}"] > 0).sum() for k in (1, -1))
+    print(f"b above 0 in {up.height} falls, in {before} of these before, in {later} after")
+    print(f"at 475 or more in the next evaluation: {(fell['return_mean -1'] >= SOLVED).sum()} of {fell.height}")
+    tracks = fell.filter(pl.col("by_track") > 0)
+    left = tracks["to_the_left"] * 2 > tracks["by_track"]
+    print(f"the sign of a is the side in {((tracks['lean'] < 0) == left).sum()} of {tracks.height} falls")
+    for a, b, c in ((0.0, 0.027, -0.121), (0.030, 0.027, -0.121), (0.030, -0.023, -0.148)):
+        print(f"a = {a}, b = {b}, c = {c}: |x| = {line(a, b, c):.2f} after 500 steps")
 
 
 def main() -> None:

@@ -348,7 +348,7 @@ def study(
     asked = asked if seeds is None else asked.with_seeds(seeds)
     out = out or Path("studies") / asked.name
     begun = Store.find(out) if resume else None
-    wanted = jobs or (begun.facts["jobs"] if begun else None)
+    wanted = begun.facts["jobs"] if begun else jobs  # a resumed study keeps its number
     runs.use_all_cores(wanted or len(asked.cells) * len(asked.seeds), elsewhere=on is not None and wanted is not None)
     if dry_run:
         if not no_cache:
@@ -422,15 +422,17 @@ def recommend(
     quantilax recommend investigations/0014-research/iqn_research.yaml --out studies/research --seeds 10
     """
     from quantilax import runs
+    from quantilax.studies import choice, definition, tables
     from quantilax.studies import recommend as recommending
-    from quantilax.studies import tables
     from quantilax.studies.store import Store
 
     is_file = study.suffix in (".yaml", ".yml") or study.is_file()
     if out is not None and not is_file:
         raise ConfigError(f"--out: the results of {study} lie there; leave it out")
     store = None if is_file else Store.open(study)
-    runs.use_all_cores(jobs or 2 * seeds)
+    here = study if store is not None else out or Path("studies") / definition.load(study).name
+    begun = Store.find(here / choice.VALIDATION)
+    runs.use_all_cores(begun.facts["jobs"] if begun else jobs or 2 * seeds)  # what was begun keeps its number
     options: dict[str, Any] = {
         "cell": cell,
         "seeds": seeds,

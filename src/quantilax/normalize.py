@@ -55,6 +55,16 @@ def init(
     )
 
 
+def advice(normalize_rewards: bool, reward_scale: float) -> list[str]:
+    """Lines on rewards that are scaled twice."""
+    if normalize_rewards and reward_scale != 1:
+        return [
+            f"reward_scale={reward_scale:g} multiplies what normalize_rewards divides: returns are learned {reward_scale:g}"
+            " times as large as running moments make them; set reward_scale to 1.0 or normalize_rewards to false"
+        ]
+    return []
+
+
 def update(normalizer: Normalizer, transitions: Transition, gamma: Float[Array, ""] | float) -> Normalizer:
     """Add one step of each of E environments."""
     observation, reward, scale = normalizer

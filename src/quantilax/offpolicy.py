@@ -134,6 +134,7 @@ def advice(config: Config) -> list[str]:
     """Lines on settings known to mislead, each with the remedy."""
     lines = exploration.advice(config.eps_start, config.eps_end, config.exploration_fraction)
     lines += averaging.advice(config.weight_averaging, gradient_steps(config))
+    lines += normalize.advice(config.normalize_rewards, config.reward_scale)
     if config.batch_size < 16 and config.n_step == 1:
         lines.append(
             f"batch_size={config.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"

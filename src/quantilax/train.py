@@ -330,7 +330,10 @@ def compile_fit(
     return Program(
         init=None if compiled_init is None else compiled_init(),
         segment=segment_program,
-        specs=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered_segment.out_info),
+        specs=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed_segment.get("out_shardings")),
+            lowered_segment.out_info,
+        ),
         trace_seconds=traced - start,
         compile_seconds=time.perf_counter() - traced,
     )

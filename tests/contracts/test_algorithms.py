@@ -270,6 +270,13 @@ def test_an_average_as_long_as_the_run_warns(name):
         tiny(name, weight_averaging=0.99)
 
 
+def test_rewards_that_are_scaled_twice_warn(name):
+    tiny(name, normalize_rewards=True)
+    tiny(name, reward_scale=0.04)
+    with pytest.warns(ConfigWarning, match=r"reward_scale=0\.04 multiplies what normalize_rewards divides"):
+        tiny(name, normalize_rewards=True, reward_scale=0.04)
+
+
 def still(name, **changes):
     """The algorithm with weights that stay where they are."""
     rates = dict(learning_rate=0.0) | (dict(fraction_learning_rate=0.0) if name == "fqf" else {})

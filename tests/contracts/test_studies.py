@@ -1,19 +1,23 @@
 """Running studies: the same records however a study is split, interrupted or extended; and those of `quantilax train`."""
 
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from quantilax import runs, train
+from quantilax import runs, threads, train
 from quantilax.pytree import ConfigError
 from quantilax.runs import Interrupted, RunError
 from quantilax.studies import definition, execution, unfinished
-from quantilax.studies.store import Store
-from tests.endtoend.conftest import TINY
+from quantilax.studies.progress import StudyProgress
+from quantilax.studies.store import Failure, Store
+from tests.endtoend.conftest import TINY, tree
 
 CELLS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
 
@@ -164,7 +168,20 @@ def test_a_portion_that_was_interrupted_goes_on_where_it_was_to_the_same_records
     assert not (tmp_path / "whole" / unfinished.DIRECTORY).exists()
 
 
-@pytest.mark.parametrize("how", ["damaged", "of other versions", "of other cells"])
+OTHERS = {
+    "of another version": ({"jax": "9.9.9"}, "was kept with jax 0."),
+    "of another machine": ({"processor": "Z80", "cores": 99}, ", here Z80, cores "),
+    "of other code": ({"code": "abc"}, "was kept with other code; its runs begin anew"),
+}
+"""What made a state that was kept: what of it is another now, and what is told."""
+
+
+def _made_by_another(monkeypatch, how):
+    origin = unfinished.origin
+    monkeypatch.setattr(unfinished, "origin", lambda agent: {**origin(agent), **OTHERS[how][0]})
+
+
+@pytest.mark.parametrize("how", ["damaged", *OTHERS, "of other cells"])
 def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begin_anew(
     config, tmp_path, cut, trained, monkeypatch, capfd, how
 ):
@@ -174,9 +191,9 @@ def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begi
         for file in kept.rglob("checkpoint.json"):
             file.write_text("{")
         line = "no checkpoint can be read"
-    elif how == "of other versions":
-        monkeypatch.setattr(unfinished, "versions", lambda: {"jax": "9.9.9"})
-        line = "was written with other versions (jax 0."
+    elif how in OTHERS:
+        _made_by_another(monkeypatch, how)
+        line = OTHERS[how][1]
     else:
         cells = {"named": {**ONE["named"], "far": {"gamma": 0.5}}}
     records = run(study(config, cells, seeds=2), cut, resume=True)
@@ -185,6 +202,107 @@ def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begi
     assert (f"{line}" in told and "; its runs begin anew" in told) or not line
     assert not (cut / unfinished.DIRECTORY).exists()
     assert_frame_equal(records, run(study(config, cells, seeds=2), tmp_path / "whole", jobs=2))
+
+
+def test_runs_that_began_anew_are_kept_too_and_a_second_interruption_goes_on_from_there(
+    config, tmp_path, cut, trained, monkeypatch
+):
+    _made_by_another(monkeypatch, "of other code")
+    with monkeypatch.context() as patched:
+        _stop_after(patched, 2)  # before the step at which the state lies that cannot be used
+        with pytest.raises(Interrupted):
+            execution.run(study(config, ONE, seeds=2), cut, quiet=True, resume=True)
+    trained.clear()
+    records = run(study(config, ONE, seeds=2), cut, resume=True)
+    assert len(trained) == 2  # of four
+    assert_frame_equal(records, run(study(config, ONE, seeds=2), tmp_path / "whole", jobs=2))
+
+
+def test_a_state_that_does_not_fit_into_the_memory_is_told_and_its_runs_begin_anew(config, cut, trained, monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(unfinished.evaluations, "unpack", exhausted)
+    store = execution.run(study(config, ONE, seeds=2), cut, quiet=True, resume=True)
+    assert (store.failures(), len(store.finished()), len(trained)) == ([], 4, 4)
+
+
+def test_a_group_that_fails_on_the_way_is_tried_again_from_where_it_was_kept(config, tmp_path, trained, monkeypatch):
+    fit = train.fit
+
+    def failing(*arguments):
+        for i, row in enumerate(fit(*arguments)):
+            if i == 2:
+                raise jax.errors.JaxRuntimeError("INTERNAL: the driver is gone")
+            yield row
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "fit", failing)
+        store = execution.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
+    assert [failure.reason for failure in store.failures()] == ["INTERNAL: the driver is gone"]
+    assert store.status == "finished"
+    trained.clear()
+    assert run(study(config, {}, seeds=1), tmp_path / "out", resume=True).height == 4
+    assert len(trained) == 2
+    assert not (tmp_path / "out" / unfinished.DIRECTORY).exists()
+
+
+def test_after_an_interruption_in_a_living_process_nothing_more_is_written_and_training_ends(
+    config, tmp_path, trained, monkeypatch
+):
+    held, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    fit = train.fit
+
+    def slow(*arguments):
+        rows = fit(*arguments)
+        yield next(rows)
+        yield next(rows)
+        held.set()
+        go_on.wait(60)
+        try:
+            yield from rows
+        finally:
+            ended.set()
+
+    def interrupted(function):
+        threads.begin(function)
+        assert held.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", slow)
+    asked = study(config, {}, seeds=1)
+    planned = execution.plan(asked)
+    store = Store.create(tmp_path / "out", asked, jobs=1, width=1, starts=[], status="running")
+    with pytest.raises(KeyboardInterrupt):
+        execution.execute(planned, store, StudyProgress(1, quiet=True), interrupted)
+    before = tree(store.path)
+    assert any(unfinished.DIRECTORY in name for name in before)
+    go_on.set()
+    assert ended.wait(60)
+    assert tree(store.path) == before
+
+
+def test_checkpoints_take_a_twentieth_of_the_time_over_all_portions(tmp_path, monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr(unfinished.time, "monotonic", lambda: now[0])
+
+    def save(root, *_):
+        saved.append(now[0])
+        now[0] += 10.0
+
+    monkeypatch.setattr(unfinished.checkpoints, "save", save)
+    monkeypatch.setattr(unfinished.evaluations, "pack", lambda *_: {})
+    record = SimpleNamespace(env_step=[100], returns=np.zeros(1))
+    history = [SimpleNamespace(record=record)]
+    kept = unfinished.Unfinished(tmp_path, {"base": {}}, [1, 1], print, print)
+    for seed in range(40):
+        runs = (("base", seed),)
+        assert kept.find(runs, {}, None) is None
+        for _ in range(7):
+            now[0] += 10.0
+            kept.keep(runs, {}, None, history)
+    assert len(saved) > 5
+    assert min(np.diff(saved)) >= 200.0
 
 
 def test_a_portion_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
@@ -333,19 +451,80 @@ def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
         run(study(config), tmp_path / "whole", resume=True)
 
 
-def test_a_full_disk_keeps_what_is_finished(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("jobs", 0), ("width", -1), ("solved", "much"), ("starts", [1]), ("seeds", ["x"]), ("cells", {"base": 1})),
+    ],
+)
+def test_a_damaged_fact_of_study_json_is_named(config, tmp_path, key, value):
+    store = Store.create(tmp_path / "s", study(config), jobs=1, width=1, starts=[], status="finished")
+    store.update(**{key: value})
+    with pytest.raises(ConfigError, match=rf"study\.json: {key}: is damaged; put back"):
+        Store.open(tmp_path / "s")
+
+
+def test_a_study_killed_while_its_directory_was_made_begins_with_the_same_command(config, tmp_path):
+    path = tmp_path / "out"
+    (path / "records").mkdir(parents=True)
+    (path / "study.yaml").write_text("base:")
+    (path / "study.json.partial").write_text("{")
+    assert run(study(config, {}, seeds=1), path, resume=True).height == 4
+
+
+@pytest.mark.parametrize("mine", ["study.yaml", "records/000000.parquet"])
+def test_a_file_of_the_users_own_is_not_taken_for_a_directory_cut_short(config, tmp_path, mine):
+    (tmp_path / "out" / mine).parent.mkdir(parents=True)
+    (tmp_path / "out" / mine).write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        run(study(config, {}, seeds=1), tmp_path / "out")
+    assert (tmp_path / "out" / mine).read_text() == "mine"
+
+
+def test_a_failure_cut_short_is_no_traceback(config, tmp_path):
+    store = Store.create(tmp_path / "s", study(config), jobs=1, width=1, starts=[], status="finished")
+    store.failed(Failure("far", "out of memory"))
+    with (tmp_path / "s" / "failures.jsonl").open("a") as stream:
+        stream.write('{"cell": "big", "rea')
+    assert store.failures() == [Failure("far", "out of memory")]
+
+
+def test_what_another_process_finished_before_the_lock_was_taken_is_neither_repeated_nor_forgotten(
+    config, tmp_path, whole
+):
+    path = tmp_path / "whole"
+    planned, begun = execution.prepare(study(config, seeds=4), path, None, True)
+    execution.run(study(config, seeds=[0, 1, 2, 7]), path, quiet=True, resume=True)
+    before = tree(path)
+    with pytest.raises(ConfigError, match="another process has worked on it meanwhile; give the same command again"):
+        execution.carry_out(planned, begun, path, StudyProgress(1, quiet=True), lambda *_: pytest.fail("it trains"))
+    assert {**tree(path), "lock": None} == {**before, "lock": None}
+
+
+def test_a_finished_study_is_gone_on_with_on_any_number_of_devices(config, tmp_path, whole):
+    store = Store.open(tmp_path / "whole")
+    store.update(jobs=64)
+    assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), pl.exceptions.ComputeError("No space left on device (os error 28)")],
+)
+def test_a_full_disk_keeps_what_is_finished(config, tmp_path, monkeypatch, error):
     write = pl.DataFrame.write_parquet
     files = []
 
     def until_full(frame, file):
         if len(files) == 2:
-            raise OSError(28, "No space left on device")
+            raise error
         files.append(file)
         write(frame, file)
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", until_full)
-    with pytest.raises(RunError, match="No space left on device; make room, then go on with --resume"):
+    with pytest.raises(RunError, match=r"No space left on device.*; make room, then go on with --resume"):
         run(study(config), tmp_path / "out")
+    assert not list((tmp_path / "out" / "records").glob("*.partial"))
     monkeypatch.setattr(pl.DataFrame, "write_parquet", write)
     assert len(Store.open(tmp_path / "out").finished()) == 2 * Store.open(tmp_path / "out").facts["jobs"]
     assert run(study(config), tmp_path / "out", resume=True).height == 48
@@ -361,7 +540,7 @@ def test_other_devices_than_a_study_was_begun_with_are_refused(config, tmp_path,
     store = Store.open(tmp_path / "whole")
     store.update(jobs=64)
     with pytest.raises(ConfigError, match="was begun with 64 jobs and this process has"):
-        run(study(config), tmp_path / "whole", resume=True)
+        run(study(config, seeds=4), tmp_path / "whole", resume=True)
 
 
 def test_states_that_do_not_fit_into_the_memory_are_refused_with_the_remedy(config, tmp_path):

@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 import yaml
 
+from quantilax import runs
+from quantilax.pytree import ConfigError
 from quantilax.studies.store import Store
 from tests.endtoend.conftest import TINY, Call, Ended, process, tree
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, store
@@ -110,6 +112,21 @@ def test_a_section_is_validated_by_the_file_of_a_study_that_has_nothing_to_choos
     report = call("report", "one")
     assert report.status == 0, report
     assert "Held-out seeds (1, 2) agree" in (tmp_path / "one" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("recommend", "s", "--seeds", "2"), ("study", "s.yaml", "--out", "s/validation", "--resume", "--jobs", "2")],
+)
+def test_what_was_begun_gets_as_many_devices_as_it_was_begun_with(call: Call, tmp_path, monkeypatch, command):
+    def use(number, **_):
+        raise ConfigError(f"asked for {number}")
+
+    store(tmp_path / "s", {"base": [GOOD] * 6})
+    store(tmp_path / "s" / "validation", {"base": [GOOD] * 6}).update(jobs=7)
+    (tmp_path / "s.yaml").write_text(STUDY)
+    monkeypatch.setattr(runs, "use_all_cores", use)
+    assert call(*command).stderr == "error: asked for 7\n"
 
 
 def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_nothing(call: Call, tmp_path, monkeypatch):

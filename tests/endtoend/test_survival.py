@@ -33,6 +33,7 @@ import yaml
 import quantilax
 from quantilax import runs
 from quantilax.runs import checkpoints, evaluations, loading, training
+from quantilax.studies.store import Store
 
 from .conftest import TINY, Call, Ended, process, tree
 
@@ -428,6 +429,16 @@ def test_a_disk_that_is_full_from_the_beginning_costs_nothing_after_making_room(
 
 def test_a_run_that_cannot_be_begun_on_a_full_disk_is_refused_in_one_line(server, here):
     assert_refused(server.run(here, "train", "short.yaml", "--out", "run", file_size=1), "File too large", "run")
+
+
+def test_a_study_on_a_disk_that_is_full_ends_in_one_line_and_goes_on_after_making_room(server, here):
+    (here / "s.yaml").write_text("base: {config: short.yaml, section: iqn}\nseeds: 3\n")
+    study = "study", "s.yaml", "--out", "s", "--jobs", "1", "--quiet", "--no-cache"
+    ended = server.run(here, *study, file_size=4_000)  # for study.json, not for records
+    assert_refused(ended, r"^error: s/records/000000\.parquet\.partial: cannot be written: ", "too large", "--resume")
+    assert [file.name for file in (here / "s" / "records").iterdir()] == []
+    assert server.run(here, *study, "--resume").status == 0
+    assert len(Store.open(here / "s").finished()) == 3
 
 
 @contextmanager

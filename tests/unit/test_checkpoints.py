@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantilax import Transition, replay
+from quantilax import Transition, replay, train
 from quantilax.runs import checkpoints
 from quantilax.runs.errors import CheckpointError
+from tests.conftest import tiny
+from tests.trees import assert_same_bits
 
 STEPS = (100, 200, 300)
 
@@ -127,6 +129,17 @@ def test_typed_keys_come_back_and_draw_the_same(tmp_path, impl):
     assert back["raw"].dtype == jnp.uint32
     np.testing.assert_array_equal(jax.random.key_data(back["key"]), jax.random.key_data(keys))
     np.testing.assert_array_equal(jax.vmap(jax.random.bits)(back["key"]), jax.vmap(jax.random.bits)(keys))
+
+
+def test_a_state_comes_back_to_the_devices_of_its_program():
+    algorithm, env, config = tiny("iqn").arguments()
+    keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
+    program = train.compile_fit(algorithm, env, config, keys)
+    state = program.init(env, config, keys)
+    back = checkpoints.unpack(checkpoints.Checkpoint(Path(), {}, checkpoints.pack(state)), program.specs[0])
+    for here, there in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        assert here.sharding.is_equivalent_to(there.sharding, there.ndim)
+    assert_same_bits(back, state)
 
 
 def rings(capacity: int, filled: int) -> replay.Ring:

@@ -226,7 +226,7 @@ def test_several_writers_do_not_touch_each_others_files(planned, tmp_path):
     for store in (first, second):
         store.failed(Failure("big", "out of memory"))
     assert second.failures() == [Failure("big", "out of memory")]
-    first.forget_failures()
+    first.begin()
     assert second.failures() == []
 
 

@@ -34,7 +34,7 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
 
 def test_a_section_is_read_with_its_numbers_converted(file):
     file.write_text(BARE + "  learning_rate: 1e-3\n  total_timesteps: 1e5\n  torso_sizes: [8, '16']\n")
-    section = load_section(file, "iqn")
+    section = load_section(str(file), "iqn")
     assert (section.name, section.algorithm.name, section.env) == ("iqn", "iqn", "probe/corridor")
     assert section.hyperparameters == {"learning_rate": 1e-3, "total_timesteps": 100_000, "torso_sizes": (8, 16)}
     assert type(section.hyperparameters["total_timesteps"]) is int

@@ -390,3 +390,18 @@ def test_metrics_switched_off_leave_their_columns_empty_and_a_broken_run_is_stil
 def test_a_module_that_cannot_be_imported_ahead_is_left_to_those_who_need_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)  # import raises
     training._import_ahead()
+
+
+def test_a_signal_before_the_first_evaluation_ends_in_a_line(tmp_path, monkeypatch):
+    class Early(training.Stop):
+        """Gets one just then."""
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "is_training" and value:
+                self.requested = signal.SIGTERM
+
+    monkeypatch.setattr(training, "Stop", Early)
+    with pytest.raises(Interrupted, match="ended at once; go on from the beginning with: quantilax resume") as ended:
+        training.run(tiny("iqn"), tmp_path / "run", [0], quiet=True)
+    assert ended.value.exit_status == 143

@@ -66,6 +66,11 @@ def test_one_at_a_time_changes_one_field_in_each_cell(folder):
     assert [cell.overrides for cell in asked.cells] == [{}, {"batch_size": 8}, {"double": True}]
 
 
+def test_a_cell_that_is_drawn_twice_or_is_the_base_again_stands_once(folder):
+    asked = study(folder, cells={"random": {"number": 10, "fields": {"double": {"choice": [True, False]}}}})
+    assert sorted(repr(cell.overrides) for cell in asked.cells) == ["{'double': True}", "{}"]
+
+
 def test_random_cells_lie_in_their_ranges_and_are_the_same_for_the_same_seed(folder):
     fields = {
         "learning_rate": {"log_uniform": [1e-5, 1e-2]},
@@ -135,6 +140,7 @@ MILLION = {"grid": {f: [float(i) / 2000 for i in range(1000)] for f in ("gamma",
             "'batch_size=8'",
         ),
         ({"cells": {"named": {"a": {"gamma": 0.5}, "b": {"gamma": 0.5}}}}, "cells 'a' and 'b' are the same"),
+        ({"cells": {"named": {"same": {"double": False}}}}, "cells 'base' and 'same' are the same configuration"),
         ({"cells": MILLION}, "grid: 1,000,000 cells are more than 1,000"),
         ({"cells": {"one_at_a_time": {"gamma": [i / 2000 for i in range(1001)]}}}, "more than 1,000"),
         ({"cells": {"gird": {"gamma": [0.5]}}}, "cells: unknown key 'gird'; did you mean 'grid'?"),

@@ -11,7 +11,7 @@ import yaml
 
 from quantilax.pytree import ConfigError
 from quantilax.runs import load_section
-from quantilax.studies import choice, execution, recommend, sections
+from quantilax.studies import choice, execution, recommend, report, sections
 from quantilax.studies.definition import plain
 from quantilax.studies.results import Results
 from quantilax.studies.store import Store
@@ -110,6 +110,41 @@ def test_held_out_runs_of_an_earlier_call_count_too(found, tmp_path, monkeypatch
     assert not told.judgement.holds
     told = recommend.recommend(found, seeds=8, first_seed=50)
     assert told.seeds == [*range(8, 16), *range(50, 58)]
+
+
+def test_held_out_seeds_that_a_longer_study_has_used_since_count_no_more(found, monkeypatch):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    assert recommend.recommend(found, seeds=8).seeds == list(range(8, 16))
+    found.update(seeds=list(range(12)))
+    write(found, {"base": dict.fromkeys(range(8, 12), SLOW), "fast": dict.fromkeys(range(8, 12), GOOD)})
+    assert recommend.recommend(found, seeds=4).seeds == list(range(12, 16))
+    assert report.contents(Results.read(found))["recommended"]["held_out"] == "12 to 15"
+
+
+def test_another_cell_is_validated_beside_held_out_runs_of_the_first(tmp_path, monkeypatch):
+    there = store(tmp_path / "s", {"base": [SLOW] * 6, "fast": [GOOD] * 6, "same": [SLOW] * 6})
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD, "same": SLOW})
+    assert recommend.recommend(there, seeds=6).seeds == list(range(6, 12))
+    told = recommend.recommend(there, cell="same", seeds=3)
+    assert (told.seeds, told.judgement.holds) == ([6, 7, 8], True)
+    assert recommend.recommend(there, seeds=6).seeds == list(range(6, 12))
+
+
+def test_held_out_runs_that_failed_are_told(found, monkeypatch):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    recommend.recommend(found, seeds=8)
+    run = execution.run
+    monkeypatch.setattr(execution, "run", lambda study, out, **_: run(study._replace(cells=study.cells[:1]), out))
+    with pytest.raises(ConfigError, match="runs of “fast” or of the base are missing there; see its failures"):
+        recommend.recommend(found, seeds=8, first_seed=50)
+
+
+@pytest.mark.parametrize("text", [None, "base: [", "- 1"])
+def test_a_damaged_study_yaml_is_named(found, monkeypatch, text):
+    file = found.path / "study.yaml"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(ConfigError, match=r"study\.yaml: (cannot be read|is damaged).*; put back"):
+        recommend.recommend(found)
 
 
 @pytest.mark.parametrize(

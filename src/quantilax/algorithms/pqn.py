@@ -159,6 +159,7 @@ class Config:
         """Lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
         lines += averaging.advice(self.weight_averaging, self.gradient_steps)
+        lines += normalize.advice(self.normalize_rewards, self.reward_scale)
         if not self.bootstrap_truncated:
             lines.append(rollout.ADVICE_ON_TRUNCATION)
         if not self.layer_norm:

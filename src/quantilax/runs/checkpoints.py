@@ -9,6 +9,7 @@ as they were. Reading verifies every byte first. Nothing in it is pickled: readi
 See docs/decisions/0008-checkpoints.md.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -87,6 +88,9 @@ def save(root: Path, env_step: int, arrays: Arrays, facts: dict[str, Any]) -> Pa
         flush(root)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        if not path.exists():
+            with contextlib.suppress(OSError):
+                replaced.rename(path)
         raise
     _prune(root, env_step)
     return path
@@ -205,7 +209,7 @@ def pack(tree: PyTree) -> Arrays:
 
 
 def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
-    """Put the arrays of a checkpoint into a tree of the given shapes (`jax.ShapeDtypeStruct`), on the device.
+    """Put the arrays of a checkpoint into a tree of the given shapes (`jax.ShapeDtypeStruct`), where their shardings say.
 
     Raises:
         CheckpointError: names the leaves that differ: the checkpoint is of another config, environment or version.
@@ -246,8 +250,9 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
 
     def on_device(array: Any, spec: Any) -> jax.Array:
         if _is_key(spec):
-            return jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(jnp.empty((), spec.dtype)))
-        return jnp.array(array)
+            data = jnp.array(array, device=spec.sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(jnp.empty((), spec.dtype)))
+        return jnp.array(array, device=spec.sharding)
 
     tree = jax.tree.unflatten(jax.tree.structure(specs), [arrays[name] for name in names])
     tree = jax.tree.map(expanded, tree, specs, is_leaf=lambda x: isinstance(x, replay.Ring))

@@ -1,8 +1,10 @@
 """The conditions of a run: its config, seeds and machine; what must be there again to go on, and what is told if it differs."""
 
 import contextlib
+import hashlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,19 +88,51 @@ def extended(agent: Agent, total_timesteps: int) -> Agent:
     return extended
 
 
-def machine(num_seeds: int) -> dict[str, Any]:
-    """Return what decides the low bits of a run's numbers."""
+def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
+    """Return what besides its config decides a run's numbers, down to the low bits."""
     return {
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "devices": train.layout(num_seeds).mesh.size,
         "cores": cores(),
+        "processor": processor(),
+        "code": code(agent),
     }
+
+
+def code(agent: Agent) -> str:
+    """Return a digest of the source that computes a run: quantilax without what only handles runs, and files of the user's own.
+
+    Of these it has those in which the algorithm's functions and the environment's class stand.
+    """
+    algorithm = agent.algorithm
+    parts = (algorithm.config, algorithm.init, algorithm.step, algorithm.policy, type(agent.env))
+    files = (getattr(sys.modules.get(part.__module__), "__file__", None) for part in parts)
+    theirs = {Path(file) for file in files if file and PACKAGE not in Path(file).parents}
+    ours = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] not in HANDLING]
+    digest = hashlib.sha256()
+    for file in (*sorted(ours), *sorted(theirs)):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+PACKAGE = Path(__file__).parents[1]
+HANDLING = ("runs", "studies", "cli.py", "statistics.py")
+"""Parts of the package that compute nothing of a run."""
+
+
+def processor() -> str:
+    """Return the name of the processor, by whose instructions XLA compiles; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
     """Say what keeps a resumed run from the end of the uninterrupted one: another machine, another length."""
-    for difference in _other_machine(checkpoint):
+    for difference in _other_machine(checkpoint, agent):
         progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
     before, now = checkpoint.facts["config"]["total_timesteps"], agent.config.total_timesteps
     if before != now:
@@ -108,8 +142,8 @@ def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress
         )
 
 
-def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
-    here = machine(len(checkpoint.facts["seeds"]))
+def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
+    here = machine(agent, len(checkpoint.facts["seeds"]))
     for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
         there = checkpoints.versions(checkpoint.facts).get(name)
         if there != here["versions"][name]:
@@ -117,6 +151,10 @@ def _other_machine(checkpoint: Checkpoint) -> Iterator[str]:
     for name in ("device", "devices", "cores"):
         if checkpoint.facts.get(name) != here[name]:
             yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
+    if checkpoint.facts.get("processor", here["processor"]) != here["processor"]:
+        yield f"the checkpoint was written on {checkpoint.facts['processor']}, this is {here['processor']}"
+    if checkpoint.facts.get("code", here["code"]) != here["code"]:
+        yield "the checkpoint was written by other code: the source of quantilax or of the algorithm has changed"
 
 
 def check_memory(agent: Agent, num_seeds: int) -> None:

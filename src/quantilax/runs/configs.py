@@ -40,7 +40,7 @@ class Section(NamedTuple):
         )
 
 
-def load_section(path: Path, name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Section:
+def load_section(path: str | Path, name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Section:
     """Read a section of a YAML file, and put the overrides on top.
 
     Args:
@@ -51,6 +51,7 @@ def load_section(path: Path, name: str | None = None, overrides: Mapping[str, An
     Raises:
         ConfigError: what is wrong with the file, the section or a field, and the remedy.
     """
+    path = Path(path)
     return select(read_yaml(path), path, name, overrides)
 
 

@@ -321,6 +321,8 @@ def _loop(
     finally:
         background.put(logger.close)
     stop.wait_for(background.finish)
+    if not entries:  # a signal before the first segment
+        raise Interrupted("ended at once", stop.requested or signal.SIGINT)
     done = entries[-1].env_step
     if saver.saved != done:
         raise RunError(
@@ -344,7 +346,7 @@ class _Saver:
         self.directory, self.warn, self.saved = directory, warn, saved
         self.reason = ""
         seeds = directory.facts["seeds"]
-        self.facts = {"config": described(agent), "seeds": seeds, **machine(len(seeds))}
+        self.facts = {"config": described(agent), "seeds": seeds, **machine(agent, len(seeds))}
 
     def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
         """Copy what is to be written now; the returned job writes it."""

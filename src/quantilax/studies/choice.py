@@ -17,6 +17,7 @@ import math
 from typing import Any, NamedTuple
 
 from quantilax.studies.results import Results, verdict_of
+from quantilax.studies.store import Store
 from quantilax.studies.tables import interval, number_format, p_value, percent, share, steps
 from quantilax.studies.verdict import quoted
 
@@ -79,6 +80,23 @@ def _order(row: dict[str, Any]) -> tuple[float, float, float]:
 
 def _or(value: float | None) -> float:
     return -math.inf if value is None else value
+
+
+def held_out(results: Results, cell: str) -> Results | None:
+    """Read the held-out runs that count for a cell: of seeds that it and the base both have there.
+
+    Not those of seeds that the study has run since: they chose the cell too. None where there are none.
+    """
+    store = Store.find(results.store.path / VALIDATION)
+    if store is None:
+        return None
+    there, used = store.finished(), results.store.facts["seeds"]
+    seeds = [
+        seed
+        for seed in store.facts["seeds"]
+        if seed not in used and all((name, seed) in there for name in (cell, results.base))
+    ]
+    return Results.read(store.part(seeds)) if seeds else None
 
 
 class Judgement(NamedTuple):

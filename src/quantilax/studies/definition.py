@@ -157,13 +157,16 @@ def make(definition: Mapping[str, Any], name: str, where: str = "study", beside:
             raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, KEYS, 'keys')}")
     base = _base(definition.get("base"), where, beside or Path())
     cells: dict[str, Cell] = {}
-    for cell_name, overrides in _cells(definition.get("cells"), where):
+    names: dict[str, set[str]] = {}
+    for way, cell_name, overrides in _cells(definition.get("cells"), where):
         origin = f"{where}: cell '{cell_name}'"
         if cell_name in cells or cell_name == BASE:
             raise ConfigError(f"{where}: two cells are called '{cell_name}'; rename one ('{BASE}' is the base itself)")
         section = configs.with_overrides(base, overrides, origin)
         cells[cell_name] = Cell(cell_name, overrides, section)
-    everything = _without_twins([Cell(BASE, {}, base), *cells.values()], where)
+        names.setdefault(way, set()).add(cell_name)
+    named, drawn = names.get("named", set()), names.get("random", set())
+    everything = _without_twins([Cell(BASE, {}, base), *cells.values()], named, drawn, where)
     return Study(
         name=name,
         question=_text(definition, "question", where),
@@ -198,17 +201,17 @@ def _base(asked: Any, where: str, beside: Path) -> Section:
 Named = tuple[str, dict[str, Any]]
 
 
-def _cells(asked: Any, where: str) -> list[Named]:
-    """Every cell's name and overrides, as the four ways of naming cells give them."""
+def _cells(asked: Any, where: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every cell's way, name and overrides, as the four ways of naming cells give them."""
     if asked is None:
         return []
     if not isinstance(asked, Mapping):
         raise ConfigError(f"{where}: cells: expected {', '.join(WAYS)}, got {asked!r}")
-    found: list[Named] = []
+    found: list[tuple[str, str, dict[str, Any]]] = []
     for way, what in asked.items():
         if way not in WAYS:
             raise ConfigError(f"{where}: cells: unknown key '{way}'{did_you_mean(way, WAYS, 'keys')}")
-        found += WAYS[way](what, f"{where}: cells: {way}")
+        found += [(way, *cell) for cell in WAYS[way](what, f"{where}: cells: {way}")]
         if len(found) > MAX_CELLS:
             raise ConfigError(f"{where}: cells: more than {MAX_CELLS:,}; split the study")
     return found
@@ -315,17 +318,14 @@ def _expect_mapping(asked: Any, where: str, example: str) -> None:
         raise ConfigError(f"{where}: expected {example}, got {asked!r}")
 
 
-def _without_twins(cells: list[Cell], where: str) -> list[Cell]:
-    """Leave out cells that are the base again (a grid holds its values); two other cells alike are a mistake."""
+def _without_twins(cells: list[Cell], named: set[str], by_chance: set[str], where: str) -> list[Cell]:
+    """Leave out what comes of itself: the base again in a list of values, a cell drawn twice. Other twins are a mistake."""
     kept: dict[str, Cell] = {}
     for cell in cells:
-        identity = repr(resolved(cell.section))
-        if identity not in kept:
-            kept[identity] = cell
-        elif kept[identity].name != BASE:
-            raise ConfigError(
-                f"{where}: cells '{kept[identity].name}' and '{cell.name}' are the same configuration; leave one out"
-            )
+        twin = kept.setdefault(repr(resolved(cell.section)), cell)
+        if twin is cell or cell.name in by_chance or (twin.name == BASE and cell.name not in named):
+            continue
+        raise ConfigError(f"{where}: cells '{twin.name}' and '{cell.name}' are the same configuration; leave one out")
     return list(kept.values())
 
 

@@ -28,10 +28,11 @@ from quantilax.runs.directory import provenance
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import Evaluation
 from quantilax.runs.signals import Stop
+from quantilax.studies import unfinished
 from quantilax.studies.definition import Study
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store, described
-from quantilax.studies.unfinished import Unfinished, forget_all
+from quantilax.studies.unfinished import Unfinished
 from quantilax.types import Record
 
 PLACES = ("ray", "jax")
@@ -146,18 +147,16 @@ def portions(study: Study, sorted_groups: list[Group], laid: Layout, finished: s
 class Worker:
     """Runs portions of a study; compiles a group's program when its first portion comes."""
 
-    def __init__(
-        self, sorted_groups: list[Group], laid: Layout, unfinished: Callable[[Portion], Unfinished] | None = None
-    ) -> None:
+    def __init__(self, sorted_groups: list[Group], laid: Layout, kept: Unfinished | None = None) -> None:
         """Prepare; all workers of a study have the same groups and layout.
 
         Args:
             sorted_groups, laid: of the study.
-            unfinished: gives what keeps the state of a portion; None: an interruption loses a portion.
+            kept: keeps states of portions; None: an interruption loses a portion.
         """
         self.groups = sorted_groups
         self.laid = laid
-        self.unfinished = unfinished
+        self.kept = kept
         self.current: tuple[int, train.Program] | None = None
         self.compile_seconds = 0.0
 
@@ -184,8 +183,10 @@ class Worker:
         group = self.groups[portion.group]
         program = self.program(group)
         env, config, keys = self.inputs(group, portion.runs)
-        kept = None if self.unfinished is None else self.unfinished(portion)
-        found = None if kept is None else kept.find(program)
+        kept, found = self.kept, None
+        if kept is not None:
+            made_by = unfinished.origin(next(iter(group.agents.values())))
+            found = kept.find(portion.runs, made_by, program)
         if found is None:
             assert program.init is not None
             found = program.init(env, config, keys), []
@@ -197,7 +198,11 @@ class Worker:
             history.append(Evaluation(jax.device_get(record), time.perf_counter() - start))
             yield history[-1]
             if kept is not None:
-                kept.keep(state, history)
+                if kept.is_closed:
+                    return
+                before = time.perf_counter()
+                kept.keep(portion.runs, made_by, state, history)
+                start += time.perf_counter() - before
 
     def rows(self, portion: Portion) -> list[dict[str, Any]]:
         """Train the runs of a portion: a row for each of them and each evaluation."""
@@ -243,16 +248,15 @@ def plan(study: Study, store: Store | None = None, jobs: int | None = None) -> P
         laid, finished = layout(study, sorted_groups, jobs), set()
     else:
         laid, finished = Layout(store.facts["jobs"], store.facts["width"]), store.finished()
-        there = len(jax.local_devices())
-        if laid.jobs > there or (laid.jobs < there and jax.default_backend() != "cpu"):
-            raise ConfigError(
-                f"{store.path}: was begun with {laid.jobs} jobs and this process has {there} device(s), which would"
-                f" change its numbers; use the machine it was begun on, or begin anew with another --out"
-            )
+    left = portions(study, sorted_groups, laid, finished)
+    there = len(jax.local_devices())
+    if store is not None and left and (laid.jobs > there or (laid.jobs < there and jax.default_backend() != "cpu")):
+        raise ConfigError(
+            f"{store.path}: was begun with {laid.jobs} jobs and this process has {there} device(s), which would"
+            f" change its numbers; use the machine it was begun on, or begin anew with another --out"
+        )
     asked = {(cell.name, seed) for cell in study.cells for seed in study.seeds}
-    return Plan(
-        study, sorted_groups, failures, laid, portions(study, sorted_groups, laid, finished), len(asked & finished)
-    )
+    return Plan(study, sorted_groups, failures, laid, left, len(asked & finished))
 
 
 Execute = Callable[[Plan, Store, StudyProgress, Callable[[Callable[[], Any]], Any]], None]
@@ -321,21 +325,38 @@ def carry_out(
         out, planned.study, jobs=planned.laid.jobs, width=planned.laid.width, starts=[], status="running"
     )
     with store.lock(), Stop(progress.say) as stop:
+        if begun is not None:
+            _check_unchanged(begun, planned)
         _begin(store, planned, on)
         status = "failed"
         try:
             stop.release()
             with progress:
                 execute(planned, store, progress, stop.wait_for)
-            forget_all(store.path)
+            if not store.failures():  # what a failed portion has kept is gone on with when it is tried again
+                unfinished.forget_all(store.path)
             status = "finished"
         except KeyboardInterrupt as error:
             status = "interrupted"
             raise interrupted(error, store) from None
         finally:
             stop.hold()
-            store.update(status=status)
+            try:
+                store.update(status=status)
+            except OSError as error:
+                progress.warn(f"{store.path}: study.json cannot be written ({reason(error)}); its status is {status}")
     return store
+
+
+def _check_unchanged(begun: Store, planned: Plan) -> None:
+    """Raise `ConfigError` where another process has worked on the study between the plan and the lock."""
+    now = Store.open(begun.path)
+    asked = {(cell.name, seed) for cell in planned.study.cells for seed in planned.study.seeds}
+    changed = [name for name in now.facts if name != "status" and now.facts[name] != begun.facts.get(name)]
+    if changed or len(asked & now.finished()) != planned.finished:
+        raise ConfigError(
+            f"{begun.path}: another process has worked on it meanwhile; give the same command again: nothing is repeated"
+        )
 
 
 def interrupted(error: KeyboardInterrupt, store: Store) -> Interrupted:
@@ -356,7 +377,7 @@ def _begin(store: Store, planned: Plan, on: str | None) -> None:
         starts = [*starts, {**provenance(), "on": on, "finished_before": planned.finished}]
     asked = described(study)
     seeds = [*store.facts["seeds"], *(seed for seed in study.seeds if seed not in store.facts["seeds"])]
-    store.update(
+    store.begin(
         **{k: asked[k] for k in ("name", "question", "prediction", "solved", "base", "section")},
         cells={**store.facts["cells"], **asked["cells"]},
         overrides={**store.facts["overrides"], **asked["overrides"]},
@@ -364,7 +385,6 @@ def _begin(store: Store, planned: Plan, on: str | None) -> None:
         status="running",
         starts=starts,
     )
-    store.forget_failures()
     for failure in planned.failures:
         store.failed(failure)
 
@@ -379,11 +399,8 @@ def execute(
     """Run portions, else all, in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
     tell_failures(planned, progress)
 
-    def unfinished(portion: Portion) -> Unfinished:
-        fields = {cell: store.facts["cells"][cell] for cell, _ in portion.runs}
-        return Unfinished(store.path, [portion.runs, fields, planned.laid], progress.warn, progress.say)
-
-    worker, broken = Worker(planned.groups, planned.laid, unfinished), set[int]()
+    kept = Unfinished(store.path, described(planned.study)["cells"], planned.laid, progress.warn, progress.say)
+    worker, broken = Worker(planned.groups, planned.laid, kept), set[int]()
     for portion in planned.portions if portions is None else portions:
         if portion.group in broken:
             continue
@@ -394,8 +411,11 @@ def execute(
             broken.add(portion.group)
             give_up(planned.groups[portion.group], reason(error), store, progress)
             continue
+        except KeyboardInterrupt:
+            kept.close()  # the thread that trains may live on
+            raise
         store.write(rows)
-        unfinished(portion).forget()
+        kept.forget(portion.runs)
         progress.finished(portion, rows)
 
 

@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from quantilax import algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import locks
@@ -15,7 +13,7 @@ from quantilax.studies.benchmarks import label, put_row, row_of
 from quantilax.studies.choice import Choice, Judgement
 from quantilax.studies.definition import Cell, Study
 from quantilax.studies.results import Results
-from quantilax.studies.store import STUDY, Store
+from quantilax.studies.store import Store
 from quantilax.studies.verdict import quoted
 
 BENCHMARKS = "--benchmarks"
@@ -51,7 +49,7 @@ def recommend(
 
     The held-out runs, of the cell and of the base, lie in `validation/` within the study's directory. They are run once: the
     same call again finds them there. All that lie there count, also those of an earlier call: who asks until the answer
-    pleases gets no better answer.
+    pleases gets no better answer. Only those of seeds that the study itself has run since count no more.
 
     Args:
         store: a study's directory.
@@ -81,13 +79,13 @@ def recommend(
         _check_benchmarks(benchmarks, write, name)
     study = validation(store, chosen.cell, asked)
     ran = execution.run(study, store.path / choice.VALIDATION, jobs=jobs, resume=True, quiet=quiet, cache=cache)
-    theirs = Results.read(ran)
-    judgement = choice.judge(results, theirs, chosen.cell, is_winner)
-    if judgement is None:
+    theirs = choice.held_out(results, chosen.cell)
+    counted = [] if theirs is None else sorted(theirs.store.facts["seeds"])
+    judgement = None if theirs is None else choice.judge(results, theirs, chosen.cell, is_winner)
+    if theirs is None or judgement is None or not set(asked) <= set(counted):
         raise ConfigError(
             f"{ran.path}: runs of {quoted(chosen.cell)} or of the base are missing there; see its failures"
         )
-    counted = sorted(theirs.outcomes.filter(cell=chosen.cell)["seed"].to_list())
     edited = None
     if write is not None and judgement.holds:
         comment = _comment(results, theirs, chosen, judgement, counted)
@@ -183,7 +181,7 @@ def validation(store: Store, cell: str, seeds: list[int]) -> Study:
     """Make the study of a cell and the base on held-out seeds, from what the study's directory says."""
     facts = store.facts
     names = list(dict.fromkeys((facts["base"], cell)))
-    there = yaml.safe_load((store.path / STUDY).read_text(encoding="utf-8"))
+    there = store.asked()
     overrides = {name: facts["overrides"].get(name, {}) for name in names if name != facts["base"]}
     definition = {key: value for key, value in there.items() if key not in ("cells", "first_seed")}
     definition |= {"seeds": seeds} | ({"cells": {"named": overrides}} if overrides else {})

@@ -132,15 +132,15 @@ def section_yaml(results: Results, cell: str) -> str:
 
 
 def _recommended(results: Results, chosen: choice.Choice) -> dict[str, Any]:
-    held_out, told = Store.find(results.store.path / choice.VALIDATION), None
-    if held_out is not None:
-        told = choice.judge(results, Results.read(held_out), chosen.cell, is_winner=True)
+    store, held_out = Store.find(results.store.path / choice.VALIDATION), choice.held_out(results, chosen.cell)
+    is_whole = store is not None and store.status == "finished"
+    told = choice.judge(results, held_out, chosen.cell, is_winner=True) if held_out is not None and is_whole else None
     return {
         "cell": chosen.cell,
         "reason": chosen.reason,
         "yaml": section_yaml(results, chosen.cell),
         "judgement": told,
-        "held_out": tables.seeds(held_out.facts["seeds"]) if held_out else "",
+        "held_out": tables.seeds(held_out.store.facts["seeds"]) if held_out else "",
     }
 
 

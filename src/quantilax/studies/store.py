@@ -1,5 +1,6 @@
 """The directory of a study: what was asked, what is finished, and every evaluation."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import yaml
 from quantilax import algorithms, pytree, statistics
 from quantilax.pytree import ConfigError
 from quantilax.runs import RunError, locks
+from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import COLUMNS
 from quantilax.runs.files import flush, write_whole
 from quantilax.studies.definition import Study, plain
@@ -49,6 +51,8 @@ class Store:
         self.path = path
         self.facts = facts
         """What `study.json` says."""
+        self.is_part = False
+        """Whether only the runs of the seeds that `facts` name count; see `part`."""
         self.writer = 0
         """Number of this process where several write to the directory; names the files that are its own."""
 
@@ -61,7 +65,7 @@ class Store:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if any(path.iterdir()) and not _is_cut_short(path):
                 has = "holds results" if (path / FACTS).exists() else "is not empty"
                 how = (
                     "go on with --resume, or choose another --out"
@@ -69,12 +73,12 @@ class Store:
                     else "choose another --out"
                 )
                 raise ConfigError(f"{path}: {has}, and nothing is overwritten; {how}")
-            (path / RECORDS).mkdir()
+            (path / RECORDS).mkdir(exist_ok=True)
             write_whole(path / STUDY, yaml.safe_dump(study.definition, sort_keys=False, allow_unicode=True))
             store = cls(path, {})
             store.update(**described(study), **facts)
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another --out") from None
+            raise ConfigError(f"{path}: cannot be written: {reason(error)}; choose another --out") from None
         return store
 
     @classmethod
@@ -98,12 +102,43 @@ class Store:
         expected: dict[str, type] = texts | others
         if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
             raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
+        parts = {
+            "cells": all(isinstance(fields, dict) for fields in facts["cells"].values()),
+            "seeds": all(type(seed) is int for seed in facts["seeds"]),
+            "starts": all(isinstance(start, dict) for start in facts["starts"]),
+            "solved": facts.get("solved") is None or type(facts["solved"]) in (int, float),
+            "jobs": facts["jobs"] > 0,
+            "width": facts["width"] > 0,
+        }
+        if wrong := [name for name, holds in parts.items() if not holds]:
+            raise ConfigError(f"{file}: {wrong[0]}: is damaged; put back the file as it was written")
         return cls(path, facts)
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
         """Open the directory of a study that was begun; None where nothing is there yet."""
         return cls.open(path) if (path / FACTS).exists() else None
+
+    def asked(self) -> dict[str, Any]:
+        """What `study.yaml` says.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        file = self.path / STUDY
+        try:
+            definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file}: cannot be read: {reason(error)}; put back the file as it was written") from None
+        if not isinstance(definition, dict):
+            raise ConfigError(f"{file}: is damaged; put back the file as it was written")
+        return definition
+
+    def part(self, seeds: list[int]) -> Self:
+        """The same results, of some of the seeds."""
+        found = type(self)(self.path, {**self.facts, "seeds": seeds})
+        found.is_part = True
+        return found
 
     def check(self, study: Study) -> None:
         """Raise `ConfigError` unless these are the results of that study; it may ask for more cells and seeds.
@@ -135,9 +170,26 @@ class Store:
         return "killed" if status == "running" and not locks.is_locked(self.path) else status
 
     def update(self, **facts: Any) -> None:
-        """Change what `study.json` says."""
+        """Change what `study.json` says.
+
+        Raises:
+            OSError: it cannot be written; the file is as it was.
+        """
         self.facts = {**self.facts, **facts}
         write_whole(self.path / FACTS, json.dumps(self.facts, indent=1) + "\n")
+
+    def begin(self, **facts: Any) -> None:
+        """Note the begin of a start, as `update` does; failures of a former one are forgotten: what failed is tried again.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            self.update(**facts)
+            for file in self._failure_files():
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritten(self.path / FACTS, error) from None
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write the rows of runs that are finished, whole or not at all.
@@ -152,10 +204,10 @@ class Store:
             flush(aside)
             aside.replace(self.path / RECORDS / name)
             flush(self.path / RECORDS)
-        except OSError as error:
-            raise RunError(
-                f"{aside}: cannot be written: {error.strerror}; make room, then go on with --resume: finished runs are kept"
-            ) from None
+        except (OSError, pl.exceptions.PolarsError) as error:  # the latter where the disk is full
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise _unwritten(aside, error) from None
 
     @property
     def _mark(self) -> str:
@@ -181,12 +233,13 @@ class Store:
             try:
                 parts.append(pl.read_parquet(file))
             except (OSError, pl.exceptions.PolarsError) as error:
-                reason = str(error).splitlines()[0]
-                raise ConfigError(f"{file}: is damaged ({reason}); delete it and go on with --resume") from None
+                raise ConfigError(f"{file}: is damaged ({reason(error)}); delete it and go on with --resume") from None
         if not parts:
             return frame([])
         order = {cell: i for i, cell in enumerate(self.facts["cells"])}
         seeds = {seed: i for i, seed in enumerate(self.facts["seeds"])}
+        if self.is_part:
+            parts = [part.filter(pl.col("seed").is_in(list(seeds))) for part in parts]
         several = pl.concat(parts, how="diagonal").unique(
             ["cell", "seed", "env_step"], keep="first", maintain_order=True
         )
@@ -220,25 +273,47 @@ class Store:
         return set(self.records().select("cell", "seed").unique().iter_rows())
 
     def failed(self, failure: Failure) -> None:
-        """Note that a cell cannot be run."""
-        with (self.path / FAILURES.format(self._mark)).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(failure._asdict()) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        """Note that a cell cannot be run.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        file = self.path / FAILURES.format(self._mark)
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(failure._asdict()) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise _unwritten(file, error) from None
 
     def failures(self) -> list[Failure]:
-        """Cells that could not be run in the last start; each once, also where several processes tried."""
-        lines = [line for file in self._failure_files() for line in file.read_text(encoding="utf-8").splitlines()]
-        found = [Failure(**json.loads(line)) for line in lines]
-        return list({failure.cell: failure for failure in reversed(found)}.values())[::-1]
+        """Cells that could not be run in the last start; each once, also where several processes tried.
 
-    def forget_failures(self) -> None:
-        """Begin a start: what failed is tried again."""
-        for file in self._failure_files():
-            file.unlink(missing_ok=True)
+        A line that was cut short, by a kill or a full disk, tells of none: its cell has missing runs.
+        """
+        lines = [line for file in self._failure_files() for line in file.read_text(encoding="utf-8").splitlines()]
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError):
+                found.append(Failure(**json.loads(line)))
+        return list({failure.cell: failure for failure in reversed(found)}.values())[::-1]
 
     def _failure_files(self) -> list[Path]:
         return sorted(self.path.glob(FAILURES.format("*")))
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Say whether all that a directory holds is what `Store.create` had made of it when it was killed."""
+    left = {file.name for file in path.iterdir()}
+    made = {RECORDS, STUDY, f"{STUDY}.partial", f"{FACTS}.partial"}
+    return RECORDS in left and left <= made and (path / RECORDS).is_dir() and not any((path / RECORDS).iterdir())
+
+
+def _unwritten(file: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{file}: cannot be written: {reason(error)}; make room, then go on with --resume: finished runs are kept"
+    )
 
 
 SOLVING = ("first_solved", "solved_", "reached", "fell", "worst_drop")

@@ -8,90 +8,141 @@ See docs/decisions/0025-unfinished-portions.md.
 import hashlib
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from quantilax import train
+from quantilax.agent import Agent
 from quantilax.runs import checkpoints, evaluations
+from quantilax.runs.conditions import code
 from quantilax.runs.directory import versions
 from quantilax.runs.errors import CheckpointError, reason
 from quantilax.runs.evaluations import Evaluation
+from quantilax.studies import machines
 from quantilax.types import State
 
 DIRECTORY = "unfinished"
 EVERY = 60.0
-"""Seconds of training between two checkpoints, at least: a portion that is done sooner writes none."""
+"""Seconds of a portion's training between two checkpoints, at least: a portion that is done sooner writes none."""
 SHARE = 20.0
-"""So many times as long as a checkpoint took is trained before the next one."""
+"""So many times as long as a checkpoint took is trained before the next one, of whichever portion."""
+
+Runs = tuple[tuple[str, int], ...]
+"""(cell, seed) of each run of a portion."""
+
+UNUSABLE = (CheckpointError, jax.errors.JaxRuntimeError, MemoryError)
+"""What reading a state that was kept may raise."""
 
 
 class Unfinished:
-    """The kept state of one portion."""
+    """The kept states of the portions of one study."""
 
-    def __init__(self, study: Path, portion: Any, warn: Callable[[str], None], say: Callable[[str], None]) -> None:
-        """Name it.
+    def __init__(
+        self, study: Path, cells: Mapping[str, Any], laid: Any, warn: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
+        """Begin a start of the study.
 
         Args:
             study: the study's directory.
-            portion: all that decides its numbers, as JSON: runs, their fields, how they are laid out.
+            cells: every field of each cell, as JSON.
+            laid: how runs are laid out.
             warn: called with a line where something cannot be written or read; training goes on.
             say: called with a line where training goes on from a state that was kept.
         """
-        self.portion = json.loads(json.dumps(portion))
-        digest = hashlib.sha256(json.dumps(self.portion, sort_keys=True).encode()).hexdigest()
-        self.root = study / DIRECTORY / digest[:16]
+        self.root = study / DIRECTORY
+        self.cells, self.laid = cells, laid
         self.warn, self.say = warn, say
-        self.is_warned = False
-        self.rest = EVERY
-        self.since = time.monotonic()
+        self.is_warned = self.is_closed = False
+        self.writing = threading.Lock()
+        self.pause = 0.0
+        self.begun = self.since = time.monotonic()
 
-    def find(self, program: train.Program) -> tuple[State, list[Evaluation]] | None:
-        """Return the last state that was kept, and the evaluations up to it; None where there is none that can be used."""
-        if not checkpoints.steps(self.root):
+    def find(
+        self, runs: Runs, made_by: dict[str, Any], program: train.Program
+    ) -> tuple[State, list[Evaluation]] | None:
+        """Return the last state kept of a portion, and the evaluations up to it; None where there is none that can be used.
+
+        Args:
+            runs: of the portion.
+            made_by: what else decides their numbers, see `origin`; what was kept by another is not used.
+            program: gives the shapes.
+        """
+        self.begun = time.monotonic()
+        root = self._root(runs)
+        if not checkpoints.steps(root):
             return None
         try:
-            checkpoint = checkpoints.find(self.root, warn=self.warn)
-            if (there := checkpoints.versions(checkpoint.facts)) != versions():
-                raise CheckpointError(f"{checkpoint.path}: was written with other versions ({_differing(there)})")
+            checkpoint = checkpoints.find(root, warn=self.warn)
+            if differing := _differing(checkpoint.facts.get("origin"), made_by):
+                raise CheckpointError(f"{checkpoint.path}: was kept with {differing}")
             found = evaluations.unpack(checkpoint, program.specs)
-        except CheckpointError as error:
-            self.warn(f"{error}; its runs begin anew")
+        except UNUSABLE as error:
+            why = error if isinstance(error, CheckpointError) else f"{root}: cannot be used ({reason(error)})"
+            self.warn(f"{why}; its runs begin anew")
             return None
         self.say(f"training goes on from environment step {checkpoint.facts['env_step']:,}")
         return found
 
-    def keep(self, state: State, history: list[Evaluation]) -> None:
-        """Write a checkpoint if one is due; one that cannot be written is told once."""
-        if time.monotonic() - self.since < self.rest:
+    def keep(self, runs: Runs, made_by: dict[str, Any], state: State, history: list[Evaluation]) -> None:
+        """Write a checkpoint if one is due; that one cannot be written is told once."""
+        now = time.monotonic()
+        if now - max(self.begun, self.since) < EVERY or now - self.since < self.pause:
             return
-        begun = time.monotonic()
-        env_step = int(history[-1].record.env_step[0])
-        facts = {"config": {"portion": self.portion}, "rows": len(history), "versions": versions()}
-        try:
-            self.root.parent.mkdir(exist_ok=True)
-            mean = float(history[-1].record.returns.mean())
-            checkpoints.save(self.root, env_step, evaluations.pack(state, history), {**facts, "return_mean": mean})
-            for step in checkpoints.steps(self.root)[:-1]:
-                shutil.rmtree(self.root / f"{step:012d}", ignore_errors=True)
-        except Exception as error:  # whatever it is: the portion goes on
-            if not self.is_warned:
-                self.warn(
-                    f"{self.root}: cannot be written ({reason(error)}); the runs go on, an interruption loses them"
-                )
-            self.is_warned = True
+        root, env_step = self._root(runs), int(history[-1].record.env_step[0])
+        config = {"portion": self._identity(runs)}
+        facts = {"config": config, "origin": made_by, "rows": len(history), "versions": versions()}
+        with self.writing:
+            if self.is_closed:
+                return
+            try:
+                self.root.mkdir(exist_ok=True)
+                mean = float(history[-1].record.returns.mean())
+                checkpoints.save(root, env_step, evaluations.pack(state, history), {**facts, "return_mean": mean})
+                for step in checkpoints.steps(root):
+                    if step != env_step:  # a later one is of a state that could not be used
+                        shutil.rmtree(root / f"{step:012d}", ignore_errors=True)
+            except Exception as error:  # whatever it is: the portion goes on
+                if not self.is_warned:
+                    self.warn(
+                        f"{root}: cannot be written ({reason(error)}); the runs go on, an interruption loses more of them"
+                    )
+                self.is_warned = True
         self.since = time.monotonic()
-        self.rest = max(EVERY, SHARE * (self.since - begun))
+        self.pause = SHARE * (self.since - now)
 
-    def forget(self) -> None:
-        """Delete it: the portion is finished."""
-        shutil.rmtree(self.root, ignore_errors=True)
+    def forget(self, runs: Runs) -> None:
+        """Delete what was kept of a portion: it is finished."""
+        shutil.rmtree(self._root(runs), ignore_errors=True)
+
+    def close(self) -> None:
+        """Write nothing from here on; waits for a checkpoint that is being written."""
+        with self.writing:
+            self.is_closed = True
+
+    def _identity(self, runs: Runs) -> Any:
+        """Say what a portion is, as JSON: cells, seeds, every field, layout."""
+        return json.loads(json.dumps([runs, {cell: self.cells[cell] for cell, _ in runs}, self.laid]))
+
+    def _root(self, runs: Runs) -> Path:
+        return self.root / hashlib.sha256(json.dumps(self._identity(runs), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _differing(there: dict[str, str]) -> str:
+def origin(agent: Agent) -> dict[str, Any]:
+    """Return what decides a portion's numbers besides its runs: versions, machine and code."""
+    return {**machines.facts(), "code": code(agent)}
+
+
+def _differing(there: Any, here: dict[str, Any]) -> str:
+    """Say what differs; empty where nothing does."""
+    there = there if isinstance(there, dict) else {}
+    names = [name for name in here if there.get(name) != here[name]]
     return ", ".join(
-        f"{name} {there.get(name)}, here {here}" for name, here in versions().items() if there.get(name) != here
+        "other code" if name == "code" else f"{name} {there.get(name, 'unknown')}, here {here[name]}" for name in names
     )
 
 
