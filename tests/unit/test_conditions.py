@@ -2,11 +2,14 @@
 
 import importlib.util
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from quantilax.agent import create
 from quantilax.runs import conditions
+from quantilax.runs.checkpoints import Checkpoint
 from tests.conftest import TINY, tiny
 
 
@@ -51,3 +54,41 @@ def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
     file.write_text("def step(env, config, state): return state\n")
     assert before not in (without, conditions.code(mine))
     assert conditions.code(algo) == without
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({}, None),
+        ({"cores": 64}, "the checkpoint was written with cores 64, here it is "),
+        ({"device": "TPU"}, "the checkpoint was written with device TPU, here it is cpu"),
+        ({"processor": "Z80"}, "the checkpoint was written on Z80, this is "),
+        (
+            {"code": "abc"},
+            "the checkpoint was written by other code: the source of quantilax or of the algorithm has changed",
+        ),
+        ({"versions": {"jax": "9.9.9"}}, "the checkpoint was written with jax 9.9.9, this is "),
+    ],
+)
+def test_a_resumed_run_tells_what_made_its_checkpoint_otherwise(other, line):
+    algo = tiny("iqn")
+    facts = {"env_step": 60, "seeds": [0], "config": conditions.described(algo), **conditions.machine(algo, 1)}
+    changed = {name: {**facts[name], **x} if name == "versions" else x for name, x in other.items()}
+    warned, said = [], []
+    progress = SimpleNamespace(warn=warned.append, say=said.append)
+    conditions.tell_differences(Checkpoint(Path("x"), facts | changed, {}), algo, progress)
+    assert said == []
+    if line is None:
+        assert warned == []
+    else:
+        (told,) = warned
+        assert told.startswith(line)
+        assert told.endswith(": the end will not be that of the uninterrupted run, bit for bit")
+
+
+def test_a_checkpoint_of_a_version_that_did_not_note_code_and_processor_is_told_nothing_of_them():
+    algo = tiny("iqn")
+    facts = {"env_step": 60, "seeds": [0], "config": conditions.described(algo), **conditions.machine(algo, 1)}
+    del facts["code"], facts["processor"]
+    progress = SimpleNamespace(warn=pytest.fail, say=pytest.fail)
+    conditions.tell_differences(Checkpoint(Path("x"), facts, {}), algo, progress)
