@@ -17,6 +17,38 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests begin
 
 
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+"""Options of XLA with which a small program compiles in half the time, beside optimizations that are switched off."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compiling() -> Iterator[None]:
+    """Compile with `QUICK` where optimizations are switched off: here, and in processes that tests begin.
+
+    JAX has no public name for options of all programs; where its own or XLA's names are others by now, nothing is changed.
+    """
+    from jax._src import compiler
+
+    get = getattr(compiler, "get_compile_options", None)
+    try:
+        jax.jit(lambda x: x).lower(0.0).compile(QUICK)  # XLA has read XLA_FLAGS of this process from here on
+    except jax.errors.JaxRuntimeError:
+        get = None
+    if get is None:
+        yield
+        return
+
+    def options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **others: Any) -> Any:
+        quick = QUICK if jax.config.read("jax_disable_most_optimizations") else {}
+        return get(*args, env_options_overrides={**quick, **(env_options_overrides or {})} or None, **others)
+
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compiler, "get_compile_options", options)
+        patched.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip())
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
     """XLA's optimizations take a third of the suite's time; modules marked `optimized` have them: their claims need them."""

@@ -38,7 +38,7 @@ class Store:
 
     | file | what |
     |---|---|
-    | `study.yaml` | the study as it was asked for |
+    | `study.yaml` | the study as it was first asked for |
     | `study.json` | every cell resolved, seeds, how runs are laid out, and for each start command, versions, commit, machine |
     | `records/*.parquet` | finished runs: a row per cell, seed and evaluation |
     | `unfinished/` | states of runs that are not finished: see `quantilax.studies.unfinished` |
