@@ -3,12 +3,14 @@
 python investigations/0006-factors/table.py
 """
 
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from scipy.stats import mannwhitneyu
 
 from quantilax.studies.store import Store
 
@@ -58,12 +60,37 @@ def told(records: pl.DataFrame) -> Told:
     return Told(str(len(ends)), *medians, f"{fell} of {len(ends)}", below, deep, lowest, f"{min(ends):.0f}")
 
 
+def share_below(run: pl.DataFrame) -> float:
+    """Share of a seed's evaluations below 475 from its first of 475 or more on."""
+    returns = run.sort("env_step")["return_mean"].to_numpy()
+    return float(np.mean(returns[np.argmax(returns >= SOLVED) :] < SOLVED)) if (returns >= SOLVED).any() else 1.0
+
+
+def compare(cells: dict[tuple[str, ...], pl.DataFrame]) -> None:
+    """Rank tests of the shares below 475 between cells that differ in one factor, adjusted by Holm for all of them."""
+    shares = {name: [share_below(run) for _, run in records.group_by("seed")] for name, records in cells.items()}
+    pairs = [
+        (a, b) for a, b in itertools.combinations(shares, 2) if sum(x != y for x, y in zip(a, b, strict=True)) == 1
+    ]
+    found = sorted((float(mannwhitneyu(shares[a], shares[b]).pvalue), a, b) for a, b in pairs)
+    adjusted = 0.0
+    for i, (p, a, b) in enumerate(found):
+        adjusted = max(adjusted, min(1.0, p * (len(found) - i)))
+        means = " against ".join(f"{np.mean(shares[name]):.1%}" for name in (a, b))
+        print(f"{', '.join(a)} / {', '.join(b)}: {means}, p = {p:.4f}, adjusted {adjusted:.3f}")
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print both tables, and the tests of the factorial."""
     studies = {name: Store.open(HERE / name).records() for name in ("factors", "factorial", "factorial-unit")}
-    for (targets, rewards, evaluated), cell in CELLS.items():
-        records = studies["factorial" if rewards == "times 0.04" else "factorial-unit"]
-        print(f"| {targets} | {rewards} | {evaluated} | {' | '.join(told(records.filter(cell=cell)))} |")
+    cells: dict[tuple[str, ...], pl.DataFrame] = {
+        name: studies["factorial" if name[1] == "times 0.04" else "factorial-unit"].filter(cell=cell)
+        for name, cell in CELLS.items()
+    }
+    for name, records in cells.items():
+        print(f"| {' | '.join((*name, *told(records)))} |")
+    print()
+    compare(cells)
     print()
     factors = studies["factors"]
     for cell in factors["cell"].unique(maintain_order=True):
