@@ -150,7 +150,7 @@ def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
             "note",
             "buffer_size",
             f"nothing is ever dropped: the buffer takes {size:,} transitions and the run makes {config.total_timesteps:,}",
-            "none needed; whether a smaller buffer, which forgets early policies, serves depends on the rest (docs/stability.md)",
+            "none needed; that a smaller buffer forgets early policies may serve or harm (docs/stability.md)",
         )
 
 
