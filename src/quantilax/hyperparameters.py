@@ -85,7 +85,7 @@ bootstrap_truncated = hyperparameter(
 )
 normalize_observations = hyperparameter("learn from (x - mean) / std of all observations so far")
 reward_scale = hyperparameter("what rewards are multiplied by before anything is learned from them", gt=0)
-normalize_rewards = hyperparameter("learn from rewards over the std of discounted returns so far (times reward_scale)")
+normalize_rewards = hyperparameter("learn from rewards over the std of discounted returns so far, times reward_scale")
 
 # The network
 torso = hyperparameter("what psi does before its dense layers: nothing, or convolutions of that name", choices=TORSOS)
