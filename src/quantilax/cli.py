@@ -1,6 +1,8 @@
 """The command line: parses, calls, prints."""
 
+import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -215,7 +217,8 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
     if which not in ("last", "best") and not isinstance(which, int):
         raise ConfigError(f"--checkpoint: expected last, best or environment steps, got '{checkpoint}'")
-    found = runs.evaluate(run, which, episodes=episodes, seed=seed)
+    with _memory_told("--episodes"):
+        found = runs.evaluate(run, which, episodes=episodes, seed=seed)
     parts = {str(number): (found.returns[i], found.lengths[i]) for i, number in enumerate(found.seeds)}
     if len(found.seeds) > 1:
         parts["all"] = found.returns, found.lengths
@@ -224,8 +227,8 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     }
     if as_json:
         head = {"run": str(run), "env_step": found.env_step, "episodes": episodes, "seed": seed}
-        told = {name: {q: s._asdict() for q, s in row.items()} for name, row in summaries.items()}
-        click.echo(json.dumps({**head, "seeds": told}, indent=2))
+        told = {name: {q: _plain(s) for q, s in row.items()} for name, row in summaries.items()}
+        click.echo(json.dumps({**head, "seeds": told}, indent=2, allow_nan=False))
         return
     click.echo(f"{run}: the policy at step {found.env_step:,}, {episodes:,} episodes per seed")
     table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
@@ -233,7 +236,8 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
         table.add_column(column, justify="left" if column in ("seed", "") else "right")
     for name, row in summaries.items():
         for quantity, s in row.items():
-            intervals = [f"{low:.1f} to {high:.1f}" for low, high in (s.mean_interval, s.iqm_interval)]
+            ends = (s.mean_interval, s.iqm_interval)
+            intervals = ["-" if math.isnan(low) else f"{low:.1f} to {high:.1f}" for low, high in ends]
             cells = (f"{s.mean:.1f}", intervals[0], f"{s.iqm:.1f}", intervals[1])
             quantiles = (f"{value:.1f}" for value in s.quantiles.values())
             table.add_row(name if quantity == "return" else "", quantity, *cells, *quantiles)
@@ -243,6 +247,12 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
         + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
         + (", which with fewer than five is too narrow" if 1 < len(found.seeds) < 5 else "")
     )
+
+
+def _plain(summary: "Summary") -> dict[str, Any]:  # type: ignore[name-defined]
+    """A summary as JSON has it; an interval that there is none of is null."""
+    ends = {name: getattr(summary, name) for name in ("mean_interval", "iqm_interval")}
+    return summary._asdict() | {name: None if math.isnan(low) else (low, high) for name, (low, high) in ends.items()}
 
 
 @cli.command()
@@ -426,7 +436,7 @@ def recommend(
     from quantilax.studies import recommend as recommending
     from quantilax.studies.store import Store
 
-    is_file = study.suffix in (".yaml", ".yml") or study.is_file()
+    is_file = study.suffix in (".yaml", ".yml") or os.path.isfile(study)
     if out is not None and not is_file:
         raise ConfigError(f"--out: the results of {study} lie there; leave it out")
     store = None if is_file else Store.open(study)
@@ -483,7 +493,7 @@ def diagnose(path: Path, as_json: bool) -> None:
     from quantilax.studies.store import FACTS
 
     found = (
-        diagnosis.diagnose_study(path) if (path / FACTS).exists() else {"": diagnosis.diagnose_run(path)}
+        diagnosis.diagnose_study(path) if os.path.exists(path / FACTS) else {"": diagnosis.diagnose_run(path)}
     )  # a run is a study of one cell
     if as_json:
         told = {cell: [diagnosis.as_json(one) for one in seeds] for cell, seeds in found.items()}
@@ -562,7 +572,8 @@ def list_() -> None:
     console.print("[bold]algorithms[/bold]")
     for name, algorithm in algorithms.ALGORITHMS.items():
         module = sys.modules[algorithm.init.__module__]
-        console.print(f"  {name:6} {(module.__doc__ or '').splitlines()[0]}", soft_wrap=True)
+        told = next(iter((module.__doc__ or "").splitlines()), "")
+        console.print(f"  {name:6} {told}".rstrip(), soft_wrap=True, markup=False)
     for library, names in envs.names().items():
         console.print(f"[bold]environments of {library}[/bold]")
         for name in names:
@@ -630,6 +641,9 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
         for line in train.advice(agent.env, agent.config):
             click.echo(f"warning: cell '{cell}': {line}", err=True)
     laid, told = planned.laid, forecast(planned)
+    for group, why in told.broken:
+        for cell in group.agents:
+            click.echo(f"warning: cell '{cell}' cannot be run: {why}", err=True)
     click.echo(
         f"\n{planned.left} runs to do, {planned.finished} are there; {laid.jobs} job(s), {laid.width} run(s) on each at a"
         f" time; {len(planned.groups)} compile group(s)"
@@ -649,6 +663,19 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _memory_told(options: str) -> Iterator[None]:
+    """Refuse what the device has no memory for."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(f"the device's memory does not suffice; lower {options}") from None
 
 
 @contextmanager
@@ -706,9 +733,12 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
 
 def main() -> None:
     """Run the command line; what a user got wrong is one line on standard error and exit status 2."""
-    from quantilax.runs import RunError, beside
+    from quantilax.runs import RunError, beside, stderr
 
     status = 0
+    told, sys.stderr = sys.stderr, stderr.Lossy(lambda: told)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:

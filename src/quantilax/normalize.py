@@ -90,14 +90,19 @@ def rewards(normalizer: Normalizer, reward: Float[Array, "*batch"]) -> Float[Arr
     scaled = normalizer.reward_scale * reward
     if normalizer.reward is None:
         return scaled
-    return scaled / jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+    return scaled / deviation(normalizer.reward.moments)
 
 
 def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Undo `rewards` on returns that were learned from such rewards."""
     if normalizer.reward is not None:
-        z = z * jnp.sqrt(normalizer.reward.moments.variance + EPSILON)
+        z = z * deviation(normalizer.reward.moments)
     return z / normalizer.reward_scale
+
+
+def deviation(moments: Moments) -> Float[Array, "*shape"]:
+    """Standard deviation; 1 where all was the same so far, as after a first step that pays the same everywhere."""
+    return jnp.sqrt(jnp.where(moments.variance > 0, moments.variance, 1.0) + EPSILON)
 
 
 def transitions(normalizer: Normalizer, batch: Experience) -> Experience:

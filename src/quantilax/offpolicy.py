@@ -140,10 +140,11 @@ def advice(config: Config) -> list[str]:
             f"batch_size={config.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
             " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
         )
-    if config.fill_buffer >= config.total_timesteps:
+    if gradient_steps(config) == 0:
         lines.append(
-            f"fill_buffer={config.fill_buffer} leaves nothing of total_timesteps={config.total_timesteps} to learn from:"
-            " no gradient step is taken; lower fill_buffer or raise total_timesteps"
+            f"fill_buffer={config.fill_buffer}, a warm-up of {warmup_steps(config)} steps, leaves nothing of"
+            f" total_timesteps={config.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
+            " total_timesteps"
         )
     if not config.bootstrap_truncated:
         lines.append(rollout.ADVICE_ON_TRUNCATION)

@@ -145,6 +145,12 @@ def to_dict(obj: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """Return the defaults of the fields of `cls` that have one, as plain Python values."""
+    fields: Any = dataclasses.fields(cls)
+    return {f.name: _plain(f.default) for f in fields if f.default is not dataclasses.MISSING}
+
+
 def did_you_mean(word: Any, known: Iterable[str], noun: str = "") -> str:
     """Return `; did you mean 'x'?` for a near miss, else `; known noun: ...` with all there is."""
     known = sorted(known)

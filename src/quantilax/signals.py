@@ -87,7 +87,8 @@ class Signals(NamedTuple):
     replay_error: Float[Array, ""]
     """Mean of |expected target - Q| over what it learns from, relative."""
     value_bound: Float[Array, ""]
-    """Largest |Q| over R and the first states / (largest |r| / (1 - gamma)): above 1 no such return exists."""
+    """Largest |Q| over R and the first states / (largest |r| / (1 - gamma)): above 1 no such return exists, but
+    with Munchausen, whose values hold log-probabilities and entropy too."""
     doomed_q: Float[Array, ""]
     """Largest of |Q - r| over R's terminal steps, relative; it should be near 0. NaN where R has none."""
 
@@ -371,7 +372,7 @@ def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[st
         norm = optax.tree.norm(gradient)
         updates, _ = learner.optimizer.update(gradient, learner.optimizer_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
-        before, after = (  # at the fractions of the step itself
+        before, after = (  # at the fractions of the step itself; of noisy networks at others, and without the noise
             learner.errors(p, batch, jax.random.clone(key_loss))[0].mean(axis=(1, 2)) for p in (learner.params, params)
         )
         q_after = values(params, R.obs)

@@ -275,12 +275,15 @@ def summarize(values: np.ndarray) -> Summary:
     """Summarise episodes of one seed (E,) or of several (S, E).
 
     The intervals are bootstraps of 95%. With several seeds whole seeds are drawn, so they hold for what training with
-    another seed would give; with one seed only the episodes are drawn, and they say nothing on other seeds.
+    another seed would give; with one seed only the episodes are drawn, and they say nothing on other seeds. Of a single
+    episode of a single seed there is no interval: NaN.
     """
     values = np.atleast_2d(values)
     units = values.T if len(values) == 1 else values  # what is drawn, in rows
 
     def told(statistic: Statistic) -> tuple[float, float]:
+        if len(units) == 1:
+            return math.nan, math.nan
         low, high = interval(
             lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units, resamples=QUICK_RESAMPLES
         )

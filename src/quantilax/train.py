@@ -138,6 +138,8 @@ def segment(
         lengths, returns = episodes.lengths, episodes.returns
         if has_support:
             learned_returns = normalize.rewards(state.normalizer, episodes.discounted)
+            if (moments := state.normalizer.reward) is not None:  # before the first step nothing is known of their unit
+                learned_returns = jnp.where(moments.moments.number > 0, learned_returns, jnp.nan)
         if measures_signals(algorithm, config):
             keys = signal_keys(state)
             signals = _strong(algorithm.signals(env, config, state, episodes, *keys))  # type: ignore[misc]

@@ -205,3 +205,28 @@ def test_an_object_that_breaks_the_contract_is_refused_in_one_line(env, words):
     with pytest.raises(ConfigError, match=words) as error:
         IQN.create(env=env)
     assert "\n" not in str(error.value)
+
+
+def test_every_environment_of_gymnax_is_called_by_the_name_that_makes_it(monkeypatch):
+    from gymnax.registration import registered_envs
+
+    class Mine(type(envs.make("CartPole-v1").env)):
+        """One that a user registers without a `name` of its own."""
+
+        name = "Mine"
+
+    for name in set(registered_envs) - {"MNISTBandit-bsuite"}:  # which downloads its images
+        assert envs.make(name).name == name
+    monkeypatch.setattr("quantilax.envs.gymnax._environment", lambda name: Mine())
+    monkeypatch.setattr("quantilax.envs.gymnax.names", lambda: ("My-v0",))
+    assert envs.make("My-v0").name == "My-v0"
+    assert envs.as_environment(Mine()).name == "Mine"
+
+
+def test_an_environment_that_fails_without_a_word_is_refused_in_one_line():
+    class Silent(Own):
+        def reset(self, key):
+            raise ValueError
+
+    with pytest.raises(ConfigError, match="'s reset or step does not fit the contract: ValueError"):
+        envs.as_environment(Silent())

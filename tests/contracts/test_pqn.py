@@ -243,6 +243,12 @@ def test_the_scalar_head_has_no_quantiles_and_says_which_have():
         algo.quantiles(state, jnp.ones(6), jnp.array([0.5]))
 
 
+def test_returns_are_compared_with_the_support_from_when_their_unit_is_known_on():
+    told = with_head("categorical", normalize_rewards=True).records(jax.random.key(0))[1].learned_returns
+    assert np.isnan(told[0]).all()  # nothing was collected yet
+    assert np.isfinite(told[1:]).all()
+
+
 def test_an_empty_support_is_refused():
     with pytest.raises(ConfigError, match=r"v_min: 2\.0 is not below v_max=1\.0"):
         with_head("categorical", v_min=2.0, v_max=1.0)

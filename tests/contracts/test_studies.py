@@ -1,5 +1,7 @@
 """Running studies: the same records however a study is split, interrupted or extended; and those of `quantilax train`."""
 
+import copy
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -14,10 +16,11 @@ from polars.testing import assert_frame_equal
 from quantilax import runs, threads, train
 from quantilax.pytree import ConfigError
 from quantilax.runs import Interrupted, RunError
-from quantilax.studies import definition, execution, unfinished
+from quantilax.studies import definition, execution, forecast, unfinished
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store
 from tests.endtoend.conftest import TINY, tree
+from tests.studies import GOOD, store
 
 CELLS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
 
@@ -444,6 +447,15 @@ def test_a_damaged_part_of_the_records_is_named(config, tmp_path, whole):
     assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
 
 
+def test_a_file_among_the_records_that_is_none_of_them_is_told(config, tmp_path):
+    made = store(tmp_path / "s", {"base": [GOOD] * 6})
+    pl.DataFrame({"cell": ["base"], "seed": ["one"], "env_step": [0]}).write_parquet(
+        made.path / "records/000007.parquet"
+    )
+    with pytest.raises(ConfigError, match="records: holds a file that is none of its own"):
+        made.records()
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "{not json", '{"name": 1}'])
 def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
     (tmp_path / "whole" / "study.json").write_text(text)
@@ -453,7 +465,20 @@ def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("jobs", 0), ("width", -1), ("solved", "much"), ("starts", [1]), ("seeds", ["x"]), ("cells", {"base": 1})],
+    [
+        ("jobs", 0),
+        ("width", -1),
+        ("solved", "much"),
+        ("starts", [1]),
+        ("starts", [{}]),
+        ("seeds", ["x"]),
+        ("looks", {"base": 20}),
+        ("changes", [{"field": "prediction", "before": 1, "after": "x", "runs": 3}]),
+        ("seeds", []),
+        ("cells", {"base": 1}),
+        ("cells", {"base": {"algorithm": "iqn"}}),
+        ("cells", {"base": {"env": "CartPole-v1"}}),
+    ],
 )
 def test_a_damaged_fact_of_study_json_is_named(config, tmp_path, key, value):
     store = Store.create(tmp_path / "s", study(config), jobs=1, width=1, starts=[], status="finished")
@@ -574,3 +599,53 @@ def test_a_study_runs_from_python_and_its_results_are_frames(config, tmp_path, m
     with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
         asked.run(quiet=True)
     assert_frame_equal(asked.run(resume=True, quiet=True).records(), store.records())
+
+
+def test_a_study_gone_on_with_by_another_version_says_so(config, tmp_path, capsys):
+    execution.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
+    there = Store.open(tmp_path / "out")
+    (start,) = there.facts["starts"]
+    there.update(starts=[{**start, "versions": {**start["versions"], "jax": "0.1.0"}, "cores": 999}])
+    execution.run(study(config, {}, seeds=1), tmp_path / "out", resume=True, quiet=True)
+    assert capsys.readouterr().err == ""  # nothing was left to run
+    execution.run(study(config, {}, seeds=2), tmp_path / "out", resume=True, quiet=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: the start before has jax 0.1.0, this one ")
+    assert lines[1].startswith("warning: the start before has cores 999, this one ")
+    execution.run(study(config, {}, seeds=3), tmp_path / "out", resume=True, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_algorithm_with_a_field_that_has_no_default_can_be_gone_on_with(config, tmp_path, monkeypatch):
+    asked = study(config, {}, seeds=1, gamma=0.9)
+    made = Store.create(tmp_path / "s", asked, jobs=1, width=1, starts=[], status="finished")
+    monkeypatch.setattr("quantilax.pytree.dataclasses.fields", without_default("gamma", dataclasses.fields))
+    made.check(asked)
+
+
+def without_default(name, fields):
+    """Let a field have no default."""
+
+    def changed(cls):
+        found = [copy.copy(field) for field in fields(cls)]
+        for field in found:
+            if field.name == name:
+                field.default = dataclasses.MISSING
+        return tuple(found)
+
+    return changed
+
+
+def test_what_a_cell_that_cannot_be_compiled_costs_is_not_foretold(config, monkeypatch):
+    compiled = train.compile_fit
+
+    def fail(algorithm, env, agent, *arguments, **options):
+        if agent.batch_size == 24:
+            raise TypeError("add got incompatible shapes")
+        return compiled(algorithm, env, agent, *arguments, **options)
+
+    monkeypatch.setattr("quantilax.studies.execution.train.compile_fit", fail)
+    told = forecast.forecast(execution.plan(study(config, seeds=1)))
+    assert [(list(group.agents), why) for group, why in told.broken] == [(["big"], "add got incompatible shapes")]
+    assert (len(told.costs), told.groups) == (1, 1)

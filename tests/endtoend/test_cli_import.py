@@ -56,6 +56,10 @@ def test_the_guide_to_an_algorithm_of_ones_own_works_as_written(guide, tmp_path)
             "def f():\n    return 1 / 0\n\nf()\n",
             "error: fails.py: line 2: ZeroDivisionError: division",
         ),
+        ("v2.mine.py", "x = 1", "error: --import: v2.mine.py is no Python file; name one that ends with .py and has"),
+        (".py", "x = 1", "error: --import: .py is no Python file; name one"),
+        ("ends.py", "import sys\n\nsys.exit('no')\n", "error: ends.py: line 3: SystemExit: no; mend the file"),
+        ("ends_well.py", "import sys\nsys.exit()\n", "error: ends_well.py: line 2: SystemExit: SystemExit; mend"),
         (
             "twice.py",
             "import quantilax\nquantilax.register(quantilax.ALGORITHMS['iqn'])",

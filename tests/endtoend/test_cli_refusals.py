@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.endtoend.conftest import TINY, TINY_PQN, Call, Ended, tree
+from quantilax.runs import checkpoints
+from tests.endtoend.conftest import TINY, TINY_PQN, Call, Ended, process, tree
 
 BOTH = TINY + TINY_PQN
 BARE = "iqn:\n  env: probe/corridor\n"
@@ -278,3 +279,75 @@ def test_an_interrupted_run_ends_with_status_130_and_does_not_claim_to_be_runnin
     assert ended.status == 130
     assert "Traceback" not in ended.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] != "running"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show"],
+        ["resume"],
+        ["evaluate"],
+        ["list-runs"],
+        ["diagnose"],
+        ["report"],
+        ["recommend"],
+        ["study"],
+        ["lint"],
+        ["--import"],
+        ["study", "study.yaml", "--resume", "--out"],
+        ["study", "study.yaml", "--out"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_longer_than_any_file_systems_is_refused(refusal, tmp_path, arguments):
+    (tmp_path / "study.yaml").write_text("base: {config: tiny.yaml, section: iqn}\nseeds: 2\n")
+    name = "x" * 300
+    assert name in refusal(*arguments, name)
+
+
+def test_a_study_whose_config_has_too_long_a_name_is_refused(refusal, tmp_path):
+    (tmp_path / "study.yaml").write_text(f"base: {{config: {'x' * 300}}}\n")
+    assert "cannot be read: File name too long" in refusal("study", "study.yaml")
+
+
+def test_a_checkpoints_directory_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(checkpoints.CheckpointError, match="cannot be read: Permission denied"):
+        checkpoints.steps(tmp_path)
+
+
+def test_a_config_whose_name_is_no_text_is_no_hindrance(tmp_path):
+    name = os.fsdecode(b"caf\xe9.yaml")
+    (tmp_path / name).write_text(TINY)
+    ended = process(tmp_path, tmp_path / "cache", "train", name, "-q", "--out", "run")
+    assert ended.status == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+    ended = process(tmp_path, tmp_path / "cache", "show", "run")
+    assert (ended.status, ended.stderr) == (0, "")
+    assert "train 'caf\\udce9.yaml' -q --out run" in ended.stdout
+
+
+@pytest.mark.parametrize("command", [["train", "tiny.yaml"], ["study", "study.yaml"]], ids=lambda x: x[0])
+def test_an_out_directory_whose_name_is_no_text_is_refused(refusal, tmp_path, command):
+    (tmp_path / "study.yaml").write_text("base: {config: tiny.yaml}\nseeds: 1\n")
+    line = refusal(*command, "--out", os.fsdecode(b"caf\xe9"))
+    assert line == "error: --out: caf\\udce9 is no text in UTF-8; choose another directory"
+
+
+def test_episodes_that_no_memory_holds_are_one_line(call: Call, monkeypatch):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1149000005568 bytes.")
+
+    monkeypatch.setattr("quantilax.runs.evaluate", exhausted)
+    assert (
+        refused(call("evaluate", "run", "--no-cache"))
+        == "error: the device's memory does not suffice; lower --episodes"
+    )
+
+
+def test_a_logger_that_is_given_twice_is_refused(refusal):
+    line = refusal("train", "tiny.yaml", "--log", "tensorboard", "--log", "tensorboard", "--out", "run")
+    assert line == "error: log: tensorboard is given twice; leave one out"

@@ -5,6 +5,7 @@ kill hits the process, the directory and the lock alike), and 4 s sooner at work
 """
 
 import csv
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -112,7 +113,8 @@ class Life:
             time.sleep(0.005)
         while self.server.drains:
             self.server.drains.pop().wait(10)
-        return Ended(self.arguments, int(self.status), *(stream.read_text() for stream in self.streams))
+        told = (stream.read_text() if stream.is_file() else "" for stream in self.streams)  # /dev/full has no end
+        return Ended(self.arguments, int(self.status), *told)
 
     def kill(self) -> None:
         """Kill it with -9 and wait for its end."""
@@ -138,10 +140,10 @@ class Server:
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
 
-    def begin(self, cwd: Path, *arguments: str, file_size: int = 0) -> Life:
+    def begin(self, cwd: Path, *arguments: str, file_size: int = 0, stderr: str | None = None) -> Life:
         """Begin a process; no file that it writes may grow beyond `file_size` bytes (0: any may)."""
         number = next(self.numbers)
-        streams = [self.directory / f"{number}.out", self.directory / f"{number}.err"]
+        streams = [self.directory / f"{number}.out", Path(stderr or self.directory / f"{number}.err")]
         ends = [self.drained(stream) for stream in streams] if file_size else streams
         request = {"cwd": str(cwd), "arguments": arguments, "streams": list(map(str, ends)), "file_size": file_size}
         self.lives.append(Life(self, self.ask(**request), arguments, streams))
@@ -1059,3 +1061,95 @@ def test_a_save_that_fails_without_a_word_neither_hangs_nor_ends_the_run(stopped
     assert len(warnings) == 1
     assert "\n" not in warnings[0]
     assert saver.reason
+
+
+def test_a_standard_error_that_is_full_ends_no_run(server, whole, here):
+    command = ("train", "short.yaml", *SEEDS, "--out")
+    loud, quiet = (
+        server.begin(here, *command, name, *more, stderr="/dev/full")
+        for name, more in (("loud", ()), ("quiet", ("-q",)))
+    )
+    for name, life in (("loud", loud), ("quiet", quiet)):
+        assert life.wait().status == 0
+        assert_same_end(here / name, whole)
+
+
+@pytest.mark.parametrize("how", ["deleted", "a link to nowhere"])
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_what_it_came_to(finished, tmp_path, call, how):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(root(run))
+    if how != "deleted":
+        facts = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**facts, "status": "interrupted"}))
+        root(run).symlink_to(tmp_path / "scratch")
+    before = {name: data for name, data in tree(run).items() if name != "lock"}
+    assert_refused(call("resume", "run", "--no-cache"), "run/checkpoints: holds no checkpoint, though the run had some")
+    assert {name: data for name, data in tree(run).items() if name != "lock"} == before
+
+
+def test_a_resumed_run_whose_checkpoints_are_gone_is_refused(stopped, call):
+    facts = json.loads((stopped / "run.json").read_text())
+    start = {**facts["starts"][0], "from_env_step": 120}
+    (stopped / "run.json").write_text(json.dumps({**facts, "status": "running", "starts": [*facts["starts"], start]}))
+    shutil.rmtree(root(stopped))
+    assert_refused(call("resume", "stopped", "--no-cache"), "holds no checkpoint, though the run had some")
+
+
+@pytest.mark.parametrize("table", ["evaluations.csv", "evaluations.jsonl", "evaluations.parquet"])
+def test_a_table_of_a_finished_run_that_lacks_rows_is_made_whole(finished, tmp_path, table):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / table).write_bytes((run / table).read_bytes()[:200])
+    assert runs.resume(run, quiet=True).status == "finished"
+    assert curves(run) == curves(finished)
+
+
+def test_a_run_killed_before_its_run_json_was_there_is_begun_by_the_same_command(call, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("lock", "config.yaml", "run.json.partial"):
+        (run / name).write_text("")
+    (run / "notes.txt").write_text("mine")
+    assert_refused(call("train", "tiny.yaml", "--no-cache", "--out", "run"), "run is not empty")
+    (run / "notes.txt").unlink()
+    ended = call("train", "tiny.yaml", "--no-cache", "-q", "--out", "run")
+    assert ended.status == 0, ended.stderr
+    assert status(run) == "finished"
+
+
+def test_a_shorter_run_than_the_checkpoint_is_of_is_refused(stopped, call):
+    edit(stopped, "total_timesteps", 160)
+    before = tree(stopped)
+    ended = call("resume", "stopped", "--no-cache")
+    assert_refused(ended, "total_timesteps is 440 in 0+200, 160 here: a run can be extended, not shortened")
+    assert {name: data for name, data in tree(stopped).items() if name != "lock"} == {
+        name: data for name, data in before.items() if name != "lock"
+    }
+
+
+def test_a_hyperparameter_that_came_after_a_run_stood_at_its_default(stopped):
+    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    del content["config"]["double"]
+    write_manifest(last(stopped), content)
+    assert quantilax.load(stopped).algo.config.double is False
+    edit(stopped, "double", True)
+    with pytest.raises(quantilax.ConfigError, match="double is False there, True here"):
+        quantilax.load(stopped)
+
+
+def test_an_environment_of_other_parameters_is_asked_for_again(tmp_path, call):
+    agent = runs.load_section(config_of(tmp_path)).create()
+    longer = dataclasses.replace(agent.env, cells=8)
+    agent = dataclasses.replace(agent, env=longer)
+    runs.run(agent, tmp_path / "run", callback=lambda state, record: True, quiet=True)
+    for command in ("resume", "evaluate"):
+        ended = call(command, "run", "--no-cache")
+        assert_refused(
+            ended, "run: was trained on 'probe/corridor' with other parameters than it has by default; give the"
+        )
+    assert quantilax.load(tmp_path / "run", env=longer).algo.env is longer
+    assert runs.resume(tmp_path / "run", env=longer, quiet=True).status == "finished"
+
+
+def config_of(directory: Path) -> Path:
+    config(directory)
+    return directory / "short.yaml"

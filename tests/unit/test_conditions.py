@@ -1,13 +1,17 @@
 """What made a run's numbers is told by a digest of the source that computes them."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
+from quantilax import envs
 from quantilax.agent import create
+from quantilax.envs.probes import Corridor
 from quantilax.runs import conditions
 from quantilax.runs.checkpoints import Checkpoint
 from tests.conftest import TINY, tiny
@@ -92,3 +96,39 @@ def test_a_checkpoint_of_a_version_that_did_not_note_code_and_processor_is_told_
     del facts["code"], facts["processor"]
     progress = SimpleNamespace(warn=pytest.fail, say=pytest.fail)
     conditions.tell_differences(Checkpoint(Path("x"), facts, {}), algo, progress)
+
+
+def test_an_environments_digest_is_of_its_parameters_and_of_nothing_else():
+    cartpole = envs.make("CartPole-v1")
+    shorter = dataclasses.replace(cartpole, params=cartpole.params.replace(max_steps_in_episode=200))
+    same = dataclasses.replace(cartpole, params=cartpole.params.replace(max_steps_in_episode=500))  # no array
+    heavier = dataclasses.replace(cartpole, params=cartpole.params.replace(masscart=1.1))
+    digests = [conditions.environment(env) for env in (cartpole, shorter, heavier)]
+    assert len(set(digests)) == 3
+    assert conditions.environment(same) == conditions.environment(envs.make("CartPole-v1")) == digests[0]
+    breakout = envs.make("Breakout-MinAtar")
+    assert conditions.environment(breakout) != conditions.environment(dataclasses.replace(breakout, probability=0.0))
+    assert conditions.environment(Corridor(cells=6)) != conditions.environment(Corridor(cells=7))
+
+
+class Own:
+    """An environment that is no pytree."""
+
+    def __init__(self, table: float) -> None:
+        self.table = table
+
+
+def test_of_an_environment_that_is_an_object_its_class_is_told():
+    assert conditions.environment(Own(1.0)) == conditions.environment(Own(2.0)) != conditions.environment(object())
+
+
+def test_where_there_is_no_home_the_cache_is_left_alone(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(conditions.Path, "home", homeless)
+    before = jax.config.jax_compilation_cache_dir
+    conditions.enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from quantilax import ConfigError, pytree
-from quantilax.algorithms import iqn, pqn
+from quantilax.algorithms import c51, dqn, fqf, iqn, pqn, qrdqn
 from quantilax.signals import Signals
-from quantilax.studies import diagnosis
+from quantilax.studies import definition, diagnosis
 from quantilax.studies.diagnosis import diagnose
 from quantilax.studies.rules import RULES, healthy, quantities
+from tests.studies import GOOD, store
 
 STEPS = [1000 * i for i in range(11)]
 CONFIG = pytree.to_dict(iqn.Config(batch_size=16))
+CARTPOLE = str(Path(__file__).parents[2] / "configs" / "gymnax" / "cartpole.yaml")
 
 
 def middle(name: str) -> float:
@@ -54,7 +57,7 @@ def named(run, config=CONFIG) -> list[str]:
 def test_a_run_like_healthy_ones_has_no_cause_and_asks_for_no_study():
     (one,) = diagnose(frame(), CONFIG)
     assert (one.causes, one.near, one.study, one.outcome.word) == ((), (), None, "learned")
-    assert diagnosis.told([one])[1] == "  nothing that the rules read is outside of what healthy runs show"
+    assert diagnosis.told([one])[1:] == ["  nothing that the rules read is outside of what healthy runs show"]
 
 
 def test_what_is_outside_by_less_than_names_a_cause_is_told_as_a_hint_the_farthest_first():
@@ -189,10 +192,83 @@ def test_a_run_that_failed_without_a_sign_gets_a_study_that_would_decide():
     (one,) = diagnose(frame([10] * 11), CONFIG)
     assert one.outcome.word == "did not learn"
     assert one.causes == ()
-    vary = one.study["one_at_a_time"]
-    assert 1 <= len(vary) <= diagnosis.PROPOSED
+    vary, together = one.study["one_at_a_time"], one.study.get("named", {})
+    assert 1 <= len(vary) + len(together) <= diagnosis.PROPOSED
     assert all(CONFIG[field] not in values for field, values in vary.items())
-    assert "the evidence does not decide" in "\n".join(diagnosis.told([one]))
+    assert all(CONFIG[field] != value for cell in together.values() for field, value in cell.items())
+    (line,) = (line for line in diagnosis.told([one]) if "the evidence does not decide" in line)
+    told = yaml.safe_load("{" + line.partition("a study that would: ")[2] + "}")
+    assert told == {"cells": one.study, "seeds": 10}  # as a study's file takes it
+    definition.make({"base": {"config": CARTPOLE, "section": "iqn"}, **told}, "s")
+
+
+def proposed(config, **columns) -> dict:
+    (one,) = diagnose(frame([10] * 11, **columns), config)
+    assert (one.outcome.word, one.causes) == ("did not learn", ())
+    return one.study
+
+
+@pytest.mark.parametrize("algorithm", [c51, dqn, fqf, iqn, pqn, qrdqn], ids=lambda module: module.__name__)
+def test_a_study_is_proposed_for_every_algorithm_and_from_what_was_measured_alone(algorithm):
+    config = pytree.to_dict(algorithm.Config())
+    nothing = dict.fromkeys(Signals._fields, math.nan)
+    absent = dict.fromkeys(("huber_scale", "replay_episodes", "reference_q_target"), math.nan)
+    for columns in (absent, nothing, *([{}] if algorithm is iqn else [])):
+        study = proposed(config, **columns)
+        cells = [{f: v} for f, values in study.get("one_at_a_time", {}).items() for v in values]
+        for change in (*cells, *study.get("named", {}).values()):
+            assert all(config[field] != value for field, value in change.items())
+            pytree.from_dict(algorithm.Config, {**config, **change})
+    rate = config["learning_rate"]
+    varied = proposed(config, **nothing)["one_at_a_time"]["learning_rate"]
+    assert varied == pytest.approx([rate / 10, rate * 3])
+
+
+def test_fields_that_belong_together_are_proposed_together():
+    # A soft target becomes a hard one: polyak alone would leave no target network, its frequency alone one that lags twice.
+    config = {**CONFIG, "polyak": 0.97, "target_update_freq": 1}
+    study = diagnosis.proposal(config, {}, {"target": -0.1})
+    assert study["named"]["target"] == {"polyak": 0.0, "target_update_freq": 32}
+    assert not {"polyak", "target_update_freq"} & set(study.get("one_at_a_time", {}))
+
+
+def test_minibatches_are_proposed_that_divide_what_is_collected():
+    (rule,) = (rule for rule in RULES if rule.cause == "noise")
+    for beyond in (0.1, 5.29, 60.0):
+        config = pytree.to_dict(pqn.Config(num_minibatches=128))
+        change = rule.change(config, {"noise_to_signal": beyond * healthy()["noise_to_signal"].high})
+        assert change["num_minibatches"] <= 64
+        assert (config["num_envs"] * config["num_steps"]) % change["num_minibatches"] == 0
+
+
+def test_cut_steps_that_a_config_takes_for_ends_are_a_field_to_change():
+    (one,) = diagnose(frame(**FAULTS["time_limit"]), {**CONFIG, "bootstrap_truncated": False})
+    assert one.causes[0].change == {"bootstrap_truncated": True}
+    assert "     try: bootstrap_truncated=true" in diagnosis.told([one])
+
+
+def test_noise_that_could_not_have_been_named_is_not_said_to_be_in_its_range():
+    run = frame(gradient_noise=1.0, gradient_signal=-1.0)
+    (one,) = diagnose(run, {**CONFIG, "batch_size": 64})
+    assert diagnosis.told([one])[-1].startswith(
+        "  noise cannot be judged with this batch and 10 evaluations: noise_to_signal"
+    )
+    assert named(run, {**CONFIG, "batch_size": 50}) == ["noise"]
+
+
+def test_cells_of_a_study_without_signals_are_left_out(tmp_path):
+    made = store(tmp_path / "s", {"base": [GOOD] * 2, "measured": [GOOD] * 2}, seeds=2)
+    rows = made.records().to_dicts()
+    for file in (made.path / "records").iterdir():
+        file.unlink()
+    signals = {name: middle(name) if name in healthy() else 0.5 for name in Signals._fields}
+    made.write([row | (signals if row["cell"] == "measured" else {}) for row in rows])
+    assert diagnosis.can_diagnose(made.records())
+    assert list(diagnosis.diagnose_study(made.path)) == ["measured"]
+    without = made.records().filter(cell="base")
+    assert not diagnosis.can_diagnose(without)
+    with pytest.raises(ConfigError, match="signals=true"):
+        diagnose(without, CONFIG)
 
 
 @pytest.mark.parametrize(

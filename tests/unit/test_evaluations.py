@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -417,3 +418,34 @@ def test_wandb_offline_has_each_seed_and_all_under_one_identity(tmp_path, pytest
 def test_ints_of_jax_become_plain_numbers():
     told = entry([0], Evaluation(jax.tree.map(lambda x: jnp.asarray(x)[:1], evaluation(100).record), 1.0), False)
     assert json.dumps(told.seeds)
+
+
+def test_wandb_that_could_not_be_begun_gets_the_whole_history_when_it_can(tmp_path, monkeypatch):
+    sessions = []
+
+    class Session:
+        def __init__(self, identity):
+            self.identity, self.steps = identity, []
+
+        def log(self, values, step):
+            self.steps.append(step)
+
+        def finish(self):
+            pass
+
+    def init(**options):
+        if not sessions:
+            sessions.append(None)
+            raise RuntimeError("no network")
+        sessions.append(Session(options["id"]))
+        return sessions[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **_: None))
+    rows, warnings = history(3), []
+    for number in (2, 3, 3):  # evaluations done when a session begins
+        guarded = loggers.Guarded(loggers.others(["wandb"], tmp_path, {}), warnings.append)
+        guarded.begin(rows[:number])
+        guarded.close()
+    assert warnings == ["wandb could not be written (no network); the run goes on"]
+    assert [session.steps for session in sessions[1:]] == [[row.env_step for row in rows], []]
+    assert sessions[1].identity == sessions[2].identity != ""

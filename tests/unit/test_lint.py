@@ -272,8 +272,8 @@ SOUND = dict(
         (dict(eval_episodes=9), "eval_episodes", "warning", "a mean over 9 episodes"),
         (dict(fill_buffer=20_000, exploration_fraction=0.3), None, None, ""),
         (dict(fill_buffer=20_001, exploration_fraction=0.3), "warmup_steps", "warning", "20,010 of 100,000 steps, 20%"),
-        (dict(buffer_size=500), None, None, ""),
-        (dict(buffer_size=499), "buffer_size", "warning", "cannot hold one episode of the longest length, 500 steps"),
+        (dict(buffer_size=5_000), None, None, ""),  # 500 steps of each of ten environments
+        (dict(buffer_size=4_999), "buffer_size", "warning", "cannot hold one episode of the longest length, 500 steps, of"),
         (dict(buffer_size=99_999), None, None, ""),
         (dict(buffer_size=100_000), "buffer_size", "note", "nothing is ever dropped"),
         (dict(learning_rate=0.0), "learning_rate", "error", "nothing is learned"),
@@ -355,6 +355,7 @@ def test_a_trial_takes_the_steps_that_are_asked_for_and_no_more_than_the_run():
 def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_and_one_that_leaves_more_is_with_figures():
     returns = np.array([*np.linspace(0, 9, 18), 12.0, 20.0])
     assert train.uncovered((0.0, 10.0), returns) is None  # 2 of 20
+    assert train.uncovered((0.0, 1.0), np.full(20, np.nan)) is None
     assert train.uncovered((0.0, 8.9), returns) == (
         "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to"
         " 8.9: they go from 0 to 20; widen the support, or change reward_scale"

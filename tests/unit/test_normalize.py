@@ -10,10 +10,10 @@ from quantilax.types import Transition
 
 def steps(rng: np.random.Generator, n: int) -> Transition:
     obs = jnp.asarray(rng.normal(100, 3, size=(n, 2)), jnp.float32)
-    done = jnp.asarray(rng.uniform(size=n) < 0.2)
-    return Transition(
-        obs, jnp.zeros(n, jnp.int32), jnp.asarray(rng.normal(size=n), jnp.float32), obs, done, ~done & False
-    )
+    end = rng.uniform(size=n)
+    terminated, truncated = jnp.asarray(end < 0.2), jnp.asarray(end > 0.85)
+    reward = jnp.asarray(rng.normal(size=n), jnp.float32)
+    return Transition(obs, jnp.zeros(n, jnp.int32), reward, obs, terminated, truncated)
 
 
 def test_moments_equal_those_of_all_batches_together():
@@ -40,7 +40,7 @@ def test_rewards_are_divided_by_the_deviation_of_discounted_returns_within_episo
         normalizer = normalize.update(normalizer, batch, 0.9)
         running = 0.9 * running + np.asarray(batch.reward)
         seen.append(running.copy())
-        running[np.asarray(batch.terminated)] = 0
+        running[np.asarray(batch.terminated | batch.truncated)] = 0
     assert_allclose(normalize.rewards(normalizer, jnp.array(2.0)), 2.0 / np.concatenate(seen).std(), rtol=1e-4)
 
 
@@ -70,3 +70,12 @@ def test_rewards_are_scaled_by_a_fixed_factor_and_returns_scaled_back():
 def test_before_anything_is_seen_observations_pass_unscaled():
     normalizer = normalize.init((2,), 3, observations=True, rewards=True)
     assert_allclose(normalize.observations(normalizer, jnp.array([3.0, -4.0])), [3.0, -4.0], rtol=1e-6)
+
+
+def test_rewards_that_were_all_the_same_so_far_pass_as_they_are():
+    normalizer = normalize.init((2,), 5, observations=False, rewards=True)
+    batch = steps(np.random.default_rng(4), 5)._replace(reward=jnp.ones(5))
+    normalizer = normalize.update(normalizer, batch, 0.99)
+    assert normalizer.reward.moments.variance == 0
+    assert_allclose(normalize.rewards(normalizer, jnp.array([1.0, -2.0])), [1.0, -2.0], rtol=1e-6)
+    assert_allclose(normalize.returns(normalizer, jnp.array([1.0, -2.0])), [1.0, -2.0], rtol=1e-6)

@@ -596,3 +596,10 @@ def test_a_study_read_from_csv_is_taken_as_it_is(tmp_path):
     (tmp_path / "results.csv").write_text("cell,seed,env_step,return_mean\na,0,0,1\na,0,100,\na,1,0,3\na,1,100,5\n")
     told = outcomes(pl.read_csv(tmp_path / "results.csv"), 4)
     assert told["broken"].to_list() == [True, False]
+
+
+def test_one_episode_of_one_seed_has_no_interval():
+    told = statistics.summarize(np.array([500.0]))
+    assert (told.mean, told.iqm) == (500.0, 500.0)
+    assert np.isnan([*told.mean_interval, *told.iqm_interval]).all()
+    assert not np.isnan([*statistics.summarize(np.array([[1.0], [2.0]])).mean_interval]).any()

@@ -166,6 +166,21 @@ MILLION = {"grid": {f: [float(i) / 2000 for i in range(1000)] for f in ("gamma",
             "uniform: expected [low, high], got 3",
         ),
         ({"cells": {"random": {"number": 2, "seed": -1, "fields": {}}}}, "seed: expected a whole number, 0 or more"),
+        (
+            {"cells": {"random": {"number": 2, "fields": {"batch_size": {"integer": [1, 1e20]}}}}},
+            "batch_size: integer: expected whole numbers below 2^31, got [1, 1e+20]",
+        ),
+        (
+            {"cells": {"random": {"number": 2, "fields": {"batch_size": {"integer": [1, 10**400]}}}}},
+            "batch_size: integer: expected [low, high], got [1, 1000",
+        ),
+        ({"seeds": 4_000_000_000}, "seeds: 4,000,000,000 runs of each cell are more than 1,000,000; ask for fewer"),
+        (
+            {"cells": {"one_at_a_time": {"gamma": [0.5, 0.6]}}, "seeds": 500_000},
+            "1,500,000 runs are more than 1,000,000; ask for fewer seeds",
+        ),
+        ({"base": {"config": "tiny.yaml", "section": ["iqn"]}}, "base: section: expected a name, got ['iqn']"),
+        ({"base": {"config": "tiny\0.yaml"}}, "is no name of a file"),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands there twice"),
         ({"seeds": 0}, "seeds: expected their number"),
         ({"seeds": [1, "two"]}, "seeds: expected whole numbers"),
@@ -188,3 +203,8 @@ def test_bad_input_is_refused_in_one_line(folder, changes, message):
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+def test_more_seeds_than_anyone_gets_through_are_refused(folder):
+    with pytest.raises(ConfigError, match="seeds: 4,000,000,000 runs of each cell are more than"):
+        study(folder).with_seeds(4_000_000_000)

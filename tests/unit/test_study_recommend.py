@@ -112,6 +112,19 @@ def test_held_out_runs_of_an_earlier_call_count_too(found, tmp_path, monkeypatch
     assert told.seeds == [*range(8, 16), *range(50, 58)]
 
 
+def test_with_how_many_seeds_a_cell_was_judged_before_is_written(found, tmp_path, monkeypatch):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    recommend.recommend(found, seeds=8)
+    for seeds, told in (
+        (8, "(n = 8) "),
+        (10, "(n = 10; judged with n = 8 too) "),
+        (12, "(n = 12; judged with n = 8, 10 too) "),
+    ):
+        recommend.recommend(found, seeds=seeds, write=tmp_path / "x.yaml", section="iqn")
+        assert told in (tmp_path / "x.yaml").read_text().replace("\n#: ", " ")
+    assert Store.open(found.path / "validation").facts["looks"] == {"fast": [8, 10, 12]}
+
+
 def test_held_out_seeds_that_a_longer_study_has_used_since_count_no_more(found, monkeypatch):
     validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
     assert recommend.recommend(found, seeds=8).seeds == list(range(8, 16))
@@ -220,6 +233,22 @@ def test_a_refused_file_leaves_no_directory(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="are results of another study"):
         recommend.recommend_alone(alone(tmp_path, base="  overrides: {gamma: 0.5}"), tmp_path / "other")
     assert Store.open(tmp_path / "other").finished() == {(c, seed) for c in ("base", "x") for seed in range(5)}
+
+
+def test_a_refused_file_leaves_a_directory_of_the_users_as_it_was(tmp_path, monkeypatch):
+    validated_by(monkeypatch, {"base": GOOD})
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for name in ("real", "link"):
+        with pytest.raises(ConfigError, match="there is no directory"):
+            recommend.recommend_alone(alone(tmp_path), tmp_path / name, write=tmp_path / "no" / "x.yaml")
+    assert (tmp_path / "link").is_symlink()
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_more_held_out_seeds_than_anyone_gets_through_are_refused(found, monkeypatch):
+    with pytest.raises(ConfigError, match="--seeds: 4,000,000,000 are more than 1,000,000; ask for fewer"):
+        recommend.recommend(found, seeds=4_000_000_000)
 
 
 def alone(path, more="", base=""):
@@ -363,6 +392,7 @@ def test_long_comments_are_wrapped_and_stay_comments(tmp_path):
         "iqn:\n  env: probe/corridor\n  torso_sizes:\n  - 4\n  # four\n  - 4\n# the end\n",
         "iqn:\n  env: probe/corridor\n  torso_sizes: [4,  # four\n    4]\n",
         "iqn:\n  env: probe/corridor\n...\n---\n",
+        "all: &a\n  iqn:\n    env: probe/corridor\n<<: *a\n",
     ],
 )
 def test_a_section_that_cannot_be_edited_in_place_is_refused(tmp_path, text):

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from quantilax import statistics
-from quantilax.studies import choice, figures, report, tables
+from quantilax.studies import choice, definition, execution, figures, report, tables
 from quantilax.studies.results import Results, smallest_p, verdict_of
 from quantilax.studies.rules import healthy
 from quantilax.studies.store import Failure, Store
@@ -402,7 +402,7 @@ def test_solving_decides_before_the_curve(tmp_path):
     assert verdict_of(there.others[0], "auc") == -1
     chosen = choice.choose(there)
     assert chosen.cell == "end"
-    assert "the share of runs solved at the end, 68% to 100% against 0% to 32%" in chosen.reason
+    assert "the share of runs solved at the end, 8 of 8 (68% to 100%) against 0 of 8 (0% to 32%)" in chosen.reason
 
 
 def test_falls_decide_where_all_end_solved(tmp_path):
@@ -410,6 +410,63 @@ def test_falls_decide_where_all_end_solved(tmp_path):
     calm = (10.0, 20.0, 480.0, 500.0)
     there = Results.read(store(tmp_path / "s", {"base": [fast] * 8, "calm": [calm] * 8}, seeds=8))
     assert choice.choose(there).cell == "calm"
+
+
+def test_who_solves_late_had_no_time_to_fall(tmp_path):
+    falls = (10.0, 480.0, 470.0, 500.0)
+    late = (10.0, 20.0, 30.0, 480.0)  # at the last evaluation: nothing is known of what comes after
+    there = Results.read(store(tmp_path / "s", {"base": [falls] * 8, "late": [late] * 8}, seeds=8))
+    assert choice.watched(there, "late", "base") == ((0, 8), (0, 8))
+    assert choice.choose(there).cell == "base"
+    sign, reason = choice.compare(there, there.row("late"), there.row("base"))
+    assert (sign, reason.split(",")[0]) == (-1, "the return over the curve")
+
+
+def test_falls_are_counted_over_the_time_that_both_cells_were_watched(tmp_path):
+    soon = (10.0, 480.0, 480.0, 300.0)  # falls two evaluations after solving, of which `later` has one
+    later = (10.0, 20.0, 480.0, 480.0)
+    curves = {"base": [soon] * 5 + [NEVER], "later": [later] * 5 + [(10.0, 20.0, 480.0, 300.0)]}
+    there = Results.read(store(tmp_path / "s", curves))
+    assert choice.watched(there, "later", "base") == ((1, 6), (0, 5))
+    assert choice.watched(there, "base", "base") == ((5, 5), (5, 5))
+    curves = {"base": [NEVER] * 6, "later": [later] * 6}
+    assert choice.watched(Results.read(store(tmp_path / "t", curves)), "later", "base") == ((0, 0), (0, 0))
+
+
+def test_a_broken_run_has_fallen_if_it_had_reached_the_threshold(tmp_path):
+    broke = (10.0, 480.0, NAN, NAN)
+    there = Results.read(store(tmp_path / "s", {"base": [GOOD] * 6, "wild": [broke] * 6}))
+    assert choice.watched(there, "wild", "base") == ((6, 6), (0, 6))
+
+
+def test_counts_are_told_with_the_number_of_cells_that_they_are_not_adjusted_for(tmp_path):
+    curves = {"base": [NEVER] * 8, "good": [GOOD] * 8, "late": [LATE] * 8}
+    reason = choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).reason
+    assert "8 of 8 (68% to 100%) against 0 of 8 (0% to 32%), not adjusted for 2 cells compared" in reason
+
+
+def test_a_prediction_that_was_changed_after_runs_is_not_told_as_made_before_them(tmp_path):
+    there = store(tmp_path / "s", {"base": [GOOD] * 6}, prediction="It falls.")
+    assert "<b>Predicted before the runs</b> It falls." in report.report(Results.read(there).store).page
+    asked = there.asked() | {"prediction": "It holds.", "solved": 450.0}
+    for _ in range(2):  # the second time nothing is changed
+        execution.run(definition.make(asked, "s"), tmp_path / "s", resume=True, quiet=True)
+    there = Store.open(tmp_path / "s")
+    assert there.facts["changes"] == [
+        {"field": "prediction", "before": "It falls.", "after": "It holds.", "runs": 6},
+        {"field": "solved", "before": 475.0, "after": 450.0, "runs": 6},
+    ]
+    told = report.report(there)
+    assert "<b>Prediction, as changed after 6 runs; before any it said “It falls.”</b> It holds." in told.page
+    assert "Predicted before the runs" not in told.page + told.twin
+    assert "The threshold was changed from 475 to 450 after 6 runs" in told.page
+
+
+def test_a_threshold_that_came_after_the_validation_is_the_one_of_both(tmp_path):
+    there = store(tmp_path / "s", {"base": [NEVER] * 8, "good": [GOOD] * 8}, seeds=8, solved=None)
+    store(tmp_path / "s" / "validation", {"base": [NEVER] * 8, "good": [GOOD] * 8}, seeds=8, first_seed=8, solved=None)
+    there.update(solved=475.0)
+    assert "Held-out seeds (8 to 15) agree: 8 of 8 runs ended at 475 or more" in report.report(there).twin
 
 
 def test_counts_whose_intervals_overlap_decide_nothing(tmp_path):
@@ -431,8 +488,26 @@ def test_cells_with_missing_or_more_broken_runs_are_not_chosen(tmp_path):
     assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).cell == "base"
 
 
+def test_a_cell_that_failed_half_way_is_incomplete_and_is_said_to_be(tmp_path):
+    slow = (10.0, 20.0, 480.0, 500.0)
+    there = store(tmp_path / "s", {"base": [slow] * 8, "few": [GOOD] * 7}, seeds=8)
+    there.failed(Failure("few", "out of memory"))
+    results = Results.read(there)
+    assert results.missing == {"few": [7]}
+    assert choice.choose(results).cell == "base"
+    caveats = " ".join(verdict(results).caveats)
+    assert "“few” could not be run to the end; the figures are of the runs before that." in caveats
+    assert "no figures" not in caveats
+
+
 def test_nothing_is_chosen_while_runs_of_the_base_are_missing(tmp_path):
     there = store(tmp_path / "s", {"base": [NEVER] * 5, "good": [GOOD] * 6})
     assert choice.choose(Results.read(there)) is None
     write(there, {"base": {5: NEVER}})
     assert choice.choose(Results.read(there)).cell == "good"
+
+
+def test_control_characters_in_a_name_do_not_break_the_figures(tmp_path):
+    told = report.report(store(tmp_path / "s", {"base": [GOOD] * 6, "a\x1bb": [LATE] * 6}))
+    for figure in told.figures.values():
+        ET.fromstring(figure)

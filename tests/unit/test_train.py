@@ -41,9 +41,10 @@ def test_a_period_that_does_not_divide_ends_with_a_shorter_one_and_never_exceeds
     assert train.segment_iterations(algo.config, since=10_000) == []
 
 
-def test_a_run_that_is_all_warm_up_has_one_row():
+@pytest.mark.parametrize("fill_buffer", [5_000, 1_000, 995])  # of ten environments: 995 are a hundred steps of each
+def test_a_run_that_is_all_warm_up_has_one_row(fill_buffer):
     with pytest.warns(ConfigWarning, match="no gradient step"):
-        algo = iqn(total_timesteps=1_000, eval_freq=500, fill_buffer=5_000)
+        algo = iqn(total_timesteps=1_000, eval_freq=500, fill_buffer=fill_buffer)
     assert algo.evaluation_steps == (1_000,)
 
 

@@ -110,7 +110,7 @@ def _check_contract(env: Environment) -> None:
     try:
         (state, obs), (next_state, time_step) = jax.eval_shape(one_step, jax.random.key(0))
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"env: {env.name}'s reset or step does not fit the contract: {reason}") from error
     if not isinstance(time_step, TimeStep):
         raise ConfigError(f"env: {env.name}'s step must return (state, quantilax.types.TimeStep)")

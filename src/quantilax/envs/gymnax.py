@@ -70,11 +70,13 @@ class Gymnax:
 
     env: Any = pytree.field(static=True)
     params: PyTree
+    registered: str = ""
+    """What gymnax knows it as, where it was made by name: not every environment calls itself so."""
 
     @property
     def name(self) -> str:
-        """Its registered name."""
-        return self.env.name
+        """The name that `make` takes; of an object that was made elsewhere what it calls itself."""
+        return self.registered or self.env.name
 
     @property
     def observation_space(self) -> Box:
@@ -134,7 +136,7 @@ def make(name: str) -> Environment:
     params = env.default_params
     if name in MINATAR:
         params = params.replace(max_steps_in_episode=MINATAR[name])
-    made = Gymnax(env=env, params=jax.tree.map(jnp.asarray, params))
+    made = Gymnax(env=env, params=jax.tree.map(jnp.asarray, params), registered=name)
     return StickyActions(env=made, probability=0.1) if name in MINATAR else made
 
 

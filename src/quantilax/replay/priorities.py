@@ -2,8 +2,9 @@
 
     P(i) = p_i^alpha / sum_k p_k^alpha,    w_i = (n P(i))^-beta / max_j w_j
 
-A step that nothing was learned from yet has the largest priority so far. What a gradient step says of the steps it was given is
-written before the next draw, not after it: so each loop body writes first and reads after, as the ring's does.
+A step that nothing was learned from yet has the largest priority so far, 1 at least: it never falls. What a gradient step
+says of the steps it was given is written before the next draw, not after it: so each loop body writes first and reads after,
+as the ring's does.
 
 Source: Schaul, Quan, Antonoglou & Silver (2016), https://arxiv.org/abs/1511.05952, section 3.
 """
@@ -31,7 +32,7 @@ class Priorities:
     weights: Tree = pytree.field(static=False)
     """Step of iteration i of environment e at i mod T times E plus e; 0 where nothing may be drawn."""
     largest: Float[Array, ""]
-    """The largest so far."""
+    """The largest so far, 1 at least."""
     iteration: Int[Array, "B"]
     """Of the steps drawn last; -1 before the first draw."""
     env: Int[Array, "B"]

@@ -12,8 +12,8 @@ Job = Callable[[], None]
 class Background:
     """A thread for jobs that are done one after another; leaving the context waits for all of them.
 
-    Jobs report their own failures. At most one job put in with `put_large` waits or runs: the next one waits for it, so no
-    more than one copy of a run's state is kept.
+    Jobs report their own failures; the thread outlives one that does not. At most one job put in with `put_large` waits or
+    runs: the next one waits for it, so no more than one copy of a run's state is kept.
     """
 
     def __init__(self, name: str = "quantilax-writer") -> None:
@@ -83,6 +83,11 @@ class Background:
     def _work(self) -> None:
         try:
             while (job := self.jobs.get()) is not None:
-                job()
+                try:
+                    job()
+                except BaseException as error:  # who waits for a later job must not wait for ever
+                    threading.excepthook(
+                        threading.ExceptHookArgs((type(error), error, error.__traceback__, self.thread))
+                    )
         finally:
             self.ended.set()

@@ -97,11 +97,17 @@ def save(root: Path, env_step: int, arrays: Arrays, facts: dict[str, Any]) -> Pa
 
 
 def steps(root: Path) -> list[int]:
-    """Environment steps of the checkpoints that there are, complete or damaged, rising."""
+    """Environment steps of the checkpoints that there are, complete or damaged, rising.
+
+    Raises:
+        CheckpointError: the directory cannot be looked into.
+    """
     try:
         return sorted({int(path.name) for path in root.iterdir() if path.name.isascii() and path.name.isdigit()})
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot be read: {error.strerror}") from None
 
 
 def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = print) -> Checkpoint:

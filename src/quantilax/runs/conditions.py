@@ -1,6 +1,7 @@
 """The conditions of a run: its config, seeds and machine; what must be there again to go on, and what is told if it differs."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from quantilax import pytree, train
@@ -47,7 +50,9 @@ def described(agent: Agent) -> dict[str, Any]:
 
 
 def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
-    """Check that the run's config and seeds are the checkpoint's; only `total_timesteps` may differ.
+    """Check that the run's config and seeds are the checkpoint's; only `total_timesteps` may differ, and be larger.
+
+    A hyperparameter that came after the checkpoint stood at its default then.
 
     Raises:
         ConfigError: they are not.
@@ -60,6 +65,8 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
             " back the file as it was written"
         )
     there, here = checkpoint.facts["config"], described(agent)
+    is_whole = type(there.get("total_timesteps")) is int
+    there = {**json.loads(json.dumps(pytree.defaults(agent.algorithm.config))), **there}
     names = [name for name in {**there, **here} if name != "total_timesteps" and there.get(name) != here.get(name)]
     if names:
         told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
@@ -68,8 +75,54 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
             f"{run / 'config.yaml'}: is not the config of {checkpoint.path.name}: {told}{more};"
             " put it back, or begin a new run with quantilax train"
         )
-    if type(there.get("total_timesteps")) is not int:
+    if not is_whole:
         raise CheckpointError(f"{checkpoint.path}: {checkpoints.MANIFEST} has no whole number as total_timesteps")
+    if here["total_timesteps"] < there["total_timesteps"]:
+        raise ConfigError(
+            f"{run / 'config.yaml'}: total_timesteps is {there['total_timesteps']} in {checkpoint.path.name},"
+            f" {here['total_timesteps']} here: a run can be extended, not shortened; put it back"
+        )
+
+
+def check_environment(checkpoint: Checkpoint, agent: Agent) -> None:
+    """Check that an environment made by its name has the parameters that the checkpoint's had.
+
+    Raises:
+        ConfigError: it has others, so that it was an object of the user's own.
+    """
+    if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
+        raise ConfigError(
+            f"{checkpoint.path.parents[1]}: was trained on '{agent.env.name}' with other parameters than it has by default;"
+            " give the environment again, from Python: env=..."
+        )
+
+
+def environment(env: Any) -> str:
+    """Return a digest of an environment's parameters: its physics, its time limit, whatever its fields hold."""
+    digest = hashlib.sha256()
+    for path, value in _parameters(env, ""):
+        digest.update(f"{path}\0".encode() + value + b"\0")
+    return digest.hexdigest()
+
+
+def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
+    """Give what the fields of dataclasses come to; a number is the same as a Python number and as an array."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _parameters(getattr(value, field.name), f"{path}/{field.name}")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _parameters(part, f"{path}/{i}")
+    elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        yield from _parameters(jax.random.key_data(value), path)
+    elif isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64)
+        yield path, str(array.shape).encode() + array.tobytes()
+    elif value is None or isinstance(value, str):
+        yield path, repr(value).encode()
+    else:  # of an object that is no dataclass nothing but its class can be told
+        yield path, type(value).__qualname__.encode()
 
 
 def extended(agent: Agent, total_timesteps: int) -> Agent:
@@ -134,6 +187,8 @@ def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress
     """Say what keeps a resumed run from the end of the uninterrupted one: another machine, another length."""
     for difference in _other_machine(checkpoint, agent):
         progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
+    if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
+        progress.warn("the environment has other parameters than that of the checkpoint, and the run goes on in it")
     before, now = checkpoint.facts["config"]["total_timesteps"], agent.config.total_timesteps
     if before != now:
         progress.say(
@@ -192,11 +247,11 @@ def enable_compilation_cache() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` names another place; a place that cannot be written to is left alone.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantilax" / "xla"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantilax" / "xla"
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError:
+        except (OSError, RuntimeError):  # the latter where the user has no home
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -156,6 +156,8 @@ def read_yaml(
         raise ConfigError(f"{path}: is no text file; expected YAML in UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a null byte
+        raise ConfigError(f"{str(path)!r}: is no name of a file") from None
     sections = parse_yaml(text, path)
     if not isinstance(sections, dict) or not sections:
         raise ConfigError(f"{path}: holds no {holds}")

@@ -1,5 +1,6 @@
 """The directory of a run: what was asked for, what came out, and what is needed to get it again."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -63,6 +64,10 @@ START = {
 """Every key of one of its starts that is read again."""
 
 
+BEFORE_FACTS = {"lock", "config.yaml", "config.yaml.partial", "run.json.partial"}
+"""What there may be of a run before its `run.json` is."""
+
+
 class RunDirectory:
     """Files of one run, written as results come.
 
@@ -91,21 +96,24 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """Create the directory; an existing one must be empty.
+        """Create the directory; an existing one must be empty, or of a run that was killed before its `run.json` was there.
 
         Raises:
             ConfigError: where it holds anything, or cannot be made.
         """
+        check_name(path)
         made: list[Path] = []
         try:
             for directory in (*reversed(path.parents), path):
                 if not directory.is_dir():
-                    directory.mkdir()
+                    directory.mkdir(exist_ok=True)  # another process may make it just now
                     made.append(directory)
-            taken = any(path.iterdir())
+            there = {file.name for file in path.iterdir()}
+            taken = bool(there) and not ("lock" in there and there <= BEFORE_FACTS and not locks.is_locked(path))
         except OSError as error:
             for directory in reversed(made):
-                directory.rmdir()
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
             if isinstance(error, FileExistsError | NotADirectoryError):
                 raise ConfigError(f"--out: {path} or a parent of it is a file; choose another directory") from None
             raise ConfigError(f"--out: {path} cannot be made: {error.strerror}; choose another directory") from None
@@ -123,7 +131,7 @@ class RunDirectory:
             ConfigError: it is none, or its `run.json` is damaged.
         """
         file = path / "run.json"
-        if not path.is_dir():
+        if not os.path.isdir(path):  # also of a name that is too long, or below what may not be entered
             raise ConfigError(f"{path}: no such run directory; see quantilax list-runs")
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
@@ -179,6 +187,15 @@ def _check(file: Path, prefix: str, there: Mapping[str, Any], facts: Mapping[str
             wrong = "is missing" if fact.is_required else ""
         if wrong:
             raise ConfigError(f"{file}: {prefix}{name}: {wrong}; put back the file as it was written")
+
+
+def check_name(path: Path) -> None:
+    """Raise `ConfigError` for a directory to be made whose name Orbax and Polars, which want text, could not open."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        name = str(path).encode(errors="backslashreplace").decode()
+        raise ConfigError(f"--out: {name} is no text in UTF-8; choose another directory") from None
 
 
 def default_path(env: str, section: str) -> Path:

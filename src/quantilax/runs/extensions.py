@@ -1,6 +1,7 @@
 """Python files of a user, which register algorithms and environments before a command looks them up."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,8 @@ def load(file: Path) -> None:
     Raises:
         ConfigError: there is no such file, its name is taken, or it fails; the line of the file that failed is named.
     """
-    if file.suffix != ".py" or not file.is_file():
-        raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py")
+    if file.suffix != ".py" or "." in file.stem or not os.path.isfile(file):
+        raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py and has no other dot")
     name = file.stem
     spec = importlib.util.spec_from_file_location(name, file)
     other = None if name in sys.modules else importlib.util.find_spec(name)
@@ -28,7 +29,7 @@ def load(file: Path) -> None:
         spec.loader.exec_module(module)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise ConfigError(
             f"{file}: {_line(error, file)}{type(error).__name__}: {reason(error)}; mend the file"
         ) from None

@@ -12,7 +12,7 @@ from quantilax import train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints
-from quantilax.runs.conditions import check_config, load_agent
+from quantilax.runs.conditions import check_config, check_environment, load_agent
 from quantilax.runs.directory import RunDirectory
 from quantilax.types import Policy, State
 
@@ -56,6 +56,8 @@ def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, S
     checkpoint = checkpoints.find(directory.checkpoints, which, _print_warning)
     seeds = directory.facts["seeds"]
     check_config(checkpoint, agent, seeds)
+    if env is None:  # who gives another one wants to know how the policy does there
+        check_environment(checkpoint, agent)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
     spec = jax.eval_shape(lambda k: jax.vmap(lambda key: train.init(*agent.arguments(), key))(k), keys)
     arrays = {name: array for name, array in checkpoint.arrays.items() if name.startswith("state/")}

@@ -26,7 +26,7 @@ def lock(directory: Path) -> Iterator[None]:
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written to: {error.strerror}; copy it elsewhere") from None
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
+    with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as stream:
         if not _take(descriptor):
             raise ConfigError(
                 f"{directory}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
@@ -70,4 +70,4 @@ def _take(descriptor: int) -> bool:
 def _say_holder(descriptor: int, who: str) -> None:
     os.ftruncate(descriptor, 0)
     with suppress(OSError):  # the disk is full: the lock holds without a name
-        os.pwrite(descriptor, who.encode(), 0)
+        os.pwrite(descriptor, who.encode(errors="backslashreplace"), 0)

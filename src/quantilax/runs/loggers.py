@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import Entry, finite_or_none
+from quantilax.runs.files import flush, write_whole
 
 
 class Logger(Protocol):
@@ -59,7 +60,8 @@ class CSV:
             stream.write(self._lines(entry, header))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open; see to it that a crash of the machine loses nothing."""
+        flush(self.path)
 
     def _lines(self, entry: Entry, header: bool) -> str:
         text = io.StringIO(newline="")
@@ -89,7 +91,8 @@ class JSONLines:
             stream.write(self._line(entry))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open; see to it that a crash of the machine loses nothing."""
+        flush(self.path)
 
     def _line(self, entry: Entry) -> str:
         def clean(row: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +139,8 @@ class Parquet:
         """Write what is not written yet."""
         if self.entries > self.written:
             self._write()
+        if self.written:
+            flush(self.path)
 
     def _add(self, entry: Entry) -> None:
         self.entries += 1
@@ -219,19 +224,19 @@ class WandB:
 
         identity = self.run / "wandb" / "id"
         identity.parent.mkdir(exist_ok=True)
-        is_new = not identity.exists()
-        if is_new:
-            identity.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        known = identity.read_text(encoding="utf-8") if identity.exists() else ""
+        name = known or uuid.uuid4().hex[:12]
         self.session = wandb.init(
-            id=identity.read_text(encoding="utf-8"),
+            id=name,
             resume="allow",
             dir=str(self.run),
             name=self.run.resolve().name,
             config=self.config,
             settings=wandb.Settings(silent=True, console="off"),
         )
-        for entry in history if is_new else []:
+        for entry in history if not known else []:
             self.log(entry)
+        write_whole(identity, name)  # only now: one that could not be begun is begun again, with the whole history
 
     def log(self, entry: Entry) -> None:
         """Add an evaluation at its environment step."""
@@ -252,7 +257,10 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 def check(names: Iterable[str]) -> None:
     """Raise `ConfigError` for a logger that is unknown, or not installed, with the command that installs it."""
+    names = list(names)
     for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"log: {name} is given twice; leave one out")
         if name not in PACKAGES:
             raise ConfigError(f"log: unknown logger '{name}'{did_you_mean(name, PACKAGES, 'loggers')}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
@@ -262,6 +270,19 @@ def check(names: Iterable[str]) -> None:
 def own(run: Path) -> list[Logger]:
     """Return the loggers of a run's own files."""
     return [CSV(run), JSONLines(run), Parquet(run)]
+
+
+def are_whole(run: Path, evaluations: int, seeds: int) -> bool:
+    """Say whether a run's own tables have all rows of so many evaluations."""
+    import polars as pl
+
+    expected = {"evaluations.csv": evaluations * seeds + 1, "evaluations.jsonl": evaluations}
+    try:
+        lines = {name: (run / name).read_bytes().count(b"\n") for name in expected}
+        rows = pl.scan_parquet(run / "evaluations.parquet").select(pl.len()).collect().item()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return lines == expected and rows == evaluations * seeds
 
 
 def others(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:

@@ -32,7 +32,7 @@ def find_runs(root: Path) -> tuple[list[RunInfo], list[str]]:
     Raises:
         ConfigError: there is no such directory.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise ConfigError(f"{root}: no such directory; quantilax train makes runs below runs/")
     found, broken = [], []
     for directory, below, files in os.walk(root):

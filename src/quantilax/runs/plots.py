@@ -31,4 +31,9 @@ def learning_curve(evaluations: Path, picture: Path, title: str) -> None:
     axes.set_title(f"{title} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})", fontsize=10)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    figure.savefig(picture)
+    aside = picture.with_name(picture.name + ".partial")
+    try:
+        figure.savefig(aside, format="png")
+        aside.replace(picture)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from quantilax.runs import stderr
 from quantilax.runs.evaluations import Entry
 
 
@@ -26,7 +27,7 @@ class RunProgress:
         """Prepare for a run of `total_steps` environment steps per seed."""
         self.total = total_steps
         self.first: tuple[int, float] | None = None
-        self.console = console or Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = console or stderr.console(quiet)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -67,11 +68,11 @@ class RunProgress:
 
     def say(self, line: str) -> None:
         """Print a line, unless quiet."""
-        self.console.print(line)
+        self.console.print(line, markup=False)
 
     def warn(self, line: str) -> None:
         """Print a line that begins with `warning:`, also where quiet."""
-        console = Console(stderr=True, highlight=False, soft_wrap=True) if self.console.quiet else self.console
+        console = stderr.console() if self.console.quiet else self.console
         console.print(f"warning: {line}", markup=False)
 
     def evaluated(self, entry: Entry) -> None:

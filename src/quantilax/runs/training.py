@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import math
+import os
 import shlex
 import signal
 import time
@@ -25,15 +26,17 @@ from quantilax.runs.beside import Beside
 from quantilax.runs.checkpoints import Checkpoint
 from quantilax.runs.conditions import (
     check_config,
+    check_environment,
     described,
     enable_compilation_cache,
+    environment,
     extended,
     load_agent,
     machine,
     tell_differences,
 )
 from quantilax.runs.directory import RunDirectory, default_path, provenance
-from quantilax.runs.errors import RunError, reason
+from quantilax.runs.errors import CheckpointError, RunError, reason
 from quantilax.runs.evaluations import Evaluation
 from quantilax.runs.progress import RunProgress
 from quantilax.runs.signals import Interrupted, Stop
@@ -99,6 +102,7 @@ def run(
     if cache:
         enable_compilation_cache()
     progress = RunProgress(agent.evaluation_steps[-1], quiet)
+    start = _start(0)
     with directory.lock(), Stop(progress.say) as stop:
         try:
             directory.write_config(section, agent)
@@ -109,7 +113,7 @@ def run(
                 checkpoint_every=checkpoint_every,
                 log=list(log),
                 devices=train.layout(len(seeds)).mesh.size,
-                starts=[_start(0)],
+                starts=[start],
             )
         except OSError as error:
             raise RunError(f"{directory.path}: cannot be written: {error.strerror}; choose another directory") from None
@@ -131,7 +135,7 @@ def resume(
     """Go on with a run from its last readable checkpoint, as if it had never stopped.
 
     On the same machine, device and versions the end is that of the uninterrupted run, bit for bit: parameters and curves
-    (docs/guides/runs.md says what that needs). A finished run is left as it is.
+    (docs/guides/runs.md says what that needs). A finished run is left as it is, but for tables that lack rows.
 
     Args:
         path: the run's directory.
@@ -160,11 +164,16 @@ def resume(
             agent = extended(agent, total_timesteps)
         progress = RunProgress(agent.evaluation_steps[-1], quiet)
         checkpoint, done = None, 0
-        if checkpoints.steps(directory.checkpoints):  # else it was stopped before the first one, and begins anew
+        if not checkpoints.steps(directory.checkpoints):
+            _check_begins_anew(directory)
+        else:
             checkpoint = checkpoints.find(directory.checkpoints, "last", progress.warn)
             check_config(checkpoint, agent, facts["seeds"])
+            if env is None:
+                check_environment(checkpoint, agent)
             done = checkpoint.facts["env_step"]
-            if done >= agent.evaluation_steps[-1] and facts["status"] == "finished":
+            is_done = done >= agent.evaluation_steps[-1] and facts["status"] == "finished"
+            if is_done and loggers.are_whole(directory.path, checkpoint.facts["rows"], len(facts["seeds"])):
                 seconds = facts.get("seconds", math.nan)
                 return Result(directory.path, "finished", done, checkpoint.facts["return_mean"], seconds, 0.0)
             tell_differences(checkpoint, agent, progress)
@@ -180,6 +189,20 @@ def resume(
             except OSError as error:
                 raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
             return _train(agent, directory, checkpoint, progress, callback, stop)
+
+
+def _check_begins_anew(directory: RunDirectory) -> None:
+    """Check that a run without checkpoints was stopped before the first one.
+
+    Raises:
+        CheckpointError: it had some, and to begin anew would write over what it came to.
+    """
+    root, facts = directory.checkpoints, directory.facts
+    had = facts["status"] in ("finished", "stopped") or any(start["from_env_step"] for start in facts["starts"])
+    if had or os.path.islink(root):
+        raise CheckpointError(
+            f"{root}: holds no checkpoint, though the run had some; put them back, or begin a new run with quantilax train"
+        )
 
 
 def _train(
@@ -346,7 +369,12 @@ class _Saver:
         self.directory, self.warn, self.saved = directory, warn, saved
         self.reason = ""
         seeds = directory.facts["seeds"]
-        self.facts = {"config": described(agent), "seeds": seeds, **machine(agent, len(seeds))}
+        self.facts = {
+            "config": described(agent),
+            "seeds": seeds,
+            "environment": environment(agent.env),
+            **machine(agent, len(seeds)),
+        }
 
     def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
         """Copy what is to be written now; the returned job writes it."""
@@ -392,8 +420,8 @@ def _draw(agent: Agent, directory: RunDirectory, progress: RunProgress) -> None:
     title = f"{directory.facts['section']} on {agent.env.name}"
     try:
         plots.learning_curve(directory.path / "evaluations.csv", directory.path / "learning_curve.png", title)
-    except (OSError, ValueError, KeyError) as error:  # the disk is full, so that the table is not whole
-        progress.warn(f"learning_curve.png could not be drawn ({error})")
+    except Exception as error:  # whatever it is, as where the disk was full and the table is not whole: the run is done
+        progress.warn(f"learning_curve.png could not be drawn ({reason(error)})")
 
 
 def _check_finite(record: Record, env_step: int, state: State, directory: RunDirectory) -> None:

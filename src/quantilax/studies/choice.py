@@ -3,7 +3,8 @@
 The rule. A cell is *ahead of the base* if the first of these that separates the two speaks for it:
 
 1. the share of runs solved at the end: their 95% intervals do not overlap;
-2. the share of runs that fell after solving: likewise;
+2. the share of runs that fell after solving: likewise, of the runs and the evaluations after it that both had time for (see
+   `watched`): who solves late has not had the time to fall;
 3. the return over the curve: the rank test, adjusted for the number of cells.
 
 A study without `solved` has the rank test of the return at the end in place of 1 and 2. Of the cells that are ahead the one
@@ -14,8 +15,12 @@ The best of many cells looks better than it is, so a choice is validated on held
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from quantilax import statistics
 from quantilax.studies.results import Results, verdict_of
 from quantilax.studies.store import Store
 from quantilax.studies.tables import interval, number_format, p_value, percent, share, steps
@@ -56,21 +61,57 @@ def choose(results: Results) -> Choice | None:
 def compare(results: Results, row: dict[str, Any], base: dict[str, Any]) -> tuple[int, str]:
     """Say whether a cell is ahead of the base (1), behind (-1) or neither (0), and what decides."""
     tests = {"final": "the return at the end"} if results.store.solved is None else {}
-    for name, what, is_good in (
-        ("solved_at_end_share", "the share of runs solved at the end", True),
-        ("fell_share", "the share of runs that fell", False),
-    ):
-        if results.store.solved is None or row[name] is None or base[name] is None:
-            continue
-        is_above, is_below = row[f"{name}_low"] > base[f"{name}_high"], row[f"{name}_high"] < base[f"{name}_low"]
-        if is_above or is_below:
-            told = f"{what}, {interval(row, name, percent)} against {interval(base, name, percent)}"
-            return (1 if is_above == is_good else -1), told
+    number = len(results.others)
+    unadjusted = f", not adjusted for {number} cells compared" if number > 1 else ""
+    for what, is_good, shares in _counts(results, row, base):
+        mine, theirs = (statistics.share_interval(count, of) for count, of in shares)
+        if mine[0] > theirs[1] or mine[1] < theirs[0]:
+            told = [
+                f"{count} of {of} ({percent(low)} to {percent(high)})"
+                for (count, of), (low, high) in zip(shares, (mine, theirs), strict=True)
+            ]
+            return (1 if (mine[0] > theirs[1]) == is_good else -1), f"{what}, {' against '.join(told)}{unadjusted}"
     for name, what in (tests | {"auc": "the return over the curve"}).items():
         if sign := verdict_of(row, name):
             chance = f"{share(row[f'{name}_improvement'])} ({interval(row, f'{name}_improvement', share)})"
             return sign, f"{what}, probability of improvement {chance}, {p_value(row[f'{name}_p_holm'])}"
     return 0, "nothing that separates them"
+
+
+Counts = tuple[tuple[int, int], tuple[int, int]]
+"""(count, of) of a cell and of the base."""
+
+
+def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, bool, Counts]]:
+    """Give what rules 1 and 2 count, whether more of it is better, and the counts; nothing where there is no threshold."""
+    if results.store.solved is None:
+        return
+    ended = tuple((round(side["solved_at_end_share"] * side["n"]), side["n"]) for side in (row, base))
+    yield "the share of runs solved at the end", True, (ended[0], ended[1])
+    fallen = watched(results, row["cell"], base["cell"])
+    if min(of for _, of in fallen) > 0:
+        yield "the share of runs that fell, as long after solving as both were watched", False, fallen
+
+
+def watched(results: Results, cell: str, base: str) -> Counts:
+    """Count the runs of two cells that fell, and those that were watched long enough, over an equal time after solving.
+
+    The time is the smaller of the two medians of what runs had left after they first reached the threshold; runs that had
+    less do not count.
+    """
+    level, sides = results.store.solved, []
+    assert level is not None
+    for name in (cell, base):
+        curves = results.curves.filter(cell=name)
+        steps, returns = curves["env_step"].to_numpy(), np.array(curves["returns"].to_list())  # (steps, seeds)
+        first = [int(np.argmax(run >= level)) for run in returns.T if (run >= level).any()]
+        runs = [run for run in returns.T if (run >= level).any()]
+        sides.append([(steps[at:] - steps[at], ~(run[at:] >= level)) for at, run in zip(first, runs, strict=True)])
+    if not all(sides):
+        return (0, 0), (0, 0)
+    time = min(float(np.median([after[-1] for after, _ in side])) for side in sides)
+    counts = [[bool(below[after <= time].any()) for after, below in side if after[-1] >= time] for side in sides]
+    return (sum(counts[0]), len(counts[0])), (sum(counts[1]), len(counts[1]))
 
 
 def _order(row: dict[str, Any]) -> tuple[float, float, float]:
@@ -96,7 +137,7 @@ def held_out(results: Results, cell: str) -> Results | None:
         for seed in store.facts["seeds"]
         if seed not in used and all((name, seed) in there for name in (cell, results.base))
     ]
-    return Results.read(store.part(seeds)) if seeds else None
+    return Results.read(store.part(seeds, solved=results.store.solved)) if seeds else None
 
 
 class Judgement(NamedTuple):

@@ -12,6 +12,8 @@ solved: 475
 import itertools
 import json
 import math
+import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 1_000
 """More cells than anyone can read in a table; a finer search is several studies."""
+
+MAX_RUNS = 1_000_000
+"""More runs, cells times seeds, than any machine gets through."""
 
 BASE = "base"
 """Name of the cell without overrides."""
@@ -167,12 +172,17 @@ def make(definition: Mapping[str, Any], name: str, where: str = "study", beside:
         names.setdefault(way, set()).add(cell_name)
     named, drawn = names.get("named", set()), names.get("random", set())
     everything = _without_twins([Cell(BASE, {}, base), *cells.values()], named, drawn, where)
+    seeds = _seeds(definition, where)
+    if len(everything) * len(seeds) > MAX_RUNS:
+        raise ConfigError(
+            f"{where}: {len(everything) * len(seeds):,} runs are more than {MAX_RUNS:,}; ask for fewer seeds"
+        )
     return Study(
         name=name,
         question=_text(definition, "question", where),
         prediction=_text(definition, "prediction", where),
         cells=tuple(everything),
-        seeds=_seeds(definition, where),
+        seeds=seeds,
         solved=_solved(definition, base, where),
         definition=dict(definition),
         where=where,
@@ -192,8 +202,10 @@ def _base(asked: Any, where: str, beside: Path) -> Section:
     overrides = asked.get("overrides") or {}
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"{where}: base: overrides: expected fields such as 'gamma: 0.99', got {overrides!r}")
+    if not isinstance(asked.get("section"), str | None):
+        raise ConfigError(f"{where}: base: section: expected a name, got {asked['section']!r}")
     written = Path(asked["config"])
-    file = beside / written if (beside / written).exists() or not written.exists() else written
+    file = beside / written if os.path.exists(beside / written) or not os.path.exists(written) else written
     section = configs.load_section(file, asked.get("section"))
     return configs.with_overrides(section, overrides, f"{where}: base: overrides")
 
@@ -271,11 +283,13 @@ def _draws(asked: Any, number: int, generator: np.random.Generator, where: str) 
         return [ends[i] for i in generator.integers(len(ends), size=number)]
     try:
         low, high = (float(end) for end in ends)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{where}: {way}: expected [low, high], got {ends!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{where}: {way}: expected [low, high], got {reprlib.repr(ends)}") from None
     if not low < high or not math.isfinite(high - low) or (way == "log_uniform" and low <= 0):
         raise ConfigError(f"{where}: {way}: expected {'0 < ' if way == 'log_uniform' else ''}low < high, got {ends!r}")
     if way == "integer":
+        if max(-low, high) >= 2**31:
+            raise ConfigError(f"{where}: integer: expected whole numbers below 2^31, got {ends!r}")
         return [int(i) for i in generator.integers(int(low), int(high), size=number, endpoint=True)]
     if way == "log_uniform":
         return [float(f"{x:.4g}") for x in np.exp(generator.uniform(math.log(low), math.log(high), number))]
@@ -345,6 +359,8 @@ def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
     asked, first = definition.get("seeds", 20), definition.get("first_seed", 0)
     if type(first) is not int or first < 0:
         raise ConfigError(f"{where}: first_seed: expected a whole number, 0 or more, got {first!r}")
+    if type(asked) is int and asked > MAX_RUNS:
+        raise ConfigError(f"{where}: seeds: {asked:,} runs of each cell are more than {MAX_RUNS:,}; ask for fewer")
     if type(asked) is int and asked > 0:
         seeds: Iterable[Any] = range(first, first + asked)
     elif isinstance(asked, list) and asked and "first_seed" not in definition:

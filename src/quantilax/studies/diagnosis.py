@@ -8,12 +8,13 @@ Every range comes from runs, and every rule was validated on other runs than tho
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import yaml
 
 from quantilax.pytree import ConfigError
 from quantilax.signals import Signals
@@ -71,7 +72,9 @@ class Diagnosis(NamedTuple):
     """Where none is named: those whose quantity is outside of the healthy range by less than their rule's margin, the farthest
     first. A hint, not a finding."""
     study: dict[str, Any] | None
-    """Fields and the values to try, one at a time, where the run failed and nothing is out of its range."""
+    """Cells to try, as a study's file has them, where the run failed and nothing is out of its range."""
+    unjudged: tuple[str, ...] = ()
+    """What could not have been named in this run, whatever its signals had been, and why; told where nothing is named."""
 
 
 def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
@@ -84,7 +87,7 @@ def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
     Raises:
         ConfigError: no signals in it, or too few evaluations.
     """
-    if not set(Signals._fields) <= set(run.columns):
+    if not has_signals(run):
         raise ConfigError("has no signals; train it again with signals=true on the command line (or in the config)")
     found = []
     for (seed,), rows in run.sort("seed", "env_step").group_by("seed", maintain_order=True):
@@ -97,6 +100,13 @@ def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
 
 
 MIN_ROWS = 4
+
+
+def has_signals(run: pl.DataFrame) -> bool:
+    """Say whether signals were measured in these evaluations; beside cells that have them, others' are all null."""
+    if not set(Signals._fields) <= set(run.columns):
+        return False
+    return run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in Signals._fields).any()).item() is True
 
 
 def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
@@ -120,7 +130,19 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
     causes = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
-    return Diagnosis(seed, outcome, causes, near, None if causes or not failed else proposal(config, medians, scores))
+    study = None if causes or not failed else proposal(config, medians, scores)
+    return Diagnosis(seed, outcome, causes, near, study, tuple(_unjudged(rows, medians)))
+
+
+def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
+    """Say what the rules could not have found with this batch and so few evaluations."""
+    (noise,) = (rule for rule in RULES if rule.cause == "noise")
+    most = medians["noise_to_signal_most"]
+    if math.isfinite(medians[noise.quantity]) and rules.score(noise, most) <= noise.margin:
+        yield (
+            f"noise cannot be judged with this batch and {rows.height} evaluations: {noise.quantity} could be {most:.3g}"
+            " at most, which names nothing"
+        )
 
 
 def _depth(rule: Rule, named: list[Rule]) -> int:
@@ -169,18 +191,30 @@ MOST = 0.75
 
 
 def proposal(config: Config, medians: Row, scores: Mapping[str, float]) -> dict[str, Any]:
-    """Return what a study should vary, one factor at a time: the fields of the causes that come nearest to their margins."""
-    nearest = sorted((rule for rule in RULES if rule.fields), key=lambda rule: -scores.get(rule.cause, -math.inf))
-    vary: dict[str, list[Any]] = {}
-    for rule in nearest:
-        for field, value in rule.change(config, medians).items():
-            if field in config and config[field] != value and len(vary) < PROPOSED:
-                vary.setdefault(field, []).append(value)
-    return {"one_at_a_time": vary}
+    """Return the cells of a study that would decide: the changes of the causes that come nearest to their margins.
+
+    A change of one field is tried as `one_at_a_time`, one of several together as `named` after its cause. What was not
+    measured proposes nothing; where that leaves room, the learning rate is varied.
+    """
+    measured = {cause: score for cause, score in scores.items() if math.isfinite(score)}
+    alone: dict[str, list[Any]] = {}
+    together: dict[str, dict[str, Any]] = {}
+    for rule in sorted((rule for rule in RULES if rule.cause in measured), key=lambda rule: -measured[rule.cause]):
+        change = {k: v for k, v in rule.change(config, medians).items() if k in config and config[k] != v}
+        if len(alone) + len(together) == PROPOSED:
+            break
+        if len(change) > 1:
+            together[rule.cause] = change
+        for field, value in change.items() if len(change) == 1 else ():
+            alone.setdefault(field, []).append(value)
+    if "learning_rate" not in alone and len(alone) + len(together) < PROPOSED:
+        rate = config["learning_rate"]
+        alone["learning_rate"] = [float(f"{rate / 10:.1g}"), float(f"{rate * 3:.1g}")]
+    return ({"one_at_a_time": alone} if alone else {}) | ({"named": together} if together else {})
 
 
 PROPOSED = 4
-"""Fields of a proposed study: with ten seeds each it stays small."""
+"""Cells of a proposed study: with ten seeds each it stays small."""
 
 
 def _median(values: pl.Series) -> float:
@@ -206,7 +240,7 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
 
 
 def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
-    """Diagnose every finished run of a study, by cell.
+    """Diagnose every finished run of a study, by cell; cells without signals are left out where others have them.
 
     Raises:
         ConfigError: no study's directory, no finished runs yet, no signals in them.
@@ -218,12 +252,14 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     if not records.height:
         raise ConfigError(f"{path}: has no finished run yet; go on with quantilax study --resume")
     cells = store.facts["cells"]
-    return {str(cell): _of(path, rows, cells[cell]) for (cell,), rows in records.group_by("cell", maintain_order=True)}
+    parts = {str(cell): rows for (cell,), rows in records.group_by("cell", maintain_order=True)}
+    measured = {cell: rows for cell, rows in parts.items() if has_signals(rows)}
+    return {cell: _of(path, rows, cells[cell]) for cell, rows in (measured or parts).items()}
 
 
 def can_diagnose(records: pl.DataFrame) -> bool:
     """Say whether these evaluations have signals, and enough of them."""
-    if not set(Signals._fields) <= set(records.columns) or records.is_empty():
+    if not has_signals(records):
         return False
     return bool((records.group_by("cell", "seed").len()["len"] >= MIN_ROWS).all())
 
@@ -330,11 +366,10 @@ def _causes(one: Diagnosis) -> list[str]:
             lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
     elif not one.causes:
         lines.append("nothing that the rules read is outside of what healthy runs show")
+    lines += one.unjudged if not one.causes else ()
     if one.study:
-        vary = "; ".join(f"{field}: {values}" for field, values in one.study["one_at_a_time"].items())
-        lines.append(
-            f"the evidence does not decide; a study that would: cells: {{one_at_a_time: {{{vary}}}}}, seeds: 10"
-        )
+        cells = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()
+        lines.append(f"the evidence does not decide; a study that would: cells: {cells}, seeds: 10")
     return lines
 
 

@@ -23,12 +23,12 @@ from quantilax import train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import Interrupted, evaluations
-from quantilax.runs.conditions import enable_compilation_cache, machine_memory
+from quantilax.runs.conditions import enable_compilation_cache, machine_memory, processor
 from quantilax.runs.directory import provenance
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import Evaluation
 from quantilax.runs.signals import Stop
-from quantilax.studies import unfinished
+from quantilax.studies import machines, unfinished
 from quantilax.studies.definition import Study
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store, described
@@ -327,6 +327,8 @@ def carry_out(
     with store.lock(), Stop(progress.say) as stop:
         if begun is not None:
             _check_unchanged(begun, planned)
+            if planned.left:
+                _tell_differences(begun, progress)
         _begin(store, planned, on)
         status = "failed"
         try:
@@ -359,6 +361,15 @@ def _check_unchanged(begun: Store, planned: Plan) -> None:
         )
 
 
+def _tell_differences(begun: Store, progress: StudyProgress) -> None:
+    """Warn where this machine, or what is installed on it, is another than that of the start before."""
+    for start in begun.facts["starts"][-1:]:
+        before = {**start.get("versions", {}), **start}
+        here = {name: value for name, value in machines.facts().items() if name in before}
+        for line in machines.differences(before, here, "the start before"):
+            progress.warn(line)
+
+
 def interrupted(error: KeyboardInterrupt, store: Store) -> Interrupted:
     """Say what is kept and how to go on."""
     signalled = error if isinstance(error, Interrupted) else Interrupted("interrupted", 2)
@@ -374,10 +385,12 @@ def _begin(store: Store, planned: Plan, on: str | None) -> None:
     study = planned.study
     starts = store.facts["starts"]
     if planned.left or planned.failures:
-        starts = [*starts, {**provenance(), "on": on, "finished_before": planned.finished}]
+        starts = [*starts, {**provenance(), "processor": processor(), "on": on, "finished_before": planned.finished}]
     asked = described(study)
     seeds = [*store.facts["seeds"], *(seed for seed in study.seeds if seed not in store.facts["seeds"])]
+    changes = [*store.facts.get("changes", []), *_changes(store, asked)]
     store.begin(
+        **({"changes": changes} if changes else {}),
         **{k: asked[k] for k in ("name", "question", "prediction", "solved", "base", "section")},
         cells={**store.facts["cells"], **asked["cells"]},
         overrides={**store.facts["overrides"], **asked["overrides"]},
@@ -387,6 +400,15 @@ def _begin(store: Store, planned: Plan, on: str | None) -> None:
     )
     for failure in planned.failures:
         store.failed(failure)
+
+
+def _changes(store: Store, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give what is said otherwise than before results were there: a prediction, and what counts as solved."""
+    runs = len(store.finished())
+    for field in ("prediction", "solved") if runs else ():
+        before, after = store.facts.get(field), asked[field]
+        if before != after:
+            yield {"field": field, "before": before, "after": after, "runs": runs}
 
 
 def execute(

@@ -4,11 +4,11 @@ The same drawing stands in the page, where it takes the page's colours and tells
 its own for the Markdown twin. Lengths are in the drawing's own units, about a pixel each.
 """
 
+import html
 import itertools
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from html import escape
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -413,6 +413,11 @@ def _mark(estimate: Estimate, place: Callable[[float], float], middle: float, ho
     px = place(value)
     diamond = f"M{px:.1f} {middle - 5}l4.5 5l-4.5 5l-4.5 -5z"
     return f'<g class="mark">{line}<path class="middle{second}" d="{diamond}"/>{inside}</g>'
+
+
+def escape(words: str) -> str:
+    """Write words as text of XML, which has no room for most control characters."""
+    return html.escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words))
 
 
 def _text(kind: str, px: float, py: float, words: str, anchor: str = "start") -> str:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from quantilax import train
-from quantilax.studies.execution import Group, Plan, Portion, Worker, bytes_of
+from quantilax.runs.errors import reason
+from quantilax.studies.execution import BROKEN, Group, Plan, Portion, Worker, bytes_of
 
 MAX_TIMED = 3
 """Compile groups that are timed; each has to be compiled for that."""
@@ -34,6 +35,8 @@ class Forecast(NamedTuple):
     total: Cost
     state_bytes: int
     """Of the states of a portion, the largest there is."""
+    broken: list[tuple[Group, str]]
+    """Groups that were to be timed and cannot be compiled or run, and why."""
 
 
 def forecast(planned: Plan) -> Forecast:
@@ -43,7 +46,18 @@ def forecast(planned: Plan) -> Forecast:
         number[portion.group] += 1
     left = sorted((g for g in planned.groups if number[g.number]), key=lambda g: -number[g.number])
     worker = Worker(planned.groups, planned.laid)
-    once = {group.number: _timed(worker, group) for group in left[:MAX_TIMED]}
+    once: dict[int, Cost] = {}
+    broken: list[tuple[Group, str]] = []
+    for group in left:
+        if len(once) == MAX_TIMED:
+            break
+        try:
+            once[group.number] = _timed(worker, group)
+        except BROKEN as error:
+            broken.append((group, reason(error)))
+    for group, _ in broken:
+        left.remove(group)
+        del number[group.number]
     costs = [Cost(c.compile, c.least * number[n], c.most * number[n]) for n, c in once.items()]
     scale = sum(number.values()) / max(sum(number[n] for n in once), 1)
     total = Cost(
@@ -52,7 +66,7 @@ def forecast(planned: Plan) -> Forecast:
         sum(c.most for c in costs) * scale,
     )
     largest = max(bytes_of(group) for group in planned.groups)
-    return Forecast(costs, len(left), total, largest * planned.laid.runs)
+    return Forecast(costs, len(left), total, largest * planned.laid.runs, broken)
 
 
 def _timed(worker: Worker, group: Group) -> Cost:

@@ -61,7 +61,9 @@ def lint(
     programs = inert.Programs(agent, progress)
     found += inert.findings(programs, _chosen(agent) if given is None else given, trial, progress)
     if trial is not None:
-        found += [*_error_scale(agent, trial), *_support(agent, trial)]
+        if inert.CURVE in programs.base.reaches.get("kappa", ()):
+            found += _error_scale(agent, trial)
+        found += _support(agent, trial)
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -88,8 +90,10 @@ def _chosen(agent: Agent) -> list[str]:
 
 def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
     """Compare kappa with the TD errors of the first steps."""
-    row, kappa = trial.base(1), getattr(agent.config, "kappa", None)
-    if kappa is None or row.td_error is None or not 0 < row.td_error < float(kappa) / 100:
+    row, kappa = trial.base(1), agent.config.kappa
+    if agent.algorithm.quantiles is None or row.td_error is None:
+        return
+    if not 0 < row.td_error < float(kappa) / 100:
         return
     yield Finding(
         "note",

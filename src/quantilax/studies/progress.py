@@ -4,8 +4,9 @@ import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from quantilax.runs import stderr
 
 
 class HasRuns(Protocol):
@@ -28,7 +29,7 @@ class StudyProgress:
         self.total, self.done = runs, 0
         self.group: int | None = None
         self.start = time.perf_counter()
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = stderr.console(quiet)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -79,5 +80,5 @@ class StudyProgress:
 
     def warn(self, line: str) -> None:
         """Print a line that begins with `warning:`, also where quiet."""
-        console = Console(stderr=True, highlight=False, soft_wrap=True) if self.console.quiet else self.console
+        console = stderr.console() if self.console.quiet else self.console
         console.print(f"warning: {line}", markup=False)

@@ -138,12 +138,13 @@ def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
     size = getattr(config, "buffer_size", None)
     if size is None:
         return
-    if longest is not None and size < longest:
+    if longest is not None and size < longest * config.num_envs:
         yield _told(
             "warning",
             "buffer_size",
-            f"the buffer of {size:,} transitions cannot hold one episode of the longest length, {longest:,.0f} steps",
-            f"buffer_size of {longest:,.0f} or more",
+            f"the buffer of {size:,} transitions cannot hold one episode of the longest length, {longest:,.0f} steps, of each"
+            f" of num_envs={config.num_envs}",
+            f"buffer_size of {longest * config.num_envs:,.0f} or more",
         )
     elif size >= config.total_timesteps:
         yield _told(

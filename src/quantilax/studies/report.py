@@ -19,7 +19,7 @@ from quantilax.studies.figures import Figure
 from quantilax.studies.results import Results
 from quantilax.studies.store import Store
 from quantilax.studies.tables import Column, Entry
-from quantilax.studies.verdict import verdict
+from quantilax.studies.verdict import quoted, verdict
 
 PAGE, TWIN = "report.html", "report.md"
 
@@ -94,6 +94,7 @@ def contents(results: Results) -> dict[str, Any]:
         "name": facts["name"],
         "title": facts["question"] or facts["name"],
         "prediction": facts["prediction"],
+        "predicted": _predicted(results),
         "status": results.store.status,
         "base": results.base,
         "seeds": tables.seeds(facts["seeds"]),
@@ -117,6 +118,15 @@ def contents(results: Results) -> dict[str, Any]:
         "jobs": facts["jobs"],
         "width": facts["width"],
     }
+
+
+def _predicted(results: Results) -> str:
+    """Say when the prediction was made."""
+    changes = [change for change in results.changes if change["field"] == "prediction"]
+    if not changes:
+        return "Predicted before the runs"
+    before = quoted(changes[0]["before"]) if changes[0]["before"] else "nothing"
+    return f"Prediction, as changed after {changes[-1]['runs']} runs; before any it said {before}"
 
 
 def summary_table(results: Results) -> Table:

@@ -25,7 +25,7 @@ class Results(NamedTuple):
     """A row per cell and step."""
     failures: list[Failure]
     missing: dict[str, list[int]]
-    """Seeds without results, of the cells that have such and are no failures."""
+    """Seeds without results, of the cells that have such; not of those that failed before any run was finished."""
 
     @classmethod
     def read(cls, store: Store) -> Self:
@@ -37,7 +37,7 @@ class Results(NamedTuple):
         records, failures = store.records(), store.failures()
         is_empty = records.is_empty()
         there = set(records.select("cell", "seed").unique().iter_rows())
-        failed = {failure.cell for failure in failures}
+        failed = {failure.cell for failure in failures} - {cell for cell, _ in there}
         missing = {
             cell: [seed for seed in store.facts["seeds"] if (cell, seed) not in there]
             for cell in store.facts["cells"]
@@ -66,6 +66,13 @@ class Results(NamedTuple):
     def others(self) -> list[dict[str, Any]]:
         """Rows of the summary that are compared with the base."""
         return [row for row in self.rows if row["cell"] != self.base and row["auc_p"] is not None]
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What the study said otherwise before: `field` (`prediction` or `solved`), `before`, `after`, `runs` there then."""
+        found = self.store.facts.get("changes", [])
+        assert isinstance(found, list)
+        return found
 
     def row(self, cell: str) -> dict[str, Any] | None:
         """Row of a cell in the summary; None where it has no runs."""

@@ -65,6 +65,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     | quantity | from |
     |---|---|
     | `noise_to_signal` | S / (B G2), noise over signal of a batch's gradient: sum of S so far over `largest_signal` |
+    | `noise_to_signal_most` | the same, had there been no signal at all: the most that it could have been |
     | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
     | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
     | `explored` | mean `exploration` so far: whether it ever tried anything |
@@ -86,6 +87,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     way, distance = np.abs(np.diff(target)), np.abs(q[1:] - target[:-1])
     derived = {
         "noise_to_signal": noise.cumsum() / batch / (largest_signal(signal, noise) + SMALL),
+        "noise_to_signal_most": noise.cumsum() / batch / (largest_signal(np.zeros_like(noise), noise) + SMALL),
         "return_size": np.maximum.accumulate(np.abs(column["start_return"])),
         "return_range": np.full(len(run), (highest - lowest) / max(abs(highest), abs(lowest), SMALL)),
         "explored": np.cumsum(column["exploration"]) / np.arange(1, len(reached) + 1),
@@ -126,10 +128,11 @@ def _power_of_two(value: float) -> int:
 
 
 def _change_noise(config: Config, row: Row) -> dict[str, Any]:
-    beyond = row["noise_to_signal"] / healthy()["noise_to_signal"].high
+    beyond = max(2.0, row["noise_to_signal"] / healthy()["noise_to_signal"].high)
     if "batch_size" in config:
         return {"batch_size": max(32, min(1024, _power_of_two(config["batch_size"] * beyond)))}
-    return {"num_minibatches": max(1, int(config["num_minibatches"] / beyond))}
+    transitions, most = config["num_envs"] * config["num_steps"], max(1, int(config["num_minibatches"] / beyond))
+    return {"num_minibatches": max(number for number in range(1, most + 1) if transitions % number == 0)}
 
 
 def _change_learning_rate(config: Config, row: Row) -> dict[str, Any]:
@@ -139,8 +142,8 @@ def _change_learning_rate(config: Config, row: Row) -> dict[str, Any]:
 
 def _change_reward_scale(config: Config, row: Row) -> dict[str, Any]:
     # A fixed factor: over running moments the unit of all values moves while the policy improves (investigations/0005-solved).
-    ratio = healthy()["return_size"].high / row["return_size"]
-    return {"reward_scale": float(f"{config['reward_scale'] * ratio / 2:.1g}")}
+    beyond = max(1.0, row["return_size"] / healthy()["return_size"].high)
+    return {"reward_scale": float(f"{config['reward_scale'] / beyond / 2:.1g}")}
 
 
 def _change_target(config: Config, row: Row) -> dict[str, Any]:
@@ -165,6 +168,10 @@ def _change_clipping(config: Config, row: Row) -> dict[str, Any]:
     return {"max_grad_norm": float(f"{config['max_grad_norm'] / max(row['clip_factor'], 1e-9):.1g}")}
 
 
+def _change_time_limit(config: Config, row: Row) -> dict[str, Any]:
+    return {} if config.get("bootstrap_truncated", True) else {"bootstrap_truncated": True}
+
+
 def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
     if config.get("exploration_repeats") == 1:
         return {"exploration_repeats": 100}
@@ -174,7 +181,7 @@ def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
 RULES = (
     Rule(
         "sparse_reward",
-        "every episode came to the same return: nothing that was tried made a difference, so there is nothing to learn from",
+        "the episodes of all evaluations came to the same return: nothing that the policy did in them made a difference",
         "return_range",
         -1,
         0.5,
@@ -193,8 +200,8 @@ RULES = (
         1,
         0.3,
         ("limit_reached", "limit_deaths", "limit_error"),
-        (),
-        lambda config, row: {},
+        ("bootstrap_truncated",),
+        _change_time_limit,
         remark="let the environment tell the limit as truncated, or show the time in the observation",
     ),
     Rule(
@@ -252,7 +259,7 @@ RULES = (
     ),
     Rule(
         "exploration",
-        "nothing but greedy actions was ever taken",
+        "hardly any actions but the greedy ones were taken",
         "explored",
         -1,
         0.3,

@@ -114,7 +114,10 @@ def _replace(
         raise ConfigError(
             f"{file}: section '{name}' is of {has['algorithm']} and this is of {fields['algorithm']}; choose another --section"
         )
-    key, section = _find(text, name)
+    found = _find(text, name)
+    if found is None:  # it comes in through `<<`
+        raise _not_editable(file, name)
+    key, section = found
     if not isinstance(section, yaml.MappingNode) or section.flow_style:
         raise _not_editable(file, name)
     nodes = {k.value: v for k, v in section.value}
@@ -143,11 +146,11 @@ def written(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
 
 
-def _find(text: str, name: str) -> tuple[yaml.Node, yaml.Node]:
-    """Give the nodes of a section's name and of what it holds, which know their places."""
+def _find(text: str, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Give the nodes of a section's name and of what it holds, which know their places; None where it stands nowhere."""
     root = yaml.compose(text, yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
-    return next((key, value) for key, value in root.value if key.value == name)
+    return next(((key, value) for key, value in root.value if key.value == name), None)
 
 
 def _rest_of_line(text: str, at: int) -> str:

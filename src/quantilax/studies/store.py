@@ -15,6 +15,7 @@ import yaml
 from quantilax import algorithms, pytree, statistics
 from quantilax.pytree import ConfigError
 from quantilax.runs import RunError, locks
+from quantilax.runs.directory import check_name
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import COLUMNS
 from quantilax.runs.files import flush, write_whole
@@ -63,6 +64,7 @@ class Store:
         Raises:
             ConfigError: it holds something, or cannot be written.
         """
+        check_name(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()) and not _is_cut_short(path):
@@ -80,6 +82,12 @@ class Store:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {reason(error)}; choose another --out") from None
         return store
+
+    def delete(self) -> None:
+        """Delete what `create` made; the directory stays, empty."""
+        for name in (STUDY, FACTS):
+            (self.path / name).unlink()
+        (self.path / RECORDS).rmdir()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -103,10 +111,15 @@ class Store:
         if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
             raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
         parts = {
-            "cells": all(isinstance(fields, dict) for fields in facts["cells"].values()),
-            "seeds": all(type(seed) is int for seed in facts["seeds"]),
-            "starts": all(isinstance(start, dict) for start in facts["starts"]),
+            "cells": all(
+                isinstance(fields, dict) and all(isinstance(fields.get(name), str) for name in ("algorithm", "env"))
+                for fields in facts["cells"].values()
+            ),
+            "seeds": bool(facts["seeds"]) and all(type(seed) is int for seed in facts["seeds"]),
+            "starts": all(isinstance(start, dict) and isinstance(start.get("date"), str) for start in facts["starts"]),
+            "changes": _are_changes(facts.get("changes", [])),
             "solved": facts.get("solved") is None or type(facts["solved"]) in (int, float),
+            "looks": _are_looks(facts.get("looks", {})),
             "jobs": facts["jobs"] > 0,
             "width": facts["width"] > 0,
         }
@@ -117,7 +130,7 @@ class Store:
     @classmethod
     def find(cls, path: Path) -> Self | None:
         """Open the directory of a study that was begun; None where nothing is there yet."""
-        return cls.open(path) if (path / FACTS).exists() else None
+        return cls.open(path) if os.path.exists(path / FACTS) else None
 
     def asked(self) -> dict[str, Any]:
         """What `study.yaml` says.
@@ -134,9 +147,9 @@ class Store:
             raise ConfigError(f"{file}: is damaged; put back the file as it was written")
         return definition
 
-    def part(self, seeds: list[int]) -> Self:
-        """The same results, of some of the seeds."""
-        found = type(self)(self.path, {**self.facts, "seeds": seeds})
+    def part(self, seeds: list[int], solved: float | None) -> Self:
+        """The same results, of some of the seeds and by another threshold."""
+        found = type(self)(self.path, {**self.facts, "seeds": seeds, "solved": solved})
         found.is_part = True
         return found
 
@@ -147,7 +160,7 @@ class Store:
         """
         file, asked = self.path / FACTS, described(study)
         for cell, fields in asked["cells"].items():
-            defaults = json.loads(json.dumps(pytree.to_dict(algorithms.get(fields["algorithm"]).config())))
+            defaults = json.loads(json.dumps(pytree.defaults(algorithms.get(fields["algorithm"]).config)))
             there = {**defaults, **self.facts["cells"].get(cell, fields)}
             differing = [name for name in {**there, **fields} if there.get(name) != fields.get(name)]
             if differing:
@@ -240,9 +253,14 @@ class Store:
         seeds = {seed: i for i, seed in enumerate(self.facts["seeds"])}
         if self.is_part:
             parts = [part.filter(pl.col("seed").is_in(list(seeds))) for part in parts]
-        several = pl.concat(parts, how="diagonal").unique(
-            ["cell", "seed", "env_step"], keep="first", maintain_order=True
-        )
+        try:
+            several = pl.concat(parts, how="diagonal").unique(
+                ["cell", "seed", "env_step"], keep="first", maintain_order=True
+            )
+        except pl.exceptions.PolarsError as error:
+            raise ConfigError(
+                f"{self.path / RECORDS}: holds a file that is none of its own ({reason(error)}); take it away"
+            ) from None
         return several.sort(
             pl.col("cell").replace_strict(order, default=len(order)),
             pl.col("seed").replace_strict(seeds, default=len(seeds)),
@@ -301,6 +319,25 @@ class Store:
 
     def _failure_files(self) -> list[Path]:
         return sorted(self.path.glob(FAILURES.format("*")))
+
+
+def _are_changes(found: Any) -> bool:
+    """Say whether this is what `Results.changes` has."""
+    of: dict[Any, Any] = {"prediction": str, "solved": (int, float, type(None))}
+    return isinstance(found, list) and all(
+        isinstance(change, dict)
+        and change.get("field") in of
+        and type(change.get("runs")) is int
+        and all(isinstance(change.get(key), of[change["field"]]) for key in ("before", "after"))
+        for change in found
+    )
+
+
+def _are_looks(found: Any) -> bool:
+    """Say whether this is, by cell, with how many held-out seeds it was judged."""
+    return isinstance(found, dict) and all(
+        isinstance(numbers, list) and all(type(number) is int for number in numbers) for numbers in found.values()
+    )
 
 
 def _is_cut_short(path: Path) -> bool:

@@ -146,10 +146,19 @@ def _caveats(results: Results) -> list[str]:
         found.append(
             f"{number} of {asked} runs are missing (seeds of {where}); quantilax study with --resume runs them."
         )
-    if results.failures:
-        found.append(
-            f"{_names([f.cell for f in results.failures])} could not be run and {_have(results.failures)} no figures."
-        )
+    begun = [f.cell for f in results.failures if results.row(f.cell) is not None]
+    never = [f.cell for f in results.failures if f.cell not in begun]
+    if never:
+        found.append(f"{_names(never)} could not be run and {_have(never)} no figures.")
+    if begun:
+        found.append(f"{_names(begun)} could not be run to the end; the figures are of the runs before that.")
+    for change in results.changes:
+        if change["field"] == "solved":
+            levels = ["none" if level is None else f"{level:g}" for level in (change["before"], change["after"])]
+            found.append(
+                f"The threshold was changed from {levels[0]} to {levels[1]} after {_count(change['runs'], 'run')}: what is said"
+                " of solving was not asked before."
+            )
     if results.broken:
         runs = sum(map(len, results.broken.values()))
         found.append(

@@ -1,0 +1,73 @@
+"""The writer's thread and what a user is told: neither can end a run, or make it wait for ever."""
+
+import sys
+import threading
+
+import pytest
+
+from quantilax.runs import stderr
+from quantilax.runs.background import Background
+from quantilax.runs.progress import RunProgress
+from quantilax.studies.progress import StudyProgress
+
+
+class Gone:
+    """A stream on a disk that is full."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def isatty(self):
+        return False
+
+
+def test_a_job_that_raises_is_told_and_those_after_it_are_done(monkeypatch):
+    told, done = [], []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def fail():
+        raise SystemExit(1)
+
+    def within():
+        with Background() as background:
+            background.put(fail)
+            background.put_large(lambda: fail)
+            background.put_large(lambda: lambda: done.append("large"))
+            background.finish()
+
+    thread = threading.Thread(target=within, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert done == ["large"]
+    assert [one.exc_type for one in told] == [SystemExit, SystemExit]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("make", [RunProgress, StudyProgress])
+def test_what_cannot_be_told_ends_nothing(make, quiet, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with make(100, quiet) as progress:
+        progress.say("begun")
+        progress.warn("a warning")
+
+
+@pytest.mark.parametrize("make", [RunProgress, StudyProgress])
+def test_what_is_told_stands_as_it_is(make, capsys):
+    with make(100) as progress:
+        progress.say("runs/[bold]x[/bold] is gone on with")
+        progress.warn("[/] is odd")
+    assert capsys.readouterr().err.splitlines() == ["runs/[bold]x[/bold] is gone on with", "warning: [/] is odd"]
+
+
+def test_a_lossy_stream_is_the_stream_in_all_else(capsys):
+    lossy = stderr.Lossy(lambda: sys.stderr)
+    assert lossy.write("a line\n") == 7
+    lossy.flush()
+    assert lossy.encoding == sys.stderr.encoding
+    assert capsys.readouterr().err == "a line\n"
