@@ -176,7 +176,8 @@ def resume(
     """
     from quantilax import runs
 
-    runs.use_all_cores(runs.RunDirectory.open(run).facts.get("devices", 1))  # as it was begun
+    before = runs.RunDirectory.open(run).facts
+    runs.use_all_cores(before.get("devices", 1))  # as it was begun
     with _told_if_interrupted():
         result = runs.resume(
             run,
@@ -186,13 +187,14 @@ def resume(
             quiet=quiet,
             cache=not no_cache,
         )
-    if not result.compile_seconds:
+    after = runs.RunDirectory.open(run).facts
+    if len(after["starts"]) == len(before["starts"]):
         click.echo(
             f"finished already: mean return {result.return_mean:.1f} after {result.env_step:,} steps;"
             " --total-timesteps extends it"
         )
         return
-    _tell(result, len(runs.RunDirectory.open(run).facts["seeds"]))
+    _tell(result, len(after["seeds"]))
 
 
 @cli.command()

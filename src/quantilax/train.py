@@ -7,8 +7,8 @@ compiled program.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -274,6 +274,47 @@ def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
     return jax.tree.map(lambda x: x[: laid.runs], sharded(inputs)) if not laid.is_even else sharded(inputs)
 
 
+@lru_cache(maxsize=8)
+def _jitted(
+    algorithm: Algorithm, eval_callback: EvalCallback | None, per_run: bool, laid: Layout
+) -> tuple[Any, Any, NamedSharding | None]:
+    """Return `init` and `segment` of several runs as jitted functions, and where states lie; None: on the one device.
+
+    Kept, since JAX finds what it has traced and compiled by the function: a second run of the same shapes in a process, a
+    resumed one say, is compiled once.
+    """
+
+    def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
+        if per_run:
+            return over_seeds(lambda run: _init(algorithm, *run), (env, config, keys))
+        return over_seeds(partial(_init, algorithm, env, config), keys)
+
+    def segment_seeds(
+        env: Environment, config: Config, state: State, iterations: Int[Array, ""]
+    ) -> tuple[State, Record]:
+        if per_run:
+            return over_seeds(
+                lambda run: segment(algorithm, run[0], run[1], run[2], iterations, eval_callback), (env, config, state)
+            )
+        return over_seeds(lambda s: segment(algorithm, env, config, s, iterations, eval_callback), state)
+
+    placed_init: dict[str, Any] = {}
+    placed_segment: dict[str, Any] = {}
+    if laid.mesh.size > 1:
+        everywhere = NamedSharding(laid.mesh, P())
+        settings = laid.sharding if per_run else everywhere
+        placed_init = {"in_shardings": (settings, settings, everywhere), "out_shardings": laid.sharding}
+        placed_segment = {
+            "in_shardings": (settings, settings, laid.sharding, everywhere),
+            "out_shardings": laid.sharding,
+        }
+    return (
+        jax.jit(init_seeds, **placed_init),
+        jax.jit(segment_seeds, donate_argnums=2, **placed_segment),
+        placed_segment.get("out_shardings"),
+    )
+
+
 def compile_fit(
     algorithm: Algorithm,
     env: Environment,
@@ -293,37 +334,12 @@ def compile_fit(
         per_run: the leaves of `env` and `config` have a leading axis S too; else all runs share them.
         while_compiling: called in another thread once all is traced, while Python has nothing to do.
     """
-
-    def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
-        if per_run:
-            return over_seeds(lambda run: _init(algorithm, *run), (env, config, keys))
-        return over_seeds(partial(_init, algorithm, env, config), keys)
-
-    def segment_seeds(
-        env: Environment, config: Config, state: State, iterations: Int[Array, ""]
-    ) -> tuple[State, Record]:
-        if per_run:
-            return over_seeds(
-                lambda run: segment(algorithm, run[0], run[1], run[2], iterations, eval_callback), (env, config, state)
-            )
-        return over_seeds(lambda s: segment(algorithm, env, config, s, iterations, eval_callback), state)
-
-    laid = layout(len(keys))
-    placed_init: dict[str, Any] = {}
-    placed_segment: dict[str, Any] = {}
-    if laid.mesh.size > 1:
-        everywhere = NamedSharding(laid.mesh, P())
-        settings = laid.sharding if per_run else everywhere
-        placed_init = {"in_shardings": (settings, settings, everywhere), "out_shardings": laid.sharding}
-        placed_segment = {
-            "in_shardings": (settings, settings, laid.sharding, everywhere),
-            "out_shardings": laid.sharding,
-        }
     start = time.perf_counter()
-    lowered_init = jax.jit(init_seeds, **placed_init).lower(env, config, keys)
+    jitted = _jitted if isinstance(eval_callback, Hashable | None) else _jitted.__wrapped__
+    jitted_init, jitted_segment, sharding = jitted(algorithm, eval_callback, per_run, layout(len(keys)))
+    lowered_init = jitted_init.lower(env, config, keys)
     compiled_init = threads.begin(lowered_init.compile) if with_init else None  # while Python traces the other
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
-    jitted_segment = jax.jit(segment_seeds, donate_argnums=2, **placed_segment)
     lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
     traced = time.perf_counter()
     if while_compiling is not None:
@@ -333,7 +349,7 @@ def compile_fit(
         init=None if compiled_init is None else compiled_init(),
         segment=segment_program,
         specs=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed_segment.get("out_shardings")),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             lowered_segment.out_info,
         ),
         trace_seconds=traced - start,
