@@ -381,9 +381,15 @@ def leaves_as_arrays(tree: PyTree) -> PyTree:
     return _strong(jax.tree.map(lambda x: jnp.float32(x) if isinstance(x, float) else jnp.asarray(x), tree))
 
 
+def state_spec(algorithm: Algorithm, env: Environment, config: Config) -> State:
+    """Return `jax.ShapeDtypeStruct` in the place of every array of one run's state, without running anything."""
+    spec: State = _init.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
+    return spec
+
+
 def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[str, int]:
     """Bytes that one run's state takes, in all and for each of its fields, without running anything."""
-    spec = _init.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
+    spec = state_spec(algorithm, env, config)
 
     def size(tree: Any) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

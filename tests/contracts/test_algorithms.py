@@ -164,7 +164,8 @@ def test_the_policy_maps_one_observation_and_a_key_to_an_action(algo):
 @pytest.mark.parametrize("switch", ["normalize_observations", "normalize_rewards"])
 def test_normalisation_runs_and_matters(name, switch):
     env = Corridor(cells=2)  # short, so that random actions are paid within the few steps
-    on, off = (tiny(name, env, **{switch: value}).train(jax.random.key(0))[0] for value in (True, False))
+    once = dict(total_timesteps=TINY[name]["eval_freq"])
+    on, off = (tiny(name, env, **once, **{switch: value}).train(jax.random.key(0))[0] for value in (True, False))
     assert any(not np.array_equal(a, b) for a, b in zip(raw(on.params), raw(off.params), strict=True))
     assert all(np.isfinite(x).all() for x in raw(on.params))
 
@@ -396,13 +397,18 @@ def lowered(algo) -> str:
     [(name, "minatar") for name in ALGORITHMS] + [(name, torso) for name in ("iqn", "pqn") for torso in TORSOS[2:]],
 )
 def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso):
-    settings = dict(torso=torso, total_timesteps=2 * TINY[name]["eval_freq"], spectral_norm=torso == "impala")
-    algo = tiny(name, Pixels(), **settings)
-    state, record = algo.records(jax.random.key(0))
-    assert bool(record.finite.all())
-    start = algo.init(jax.random.key(0))
+    square = Pixels((36, 36, 1) if torso == "nature" else (12, 12, 1))
+    algo = tiny(name, square, torso=torso, spectral_norm=torso == "impala")
+    step, start = jax.jit(algo.step), algo.init(jax.random.key(0))
+    state = start
+    for _ in range(3):
+        state, metrics = step(state)
+        assert np.isfinite(metrics.loss)
     before, after = (raw(jax.tree.leaves(s.params)) for s in (start, state))
+    assert all(np.isfinite(x).all() for x in after)
     assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)), "each kernel and bias is learned"
+    obs = square.reset(jax.random.key(1))[1]
+    assert int(algo.policy(state)(obs, jax.random.key(2))) in (0, 1)
     if hasattr(state, "replay"):
         assert state.replay.observations.dtype == jnp.uint8
 
@@ -411,7 +417,7 @@ def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso)
 def test_in_bfloat16_states_are_as_in_float32_and_nearly_the_same_is_learned(name, torso):
     settings = dict(torso=torso, layer_norm=True, weight_averaging=0.5)
     if torso == "minatar":
-        settings["env"] = Pixels()
+        settings["env"] = Pixels((12, 12, 1))
     wide, narrow = (tiny(name, compute_dtype=d, **settings) for d in ("float32", "bfloat16"))
     start = wide.init(jax.random.key(0))
     same = narrow.init(jax.random.key(0))

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 
 from quantilax import ALGORITHMS, ConfigWarning, train
 from quantilax.envs.probes import TimeLimit
+from quantilax.studies import inert
 from tests.conftest import TINY, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 
@@ -129,7 +130,7 @@ def cost(algo) -> dict[str, float]:
     algorithm, env, config = algo.arguments()
     segment = jax.jit(partial(train.segment, algorithm, env))
     state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
-    compiled = segment.lower(config, state, jnp.array(5)).compile()
+    compiled = segment.lower(config, state, jnp.array(5)).compile(inert.QUICKLY_COMPILED)
     counted = compiled.cost_analysis()
     lines = sum(" = " in line for line in compiled.as_text().splitlines())
     return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}

@@ -8,6 +8,7 @@ import pytest
 from quantilax import IQN
 from quantilax.algorithms import ALGORITHMS, iqn
 from quantilax.packing import PACKED
+from quantilax.studies import inert
 from tests.conftest import tiny
 
 pytestmark = pytest.mark.optimized
@@ -23,7 +24,9 @@ def cost(**settings) -> dict[str, float]:
     )  # fmt: skip
     _, _, config = algo.arguments()
     state = jax.eval_shape(algo.init, jax.random.key(0))
-    program = jax.jit(iqn.update).lower(config, state, jax.eval_shape(jax.random.key, 0)).compile()
+    program = (
+        jax.jit(iqn.update).lower(config, state, jax.eval_shape(jax.random.key, 0)).compile(inert.QUICKLY_COMPILED)
+    )
     return program.cost_analysis()
 
 
@@ -47,7 +50,7 @@ def test_no_algorithm_copies_a_large_array_of_the_network_into_a_vector(name):
     # XLA on a CPU takes sums (of biases' gradients) into such a copy, and then it took 50 of the 54 ms of DQN's gradient step.
     algo = tiny(name, "Breakout-MinAtar", torso="minatar", torso_sizes=(128,), head_sizes=())
     state = jax.eval_shape(algo.init, jax.random.key(0))
-    text = jax.jit(algo.step).lower(state).compile().as_text()
+    text = jax.jit(algo.step).lower(state).compile(inert.QUICKLY_COMPILED).as_text()
     assert max(x.size for x in jax.tree.leaves(state.params)) > PACKED
     vectors = [int(n) for n in re.findall(r" f32\[(\d+)\]\S* concatenate\(", text)]
     assert max(vectors, default=0) <= PACKED

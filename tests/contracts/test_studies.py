@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +26,11 @@ from tests.studies import GOOD, store
 CELLS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> str:
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    return str(tmp_path / "tiny.yaml")
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(TINY)
+    return str(file)
 
 
 def study(config: str, cells=CELLS, seeds=3, **overrides) -> definition.Study:
@@ -44,9 +46,19 @@ def without_time(records: pl.DataFrame) -> pl.DataFrame:
     return records.drop("seconds")
 
 
+@pytest.fixture(scope="module")
+def made(config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study that nothing happens to; not to be changed."""
+    path = tmp_path_factory.mktemp("made") / "whole"
+    run(study(config), path)
+    return path
+
+
 @pytest.fixture
-def whole(config, tmp_path) -> pl.DataFrame:
-    return run(study(config), tmp_path / "whole")
+def whole(made, tmp_path) -> pl.DataFrame:
+    """Its records; a copy of it lies in `whole`, to do anything with."""
+    shutil.copytree(made, tmp_path / "whole")
+    return without_time(Store.open(tmp_path / "whole").records())
 
 
 def test_a_study_has_the_records_that_train_has_bit_for_bit(config, tmp_path, whole):

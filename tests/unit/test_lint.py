@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -82,10 +83,26 @@ def healthy(request) -> tuple[Agent, Programs, Trial]:
     return one, Programs(one, lambda _: None), Trial(one)
 
 
-@pytest.fixture(scope="module")
+@cache
+def programs_of(name: str) -> Programs:
+    """Those of a tiny agent; they remember what they have traced."""
+    return Programs(tiny(name), lambda _: None)
+
+
+@pytest.fixture
 def plain() -> Programs:
     """Those of an IQN whose acting policy is not distorted."""
-    return Programs(tiny("iqn"), lambda _: None)
+    return programs_of("iqn")
+
+
+@pytest.fixture
+def examined(monkeypatch) -> Callable[..., None]:
+    """Have only fields of these names examined by the program: a variant is traced for each."""
+
+    def only(algorithm, *names: str) -> None:
+        monkeypatch.setattr(inert, "LOOP", tuple(set(algorithm.config.__dataclass_fields__) - set(names)))
+
+    return only
 
 
 def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
@@ -94,7 +111,7 @@ def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_others_say(name):
-    found, unknown = by_program(Programs(tiny(name), lambda _: None))
+    found, unknown = by_program(programs_of(name))
     assert unknown == []
     assert [one.name for one in found if one.enabled_by is None] == []
 
@@ -177,15 +194,17 @@ def test_fields_that_differ_from_their_defaults_count_as_chosen():
     assert _chosen(create(iqn.ALGORITHM, "probe/corridor", {"gamma": 0.99, "risk_eta": 0.5})) == ["risk_eta"]
 
 
-def test_static_fields_without_effect_are_found_with_what_brings_them_to_life():
+def test_static_fields_without_effect_are_found_with_what_brings_them_to_life(examined):
     # Without layers there is nothing to activate or to normalise.
+    examined(iqn.ALGORITHM, "activation", "layer_norm", "torso_sizes")
     programs = Programs(agent(iqn.ALGORITHM, torso_sizes=[], head_sizes=[]), lambda _: None)
     found = {one.name: one for one in by_program(programs)[0]}
     assert {"activation", "layer_norm"} <= set(found)
     assert found["activation"].enabled_by == found["layer_norm"].enabled_by == ("torso_sizes", (1,))
 
 
-def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own():
+def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined):
+    examined(FORGETFUL, "unread", "unread_number", "unread_name", "unread_array")
     found = lint(agent(FORGETFUL, unread_array=np.ones(3)))
     for field in ("unread", "unread_number"):
         assert of(found, field).severity == "error"
@@ -199,7 +218,8 @@ def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own():
     assert found == sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
 
 
-def test_what_a_value_hides_is_told_by_curves_and_called_no_proof():
+def test_what_a_value_hides_is_told_by_curves_and_called_no_proof(examined):
+    examined(iqn.ALGORITHM, *pytree.float_fields(iqn.Config))
     # With epsilon constant the length of its schedule is of no matter: the program cannot see that.
     found = lint(tiny("iqn", Corridor(cells=2), eps_start=0.1, eps_end=0.1, total_timesteps=2400, eval_freq=1200))
     (finding,) = (f for f in found if "changes neither curve nor weights" in f.finding)
@@ -364,7 +384,10 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
 
 
 @pytest.mark.parametrize(("algorithm", "head"), [("c51", {}), ("pqn", {"head": "categorical"})])
-def test_a_categorical_support_that_does_not_cover_the_returns_of_the_first_evaluations_is_found(algorithm, head):
+def test_a_categorical_support_that_does_not_cover_the_returns_of_the_first_evaluations_is_found(
+    algorithm, head, monkeypatch
+):
+    monkeypatch.setattr(inert, "findings", lambda *_: [])
     for v_max, is_found in ((1.0, True), (100.0, False)):
         one = tiny(algorithm, "CartPole-v1", **head, v_min=0.0, v_max=v_max)
         found = [finding for finding in lint(one) if finding.field == "v_max"]
@@ -376,6 +399,7 @@ def test_a_categorical_support_that_does_not_cover_the_returns_of_the_first_eval
             assert found[0].remedy == "widen the support, or change reward_scale"
 
 
-def test_returns_are_compared_with_the_support_as_they_are_learned():
+def test_returns_are_compared_with_the_support_as_they_are_learned(monkeypatch):
+    monkeypatch.setattr(inert, "findings", lambda *_: [])
     one = tiny("c51", "CartPole-v1", v_min=0.0, v_max=1.0, reward_scale=0.01)
     assert [finding for finding in lint(one) if finding.field == "v_max"] == []

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from quantilax import train
@@ -58,8 +57,8 @@ def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, S
     check_config(checkpoint, agent, seeds)
     if env is None:  # who gives another one wants to know how the policy does there
         check_environment(checkpoint, agent)
-    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-    spec = jax.eval_shape(lambda k: jax.vmap(lambda key: train.init(*agent.arguments(), key))(k), keys)
+    one = train.state_spec(*agent.arguments())
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype), one)
     arrays = {name: array for name, array in checkpoint.arrays.items() if name.startswith("state/")}
     tree = checkpoints.unpack(checkpoint._replace(arrays=arrays), {"state": spec})
     return agent, tree["state"], seeds, checkpoint.facts["env_step"]
