@@ -94,7 +94,8 @@ def test_a_validated_section_still_comes_to_what_its_row_says(row, tmp_path):
     study, out = tmp_path / "validate.yaml", tmp_path / "runs"
     study.write_text(json.dumps(asked if solved is None else {**asked, "solved": solved}))
     # As a user has it: all cores, and XLA's optimizations, which conftest has switched off.
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    without = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in without}
     command = [sys.executable, "-m", "quantilax.cli", "study", str(study), "--out", str(out)]
     subprocess.run(command, env=environment, check=True)
     records = Store.open(out).records()

@@ -1,5 +1,7 @@
 """Learned distributions and values against the known ones of the probes."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,7 @@ LEARNERS = {
 }
 
 
+@cache
 def learned(name, gamma, learner="iqn", **changes):
     """(estimated, true) quantiles at TAUS, each (100, actions)."""
     env = envs.make(name)

@@ -28,11 +28,16 @@ def steps(n, seed=0, cut=0.2):
         )
 
 
+@jax.jit
+def both(ring, kept, transition, obs):
+    ring = add(ring, transition, obs)
+    return ring, priorities.add(kept, ring)
+
+
 def filled(n, capacity, n_step=1, batch=8, cut=0.2):
     transitions = list(steps(n, cut=cut))
     ring = init(jax.tree.map(lambda x: jnp.asarray(x[0]), transitions[0][0]), jnp.zeros((E, 1)), capacity, n_step)
     kept = priorities.init(ring, batch)
-    both = jax.jit(lambda ring, kept, t, obs: (lambda r: (r, priorities.add(kept, r)))(add(ring, t, obs)))
     for t, obs in transitions:
         ring, kept = both(ring, kept, t, obs)
     return ring, kept

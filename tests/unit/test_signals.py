@@ -168,23 +168,29 @@ def test_what_is_in_the_replay_is_counted(trained):
     assert last["action_entropy"] == pytest.approx(-(share * np.log2(share)).sum(), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def measure(trained):
+    """(config, state, episodes, key, key) -> signals, compiled once."""
+    algorithm, env, _ = trained[0].arguments()
+    return jax.jit(partial(algorithm.signals, env))
+
+
 @pytest.mark.parametrize(("epsilon", "share"), [(0.0, 0.0), (1.0, 0.5), (0.2, 0.1)])
-def test_exploration_is_the_share_of_actions_that_epsilon_makes_not_greedy(trained, epsilon, share):
+def test_exploration_is_the_share_of_actions_that_epsilon_makes_not_greedy(trained, measure, epsilon, share):
     # Of two actions a random one is the greedy one half of the time. Without epsilon it is 0 to the bit, however much
     # actions change with the fractions drawn.
     agent, state = trained[:2]
     algorithm, env, config = agent.replace(eps_start=epsilon, eps_end=epsilon).arguments()
     episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 2, 0.9)
-    found = jax.jit(partial(algorithm.signals, env))(config, state, episodes, *train.signal_keys(state))
+    found = measure(config, state, episodes, *train.signal_keys(state))
     assert float(found.exploration) == pytest.approx(share, abs=0.04 if share else 0.0)
 
 
-def test_returns_are_compared_with_the_values_of_the_weights_that_played(trained):
+def test_returns_are_compared_with_the_values_of_the_weights_that_played(trained, measure):
     agent, state = trained[:2]
     algorithm, env, config = agent.arguments()
     others = jax.tree.map(lambda x: x + 0.1, state.params)
-    episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 8, 0.9)
-    measure = jax.jit(partial(algorithm.signals, env))
+    episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 2, 0.9)
     as_it_is, averaged, learned = (
         measure(config, dataclasses.replace(state, **weights), episodes, *train.signal_keys(state))
         for weights in ({}, {"average_params": others}, {"params": others})

@@ -276,11 +276,11 @@ def test_told_to_compute_in_bfloat16_a_torso_gives_nearly_the_same_features_as_f
     wide, narrow = (make(name, (38, 45, 2), (32,), **settings) for _ in range(2))
     computing_in(narrow, "bfloat16")
     x = jax.random.normal(jax.random.key(0), (38, 45, 2))
-    a, b = wide(x), narrow(x)
+    a, b = jax.jit(wide.__call__)(x), jax.jit(narrow.__call__)(x)
     assert a.dtype == b.dtype == jnp.float32
     assert not np.array_equal(a, b)
     assert_allclose(a, b, atol=0.03 * float(jnp.abs(a).max()))  # 2^-9 per rounding
-    gradients = nnx.grad(lambda network: (network(x) ** 2).sum())(narrow)
+    gradients = nnx.jit(nnx.grad(lambda network: (network(x) ** 2).sum()))(narrow)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
     plain = computing_in(
         make(name, (38, 45, 2), (32,), layer_norm=layer_norm), "bfloat16"
