@@ -252,9 +252,18 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
 
 
 def _plain(summary: "Summary") -> dict[str, Any]:  # type: ignore[name-defined]
-    """A summary as JSON has it; an interval that there is none of is null."""
-    ends = {name: getattr(summary, name) for name in ("mean_interval", "iqm_interval")}
-    return summary._asdict() | {name: None if math.isnan(low) else (low, high) for name, (low, high) in ends.items()}
+    """A summary as JSON has it; what is no finite number, or an interval of such, is null."""
+    from quantilax.runs.evaluations import finite_or_none as plain
+
+    found = summary._asdict()
+    for name, value in found.items():
+        if isinstance(value, dict):
+            found[name] = {key: plain(number) for key, number in value.items()}
+        elif isinstance(value, tuple):
+            found[name] = [plain(number) for number in value] if all(map(math.isfinite, value)) else None
+        else:
+            found[name] = plain(value)
+    return found
 
 
 @cli.command()
@@ -738,7 +747,8 @@ def main() -> None:
     from quantilax.runs import RunError, beside, stderr
 
     status = 0
-    told, sys.stderr = sys.stderr, stderr.Lossy(lambda: told)
+    if (told := sys.stderr) is not None:
+        sys.stderr = stderr.Lossy(lambda: told)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
     try:

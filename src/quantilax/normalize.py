@@ -12,6 +12,8 @@ from quantilax.types import NStep, Observation, Transition
 
 Experience = TypeVar("Experience", Transition, NStep)
 EPSILON = 1e-8
+ROUNDING = 1e-10
+"""Of the square of a mean: what the variance of equal numbers may come to in float32, and a thousand times more."""
 CLIP = 10.0
 """Standard deviations: a feature constant so far must not enter as thousands when it moves."""
 
@@ -101,8 +103,9 @@ def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "
 
 
 def deviation(moments: Moments) -> Float[Array, "*shape"]:
-    """Standard deviation; 1 where all was the same so far, as after a first step that pays the same everywhere."""
-    return jnp.sqrt(jnp.where(moments.variance > 0, moments.variance, 1.0) + EPSILON)
+    """Standard deviation; 1 where all was the same so far, to rounding, as after a first step that pays alike everywhere."""
+    differs = moments.variance > ROUNDING * moments.mean**2
+    return jnp.sqrt(jnp.where(differs, moments.variance, 1.0) + EPSILON)
 
 
 def transitions(normalizer: Normalizer, batch: Experience) -> Experience:

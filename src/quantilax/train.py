@@ -7,7 +7,7 @@ compiled program.
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -276,12 +276,12 @@ def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
 
 @lru_cache(maxsize=8)
 def _jitted(
-    algorithm: Algorithm, eval_callback: EvalCallback | None, per_run: bool, laid: Layout
+    treedef: Any, algorithm: Algorithm, per_run: bool, laid: Layout, eval_callback: EvalCallback | None = None
 ) -> tuple[Any, Any, NamedSharding | None]:
     """Return `init` and `segment` of several runs as jitted functions, and where states lie; None: on the one device.
 
-    Kept, since JAX finds what it has traced and compiled by the function: a second run of the same shapes in a process, a
-    resumed one say, is compiled once.
+    The last few are kept, one for each `treedef` of environment and config: JAX finds what it has traced and compiled by the
+    function, so a second run of the same in a process, a resumed one say, is compiled once, and no more stay in memory.
     """
 
     def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
@@ -335,8 +335,9 @@ def compile_fit(
         while_compiling: called in another thread once all is traced, while Python has nothing to do.
     """
     start = time.perf_counter()
-    jitted = _jitted if isinstance(eval_callback, Hashable | None) else _jitted.__wrapped__
-    jitted_init, jitted_segment, sharding = jitted(algorithm, eval_callback, per_run, layout(len(keys)))
+    jitted = _jitted if eval_callback is None else _jitted.__wrapped__  # what a function reads may be another by now
+    structure, laid = jax.tree.structure((env, config)), layout(len(keys))
+    jitted_init, jitted_segment, sharding = jitted(structure, algorithm, per_run, laid, eval_callback)
     lowered_init = jitted_init.lower(env, config, keys)
     compiled_init = threads.begin(lowered_init.compile) if with_init else None  # while Python traces the other
     iterations = jax.ShapeDtypeStruct((), jnp.int32)

@@ -1074,6 +1074,19 @@ def test_a_standard_error_that_is_full_ends_no_run(server, whole, here):
         assert_same_end(here / name, whole)
 
 
+def test_a_standard_error_that_is_closed_ends_no_run_and_no_refusal(here):
+    def closed(*arguments):
+        command = [sys.executable, "-m", "quantilax.cli", *arguments]
+        shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+        environment = os.environ | {"XDG_CACHE_HOME": str(here / "cache"), "JAX_PLATFORMS": "cpu"}
+        return subprocess.run(shell, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+
+    ended = closed("train", "short.yaml", "--out", "run")
+    assert (ended.returncode, status(here / "run")) == (0, "finished")
+    assert ended.stdout.startswith("final mean return ")
+    assert closed("train", "none.yaml").returncode == 2
+
+
 @pytest.mark.parametrize("how", ["deleted", "a link to nowhere"])
 def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_what_it_came_to(finished, tmp_path, call, how):
     run = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -1087,10 +1100,15 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_what_it_came_to(f
     assert {name: data for name, data in tree(run).items() if name != "lock"} == before
 
 
-def test_a_resumed_run_whose_checkpoints_are_gone_is_refused(stopped, call):
-    facts = json.loads((stopped / "run.json").read_text())
-    start = {**facts["starts"][0], "from_env_step": 120}
-    (stopped / "run.json").write_text(json.dumps({**facts, "status": "running", "starts": [*facts["starts"], start]}))
+@pytest.mark.parametrize("told_by", ["saved", "starts"])
+@pytest.mark.parametrize("how", ["running", "interrupted"])
+def test_a_run_that_was_stopped_and_whose_checkpoints_are_gone_is_refused(stopped, call, how, told_by):
+    facts = json.loads((stopped / "run.json").read_text()) | {"status": how}
+    assert facts["saved"] == 40
+    if told_by == "starts":  # as before `saved` was noted
+        del facts["saved"]
+        facts["starts"].append({**facts["starts"][0], "from_env_step": 120})
+    (stopped / "run.json").write_text(json.dumps(facts))
     shutil.rmtree(root(stopped))
     assert_refused(call("resume", "stopped", "--no-cache"), "holds no checkpoint, though the run had some")
 

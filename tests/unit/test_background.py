@@ -1,5 +1,6 @@
 """The writer's thread and what a user is told: neither can end a run, or make it wait for ever."""
 
+import io
 import sys
 import threading
 
@@ -48,10 +49,28 @@ def test_a_job_that_raises_is_told_and_those_after_it_are_done(monkeypatch):
     assert [one.exc_type for one in told] == [SystemExit, SystemExit]
 
 
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+class Proxy:
+    """What stands in the place of standard error while a bar of Rich is drawn."""
+
+    rich_proxied_file = Gone()
+
+    def write(self, text):
+        raise AssertionError
+
+    flush = isatty = write
+
+
 @pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("gone", [Gone, closed, lambda: None, Proxy])
 @pytest.mark.parametrize("make", [RunProgress, StudyProgress])
-def test_what_cannot_be_told_ends_nothing(make, quiet, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Gone())
+def test_what_cannot_be_told_ends_nothing(make, gone, quiet, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", gone())
     with make(100, quiet) as progress:
         progress.say("begun")
         progress.warn("a warning")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnax
 import jax
 import pytest
 
@@ -106,6 +107,11 @@ def test_an_environments_digest_is_of_its_parameters_and_of_nothing_else():
     digests = [conditions.environment(env) for env in (cartpole, shorter, heavier)]
     assert len(set(digests)) == 3
     assert conditions.environment(same) == conditions.environment(envs.make("CartPole-v1")) == digests[0]
+    as_an_object = envs.as_environment(gymnax.make("CartPole-v1")[0])
+    assert conditions.environment(as_an_object) == digests[0]
+    whole = dataclasses.replace(cartpole, params=cartpole.params.replace(gravity=9, max_steps_in_episode=500.0))
+    same_numbers = dataclasses.replace(cartpole, params=cartpole.params.replace(gravity=9.0))
+    assert conditions.environment(whole) == conditions.environment(same_numbers)
     breakout = envs.make("Breakout-MinAtar")
     assert conditions.environment(breakout) != conditions.environment(dataclasses.replace(breakout, probability=0.0))
     assert conditions.environment(Corridor(cells=6)) != conditions.environment(Corridor(cells=7))

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 from quantilax import normalize
@@ -72,10 +73,11 @@ def test_before_anything_is_seen_observations_pass_unscaled():
     assert_allclose(normalize.observations(normalizer, jnp.array([3.0, -4.0])), [3.0, -4.0], rtol=1e-6)
 
 
-def test_rewards_that_were_all_the_same_so_far_pass_as_they_are():
-    normalizer = normalize.init((2,), 5, observations=False, rewards=True)
-    batch = steps(np.random.default_rng(4), 5)._replace(reward=jnp.ones(5))
+@pytest.mark.parametrize("reward", [1.0, 0.1, -0.01, 0.3, 0.7, 0.0])
+@pytest.mark.parametrize("num_envs", [3, 7, 10, 20])
+def test_rewards_that_were_all_the_same_so_far_pass_as_they_are(num_envs, reward):
+    normalizer = normalize.init((2,), num_envs, observations=False, rewards=True)
+    batch = steps(np.random.default_rng(4), num_envs)._replace(reward=jnp.full(num_envs, reward))
     normalizer = normalize.update(normalizer, batch, 0.99)
-    assert normalizer.reward.moments.variance == 0
     assert_allclose(normalize.rewards(normalizer, jnp.array([1.0, -2.0])), [1.0, -2.0], rtol=1e-6)
     assert_allclose(normalize.returns(normalizer, jnp.array([1.0, -2.0])), [1.0, -2.0], rtol=1e-6)

@@ -416,7 +416,7 @@ def test_who_solves_late_had_no_time_to_fall(tmp_path):
     falls = (10.0, 480.0, 470.0, 500.0)
     late = (10.0, 20.0, 30.0, 480.0)  # at the last evaluation: nothing is known of what comes after
     there = Results.read(store(tmp_path / "s", {"base": [falls] * 8, "late": [late] * 8}, seeds=8))
-    assert choice.watched(there, "late", "base") == ((0, 8), (0, 8))
+    assert choice.watched(there, ["late", "base"]) == [(0, 8), (0, 8)]
     assert choice.choose(there).cell == "base"
     sign, reason = choice.compare(there, there.row("late"), there.row("base"))
     assert (sign, reason.split(",")[0]) == (-1, "the return over the curve")
@@ -427,16 +427,22 @@ def test_falls_are_counted_over_the_time_that_both_cells_were_watched(tmp_path):
     later = (10.0, 20.0, 480.0, 480.0)
     curves = {"base": [soon] * 5 + [NEVER], "later": [later] * 5 + [(10.0, 20.0, 480.0, 300.0)]}
     there = Results.read(store(tmp_path / "s", curves))
-    assert choice.watched(there, "later", "base") == ((1, 6), (0, 5))
-    assert choice.watched(there, "base", "base") == ((5, 5), (5, 5))
+    assert choice.watched(there, ["later", "base"]) == [(1, 6), (0, 5)]
+    assert choice.watched(there, ["base"]) == [(5, 5)]
     curves = {"base": [NEVER] * 6, "later": [later] * 6}
-    assert choice.watched(Results.read(store(tmp_path / "t", curves)), "later", "base") == ((0, 0), (0, 0))
+    assert choice.watched(Results.read(store(tmp_path / "t", curves)), ["later", "base"]) == [(0, 6), (0, 0)]
+
+
+def test_of_several_cells_ahead_one_is_not_first_for_having_had_no_time_to_fall(tmp_path):
+    early, late = (10.0, 480.0, 470.0, 500.0), (10.0, 20.0, 30.0, 480.0)
+    curves = {"base": [NEVER] * 8, "early": [early] * 8, "late": [late] * 8}
+    assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).cell == "early"
 
 
 def test_a_broken_run_has_fallen_if_it_had_reached_the_threshold(tmp_path):
     broke = (10.0, 480.0, NAN, NAN)
     there = Results.read(store(tmp_path / "s", {"base": [GOOD] * 6, "wild": [broke] * 6}))
-    assert choice.watched(there, "wild", "base") == ((6, 6), (0, 6))
+    assert choice.watched(there, ["wild", "base"]) == [(6, 6), (0, 6)]
 
 
 def test_counts_are_told_with_the_number_of_cells_that_they_are_not_adjusted_for(tmp_path):

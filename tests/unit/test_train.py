@@ -128,3 +128,21 @@ def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device
     assert done.wait(10)
     assert events[-1] == "beside"
     assert set(events[:-1]) == {"traced"}
+
+
+def test_programs_of_a_few_configs_are_kept_and_none_that_reads_a_callback():
+    def compiled(callback=None, **changes):
+        agent = IQN.create(env="probe/terminal", total_timesteps=200, eval_freq=100, fill_buffer=100, **changes)
+        keys = jax.vmap(jax.random.key)(jnp.arange(1))
+        return train.compile_fit(*agent.arguments(), keys, callback).segment.runtime_executable()
+
+    train._jitted.cache_clear()
+    first = compiled()
+    assert compiled() is first
+    assert compiled(gamma=0.5) is first
+    assert compiled(num_quantile_samples=5) is not first
+    info = train._jitted.cache_info()
+    assert (info.hits, info.currsize, info.maxsize) == (2, 2, 8)
+    watched = [compiled(lambda *_: jnp.zeros(())) for _ in range(2)]
+    assert watched[0] is not watched[1]
+    assert train._jitted.cache_info().currsize == 2

@@ -105,10 +105,14 @@ def environment(env: Any) -> str:
     return digest.hexdigest()
 
 
+NAMES = ("registered",)
+"""Fields of environments that say what they are called; `env` of the config is compared besides."""
+
+
 def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
     """Give what the fields of dataclasses come to; a number is the same as a Python number and as an array."""
     if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
+        for field in (one for one in dataclasses.fields(value) if one.name not in NAMES):
             yield from _parameters(getattr(value, field.name), f"{path}/{field.name}")
     elif isinstance(value, list | tuple):
         for i, part in enumerate(value):
@@ -117,7 +121,9 @@ def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
         yield from _parameters(jax.random.key_data(value), path)
     elif isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
-        array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64)
+        if np.issubdtype(array.dtype, np.floating):
+            array = array.astype(np.float32)  # as a program has it
+        array = array.astype(np.float64)
         yield path, str(array.shape).encode() + array.tobytes()
     elif value is None or isinstance(value, str):
         yield path, repr(value).encode()

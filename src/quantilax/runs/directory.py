@@ -50,6 +50,7 @@ FACTS = {
     "status": Fact("words", _is_text),
     "checkpoint_every": Fact("a whole number, 0 or more", _is_whole, False),
     "log": Fact("a list of names", lambda x: isinstance(x, list) and all(map(_is_text, x)), False),
+    "saved": Fact("a whole number, 0 or more", _is_whole, False),
     "devices": Fact("a whole number, 1 or more", lambda x: _is_whole(x, 1), False),
     "seconds": Fact("a number, 0 or more", lambda x: type(x) in (int, float) and 0 <= x < 1e18, False),
     "starts": Fact("a list of starts", lambda x: isinstance(x, list) and bool(x)),

@@ -1,4 +1,4 @@
-"""Standard error that may be gone, its disk full or its reader ended: what is said there is lost, and nothing else."""
+"""Standard error that may be gone, closed, its disk full or its reader ended: what is said there is lost, nothing else."""
 
 import contextlib
 import sys
@@ -7,24 +7,41 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+GONE = (OSError, ValueError)
+"""What writing raises; the latter where the stream is closed."""
+
 
 class Lossy:
     """A text stream that drops what cannot be written."""
 
-    def __init__(self, stream: Callable[[], TextIO]) -> None:
-        """Write to what `stream` returns at the time."""
+    def __init__(self, stream: Callable[[], TextIO | None]) -> None:
+        """Write to what `stream` returns at the time; None: to nothing."""
         self.stream = stream
 
     def write(self, text: str) -> int:
         """Write if it can be done."""
-        with contextlib.suppress(OSError):
-            self.stream().write(text)
+        with contextlib.suppress(*GONE):
+            if (stream := self.stream()) is not None:
+                stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush if it can be done."""
-        with contextlib.suppress(OSError):
-            self.stream().flush()
+        with contextlib.suppress(*GONE):
+            if (stream := self.stream()) is not None:
+                stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether there is a terminal to be drawn on."""
+        with contextlib.suppress(*GONE):
+            return getattr(self.stream(), "isatty", bool)()
+        return False
+
+    @property
+    def rich_proxied_file(self) -> "Lossy":
+        """The stream behind that of Rich's progress bars, if this is one."""
+        proxied = self.stream().rich_proxied_file  # type: ignore[union-attr]
+        return Lossy(lambda: proxied)
 
     def __getattr__(self, name: str) -> Any:
         """Be the stream in all else."""

@@ -154,7 +154,7 @@ def resume(
     directory = RunDirectory.open(Path(path))
     facts = directory.facts
     every = facts.get("checkpoint_every", 1) if checkpoint_every is None else checkpoint_every
-    log = tuple(facts.get("log", ()) if log is None else log)
+    log = tuple(dict.fromkeys(facts.get("log", ())) if log is None else log)
     _check_options(every, log)
     if cache:
         enable_compilation_cache()
@@ -198,7 +198,8 @@ def _check_begins_anew(directory: RunDirectory) -> None:
         CheckpointError: it had some, and to begin anew would write over what it came to.
     """
     root, facts = directory.checkpoints, directory.facts
-    had = facts["status"] in ("finished", "stopped") or any(start["from_env_step"] for start in facts["starts"])
+    had = "saved" in facts or facts["status"] in ("finished", "stopped")
+    had |= any(start["from_env_step"] for start in facts["starts"])
     if had or os.path.islink(root):
         raise CheckpointError(
             f"{root}: holds no checkpoint, though the run had some; put them back, or begin a new run with quantilax train"
@@ -387,6 +388,9 @@ class _Saver:
             try:
                 checkpoints.save(self.directory.checkpoints, env_step, arrays, facts)
                 self.saved = env_step
+                if "saved" not in self.directory.facts:
+                    with contextlib.suppress(OSError):  # the disk is full: the next one notes it
+                        self.directory.update(saved=env_step)
             except Exception as error:  # whatever it was: the thread must live
                 if not self.reason:
                     self.warn(

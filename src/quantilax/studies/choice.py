@@ -8,14 +8,15 @@ The rule. A cell is *ahead of the base* if the first of these that separates the
 3. the return over the curve: the rank test, adjusted for the number of cells.
 
 A study without `solved` has the rank test of the return at the end in place of 1 and 2. Of the cells that are ahead the one
-with the highest lower end of 1 wins, then the lowest upper end of 2, then the highest lower end of the return over the curve.
-Where none is ahead the base stays. Cells with missing runs, or with more broken ones than the base, are not chosen.
+with the highest lower end of 1 wins, then the lowest upper end of 2 (over the time that all of them were watched), then the
+highest lower end of the return over the curve. Where none is ahead the base stays. Cells with missing runs, or with more broken
+ones than the base, are not chosen.
 
 The best of many cells looks better than it is, so a choice is validated on held-out seeds: see `judge`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +52,8 @@ def choose(results: Results) -> Choice | None:
             ahead.append((row, reason))
     if not ahead:
         return Choice(results.base, f"no cell is ahead of {quoted(results.base)} by the rule, so it stays")
-    row, reason = max(ahead, key=lambda pair: _order(pair[0]))
+    fallen = watched(results, [row["cell"] for row, _ in ahead])
+    row, reason = max(zip(ahead, fallen, strict=True), key=lambda pair: _order(pair[0][0], pair[1]))[0]
     several = (
         "" if len(ahead) == 1 else f"; {len(ahead)} cells are ahead of it, this one is the first of them by the rule"
     )
@@ -78,45 +80,48 @@ def compare(results: Results, row: dict[str, Any], base: dict[str, Any]) -> tupl
     return 0, "nothing that separates them"
 
 
-Counts = tuple[tuple[int, int], tuple[int, int]]
-"""(count, of) of a cell and of the base."""
+Count = tuple[int, int]
+"""(count, of)"""
 
 
-def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, bool, Counts]]:
+def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, bool, list[Count]]]:
     """Give what rules 1 and 2 count, whether more of it is better, and the counts; nothing where there is no threshold."""
     if results.store.solved is None:
         return
-    ended = tuple((round(side["solved_at_end_share"] * side["n"]), side["n"]) for side in (row, base))
-    yield "the share of runs solved at the end", True, (ended[0], ended[1])
-    fallen = watched(results, row["cell"], base["cell"])
+    yield (
+        "the share of runs solved at the end",
+        True,
+        [(round(side["solved_at_end_share"] * side["n"]), side["n"]) for side in (row, base)],
+    )
+    fallen = watched(results, [row["cell"], base["cell"]])
     if min(of for _, of in fallen) > 0:
         yield "the share of runs that fell, as long after solving as both were watched", False, fallen
 
 
-def watched(results: Results, cell: str, base: str) -> Counts:
-    """Count the runs of two cells that fell, and those that were watched long enough, over an equal time after solving.
+def watched(results: Results, cells: Sequence[str]) -> list[Count]:
+    """Count each cell's runs that fell, and those that were watched long enough, over an equal time after solving.
 
-    The time is the smaller of the two medians of what runs had left after they first reached the threshold; runs that had
-    less do not count.
+    The time is the smallest of the cells' medians of what runs had left after they first reached the threshold; runs that had
+    less do not count. A cell that never reached it has (0, 0) and does not shorten the time.
     """
-    level, sides = results.store.solved, []
-    assert level is not None
-    for name in (cell, base):
+    level = results.store.solved
+    if level is None:
+        return [(0, 0) for _ in cells]
+    sides: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    for name in cells:
         curves = results.curves.filter(cell=name)
         steps, returns = curves["env_step"].to_numpy(), np.array(curves["returns"].to_list())  # (steps, seeds)
-        first = [int(np.argmax(run >= level)) for run in returns.T if (run >= level).any()]
-        runs = [run for run in returns.T if (run >= level).any()]
-        sides.append([(steps[at:] - steps[at], ~(run[at:] >= level)) for at, run in zip(first, runs, strict=True)])
-    if not all(sides):
-        return (0, 0), (0, 0)
-    time = min(float(np.median([after[-1] for after, _ in side])) for side in sides)
+        runs = [(run, int(np.argmax(run >= level))) for run in returns.T if (run >= level).any()]
+        sides.append([(steps[at:] - steps[at], ~(run[at:] >= level)) for run, at in runs])  # NaN is below
+    medians = [float(np.median([after[-1] for after, _ in side])) for side in sides if side]
+    time = min(medians, default=0.0)
     counts = [[bool(below[after <= time].any()) for after, below in side if after[-1] >= time] for side in sides]
-    return (sum(counts[0]), len(counts[0])), (sum(counts[1]), len(counts[1]))
+    return [(sum(fell), len(fell)) for fell in counts]
 
 
-def _order(row: dict[str, Any]) -> tuple[float, float, float]:
-    fell = row.get("fell_share_high")
-    return row.get("solved_at_end_share_low") or 0.0, -(1.0 if fell is None else fell), _or(row["auc_mean_low"])
+def _order(row: dict[str, Any], fallen: Count) -> tuple[float, float, float]:
+    fell = statistics.share_interval(*fallen)[1] if fallen[1] else 1.0
+    return row.get("solved_at_end_share_low") or 0.0, -fell, _or(row["auc_mean_low"])
 
 
 def _or(value: float | None) -> float:

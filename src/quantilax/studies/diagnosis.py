@@ -201,15 +201,15 @@ def proposal(config: Config, medians: Row, scores: Mapping[str, float]) -> dict[
     together: dict[str, dict[str, Any]] = {}
     for rule in sorted((rule for rule in RULES if rule.cause in measured), key=lambda rule: -measured[rule.cause]):
         change = {k: v for k, v in rule.change(config, medians).items() if k in config and config[k] != v}
-        if len(alone) + len(together) == PROPOSED:
+        if sum(map(len, alone.values())) + len(together) == PROPOSED:
             break
         if len(change) > 1:
             together[rule.cause] = change
         for field, value in change.items() if len(change) == 1 else ():
             alone.setdefault(field, []).append(value)
-    if "learning_rate" not in alone and len(alone) + len(together) < PROPOSED:
-        rate = config["learning_rate"]
-        alone["learning_rate"] = [float(f"{rate / 10:.1g}"), float(f"{rate * 3:.1g}")]
+    room = PROPOSED - sum(map(len, alone.values())) - len(together)
+    if "learning_rate" not in alone and room > 0:
+        alone["learning_rate"] = [float(f"{config['learning_rate'] * x:.1g}") for x in (0.1, 3.0)][:room]
     return ({"one_at_a_time": alone} if alone else {}) | ({"named": together} if together else {})
 
 

@@ -161,7 +161,7 @@ class Worker:
         self.compile_seconds = 0.0
 
     def program(self, group: Group) -> train.Program:
-        """Compile, unless it is the program of the portion before; only one is kept."""
+        """Compile, unless it is the program of the portion before."""
         if self.current is None or self.current[0] != group.number:
             self.current = None
             first = next(iter(group.agents.items()))[0]

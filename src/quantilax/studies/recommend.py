@@ -218,16 +218,17 @@ def _looked(validation: Store, cell: str, number: int) -> list[int]:
     there is found in 8% of cases by the second look and in 14% by the fifth (Armitage, McPherson and Rowe 1969, "Repeated
     significance tests on accumulating data").
     """
-    store = Store.open(validation.path)
-    before = store.facts.get("looks", {}).get(cell, [])
-    looks = sorted({*before, number})
-    if looks != before:
-        try:
-            store.update(looks={**store.facts.get("looks", {}), cell: looks})
-        except OSError as error:
-            raise RunError(
-                f"{store.path}: cannot be written: {reason(error)}; make room and give the command again"
-            ) from None
+    with validation.lock():
+        store = Store.open(validation.path)
+        before = store.facts.get("looks", {}).get(cell, [])
+        looks = sorted({*before, number})
+        if looks != before:
+            try:
+                store.update(looks={**store.facts.get("looks", {}), cell: looks})
+            except OSError as error:
+                raise RunError(
+                    f"{store.path}: cannot be written: {reason(error)}; make room and give the command again"
+                ) from None
     return looks
 
 
