@@ -101,8 +101,8 @@ def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iter
 def watched(results: Results, cells: Sequence[str]) -> list[Count]:
     """Count each cell's runs that fell, and those that were watched long enough, over an equal time after solving.
 
-    The time is the smallest of the cells' medians of what runs had left after they first reached the threshold; runs that had
-    less do not count. A cell that never reached it has (0, 0) and does not shorten the time.
+    The time is the least that any of the runs had left after it first reached the threshold, but for runs that had less than
+    half of their cell's median: these do not count. A cell that never reached it has (0, 0) and does not shorten the time.
     """
     level = results.store.solved
     if level is None:
@@ -113,9 +113,12 @@ def watched(results: Results, cells: Sequence[str]) -> list[Count]:
         steps, returns = curves["env_step"].to_numpy(), np.array(curves["returns"].to_list())  # (steps, seeds)
         runs = [(run, int(np.argmax(run >= level))) for run in returns.T if (run >= level).any()]
         sides.append([(steps[at:] - steps[at], ~(run[at:] >= level)) for run, at in runs])  # NaN is below
-    medians = [float(np.median([after[-1] for after, _ in side])) for side in sides if side]
-    time = min(medians, default=0.0)
-    counts = [[bool(below[after <= time].any()) for after, below in side if after[-1] >= time] for side in sides]
+    kept = []
+    for side in sides:
+        least = np.median([after[-1] for after, _ in side]) / 2 if side else 0.0
+        kept.append([(after, below) for after, below in side if after[-1] >= least])
+    time = min((after[-1] for side in kept for after, _ in side), default=0)
+    counts = [[bool(below[after <= time].any()) for after, below in side] for side in kept]
     return [(sum(fell), len(fell)) for fell in counts]
 
 
