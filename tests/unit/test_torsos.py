@@ -280,7 +280,8 @@ def test_told_to_compute_in_bfloat16_a_torso_gives_nearly_the_same_features_as_f
     assert a.dtype == b.dtype == jnp.float32
     assert not np.array_equal(a, b)
     assert_allclose(a, b, atol=0.03 * float(jnp.abs(a).max()))  # 2^-9 per rounding
-    gradients = nnx.jit(nnx.grad(lambda network: (network(x) ** 2).sum()))(narrow)
+    network, params, rest = nnx.split(narrow, nnx.Param, ...)
+    gradients = jax.jit(jax.grad(lambda params: (nnx.merge(network, params, rest)(x) ** 2).sum()))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
     plain = computing_in(
         make(name, (38, 45, 2), (32,), layer_norm=layer_norm), "bfloat16"
