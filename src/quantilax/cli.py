@@ -747,7 +747,8 @@ def main() -> None:
     from quantilax.runs import RunError, beside, stderr
 
     status = 0
-    if (told := sys.stderr) is not None:
+    told = sys.stderr
+    if told is not None and not isinstance(told, stderr.Lossy):  # `main` may run more than once in a process
         sys.stderr = stderr.Lossy(lambda: told)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text

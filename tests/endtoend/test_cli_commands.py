@@ -1,12 +1,14 @@
 """What the command line prints where it trains nothing: help, lists, resolved configs and warnings."""
 
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from quantilax import ALGORITHMS, pytree, runs
+from quantilax.runs import stderr
 from tests.endtoend.conftest import Call, tree
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
@@ -191,3 +193,11 @@ def test_a_categorical_support_that_does_not_cover_the_returns_gives_one_warning
     assert line.startswith("warning: v_max: 100% of the returns of an evaluation")
     assert line.endswith("widen the support, or change reward_scale (seen at step 40)")
     assert call("train", "c51.yaml", "c51", "v_max=100.0", "--out", "wide", "--quiet", "--no-cache").lines == []
+
+
+def test_main_run_again_in_a_process_leaves_standard_error_as_the_first_time(call):
+    call("show", "nowhere")
+    first = sys.stderr
+    assert isinstance(first, stderr.Lossy)
+    call("show", "nowhere")
+    assert sys.stderr is first

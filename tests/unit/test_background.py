@@ -90,3 +90,18 @@ def test_a_lossy_stream_is_the_stream_in_all_else(capsys):
     lossy.flush()
     assert lossy.encoding == sys.stderr.encoding
     assert capsys.readouterr().err == "a line\n"
+
+
+def test_lossy_streams_one_around_another_ask_the_stream_once():
+    class Counting:
+        asked = 0
+
+        def __getattr__(self, name):
+            self.asked += 1
+            raise AttributeError(name)
+
+    stream = counting = Counting()
+    for _ in range(50):  # twice in each would never end
+        stream = stderr.Lossy(lambda stream=stream: stream)
+    assert getattr(stream, "rich_proxied_file", None) is None
+    assert counting.asked == 1

@@ -37,15 +37,10 @@ class Lossy:
             return getattr(self.stream(), "isatty", bool)()
         return False
 
-    @property
-    def rich_proxied_file(self) -> "Lossy":
-        """The stream behind that of Rich's progress bars, if this is one."""
-        proxied = self.stream().rich_proxied_file  # type: ignore[union-attr]
-        return Lossy(lambda: proxied)
-
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in all else."""
-        return getattr(self.stream(), name)
+        """Be the stream in all else; what Rich's progress bars have put before another stream gives that one, lossy too."""
+        found = getattr(self.stream(), name)
+        return Lossy(lambda: found) if name == "rich_proxied_file" else found
 
 
 def console(quiet: bool = False) -> Console:
