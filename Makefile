@@ -16,10 +16,11 @@ help:  ## Show this list
 train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 	$(BIN)/quantilax train configs/gymnax/cartpole.yaml iqn
 
-test: $(VENV)/.installed-test  ## Run the whole test suite
+test: $(VENV)/.installed-test  ## Run the test suite, but for its long tests
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-validate: $(VENV)/.installed-test  ## Repeat a part of docs/benchmarks.md (of MinAtar a section a day), IQN beside tianshou's, docs/diagnosis.md: an hour on two cores
+validate: $(VENV)/.installed-test  ## The suite's long tests, a part of docs/benchmarks.md (of MinAtar a section a day), IQN beside tianshou's, docs/diagnosis.md: an hour and more on two cores
+	$(BIN)/pytest $(PYTEST_FLAGS) -m validation
 	$(BIN)/pytest -p no:xdist -rA tests/validate_sections.py
 	$(BIN)/python -m benchmarks.conformance
 	$(BIN)/pytest -p no:xdist tests/contracts/test_conformance.py

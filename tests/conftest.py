@@ -1,7 +1,7 @@
 """What all tests share: quick compiling, a compilation cache of their own, and a small config per registered algorithm."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,14 @@ OFF_POLICY: dict[str, Any] = dict(
     head_sizes=(8,),
     learning_rate_end=0.5,
 )
+FIRST = ("iqn", "pqn")
+
+
+def each(names: Iterable[str] = ALGORITHMS, first: Collection[str] = FIRST) -> list[Any]:
+    """Parameters of a long test: `first` in `make test`, the others in `make validate` only."""
+    return [pytest.param(name, marks=() if name in first else pytest.mark.validation) for name in names]
+
+
 TINY: dict[str, dict[str, Any]] = {
     "dqn": OFF_POLICY,
     "c51": OFF_POLICY | dict(num_atoms=7, v_min=-2.0, v_max=2.0),

@@ -16,7 +16,7 @@ from quantilax.algorithms import pqn
 from quantilax.envs.probes import Corridor
 from quantilax.exploration import mean_repeats
 from quantilax.networks import TORSOS
-from tests.conftest import TINY, tiny
+from tests.conftest import TINY, each, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 from tests.unit.test_torsos import Pixels
 
@@ -413,6 +413,7 @@ def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso)
         assert state.replay.observations.dtype == jnp.uint8
 
 
+@pytest.mark.parametrize("name", each())
 @pytest.mark.parametrize("torso", ["mlp", "minatar"])
 def test_in_bfloat16_states_are_as_in_float32_and_nearly_the_same_is_learned(name, torso):
     settings = dict(torso=torso, layer_norm=True, weight_averaging=0.5)

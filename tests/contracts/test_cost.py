@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from quantilax import IQN
-from quantilax.algorithms import ALGORITHMS, iqn
+from quantilax.algorithms import iqn
 from quantilax.packing import PACKED
 from quantilax.studies import inert
-from tests.conftest import tiny
+from tests.conftest import each, tiny
 
 pytestmark = pytest.mark.optimized
 
@@ -45,7 +45,7 @@ def test_a_gradient_step_computes_little_beyond_its_products_and_makes_few_passe
     assert measured["bytes accessed"] < (23.1 if share else 30.5) * activations
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", each())
 def test_no_algorithm_copies_a_large_array_of_the_network_into_a_vector(name):
     # XLA on a CPU takes sums (of biases' gradients) into such a copy, and then it took 50 of the 54 ms of DQN's gradient step.
     algo = tiny(name, "Breakout-MinAtar", torso="minatar", torso_sizes=(128,), head_sizes=())

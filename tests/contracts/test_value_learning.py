@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -165,10 +165,16 @@ def test_the_optimizer_moves_the_target_and_counts(name, algo):
     assert int(twice.gradient_steps) == 2
 
 
-@pytest.mark.parametrize("name", [*MODULES, "fqf"])
+@cache
+def learned(name, **changes):
+    """Parameters after training."""
+    return tiny(name, **changes).train(jax.random.key(0))[0].params
+
+
 @pytest.mark.parametrize("change", [dict(dueling=True), dict(n_step=3), dict(noisy=True)])
+@pytest.mark.parametrize("name", [*MODULES, "fqf"])
 def test_each_refinement_changes_what_is_learned(name, change):
-    plain, refined = (tiny(name, **c).train(jax.random.key(0))[0].params for c in ({}, change))
+    plain, refined = learned(name), learned(name, **change)
     leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (plain, refined)]
     assert leaves[0].shape != leaves[1].shape or not np.array_equal(*leaves)
     assert all(np.isfinite(x).all() for x in leaves)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import each
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "docs" / "notebooks").glob("*.ipynb"))
 EXECUTE = """
 import sys
@@ -26,8 +28,9 @@ def test_there_are_two():
     assert [path.stem for path in NOTEBOOKS] == list(LEFT)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, pytestconfig):
+@pytest.mark.parametrize("name", each(LEFT, ["study"]))
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, pytestconfig):
+    path = NOTEBOOKS[0].with_stem(name)
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(pytestconfig.cache.mkdir("xla")),
@@ -39,7 +42,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, pytestconfig):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > 0
-    assert (tmp_path / LEFT[path.stem]).exists()
+    assert (tmp_path / LEFT[name]).exists()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

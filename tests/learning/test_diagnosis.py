@@ -19,7 +19,7 @@ from quantilax import Agent, pytree, train
 from quantilax.runs import evaluations, loggers
 from quantilax.studies.diagnosis import diagnose
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.validation]
 
 FAULTS = Path(__file__).parents[2] / "investigations" / "0003-diagnosis" / "faults.py"
 SEEDS = [200, 201]

@@ -6,13 +6,14 @@ import jax
 import pytest
 
 from quantilax.runs import load_section
+from tests.conftest import each
 
 pytestmark = pytest.mark.optimized
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("section", ["dqn", "c51", "qrdqn", "iqn", "fqf", "pqn"])
+@pytest.mark.parametrize("section", each())
 def test_the_shipped_settings_solve_cartpole(section):
     algo = load_section(CONFIGS / "gymnax" / "cartpole.yaml", section).create()
     _, (_, returns) = algo.train(jax.random.key(0))

@@ -21,7 +21,7 @@ from quantilax.studies import inert
 from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_program
 from quantilax.studies.lint import Finding, _advice, _chosen, is_clean, lint
 from quantilax.studies.ranges import ranges
-from tests.conftest import TINY, tiny
+from tests.conftest import TINY, each, tiny
 from tests.unit.test_torsos import Pixels
 
 as_it_should_be = iqn.batch_loss
@@ -109,7 +109,7 @@ def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
     return inert.findings(programs, given, trial, lambda _: None)
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", each())
 def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_others_say(name):
     found, unknown = by_program(programs_of(name))
     assert unknown == []
@@ -161,6 +161,7 @@ def test_outputs_that_a_float_is_said_not_to_reach_keep_their_bits_when_it_chang
     assert moved > 50
 
 
+@pytest.mark.validation
 def test_a_library_that_never_reads_its_target_network_is_caught(plain):
     found = lint(agent(BLIND, target_update_freq=1, polyak=0.5))
     for field in ("target_update_freq", "polyak"):

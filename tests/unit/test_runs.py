@@ -16,7 +16,7 @@ import quantilax
 from quantilax import ConfigError, RunError
 from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints, training
 from quantilax.runs import evaluate as evaluate_run
-from tests.conftest import TINY, tiny
+from tests.conftest import TINY, each, tiny
 from tests.contracts.test_environments import Own
 
 
@@ -41,7 +41,7 @@ def finished(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("name", each(TINY))
 def test_a_run_stopped_by_a_callback_after_each_evaluation_ends_as_one_that_was_not(name, tmp_path):
     quantilax.run(tiny(name), tmp_path / "whole", seeds=[0, 1], quiet=True)
     result = quantilax.run(tiny(name), tmp_path / "parts", [0, 1], callback=lambda state, record: True, quiet=True)

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from quantilax import DQN, IQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, train
 from quantilax.networks import CNN, MLP, TORSOS, computing_in, torso
 from quantilax.networks.torsos import PLAIN, SECTIONS, Convolution, padded, spectral_bound, windows
+from tests.conftest import each
 
 
 def make(name: str, shape: tuple[int, ...], sizes=(128,), dtype=jnp.float32, **settings):
@@ -268,7 +269,7 @@ def test_the_names_are_those_that_are_made():
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("name", TORSOS)
+@pytest.mark.parametrize("name", each(TORSOS, ["mlp", "minatar"]))
 def test_told_to_compute_in_bfloat16_a_torso_gives_nearly_the_same_features_as_float32_and_float32_gradients(
     name, layer_norm
 ):
