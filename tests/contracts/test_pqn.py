@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
 from quantilax import PQN, ConfigError, ConfigWarning, train
@@ -98,11 +98,29 @@ def test_munchausen_is_refused_with_a_head_for_distributions():
         with_head("quantile", munchausen=True)
 
 
-def test_each_step_is_learned_from_once_per_epoch(algo):
-    rows = algo.config.steps_per_iteration
-    state, _ = algo.step(algo.init(jax.random.key(0)))
-    assert int(state.gradient_steps) == algo.config.num_epochs * algo.config.num_minibatches
-    assert algo.config.derived()["minibatch_size"] * algo.config.num_minibatches == rows
+def test_each_step_is_learned_from_once_per_epoch_in_an_order_of_its_own(algo, monkeypatch):
+    config = algo.config
+    n, size = config.steps_per_iteration, config.derived()["minibatch_size"]
+    assert size * config.num_minibatches == n
+    collect = pqn.collect
+
+    def collect_and_begin_a_list(*inputs):
+        state, transitions = collect(*inputs)
+        return replace(state, params=jnp.full(config.num_epochs * n, -1)), transitions
+
+    def note(config, state, rows, key):
+        seen = jax.lax.dynamic_update_slice(state.params, rows, (state.gradient_steps * size,))
+        return replace(state, params=seen, gradient_steps=state.gradient_steps + 1), (jnp.zeros(()),) * 4
+
+    monkeypatch.setattr(pqn, "collect", collect_and_begin_a_list)
+    monkeypatch.setattr(pqn, "rows_of", lambda *_: jnp.arange(n))
+    monkeypatch.setattr(pqn, "update", note)
+    state, _ = pqn.step(algo.env, config, algo.init(jax.random.key(0)))
+    assert int(state.gradient_steps) == config.num_epochs * config.num_minibatches
+    epochs = np.asarray(state.params).reshape(config.num_epochs, n)
+    assert len(epochs) > 1
+    assert_array_equal(np.sort(epochs), np.broadcast_to(np.arange(n), epochs.shape))
+    assert len({tuple(epoch) for epoch in epochs} | {tuple(range(n))}) == len(epochs) + 1
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
