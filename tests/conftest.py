@@ -1,5 +1,6 @@
 """What all tests share: quick compiling, a compilation cache of their own, and a small config per registered algorithm."""
 
+import gc
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,21 @@ def quick_compiling() -> Iterator[None]:
         yield
 
 
+def forget_programs() -> None:
+    """Let traced and compiled programs go."""
+    gc.unfreeze()
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collecting() -> Iterator[None]:
+    """Leave what a module keeps, traced programs above all, out of Python's search for cycles, which else takes seconds."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
     """XLA's optimizations take a third of the suite's time; modules marked `optimized` have them: their claims need them."""
@@ -56,7 +72,7 @@ def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     for switched_off in (False, True):
-        jax.clear_caches()  # a program compiled in one way is not compared with one compiled in another
+        forget_programs()  # one compiled in one way is not compared with one compiled in another
         jax.config.update("jax_disable_most_optimizations", switched_off)
         if not switched_off:
             yield
@@ -71,7 +87,7 @@ def room_for_programs() -> Iterator[None]:
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+        forget_programs()
 
 
 @pytest.fixture
