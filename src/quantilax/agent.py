@@ -109,6 +109,7 @@ class Agent:
         """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more."""
 
         def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"]) -> Int[Array, ""]:
+            obs = jnp.asarray(obs, self.env.observation_space.dtype)  # by which pixels are told from numbers
             return self.algorithm.policy(self.env, self.config, state)(obs, as_key(key))
 
         return act
@@ -140,7 +141,7 @@ class Agent:
             raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn, fqf, qrdqn or c51")
         taus = jnp.asarray(taus, jnp.float32)
         shape = self.env.observation_space.shape
-        obs = jnp.asarray(obs)
+        obs = jnp.asarray(obs, self.env.observation_space.dtype)
         if taus.ndim != 1 or obs.shape[obs.ndim - len(shape) :] != shape:
             raise ValueError(
                 f"expected observations (..., {', '.join(map(str, shape))}) and taus (N,), got {obs.shape} and {taus.shape}"

@@ -80,7 +80,10 @@ def update(normalizer: Normalizer, transitions: Transition, gamma: Float[Array, 
 
 
 def observations(normalizer: Normalizer, obs: Observation) -> Observation:
-    """`(obs - mean) / std`, no further than `CLIP` from 0, for any number of leading axes."""
+    """`(obs - mean) / std`, no further than `CLIP` from 0, for any number of leading axes.
+
+    What hardly varies, with a std below the root of `EPSILON`, stays small.
+    """
     if normalizer.observation is None:
         return obs
     _, mean, variance = normalizer.observation
@@ -105,7 +108,7 @@ def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "
 def deviation(moments: Moments) -> Float[Array, "*shape"]:
     """Standard deviation; 1 where all was the same so far, to rounding, as after a first step that pays alike everywhere."""
     differs = moments.variance > ROUNDING * moments.mean**2
-    return jnp.sqrt(jnp.where(differs, moments.variance, 1.0) + EPSILON)
+    return jnp.sqrt(jnp.where(differs, moments.variance, 1.0))
 
 
 def transitions(normalizer: Normalizer, batch: Experience) -> Experience:

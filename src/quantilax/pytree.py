@@ -140,6 +140,15 @@ def replace(obj: T, **changes: Any) -> T:
     return dataclasses.replace(obj, **convert(type(obj), changes))  # type: ignore[type-var]
 
 
+def check(obj: Any, where: str = "") -> None:
+    """Raise `ConfigError` where a field, of `obj` or of one within it, lies outside its bounds: a constructor does not look."""
+    for f in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
+        value = getattr(obj, f.name)
+        if "bounds" in f.metadata:
+            _check(f, value, where)
+        check(value, where)
+
+
 def to_dict(obj: Any) -> dict[str, Any]:
     """Return the fields of `obj` as plain Python values, ready for YAML; `from_dict` reads them back."""
     return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
@@ -241,13 +250,21 @@ def _check(f: dataclasses.Field, value: Any, where: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     is_numeric = isinstance(value, bool | int | float | tuple | jax.Array | np.ndarray)
-    numbers = np.ravel(np.asarray(value)).tolist() if is_numeric else ()
+    numbers = [_in_program(v) for v in np.ravel(np.asarray(value)).tolist()] if is_numeric else []
     if f.metadata.get("finite", True) and not all(math.isfinite(v) for v in numbers):
         raise ConfigError(f"{_prefix(where)}{f.name}: must be finite, got {_shown(value)}")
     for name, bound in f.metadata.get("bounds", {}).items():
-        if not all(tests[name][1](v, bound) for v in numbers):
+        if not all(tests[name][1](v, _in_program(bound)) for v in numbers):
             wanted = " and ".join(f"{tests[n][0]} {b}" for n, b in f.metadata["bounds"].items())
             raise ConfigError(f"{_prefix(where)}{f.name}: must be {wanted}, got {_shown(value)}")
+
+
+def _in_program(value: Any) -> Any:
+    """What a program has for a number: a float of 32 bits, in which 1e-50 is 0 and 0.99999999 is 1."""
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _plain(value: Any) -> Any:

@@ -279,7 +279,8 @@ def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
 def decision_snr(Z: Float[Array, "N A"], num_samples: int) -> Float[Array, ""]:
     """Action gap over the standard error that K drawn fractions give it: gap / sqrt(Var_tau[Z_1 - Z_2] / K).
 
-    Z_1 and Z_2 are those of the two best actions, at the same fractions, as the acting policy draws them.
+    Z_1 and Z_2 are those of the two best actions. K independent fractions without a risk distortion are meant, whatever
+    `acting_tau_sampling` and `risk` say: stratified ones have less noise, midpoints none.
     """
     if Z.shape[1] < 2:
         return jnp.full((), jnp.nan)

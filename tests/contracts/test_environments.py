@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs
+from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree
 from quantilax.envs.probes import PROBES
 
 DISCRETE = [*PROBES, "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Breakout-MinAtar", "Asterix-MinAtar"]
@@ -210,6 +210,57 @@ class FloatFlags(Own):
         return state, step._replace(terminated=jnp.float32(0))
 
 
+def with_members(**members):
+    return type("Other", (Own,), members)()
+
+
+@jax.tree_util.register_pytree_node_class
+class State:
+    """One that is printed as an address."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def tree_flatten(self):
+        return self.parts, None
+
+    @classmethod
+    def tree_unflatten(cls, _, parts):
+        return cls(*parts)
+
+
+class Registered(Own):
+    """Whose state consists of two such."""
+
+    def __init__(self, other_dtype=False):
+        self.other_dtype = other_dtype
+
+    def reset(self, key):
+        t, obs = super().reset(key)
+        return (State(jnp.zeros(2)), State(t)), obs
+
+    def step(self, key, state, action):
+        t, step = super().step(key, state[1].parts[0], action)
+        return (State(jnp.zeros(2)), State(t.astype(jnp.float32) if self.other_dtype else t)), step
+
+
+@pytree.dataclass
+class Deciding:
+    """Whose number decides in Python, which it cannot in a program."""
+
+    p: float = pytree.field(0.5, "decides", ge=0, le=1)
+    name = "own"
+    observation_space, action_space, max_episode_steps = Own.observation_space, Own.action_space, Own.max_episode_steps
+    reset = Own.reset
+
+    def step(self, key, state, action):
+        return Own.step(self, key, state, action if self.p > 0.5 else 0)
+
+
+def test_a_state_of_classes_that_are_printed_as_addresses_is_accepted():
+    assert envs.as_environment(Registered()).name == "own"
+
+
 @pytest.mark.parametrize(
     ("env", "words"),
     [
@@ -218,12 +269,39 @@ class FloatFlags(Own):
         (FiveValues(), "does not fit the contract|must return"),
         (FloatFlags(), "TimeStep.terminated must be of type bool, got float32"),
         (42, "int has no 'name'"),
+        (with_members(observation_space=Box(2)), r"the shape of a Box must be a tuple such as \(4,\), got 2"),
+        (with_members(observation_space=Box([2])), r"the shape of a Box must be a tuple such as \(4,\), got \[2\]"),
+        (with_members(action_space=Box([2])), "the shape of a Box must be a tuple"),
+        (
+            with_members(max_episode_steps=None),
+            "own's max_episode_steps must be a number, 1 or more and finite.* got None",
+        ),
+        (with_members(max_episode_steps=float("inf")), "max_episode_steps must be a number"),
+        (with_members(max_episode_steps=0), "max_episode_steps must be a number"),
+        (Registered(other_dtype=True), "own's state changes its structure, shapes or dtypes"),
+        (Deciding(p=0.3), "own's reset or step does not fit the contract: Attempted boolean conversion"),
+        (Deciding(p=1.5), "env: own: p: must be >= 0 and <= 1, got 1.5"),
+        (Deciding(p="a half"), "own's reset or step does not fit the contract"),
     ],
 )
 def test_an_object_that_breaks_the_contract_is_refused_in_one_line(env, words):
     with pytest.raises(ConfigError, match=words) as error:
         IQN.create(env=env)
     assert "\n" not in str(error.value)
+
+
+def test_observations_of_several_parts_are_refused_in_one_line(monkeypatch):
+    from gymnax.environments import spaces
+
+    class Parts(type(envs.make("CartPole-v1").env)):
+        def observation_space(self, params):
+            return spaces.Dict({"one": super().observation_space(params)})
+
+    monkeypatch.setattr("quantilax.envs.gymnax._environment", lambda name: Parts())
+    monkeypatch.setattr("quantilax.envs.gymnax.names", lambda: ("Parts-v0",))
+    for env in (Parts(), "Parts-v0"):
+        with pytest.raises(ConfigError, match=r"^env: .* has observations of several parts \(Dict\)"):
+            IQN.create(env=env)
 
 
 def test_every_environment_of_gymnax_is_called_by_the_name_that_makes_it(monkeypatch):

@@ -81,3 +81,17 @@ def test_rewards_that_were_all_the_same_so_far_pass_as_they_are(num_envs, reward
     normalizer = normalize.update(normalizer, batch, 0.99)
     assert_allclose(normalize.rewards(normalizer, jnp.array([1.0, -2.0])), [1.0, -2.0], rtol=1e-6)
     assert_allclose(normalize.returns(normalizer, jnp.array([1.0, -2.0])), [1.0, -2.0], rtol=1e-6)
+
+
+def test_rewards_come_to_the_same_in_any_unit():
+    def normalised(scale):
+        rng, normalizer = np.random.default_rng(5), normalize.init((2,), 4, observations=False, rewards=True)
+        for _ in range(50):
+            batch = steps(rng, 4)
+            batch = batch._replace(reward=scale * batch.reward)
+            normalizer = normalize.update(normalizer, batch, 0.9)
+        return normalize.rewards(normalizer, batch.reward)
+
+    assert_allclose(normalised(1e6), normalised(1.0), rtol=1e-4)
+    # Beside the variance of 1 that stands there before anything is seen, the first of 50 rounds is lost in rounding.
+    assert_allclose(normalised(1e-6), normalised(1.0), rtol=1 / 50)

@@ -97,8 +97,9 @@ def values(f: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
     if annotation is float:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         return st.floats(
-            min_value=low,
-            max_value=high,
+            min_value=None if low is None else float(np.float32(low)),
+            max_value=None if high is None else float(np.float32(high)),
+            width=32,
             exclude_min="gt" in bounds,
             exclude_max="lt" in bounds,
             allow_nan=False,
@@ -450,3 +451,44 @@ def test_any_value_for_any_field_is_taken_or_refused_in_one_line_by_its_name(nam
     if config is not None:
         assert pytree.from_dict(IQN, pytree.to_dict(config)) == config
         assert jax.tree.unflatten(jax.tree.structure(config), jax.tree.leaves(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("adam_eps", 1e-50, "adam_eps: must be > 0, got 1e-50"),
+        ("weight_averaging", 0.99999999, "weight_averaging: must be >= 0 and < 1, got 0.99999999"),
+        ("reward_scale", 1e39, r"reward_scale: must be finite, got 1e\+39"),
+    ],
+)
+def test_bounds_hold_for_the_float_of_32_bits_that_a_program_has(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        pytree.from_dict(IQN, {name: value})
+
+
+def test_a_number_at_a_bound_that_32_bits_do_not_hold_exactly_is_within_it():
+    @pytree.dataclass
+    class Bounded:
+        x: float = pytree.field(0.2, ge=0.1, le=0.3)
+
+    for value in (0.1, 0.3):
+        assert pytree.from_dict(Bounded, {"x": value}).x == value
+
+
+def test_what_a_constructor_was_given_can_be_checked_afterwards_with_what_lies_within():
+    @pytree.dataclass
+    class Inner:
+        x: float = pytree.field(0.2, le=1)
+
+    @pytree.dataclass
+    class Outer:
+        inner: Inner
+        y: float = pytree.field(0.2, ge=0)
+
+    pytree.check(Outer(inner=Inner(x=1.0)))
+    for bad, message in (
+        (Outer(inner=Inner(), y=-1.0), "there: y: must be >= 0"),
+        (Outer(inner=Inner(x=2.0)), "there: x"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pytree.check(bad, "there")

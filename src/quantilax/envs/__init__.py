@@ -81,7 +81,7 @@ def as_environment(env: Any) -> Environment:
     if hasattr(env, "step_env") and hasattr(env, "default_params"):
         from quantilax.envs import gymnax
 
-        return gymnax.Gymnax(env=env, params=env.default_params)
+        env = gymnax.Gymnax(env=env, params=env.default_params)
     missing = [member for member in MEMBERS if not hasattr(env, member)]
     if missing:
         raise ConfigError(
@@ -95,26 +95,36 @@ def as_environment(env: Any) -> Environment:
 
 
 def _check_contract(env: Environment) -> None:
-    space = env.observation_space
-    if not isinstance(space, Box) or not isinstance(env.action_space, Discrete | Box):
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, Box) or not isinstance(actions, Discrete | Box):
         raise ConfigError(
             f"env: {env.name}'s observation_space must be a quantilax.types.Box and its action_space a Discrete or Box"
         )
+    for box in (space, actions):
+        if isinstance(box, Box) and not isinstance(box.shape, tuple):
+            raise ConfigError(f"env: {env.name}: the shape of a Box must be a tuple such as (4,), got {box.shape!r}")
+    limit = env.max_episode_steps
+    if not isinstance(limit, jax.core.Tracer) and not _is_limit(limit):
+        raise ConfigError(
+            f"env: {env.name}'s max_episode_steps must be a number, 1 or more and finite, so that evaluations end;"
+            f" got {limit!r}"
+        )
+    pytree.check(env, f"env: {env.name}")
 
-    def one_step(key: jax.Array) -> Any:
+    def one_step(env: Environment, key: jax.Array) -> Any:
         state, obs = env.reset(key)
-        actions = env.action_space
         action = jnp.zeros((), jnp.int32) if isinstance(actions, Discrete) else jnp.zeros(actions.shape)
         return (state, obs), env.step(key, state, action)
 
     try:
-        (state, obs), (next_state, time_step) = jax.eval_shape(one_step, jax.random.key(0))
+        leaves = jax.tree.map(jnp.asarray, env)  # in training they are traced, whatever they are here
+        (state, obs), (next_state, time_step) = jax.eval_shape(one_step, leaves, jax.random.key(0))
     except (TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"env: {env.name}'s reset or step does not fit the contract: {reason}") from error
     if not isinstance(time_step, TimeStep):
         raise ConfigError(f"env: {env.name}'s step must return (state, quantilax.types.TimeStep)")
-    if str(jax.tree.map(_kind, state)) != str(jax.tree.map(_kind, next_state)):
+    if _kinds(state) != _kinds(next_state):
         raise ConfigError(f"env: {env.name}'s state changes its structure, shapes or dtypes from reset to step")
     for label, value, shape, kind in (
         ("reset's observation", obs, space.shape, space.dtype),
@@ -133,5 +143,11 @@ def _check_contract(env: Environment) -> None:
             raise ConfigError(f"env: {env.name}: {label} must be of type {wanted}, got {value.dtype}")
 
 
-def _kind(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
+def _kinds(tree: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(leaf.dtype, leaf.shape) for leaf in leaves]
+
+
+def _is_limit(value: Any) -> bool:
+    limit = np.asarray(value)
+    return limit.shape == () and limit.dtype.kind in "iuf" and bool(1 <= limit < np.inf)

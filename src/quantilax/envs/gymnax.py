@@ -84,6 +84,11 @@ class Gymnax:
         space = self.env.observation_space(self.env.default_params)
         if hasattr(space, "n"):
             return Box((int(space.n),))
+        if not hasattr(space, "shape"):
+            raise ConfigError(
+                f"env: {self.name} has observations of several parts ({type(space).__name__}); choose an environment with"
+                " one array"
+            )
         return Box(tuple(space.shape), jnp.bool_ if self.name in MINATAR else space.dtype)
 
     @property
