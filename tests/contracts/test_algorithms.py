@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, offpolicy, pytree, train
-from quantilax.agent import _train, create
+from quantilax.agent import _init, _train, create
 from quantilax.algorithms import pqn
 from quantilax.envs.probes import Corridor
 from quantilax.exploration import mean_repeats
@@ -24,6 +24,11 @@ from tests.unit.test_torsos import Pixels
 def assert_close(a, b):
     for x, y in zip(raw(a), raw(b), strict=True):
         assert_allclose(x, y, rtol=2e-4, atol=1e-5)
+
+
+def short(name):
+    """A tiny agent with one segment of training."""
+    return tiny(name, total_timesteps=TINY[name]["eval_freq"])
 
 
 def test_the_curve_has_a_row_before_training_and_one_per_evaluation(algo):
@@ -43,9 +48,9 @@ def test_raw_keys_and_typed_keys_give_the_same_run(algo):
     assert_same_bits(algo.train(jax.random.key(5)), algo.train(jax.random.PRNGKey(5)))
 
 
-def test_raw_keys_vmap_too(algo):
-    returns = jax.vmap(algo.train)(jax.random.split(jax.random.PRNGKey(5), 2))[1].returns
-    assert returns.shape[0] == 2
+def test_raw_keys_vmap_too(name):
+    raw_keys, keys = (jax.random.split(key(5), 3) for key in (jax.random.PRNGKey, jax.random.key))
+    assert_same_bits(*(jax.vmap(short(name).train)(x) for x in (raw_keys, keys)))
 
 
 def test_a_batch_of_keys_without_vmap_is_refused_with_the_remedy(algo):
@@ -55,9 +60,8 @@ def test_a_batch_of_keys_without_vmap_is_refused_with_the_remedy(algo):
 
 def test_vmap_over_seeds_equals_a_loop(name):
     # Over a short run: the width of a vmap changes low bits, and learning amplifies them.
-    algo = tiny(name, total_timesteps=128, eval_freq=64)
-    keys = jax.random.split(jax.random.key(1), 3)
-    together = jax.vmap(lambda k: algo.train(k)[0].params)(keys)
+    algo, keys = short(name), jax.random.split(jax.random.key(1), 3)
+    together = jax.vmap(algo.train)(keys)[0].params
     for i, key in enumerate(keys):
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), algo.train(key)[0].params)
 
@@ -94,14 +98,14 @@ def test_a_sweep_over_floats_is_one_program(algo):
 
 
 def test_a_static_field_is_another_program(name):
-    tiny(name).train(jax.random.key(0))
-    before = _train._cache_size()
-    tiny(name, num_epochs=3).train(jax.random.key(0))
-    assert _train._cache_size() == before + 1
+    tiny(name).init(jax.random.key(0))
+    before = _init._cache_size()
+    tiny(name, num_epochs=3).init(jax.random.key(0))
+    assert _init._cache_size() == before + 1
 
 
 def test_every_float_field_vmaps(name):
-    algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
+    algo = short(name)
     fields = pytree.float_fields(type(algo.config))
     values = dict(zip(fields, jnp.linspace(0.2, 0.9, 2 * len(fields)).reshape(-1, 2), strict=True))
     values = {field: -x if is_negative(algo, field) else x for field, x in values.items()}
@@ -118,16 +122,16 @@ def test_the_leaves_of_an_environment_vmap(name):
     from quantilax.envs.probes import Bimodal
 
     def returns(safe):
-        return tiny(name, env=Bimodal(safe=safe, low=safe, high=safe)).train(jax.random.key(0))[1].returns
+        algo = tiny(name, env=Bimodal(safe=safe, low=safe, high=safe), eval_episodes=64)
+        return algo.train(jax.random.key(0))[1].returns
 
     values = jnp.array([1.0, -3.0])
     assert_allclose(jax.vmap(returns)(values), jnp.broadcast_to(values[:, None, None], jax.vmap(returns)(values).shape))
 
 
 def test_keys_are_consumed_once(name):
-    algo = tiny(name, total_timesteps=TINY[name]["eval_freq"])
     with jax.debug_key_reuse(True):
-        jax.jit(partial(train.train, *algo.arguments())).trace(jax.random.key(0))
+        jax.jit(partial(train.train, *short(name).arguments())).trace(jax.random.key(0))
 
 
 def test_the_reuse_of_a_key_would_be_noticed():
@@ -151,8 +155,7 @@ def test_a_state_keeps_its_structure_dtypes_and_shapes(algo):
 
 
 def test_the_policy_maps_one_observation_and_a_key_to_an_action(algo):
-    state = algo.init(jax.random.key(0))
-    act = algo.policy(state)
+    act = jax.jit(algo.policy(algo.init(jax.random.key(0))))
     obs = jnp.zeros(algo.env.observation_space.shape)
     action = act(obs, jax.random.key(1))
     assert action.shape == ()
@@ -240,9 +243,9 @@ def test_the_learning_rate_falls_over_a_share_of_the_gradient_steps_and_stays(op
 
 def steps_of(optimizer, n):
     """Sizes of n steps along the same gradient."""
-    state, sizes = optimizer.init(jnp.zeros(1)), []
+    update, state, sizes = jax.jit(optimizer.update), optimizer.init(jnp.zeros(1)), []
     for _ in range(n):
-        updates, state = optimizer.update(jnp.array([1.0]), state)
+        updates, state = update(jnp.array([1.0]), state)
         sizes.append(float(updates[0]))
     return np.array(sizes)
 
@@ -311,9 +314,9 @@ def test_policy_evaluation_and_quantiles_are_of_the_averaged_weights(algo):
     averaged, learned = replace(state, average_params=others), replace(state, params=others)
     both = replace(averaged, params=others)
     obs = jax.vmap(algo.env.reset)(jax.random.split(key, 5))[1]
-    answers = [algo.evaluate, lambda state, key: jax.vmap(algo.policy(state), (0, None))(obs, key)]
+    answers = [algo.evaluate, jax.jit(lambda state, key: jax.vmap(algo.policy(state), (0, None))(obs, key))]
     if algo.algorithm.quantiles is not None and getattr(algo.config, "head", None) != "scalar":
-        answers.append(lambda state, key: algo.quantiles(state, obs, jnp.array([0.1, 0.9])))
+        answers.append(jax.jit(lambda state, key: algo.quantiles(state, obs, jnp.array([0.1, 0.9]))))
     for answer in answers:
         assert_same_bits(answer(averaged, key), answer(both, key))
         assert_same_bits(answer(learned, key), answer(state, key))
@@ -346,7 +349,7 @@ def test_replay_fill_and_target_distance_are_measured_where_there_is_one(algo):
 def test_an_eval_callback_maps_over_seeds_and_compiles_once(name):
     algo = create(ALGORITHMS[name], "probe/corridor", TINY[name], eval_callback=weights_norm)
     keys = jax.random.split(jax.random.key(0), 3)
-    _, record = jax.jit(jax.vmap(algo.records))(keys)
+    _, record = jax.eval_shape(jax.vmap(algo.records), keys)
     assert record.callback["norm"].shape == (3, len(algo.evaluation_steps))
     algo.records(keys[0])
     programs = _train._cache_size()
@@ -368,13 +371,11 @@ def test_evaluating_an_agent_plays_as_many_episodes_as_asked_with_keys_of_ones_o
 
 
 def test_parameters_that_are_not_finite_are_told_at_the_end_of_the_segment(algo):
-    algorithm, env, config = algo.arguments()
-    state = algo.init(jax.random.key(0))
-    _, record = train.segment(algorithm, env, config, state, jnp.array(0))
-    assert record.finite
-    broken = replace(state, params=jax.tree.map(lambda x: x.at[0].set(jnp.inf), state.params))
-    _, record = train.segment(algorithm, env, config, broken, jnp.array(0))
-    assert not record.finite
+    params = algo.init(jax.random.key(0)).params
+    assert train.all_finite(params)
+    assert not train.all_finite(jax.tree.map(lambda x: x.at[0].set(jnp.inf), params))
+    _, record = algo.replace(learning_rate=3e38).records(jax.random.key(0))
+    assert record.finite.tolist() == [True] + [False] * (len(algo.evaluation_steps) - 1)
 
 
 def test_signals_switched_off_leave_the_program_as_if_there_were_none(name):
@@ -398,7 +399,7 @@ def lowered(algo) -> str:
 )
 def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso):
     square = Pixels((36, 36, 1) if torso == "nature" else (12, 12, 1))
-    algo = tiny(name, square, torso=torso, spectral_norm=torso == "impala")
+    algo = tiny(name, square, torso=torso, spectral_norm=(name, torso) == ("pqn", "impala"))
     step, start = jax.jit(algo.step), algo.init(jax.random.key(0))
     state = start
     for _ in range(3):
@@ -408,7 +409,7 @@ def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso)
     assert all(np.isfinite(x).all() for x in after)
     assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)), "each kernel and bias is learned"
     obs = square.reset(jax.random.key(1))[1]
-    assert int(algo.policy(state)(obs, jax.random.key(2))) in (0, 1)
+    assert int(jax.jit(algo.policy(state))(obs, jax.random.key(2))) in (0, 1)
     if hasattr(state, "replay"):
         assert state.replay.observations.dtype == jnp.uint8
 
