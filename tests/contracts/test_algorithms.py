@@ -26,9 +26,9 @@ def assert_close(a, b):
         assert_allclose(x, y, rtol=2e-4, atol=1e-5)
 
 
-def short(name):
-    """A tiny agent with one segment of training."""
-    return tiny(name, total_timesteps=TINY[name]["eval_freq"])
+def short(name, **changes):
+    """A tiny agent with one segment of training, in a corridor so short that random actions are paid within it."""
+    return tiny(name, Corridor(cells=2), total_timesteps=TINY[name]["eval_freq"], **changes)
 
 
 def test_the_curve_has_a_row_before_training_and_one_per_evaluation(algo):
@@ -166,9 +166,7 @@ def test_the_policy_maps_one_observation_and_a_key_to_an_action(algo):
 
 @pytest.mark.parametrize("switch", ["normalize_observations", "normalize_rewards"])
 def test_normalisation_runs_and_matters(name, switch):
-    env = Corridor(cells=2)  # short, so that random actions are paid within the few steps
-    once = dict(total_timesteps=TINY[name]["eval_freq"])
-    on, off = (tiny(name, env, **once, **{switch: value}).train(jax.random.key(0))[0] for value in (True, False))
+    on, off = (short(name, **{switch: value}).train(jax.random.key(0))[0] for value in (True, False))
     assert any(not np.array_equal(a, b) for a, b in zip(raw(on.params), raw(off.params), strict=True))
     assert all(np.isfinite(x).all() for x in raw(on.params))
 
