@@ -58,13 +58,18 @@ def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
     assert_same_bits(closed_over(jax.random.key(0)), algo.records(jax.random.key(0)))
 
 
-def test_a_segment_is_its_parts_bit_for_bit(algo):
-    segment = jax.jit(partial(train.segment, algo.algorithm, *algo.arguments()[1:]))
-    start = algo.init(jax.random.key(0))
-    whole, _ = segment(start, jnp.array(5))
-    part, _ = segment(start, jnp.array(2))
-    parts, _ = segment(part, jnp.array(3))
-    assert_same_bits(whole, parts)
+def test_a_segment_is_its_parts_bit_for_bit(algo, one_device):
+    algorithm, env, config = algo.arguments()
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    program = train.compile_fit(algorithm, env, config, keys)  # that of the whole and its segments
+
+    def after(*parts):
+        state = program.init(env, config, keys)
+        for iterations in parts:
+            state, _ = program.segment(env, config, state, np.int32(iterations))
+        return state
+
+    assert_same_bits(after(5), after(2, 3))
 
 
 def test_evaluation_is_a_pure_observer(name):
@@ -95,12 +100,17 @@ MAY_BE_UNKNOWN = {
 """Signals of which an evaluation may have nothing: no gradient step yet, no end of an episode."""
 
 
+def watched(name, **changes):
+    """An agent that measures signals and has a callback: one program for the three tests that follow."""
+    return tiny(name, signals=True, **changes).replace(eval_callback=weights_norm)
+
+
 def test_signals_are_measured_and_change_nothing_else(name):
-    on, off = tiny(name, signals=True), tiny(name)
+    on, off = watched(name), tiny(name)
     state, record = on.records(jax.random.key(0))
     unmeasured = off.records(jax.random.key(0))
     assert unmeasured[1].signals is None
-    assert_same_bits((state, record._replace(signals=None)), unmeasured)
+    assert_same_bits((state, record._replace(signals=None, callback=None)), unmeasured)
     for signal, values in record.signals._asdict().items():
         assert values is None or values.shape == (len(on.evaluation_steps),)
         assert values is None or signal in MAY_BE_UNKNOWN or np.isfinite(values).all(), signal
@@ -108,21 +118,21 @@ def test_signals_are_measured_and_change_nothing_else(name):
 
 def test_the_reference_batch_is_the_same_at_each_evaluation(name):
     # Nothing learned: what is measured on the reference batch alone stands still to the bit.
-    _, record = tiny(name, signals=True, learning_rate=0.0).records(jax.random.key(0))
+    _, record = watched(name, learning_rate=0.0).records(jax.random.key(0))
     for signal in ("reference_q", "action_gap", "effective_rank"):
         assert len(set(getattr(record.signals, signal).tolist())) == 1
 
 
-def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(algo):
+def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(name, algo):
     state, record = algo.records(jax.random.key(0))
-    watched_state, watched = algo.replace(eval_callback=weights_norm).records(jax.random.key(0))
-    assert_same_bits((state, record), (watched_state, watched._replace(callback=None)))
+    watched_state, seen = watched(name).records(jax.random.key(0))
+    assert_same_bits((state, record), (watched_state, seen._replace(signals=None, callback=None)))
     rows = len(algo.evaluation_steps)
-    assert watched.callback["drawn"].shape == (rows, 3)
-    assert len(np.unique(watched.callback["drawn"])) == 3 * rows, "each row has a key of its own"
+    assert seen.callback["drawn"].shape == (rows, 3)
+    assert len(np.unique(seen.callback["drawn"])) == 3 * rows, "each row has a key of its own"
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in raw(state.params)))
-    assert_allclose(watched.callback["norm"][-1], norm, rtol=1e-5)
-    assert watched.callback["action"].dtype == jnp.int32
+    assert_allclose(seen.callback["norm"][-1], norm, rtol=1e-5)
+    assert seen.callback["action"].dtype == jnp.int32
 
 
 def cost(algo) -> dict[str, float]:
