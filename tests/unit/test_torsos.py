@@ -33,7 +33,7 @@ def conv(x, kernel, bias, stride: int, padding: str):
 
 def layer_norm(x):
     """Over the channels of each cell, with gains 1 and offsets 0."""
-    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(np.var(x, axis=-1, keepdims=True) + 1e-6)
+    return (x - x.mean(axis=-1, keepdims=True)) / jnp.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
 
 
 def dense(mlp: MLP, x, norm=lambda x: x):
@@ -51,20 +51,25 @@ SHAPES = {"minatar": [(10, 10, 4), (84, 84, 4), (38, 45, 2)], "nature": [(84, 84
 @pytest.mark.parametrize("norm", [False, True])
 def test_plain_torsos_are_xlas_convolutions_and_dense_layers(name, norm, shape):
     module = make(name, shape, (12, 7), layer_norm=norm)
-    x = obs = jax.random.normal(jax.random.key(0), shape)
+    obs = jax.random.normal(jax.random.key(0), shape)
     normalised = layer_norm if norm else lambda x: x
-    for layer, (_, _, stride) in zip(module.cells.layers, PLAIN[name], strict=True):
-        x = jnp.maximum(normalised(conv(x, layer.kernel[...], layer.bias[...], stride, "VALID")), 0)
-    assert module.cells.shape == x.shape
+
+    @jax.jit
+    def oracle(x):
+        for layer, (_, _, stride) in zip(module.cells.layers, PLAIN[name], strict=True):
+            x = jnp.maximum(normalised(conv(x, layer.kernel[...], layer.bias[...], stride, "VALID")), 0)
+        assert module.cells.shape == x.shape
+        return dense(module.mlp, x.ravel(), normalised)
+
     assert module.features == 7
-    assert_allclose(module(obs), dense(module.mlp, x.ravel(), normalised), rtol=1e-3, atol=1e-5)
+    assert_allclose(jax.jit(module)(obs), oracle(obs), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("shape", [(10, 10, 4), (21, 16, 3)])
 def test_the_impala_torso_is_xlas_convolutions_and_pooling(norm, shape):
     module = make("impala", shape, (9,), layer_norm=norm)
-    x = obs = jax.random.normal(jax.random.key(0), shape)
+    obs = jax.random.normal(jax.random.key(0), shape)
 
     def activation(x):
         return jnp.maximum(layer_norm(x) if norm else x, 0)
@@ -72,17 +77,19 @@ def test_the_impala_torso_is_xlas_convolutions_and_pooling(norm, shape):
     def same(convolution, x):
         return conv(x, convolution.kernel[...], convolution.bias[...], 1, "SAME")
 
-    for section in module.cells.sections:
-        x = same(section.convolution, x)
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), "SAME")
-        for block in section.blocks:
-            first, second = block.convolutions
-            x = x + same(second, activation(same(first, activation(x))))
-    x = activation(x)
-    assert module.cells.shape == x.shape
-    assert_allclose(
-        module(obs), dense(module.mlp, x.ravel(), layer_norm if norm else lambda x: x), rtol=1e-3, atol=1e-5
-    )
+    @jax.jit
+    def oracle(x):
+        for section in module.cells.sections:
+            x = same(section.convolution, x)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), "SAME")
+            for block in section.blocks:
+                first, second = block.convolutions
+                x = x + same(second, activation(same(first, activation(x))))
+        x = activation(x)
+        assert module.cells.shape == x.shape
+        return dense(module.mlp, x.ravel(), layer_norm if norm else lambda x: x)
+
+    assert_allclose(jax.jit(module)(obs), oracle(obs), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,8 @@ def test_the_impala_torso_is_xlas_convolutions_and_pooling(norm, shape):
 def test_padding_is_xlas(size, stride, rows):
     x = jax.random.normal(jax.random.key(0), (rows, rows + 1, 2))
     kernel = jax.random.normal(jax.random.key(1), (size, size, 2, 3))
-    ours = jnp.concatenate(windows(padded(x, size, stride, 0.0), size, stride), axis=-1) @ kernel.reshape(-1, 3)
+    in_windows = jax.jit(lambda x: jnp.concatenate(windows(padded(x, size, stride, 0.0), size, stride), axis=-1))
+    ours = in_windows(x) @ kernel.reshape(-1, 3)
     assert_allclose(ours, conv(x, kernel, 0.0, stride, "SAME"), rtol=1e-4, atol=1e-4)
 
 
@@ -107,7 +115,7 @@ def test_a_convolution_has_the_gradients_of_xlas():
         layer = nnx.merge(graphdef, params)
         return jnp.sin(jax.vmap(lambda x: conv(x, layer.kernel[...], layer.bias[...], 2, "SAME"))(x)).sum()
 
-    gradients = [jax.tree.leaves(jax.grad(f, argnums=(0, 1))(params, x)) for f in (ours, xlas)]
+    gradients = [jax.tree.leaves(jax.jit(jax.grad(f, argnums=(0, 1)))(params, x)) for f in (ours, xlas)]
     assert len(gradients[0]) == 3
     for a, b in zip(*gradients, strict=True):
         assert_allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -227,7 +235,7 @@ def test_observations_that_are_too_small_are_refused_with_a_torso_that_fits(name
 
 def test_the_smallest_observations_are_taken():
     for name, shape in (("nature", (36, 36, 1)), ("minatar", (3, 3, 1)), ("impala", (1, 1, 1))):
-        assert np.isfinite(make(name, shape)(jnp.ones(shape))).all()
+        assert np.isfinite(jax.jit(make(name, shape))(jnp.ones(shape))).all()
         IQN.create(env=Pixels(shape), torso=name)
 
 
