@@ -60,7 +60,8 @@ def outputs(state, params, obs):
 
 
 def loss_of(name, state, b, config):
-    return MODULES[name].batch_loss(state.params, state.target_params, state.network, b, jax.random.key(0), config)
+    batch_loss = jax.jit(MODULES[name].batch_loss)
+    return batch_loss(state.params, state.target_params, state.network, b, jax.random.key(0), config)
 
 
 def rlax_loss(name, state, b, config):
@@ -137,14 +138,17 @@ def test_an_infinite_kappa_is_the_squared_error():
 
 
 def test_the_loss_depends_on_the_target_parameters_and_has_no_gradient_in_them(name, algo, state):  # bug 1
+    @jax.jit
     def value(params, target_params):
         args = params, target_params, state.network, batch(), jax.random.key(0), algo.config
         return MODULES[name].batch_loss(*args)[0]
 
     assert float(value(state.params, state.target_params)) != float(value(state.params, state.params))
-    for leaf in jax.tree.leaves(jax.grad(value, argnums=1)(state.params, state.target_params)):
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1)))(state.params, state.target_params)
+    of_params, of_target_params = map(jax.tree.leaves, gradients)
+    for leaf in of_target_params:
         assert_array_equal(leaf, 0)
-    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.grad(value)(state.params, state.target_params)))
+    assert any(np.abs(leaf).max() > 0 for leaf in of_params)
 
 
 def test_a_cut_bootstraps_and_an_end_does_not(name, algo, state):  # bug 5
@@ -158,8 +162,9 @@ def test_a_cut_bootstraps_and_an_end_does_not(name, algo, state):  # bug 5
 def test_the_optimizer_moves_the_target_and_counts(name, algo):
     algo = tiny(name, target_update_freq=2, polyak=0.0)
     state = algo.init(jax.random.key(0))
-    once, _ = MODULES[name].update(algo.config, state, jax.random.key(1))
-    twice, _ = MODULES[name].update(algo.config, once, jax.random.key(2))
+    update = jax.jit(MODULES[name].update)
+    once, _ = update(algo.config, state, jax.random.key(1))
+    twice, _ = update(algo.config, once, jax.random.key(2))
     first, moved, last = (jax.tree.leaves(x) for x in (once.target_params, twice.target_params, twice.params))
     assert all(np.array_equal(a, b) for a, b in zip(first, jax.tree.leaves(state.params), strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(moved, last, strict=True))
@@ -189,7 +194,7 @@ def test_examples_are_weighted_and_give_their_priorities(each):
     algo = tiny(each, **({"share_tau": True} if each == "iqn" else {}))  # so that an example alone draws the same
     state = perturbed(algo.init(jax.random.key(0)))
     config, b = algo.config, batch(size=4)
-    run = partial(EVERY[each].batch_loss, state.params, state.target_params, state.network)
+    run = jax.jit(partial(EVERY[each].batch_loss, state.params, state.target_params, state.network))
     alone = [run(jax.tree.map(lambda x, i=i: x[i : i + 1], b), jax.random.key(0), config) for i in range(4)]
     weight = jnp.array([1.0, 0.5, 0.0, 0.25])
     value, (_, td_error, priority) = run(b._replace(weight=weight), jax.random.key(0), config)
@@ -203,11 +208,11 @@ def test_the_priority_of_c51_is_the_divergence_from_its_target():
     algo = tiny("c51", gamma=0.9)
     state, b = perturbed(algo.init(jax.random.key(0))), batch()
     *_, priority = loss_of("c51", state, b, algo.config)[1]
-    logits, logits_next, q_next = c51.forward(state.params, state.target_params, state.network, b, algo.config)
+    logits, logits_next, q_next = jax.jit(c51.forward)(state.params, state.target_params, state.network, b, algo.config)
+    targets = jax.jit(jax.vmap(c51.target, in_axes=(0, 0, 0, None)))(logits_next, q_next, b, algo.config)
     for i in range(6):
-        p = np.asarray(c51.target(logits_next[i], q_next[i], jax.tree.map(lambda x, i=i: x[i], b), algo.config), float)
         log_q = log_softmax(np.asarray(logits[i], float)[:, int(b.action[i])])
-        kl = sum(p_k * (np.log(p_k) - q_k) for p_k, q_k in zip(p, log_q, strict=True) if p_k > 0)
+        kl = sum(p * (np.log(p) - q) for p, q in zip(np.asarray(targets[i], float), log_q, strict=True) if p > 0)
         assert_allclose(priority[i], kl, rtol=1e-3, atol=1e-5)
 
 
@@ -265,7 +270,7 @@ def test_quantiles_that_cannot_cross_do_not():
     for non_crossing in (False, True):
         algo = tiny("qrdqn", non_crossing=non_crossing)
         state = perturbed(algo.init(jax.random.key(0)))
-        Z = algo.quantiles(replace(state, average_params=state.target_params), obs, tau)
+        Z = jax.jit(algo.quantiles)(replace(state, average_params=state.target_params), obs, tau)
         crossing[non_crossing] = float((jnp.diff(Z, axis=1) < 0).mean())
     assert crossing[True] == 0
     assert crossing[False] > 0.2
