@@ -22,6 +22,7 @@ HEADS = {
     "categorical": dict(num_atoms=7, v_min=-2.0, v_max=3.0),
 }
 DISTRIBUTIONS = list(HEADS)[1:]
+collect, lambda_targets = jax.jit(pqn.collect), jax.jit(pqn.lambda_targets)
 
 
 def with_head(head, **changes):
@@ -48,7 +49,7 @@ def q_values(state, obs):
 def collected(algo):
     """A state, and what it collects with random actions: some episodes end, some are cut."""
     state = algo.init(jax.random.key(0))
-    state, t = pqn.collect(algo.env, algo.config, state, jnp.array(1.0), jax.random.key(1))
+    state, t = collect(algo.env, algo.config, state, jnp.array(1.0), jax.random.key(1))
     assert t.terminated.any()
     assert t.truncated.any()
     return state, t
@@ -56,12 +57,12 @@ def collected(algo):
 
 def test_targets_are_lambda_returns_of_the_true_successors_cut_at_the_end_of_episodes(algo):  # bug 9
     state, t = collected(algo)
-    targets = pqn.lambda_targets(algo.config, state, t, jax.random.key(2))
+    targets = lambda_targets(algo.config, state, t, jax.random.key(2))
     ended = np.asarray(t.terminated | t.truncated)
     for e in range(algo.config.num_envs):
-        g = None
+        g, values = None, q_values(state, t.next_obs[:, e]).max(axis=-1)
         for i in reversed(range(algo.config.num_steps)):
-            v = q_values(state, t.next_obs[i, e][None])[0].max()
+            v = values[i]
             alive = 0.9 * (1 - float(t.terminated[i, e]))
             last = g is None or ended[i, e]
             g = float(t.reward[i, e]) + alive * (v if last else 0.3 * v + 0.7 * g)
@@ -72,7 +73,7 @@ def test_targets_are_lambda_returns_of_the_true_successors_cut_at_the_end_of_epi
 def test_targets_with_munchausen_are_soft_lambda_returns_cut_at_the_end_of_episodes(temperature, clip):
     algo = with_head("scalar", munchausen=True, munchausen_temperature=temperature, munchausen_clip=clip)
     state, t = collected(algo)
-    targets = pqn.lambda_targets(algo.config, state, t, jax.random.key(2))
+    targets = lambda_targets(algo.config, state, t, jax.random.key(2))
     T, E = t.reward.shape
     gamma, lambda_, alpha = algo.config.gamma, algo.config.lambda_, algo.config.munchausen_alpha
     for e in range(E):
@@ -127,13 +128,13 @@ def test_each_step_is_learned_from_once_per_epoch_in_an_order_of_its_own(algo, m
 def test_categorical_targets_are_mixtures_cut_at_the_end_of_episodes(lambda_):
     algo = with_head("categorical", lambda_=lambda_)
     state, t = collected(algo)
-    targets = np.asarray(pqn.lambda_targets(algo.config, state, t, jax.random.key(2)))
+    targets = np.asarray(lambda_targets(algo.config, state, t, jax.random.key(2)))
     assert_allclose(targets.sum(axis=-1), 1, rtol=1e-5)
     ended, z = np.asarray(t.terminated | t.truncated), np.linspace(-2, 3, 7)
     for e in range(algo.config.num_envs):
-        g = None
+        g, logits = None, y_values(state, t.next_obs[:, e])
         for i in reversed(range(algo.config.num_steps)):
-            p = softmax(y_values(state, t.next_obs[i, e][None])[0], axis=0)  # (M, A)
+            p = softmax(logits[i], axis=0)  # (M, A)
             p = p[:, (z @ p).argmax()]
             mixture = p if g is None or ended[i, e] else (1 - lambda_) * p + lambda_ * g
             atoms = np.clip(float(t.reward[i, e]) + 0.9 * (1 - float(t.terminated[i, e])) * z, -2, 3)
@@ -149,13 +150,13 @@ def test_categorical_targets_are_mixtures_cut_at_the_end_of_episodes(lambda_):
 def test_quantile_targets_without_lambda_are_the_successors_quantiles_and_with_lambda_1_the_return_that_was_had():
     algo = with_head("quantile", lambda_=0.0)
     state, t = collected(algo)
-    one_step = np.asarray(pqn.lambda_targets(algo.config, state, t, jax.random.key(2)))
+    one_step = np.asarray(lambda_targets(algo.config, state, t, jax.random.key(2)))
     Z = np.stack([y_values(state, obs) for obs in t.next_obs])  # (T, E, N, A)
     best = np.take_along_axis(Z, Z.mean(axis=2).argmax(axis=-1)[:, :, None, None], axis=-1)[..., 0]
     discount = 0.9 * (1 - np.asarray(t.terminated, float))
     assert_allclose(one_step, np.asarray(t.reward)[..., None] + discount[..., None] * best, rtol=1e-4, atol=1e-5)
 
-    whole = np.asarray(pqn.lambda_targets(with_head("quantile", lambda_=1.0).config, state, t, jax.random.key(2)))
+    whole = np.asarray(lambda_targets(with_head("quantile", lambda_=1.0).config, state, t, jax.random.key(2)))
     ended, g = np.asarray(t.terminated | t.truncated), None
     for i in reversed(range(len(ended))):
         last = best[i] if g is None else np.where(ended[i][:, None], best[i], g)
@@ -163,18 +164,18 @@ def test_quantile_targets_without_lambda_are_the_successors_quantiles_and_with_l
         assert_allclose(whole[i], g, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["quantile", "implicit_quantile"])
-def test_the_mean_of_the_drawn_targets_is_the_lambda_return_of_the_means(head):
+@pytest.mark.parametrize(("head", "draws"), [("quantile", 400), ("implicit_quantile", 100)])  # of 5 and of 64 chains
+def test_the_mean_of_the_drawn_targets_is_the_lambda_return_of_the_means(head, draws):
     algo = with_head(head, num_quantile_samples=512, num_tau_prime_samples=64)
     state, t = collected(algo)
     targets = jax.jit(jax.vmap(partial(pqn.lambda_targets, algo.config, state, t)))
-    drawn = np.asarray(targets(jax.random.split(jax.random.key(3), 400)), np.float64).mean(axis=(0, -1))
+    drawn = np.asarray(targets(jax.random.split(jax.random.key(3), draws)), np.float64).mean(axis=(0, -1))
     ended = np.asarray(t.terminated | t.truncated)
     tau = None if head == "quantile" else (jnp.arange(512) + 0.5) / 512
     for e in range(algo.config.num_envs):
-        g = None
+        g, values = None, y_values(state, t.next_obs[:, e], tau).mean(axis=1).max(axis=-1)
         for i in reversed(range(algo.config.num_steps)):
-            v = y_values(state, t.next_obs[i, e][None], tau)[0].mean(axis=0).max()
+            v = values[i]
             last = g is None or ended[i, e]
             g = float(t.reward[i, e]) + 0.9 * (1 - float(t.terminated[i, e])) * (v if last else 0.3 * v + 0.7 * g)
             assert_allclose(drawn[i, e], g, atol=0.03)
@@ -209,12 +210,12 @@ def test_the_loss_of_each_head_is_that_of_its_paper():
 def test_the_gradient_does_not_flow_through_the_target(head):
     algo = with_head(head)
     state, t = collected(algo)
-    obs, action, target = pqn.rows_of(algo.config, state, t, jax.random.key(2))
+    obs, action, target = jax.jit(pqn.rows_of)(algo.config, state, t, jax.random.key(2))
 
     def value(params, target):
         return pqn.batch_loss(params, state.network, (obs, action, target), jax.random.key(3), algo.config)[0]
 
-    of_params, of_target = jax.grad(value, argnums=(0, 1))(state.params, target)
+    of_params, of_target = jax.jit(jax.grad(value, argnums=(0, 1)))(state.params, target)
     assert not np.asarray(of_target).any()
     assert any(np.asarray(x).any() for x in jax.tree.leaves(of_params))
 
@@ -275,9 +276,9 @@ def test_an_empty_support_is_refused():
 def test_the_learning_rate_falls_to_its_end():
     config = tiny("pqn", learning_rate=1e-2, learning_rate_end=0.0, max_grad_norm=float("inf")).config
     optimizer = pqn.optimizer(config)
-    state, sizes = optimizer.init(jnp.zeros(1)), []
+    update, state, sizes = jax.jit(optimizer.update), optimizer.init(jnp.zeros(1)), []
     for _ in range(config.gradient_steps + 1):
-        updates, state = optimizer.update(jnp.array([1.0]), state)
+        updates, state = update(jnp.array([1.0]), state)
         sizes.append(abs(float(updates[0])))
     assert sizes[0] > 0
     assert sizes[-1] == 0
@@ -298,5 +299,5 @@ def test_leaving_layer_norm_out_warns():
 def test_targets_follow_the_parameters_of_the_iteration(algo):
     state, t = collected(algo)
     other = replace(state, params=jax.tree.map(lambda x: x + 0.1, state.params))
-    of_state, of_other = (pqn.lambda_targets(algo.config, s, t, jax.random.key(2)) for s in (state, other))
+    of_state, of_other = (lambda_targets(algo.config, s, t, jax.random.key(2)) for s in (state, other))
     assert not np.allclose(of_state, of_other)
