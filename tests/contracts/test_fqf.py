@@ -44,7 +44,10 @@ def batch(terminated=False, steps=1):
 
 
 def loss_of(state, params, b, config):
-    return fqf.batch_loss(params, state.target_params, state.network, b, jax.random.key(0), config)
+    return jax.jit(fqf.batch_loss)(params, state.target_params, state.network, b, jax.random.key(0), config)
+
+
+gradient_of = jax.jit(jax.grad(lambda params, state, b, config: loss_of(state, params, b, config)[0]))
 
 
 class Numpy:
@@ -126,7 +129,7 @@ def test_double_changes_which_network_selects(algo, state):
 
 def test_the_proposal_is_moved_by_the_gradient_of_the_paper_and_by_nothing_else(algo, state):
     b, config = batch(), algo.config
-    gradient = jax.grad(lambda params: loss_of(state, params, b, config)[0])(state.params)["proposal"]["linear"]
+    gradient = gradient_of(state.params, state, b, config)["proposal"]["linear"]
     online = Numpy(state.params)
     kernel, bias = 0.0, 0.0
     for i in range(B):
@@ -145,7 +148,7 @@ def test_the_proposal_is_moved_by_the_gradient_of_the_paper_and_by_nothing_else(
 
 def test_all_else_is_moved_by_quantile_regression_at_these_fractions_alone(algo, state):
     b, config = batch(), algo.config
-    gradient = jax.grad(lambda params: loss_of(state, params, b, config)[0])(state.params)
+    gradient = gradient_of(state.params, state, b, config)
     online, target = Numpy(state.params), Numpy(state.target_params)
     tau_hat = jnp.array([(tau[1:] + tau[:-1]) / 2 for _, tau, _ in map(online.at, b.obs)], jnp.float32)
     tau_prime, y = (
@@ -229,7 +232,7 @@ def test_widths_of_fractions_count_in_acting_and_in_a_star():
 def first_step(algo, state):
     """The gradient step of one batch: (change of each parameter, its gradient)."""
     b, config = batch(), algo.config
-    gradient = jax.grad(lambda params: loss_of(state, params, b, config)[0])(state.params)
+    gradient = gradient_of(state.params, state, b, config)
     optimizer = fqf.optimizer(config)
     return optimizer.update(gradient, optimizer.init(state.params))[0], gradient
 
