@@ -186,10 +186,10 @@ def test_the_target_equals_the_online_network_at_step_0(algo):  # bugs 2 and 3: 
 
 def targets_by_hand(algo, updates):
     """Run single updates and move the target as the config's comment says."""
-    state = algo.init(jax.random.key(0))
+    state, update = algo.init(jax.random.key(0)), jax.jit(iqn.update)
     expected = state.params
     for n in range(1, updates + 1):
-        state, _ = iqn.update(algo.config, state, jax.random.key(n))
+        state, _ = update(algo.config, state, jax.random.key(n))
         if n % algo.config.target_update_freq == 0:
             p = algo.config.polyak
             expected = jax.tree.map(lambda t, o, p=p: p * t + (1 - p) * o, expected, state.params)
