@@ -174,11 +174,14 @@ def test_all_live_steps_and_no_others_are_sampled_each_with_its_true_return_and_
 def test_time_limits_of_32_steps_or_more_cost_no_step(limit):
     capacity = 2000
     play = started(1, capacity, cut=0, terminated=0)
-    ring = play.ring
-    for t in range(3 * capacity):
-        transition, obs = play.simulation.step()
-        ring = added(ring, transition._replace(truncated=jnp.array([t % limit == limit - 1])), obs)
-        assert int(ring.size) == min(t + 1, capacity)
+    transition, obs = play.simulation.step()
+
+    def one(ring, t):
+        ring = replay.add(ring, transition._replace(truncated=t[None] % limit == limit - 1), obs)
+        return ring, ring.size
+
+    _, sizes = jax.lax.scan(one, play.ring, jnp.arange(3 * capacity))
+    assert_array_equal(sizes, np.minimum(np.arange(3 * capacity) + 1, capacity))
 
 
 def test_where_more_is_cut_off_than_there_is_room_for_the_oldest_steps_go_and_come_back_later():
@@ -208,8 +211,8 @@ def test_n_steps_with_a_cut_inside_bootstrap_from_the_true_successor_with_the_di
 
     ring = replay.init(step(0)[0], jnp.array([0.0]), 10, n_step=2)
     for i in range(4):
-        ring = replay.add(ring, *step(i))
-    batch = replay.sample(ring, jax.random.key(0), 100, 0.5)
+        ring = added(ring, *step(i))
+    batch = sampled(ring, jax.random.key(0), 100, 0.5)
     rows = {int(a): row for a, *row in zip(batch.action, batch.reward, batch.next_obs, batch.steps, strict=True)}
     assert {a: [float(x) for x in row] for a, row in rows.items()} == {0: [2, -1, 2], 1: [2, -1, 1], 2: [8, 40, 2]}
 
