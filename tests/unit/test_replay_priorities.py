@@ -34,6 +34,9 @@ def both(ring, kept, transition, obs):
     return ring, priorities.add(kept, ring)
 
 
+write, drawn_by_priority = jax.jit(priorities.write), jax.jit(priorities.sample, static_argnums=3)
+
+
 def filled(n, capacity, n_step=1, batch=8, cut=0.2):
     transitions = list(steps(n, cut=cut))
     ring = init(jax.tree.map(lambda x: jnp.asarray(x[0]), transitions[0][0]), jnp.zeros((E, 1)), capacity, n_step)
@@ -70,10 +73,10 @@ def test_steps_are_drawn_by_priority_and_weighted_for_it():
     there = sorted(drawable(ring))
     drawn = tuple(jnp.array(x) for x in zip(*there, strict=True))
     given = np.random.default_rng(1).uniform(0.1, 5, size=len(there)).astype(np.float32)
-    kept = priorities.write(priorities.remember(kept, drawn, jnp.asarray(given), 0.5), ring)
+    kept = write(priorities.remember(kept, drawn, jnp.asarray(given), 0.5), ring)
     p = np.sqrt(given + 1e-6) / np.sqrt(given + 1e-6).sum()
 
-    batch, (iteration, env) = priorities.sample(kept, ring, jax.random.key(0), 40_000, 0.9, 0.7)
+    batch, (iteration, env) = drawn_by_priority(kept, ring, jax.random.key(0), 40_000, 0.9, 0.7)
     places = {step: i for i, step in enumerate(there)}
     index = np.array([places[step] for step in zip(iteration.tolist(), env.tolist(), strict=True)])
     # One of each stratum: within one of the expected number.
@@ -87,20 +90,19 @@ def test_steps_are_drawn_by_priority_and_weighted_for_it():
 def test_with_alpha_0_all_are_alike_and_weigh_1():
     ring, kept = filled(30, 60)
     drawn = jnp.array([29, 28]), jnp.array([0, 1])
-    kept = priorities.write(priorities.remember(kept, drawn, jnp.array([5.0, 0.0]), 0.0), ring)
-    batch, (iteration, _) = priorities.sample(kept, ring, jax.random.key(0), 6_000, 0.9, 1.0)
+    kept = write(priorities.remember(kept, drawn, jnp.array([5.0, 0.0]), 0.0), ring)
+    batch, (iteration, _) = drawn_by_priority(kept, ring, jax.random.key(0), 6_000, 0.9, 1.0)
     assert_allclose(batch.weight, 1, rtol=1e-5)
-    uniform = sample(ring, jax.random.key(0), 6_000, 0.9)
+    uniform = jax.jit(sample, static_argnums=2)(ring, jax.random.key(0), 6_000, 0.9)
     assert_allclose(np.mean(batch.reward), np.mean(uniform.reward), rtol=0.03)
     assert len(set(iteration.tolist())) == 20
 
 
 def test_new_steps_have_the_largest_priority_so_far():
     ring, kept = filled(5, 60)
-    kept = priorities.write(priorities.remember(kept, (jnp.array([2]), jnp.array([1])), jnp.array([16.0]), 0.5), ring)
+    kept = write(priorities.remember(kept, (jnp.array([2]), jnp.array([1])), jnp.array([16.0]), 0.5), ring)
     (t, obs), *_ = steps(1)
-    ring = add(ring, t, obs)
-    kept = priorities.add(kept, ring)
+    ring, kept = both(ring, kept, t, obs)
     newest = tree.weights(kept.weights, 5 * E + jnp.arange(E))
     assert_allclose(newest, 4, rtol=1e-4)
     assert_allclose(tree.total(kept.weights), (5 * E - 1) + 4 + 3 * 4, rtol=1e-4)
@@ -110,17 +112,15 @@ def test_what_was_drawn_and_overwritten_since_leaves_the_new_step_alone():
     ring, kept = filled(20, 60)  # full: iteration 20 takes the place of iteration 0
     kept = priorities.remember(kept, (jnp.array([0, 19]), jnp.array([1, 2])), jnp.array([1e-9, 1e-9]), 1.0)
     (t, obs), *_ = steps(1)
-    ring = add(ring, t, obs)
-    kept = priorities.write(priorities.add(kept, ring), ring)
+    ring, kept = both(ring, kept, t, obs)
+    kept = write(kept, ring)
     assert_allclose(tree.weights(kept.weights, jnp.array([1])), 1)
     assert_allclose(tree.weights(kept.weights, jnp.array([19 * E + 2])), 1e-6, rtol=1e-2)
 
 
 def test_nothing_is_written_before_the_first_draw():
     ring, kept = filled(7, 60)
-    assert jax.tree.all(
-        jax.tree.map(lambda a, b: bool((a == b).all()), priorities.write(kept, ring).weights, kept.weights)
-    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), write(kept, ring).weights, kept.weights))
 
 
 @pytest.mark.parametrize("seeds", [None, 3])
