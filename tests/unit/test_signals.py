@@ -86,8 +86,9 @@ def test_damping_is_what_epsilon_leaves_of_a_step():
     assert_allclose(signals.damping(jnp.array([0.1, 0.6]), jnp.array([0.1, 0.3]), 0.3), (17 / 16 / 5) ** 0.5, rtol=1e-5)
 
 
-def test_watching_plays_the_episodes_that_evaluating_plays(algo):
-    policy, key = algo.policy(algo.init(jax.random.key(0))), jax.random.key(3)
+def test_watching_plays_the_episodes_that_evaluating_plays():
+    algo, key = tiny("iqn"), jax.random.key(3)
+    policy = algo.policy(algo.init(jax.random.key(0)))
     lengths, returns = rollout.evaluate(algo.env, policy, key, 5)
     watched = rollout.watch(algo.env, policy, key, 5, 0.9)
     assert lengths.tolist() == watched.lengths.tolist()
@@ -175,22 +176,28 @@ def measure(trained):
     return jax.jit(partial(algorithm.signals, env))
 
 
+@pytest.fixture(scope="module")
+def episodes(trained):
+    """Two episodes that the agent played."""
+    agent, state = trained[:2]
+    algorithm, env, config = agent.arguments()
+    return rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 2, 0.9)
+
+
 @pytest.mark.parametrize(("epsilon", "share"), [(0.0, 0.0), (1.0, 0.5), (0.2, 0.1)])
-def test_exploration_is_the_share_of_actions_that_epsilon_makes_not_greedy(trained, measure, epsilon, share):
+def test_exploration_is_the_share_of_actions_that_epsilon_makes_not_greedy(trained, measure, episodes, epsilon, share):
     # Of two actions a random one is the greedy one half of the time. Without epsilon it is 0 to the bit, however much
     # actions change with the fractions drawn.
     agent, state = trained[:2]
-    algorithm, env, config = agent.replace(eps_start=epsilon, eps_end=epsilon).arguments()
-    episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 2, 0.9)
+    _, _, config = agent.replace(eps_start=epsilon, eps_end=epsilon).arguments()
     found = measure(config, state, episodes, *train.signal_keys(state))
     assert float(found.exploration) == pytest.approx(share, abs=0.04 if share else 0.0)
 
 
-def test_returns_are_compared_with_the_values_of_the_weights_that_played(trained, measure):
+def test_returns_are_compared_with_the_values_of_the_weights_that_played(trained, measure, episodes):
     agent, state = trained[:2]
-    algorithm, env, config = agent.arguments()
+    _, _, config = agent.arguments()
     others = jax.tree.map(lambda x: x + 0.1, state.params)
-    episodes = rollout.watch(env, algorithm.policy(env, config, state), jax.random.key(0), 2, 0.9)
     as_it_is, averaged, learned = (
         measure(config, dataclasses.replace(state, **weights), episodes, *train.signal_keys(state))
         for weights in ({}, {"average_params": others}, {"params": others})
