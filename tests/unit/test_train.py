@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from quantilax import IQN, PQN, ConfigError, ConfigWarning, envs, rollout, train
+from tests.conftest import tiny
 
 
 def iqn(**changes):
@@ -111,8 +112,7 @@ def test_the_check_of_the_memory_and_the_program_share_a_trace_of_init(one_devic
 
 
 def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device):
-    algo = iqn(total_timesteps=400, eval_freq=200, fill_buffer=100, buffer_size=200)
-    algorithm, env, config = algo.arguments()
+    algorithm, env, config = tiny("pqn").arguments()
     done, events = threading.Event(), []
 
     def step(*arguments):
@@ -132,15 +132,14 @@ def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device
 
 def test_programs_of_a_few_configs_are_kept_and_none_that_reads_a_callback():
     def compiled(callback=None, **changes):
-        agent = IQN.create(env="probe/terminal", total_timesteps=200, eval_freq=100, fill_buffer=100, **changes)
-        keys = jax.vmap(jax.random.key)(jnp.arange(1))
-        return train.compile_fit(*agent.arguments(), keys, callback).segment.runtime_executable()
+        keys, arguments = jax.vmap(jax.random.key)(jnp.arange(1)), tiny("pqn", **changes).arguments()
+        return train.compile_fit(*arguments, keys, callback, with_init=False).segment.runtime_executable()
 
     train._jitted.cache_clear()
     first = compiled()
     assert compiled() is first
     assert compiled(gamma=0.5) is first
-    assert compiled(num_quantile_samples=5) is not first
+    assert compiled(num_epochs=3) is not first
     info = train._jitted.cache_info()
     assert (info.hits, info.currsize, info.maxsize) == (2, 2, 8)
     watched = [compiled(lambda *_: jnp.zeros(())) for _ in range(2)]
