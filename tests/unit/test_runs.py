@@ -327,7 +327,7 @@ def norm(algo, state, key):
 
 
 def test_what_an_eval_callback_returns_stands_in_the_tables_and_the_checkpoints(tmp_path):
-    agent = tiny("iqn").replace(eval_callback=norm)
+    agent = tiny("dqn").replace(eval_callback=norm)
     quantilax.run(agent, tmp_path / "whole", [0, 1], quiet=True)
     _, record = agent.records(jax.random.key(1))
     table = pl.read_parquet(tmp_path / "whole" / "evaluations.parquet").filter(pl.col("seed") == 1)
@@ -344,7 +344,7 @@ def test_what_an_eval_callback_returns_stands_in_the_tables_and_the_checkpoints(
 
 
 def test_an_environment_of_ones_own_is_given_again(tmp_path):
-    agent = tiny("iqn", env=Own())
+    agent = tiny("pqn", env=Own())
     quantilax.run(agent, tmp_path / "run", callback=lambda s, r: True, quiet=True)
     with pytest.raises(ConfigError, match="unknown environment 'own'"):
         quantilax.resume(tmp_path / "run", quiet=True)
