@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.endtoend.conftest import process
+from tests.endtoend.conftest import Call, process
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "custom-algorithm.md"
 
@@ -21,7 +21,7 @@ def guide() -> dict[str, str]:
     return files | {"commands": re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]}
 
 
-def test_the_guide_to_an_algorithm_of_ones_own_works_as_written(guide, tmp_path):
+def test_the_guide_to_an_algorithm_of_ones_own_works_as_written(guide, call: Call, tmp_path):
     command = partial(process, tmp_path, tmp_path / "cache")
     for name in ("double_dqn.py", "mine.yaml"):
         (tmp_path / name).write_text(guide[name])
@@ -33,12 +33,12 @@ def test_the_guide_to_an_algorithm_of_ones_own_works_as_written(guide, tmp_path)
     curve = pl.read_parquet(tmp_path / "runs" / "double" / "evaluations.parquet").filter(seed=0)
     assert curve["env_step"].to_list() == [1000, 2000, 4000, 6000]
 
-    ours = command("train", "mine.yaml", "double_dqn", "algorithm=dqn", "double=true", "--out", "runs/ours")
+    ours = call("train", "mine.yaml", "double_dqn", "algorithm=dqn", "double=true", "--out", "runs/ours")
     assert ours.status == 0, ours.stderr
     ours = pl.read_parquet(tmp_path / "runs" / "ours" / "evaluations.parquet")
     np.testing.assert_allclose(curve["q"][:3], ours["q"], rtol=1e-4)  # the same target, written by other hands
 
-    ended = command("evaluate", "runs/double")
+    ended = call("evaluate", "runs/double")
     assert ended.status == 2
     assert "unknown algorithm 'double_dqn'" in ended.stderr
     assert "Traceback" not in ended.stderr
