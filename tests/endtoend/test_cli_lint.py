@@ -11,26 +11,28 @@ from tests.endtoend.conftest import TINY, Call, process, tree
 
 SOUND = ("eval_episodes=10", "num_epochs=4", "learning_rate=1e-2", "gamma=0.9", "total_timesteps=900", "eval_freq=300")
 """With these there is nothing against `tiny.yaml` but notes."""
+TINY_DQN = TINY.split("  num_cosines")[0].replace("iqn", "dqn")
+"""Without the fields of IQN alone, of which each takes a trace or several."""
 
 
 def test_a_process_of_its_own_confirms_what_it_finds_and_leaves_nothing_in_the_directory(tmp_path):
     root, cache = tmp_path / "root", tmp_path / "cache"
     root.mkdir()
-    (root / "tiny.yaml").write_text(TINY)
+    (root / "tiny.yaml").write_text(TINY_DQN)
     before = tree(root)
-    ended = process(root, cache, "lint", "tiny.yaml", "iqn", *SOUND, "--json")
+    ended = process(root, cache, "lint", "tiny.yaml", "dqn", *SOUND, "--json")
     assert (ended.status, ended.lines) == (0, [])
     told = json.loads(ended.stdout)
     assert {k: told[k] for k in ("config", "section", "confirm")} == {
         "config": "tiny.yaml",
-        "section": "iqn",
+        "section": "dqn",
         "confirm": True,
     }
-    (risk,) = (finding for finding in told["findings"] if finding["field"] == "risk_eta")
-    assert set(risk) == {"severity", "field", "finding", "evidence", "remedy"}
+    (bonus,) = (finding for finding in told["findings"] if finding["field"] == "munchausen_alpha")
+    assert set(bonus) == {"severity", "field", "finding", "evidence", "remedy"}
     # 64 iterations of 4 steps after the warm-up of 40.
-    assert risk["evidence"] == (
-        "by the program; confirmed: with risk_eta=0.5 equal curves, bit for bit, over 296 environment steps"
+    assert bonus["evidence"] == (
+        "by the program; confirmed: with munchausen_alpha=0.4 equal curves, bit for bit, over 296 environment steps"
     )
     assert {finding["severity"] for finding in told["findings"]} == {"note"}
     assert tree(root) == before
