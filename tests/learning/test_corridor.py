@@ -11,7 +11,8 @@ from quantilax import IQN, PQN
 def test_iqn_solves_the_corridor(variant):
     algo = IQN.create(
         env="probe/corridor", total_timesteps=8_000, eval_freq=2_000, fill_buffer=500, eval_episodes=16, gamma=0.9,
-        polyak=0.95, target_update_freq=1, torso_sizes=(32,), head_sizes=(32,), **variant,
+        polyak=0.95, target_update_freq=1, torso_sizes=(32,), head_sizes=(32,), num_quantile_samples=8, num_cosines=16,
+        **variant,
     )  # fmt: skip
     _, (lengths, returns) = algo.train(jax.random.key(0))
     assert (np.asarray(returns[-1]) == 1).all()
@@ -21,7 +22,7 @@ def test_iqn_solves_the_corridor(variant):
 def test_pqn_solves_the_corridor():
     algo = PQN.create(
         env="probe/corridor", total_timesteps=16_384, eval_freq=4_096, eval_episodes=16, num_envs=8, num_steps=32,
-        num_minibatches=4, gamma=0.9,
+        num_minibatches=4, gamma=0.9, torso_sizes=(32,),
     )  # fmt: skip
     _, (lengths, returns) = algo.train(jax.random.key(0))
     assert (np.asarray(returns[-1]) == 1).all()
