@@ -86,9 +86,8 @@ def test_damping_is_what_epsilon_leaves_of_a_step():
     assert_allclose(signals.damping(jnp.array([0.1, 0.6]), jnp.array([0.1, 0.3]), 0.3), (17 / 16 / 5) ** 0.5, rtol=1e-5)
 
 
-def test_watching_plays_the_episodes_that_evaluating_plays():
-    algo, key = tiny("iqn"), jax.random.key(3)
-    policy = algo.policy(algo.init(jax.random.key(0)))
+def test_watching_plays_the_episodes_that_evaluating_plays(algo):
+    policy, key = algo.policy(algo.init(jax.random.key(0))), jax.random.key(3)
     lengths, returns = rollout.evaluate(algo.env, policy, key, 5)
     watched = rollout.watch(algo.env, policy, key, 5, 0.9)
     assert lengths.tolist() == watched.lengths.tolist()
