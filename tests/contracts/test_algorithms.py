@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, offpolicy, pytree, train
-from quantilax.agent import _init, _train, create
+from quantilax.agent import _train, create
 from quantilax.algorithms import pqn
 from quantilax.envs.probes import Corridor
 from quantilax.exploration import mean_repeats
@@ -98,10 +98,10 @@ def test_a_sweep_over_floats_is_one_program(algo):
 
 
 def test_a_static_field_is_another_program(name):
-    tiny(name).init(jax.random.key(0))
-    before = _init._cache_size()
-    tiny(name, num_epochs=3).init(jax.random.key(0))
-    assert _init._cache_size() == before + 1
+    tiny(name).train(jax.random.key(0))
+    before = _train._cache_size()
+    tiny(name, num_epochs=3).train(jax.random.key(0))
+    assert _train._cache_size() == before + 1
 
 
 def test_every_float_field_vmaps(name):
