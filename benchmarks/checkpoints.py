@@ -1,4 +1,4 @@
-"""What checkpoints cost: how much longer a run takes with them, and time and size of one save.
+"""What checkpoints cost: how much longer a run takes with them, time and size of one save, and bytes over a long run.
 
     python -m benchmarks.checkpoints --pairs 5
 
@@ -9,6 +9,7 @@ With and without (one at the end) run in turn, each in a fresh process; seconds 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -83,16 +84,51 @@ def saves() -> None:
                 arrays = checkpoints.pack({"state": state})
                 copied = time.perf_counter()
                 facts = {"return_mean": 0.0, "config": {}, "rows": 0}
+                shutil.rmtree(root, ignore_errors=True)
+                root.mkdir()
                 path = checkpoints.save(root / "checkpoints", 1, arrays, facts)
                 written = time.perf_counter()
                 checkpoints.read(path)
                 read.append(time.perf_counter() - written)
                 write.append(written - copied)
                 copy.append(copied - start)
-            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+            size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
         total = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
         figures = " | ".join(f"{statistics.median(x) * 1e3:.0f}" for x in (copy, write, read))
         print(f"| {seeds} | {capacity:,} | {share:.0%} | {figures} | {size / 1e6:.1f} | {total / 1e6:.1f} |")
+
+
+MANY = """
+import pathlib, sys
+from quantilax import cli
+sys.argv = ["quantilax", *sys.argv[1:]]
+try:
+    cli.main()
+finally:
+    facts = dict(line.split(": ") for line in pathlib.Path("/proc/self/io").read_text().splitlines())
+    print(facts["wchar"], file=sys.stderr)
+"""
+LONG = """
+dqn: {env: CartPole-v1, total_timesteps: 21000, eval_freq: 20, eval_episodes: 128, fill_buffer: 1000, num_envs: 10,
+      num_epochs: 1, buffer_size: 20000, batch_size: 16, torso_sizes: [64, 64], head_sizes: [64]}
+"""
+
+
+def bytes_written() -> None:
+    """Print what a run of a thousand evaluations hands to the system to write (Linux), with checkpoints and with one."""
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "long.yaml").write_text(LONG)
+        written = {}
+        for every in (1, 0):
+            words = ("train", "long.yaml", "dqn", "--quiet", "--no-cache", "--checkpoint-every", str(every))
+            command = [sys.executable, "-c", MANY, *words, "--out", f"run-{every}"]
+            done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+            written[every] = int(done.stderr.split()[-1])
+        held = sum(p.stat().st_size for p in (Path(root) / "run-1" / "checkpoints").rglob("*") if p.is_file())
+    print(
+        f"1,001 evaluations of 128 episodes, a replay that fills to 20,000 rows: {written[1] / 1e6:,.0f} MB written with a"
+        f" checkpoint after each, {written[0] / 1e6:,.0f} MB with one at the end; {held / 1e6:.1f} MB of checkpoints stay\n"
+    )
 
 
 def main() -> None:
@@ -101,6 +137,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30_000)
     arguments = parser.parse_args()
     print(f"jax {jax.__version__}, {cores()} cores\n")
+    bytes_written()
     saves()
     print()
     pairs(arguments.pairs, arguments.steps)

@@ -55,6 +55,11 @@ class _OfAgent:
         return self.function(Agent(algorithm=algorithm, env=env, config=config, eval_callback=None), state, key)
 
 
+EVALUATION = 0x45564C55
+"""Folded into the key of `Agent.evaluate`: training splits its key into a few, never into so many.
+
+Without it the episodes of a key would be drawn from the keys that the weights of a run of the same key were drawn from."""
+
 _init = jax.jit(train.init, static_argnums=0)
 _train = jax.jit(train.train, static_argnums=(0, 4))
 
@@ -63,6 +68,7 @@ _train = jax.jit(train.train, static_argnums=(0, 4))
 def _evaluate(
     algorithm: Algorithm, env: Environment, config: Any, state: State, key: Key[Array, ""], episodes: int
 ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
+    key = jax.random.fold_in(key, EVALUATION)
     return rollout.evaluate(env, algorithm.policy(env, config, state), key, episodes)
 
 
@@ -121,7 +127,7 @@ class Agent:
 
         Args:
             state: of one run.
-            key: other keys, other episodes.
+            key: other keys, other episodes; that of a training will do too, which draws from none of theirs.
             episodes: E; a new number is a new program.
         """
         return _evaluate(*self.arguments(), state, as_key(key), episodes)

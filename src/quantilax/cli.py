@@ -367,7 +367,7 @@ def study(
 
     asked = definition.load(file)
     asked = asked if seeds is None else asked.with_seeds(seeds)
-    out = out or Path("studies") / asked.name
+    out = out or asked.directory
     begun = Store.find(out) if resume else None
     wanted = begun.facts["jobs"] if begun else jobs  # a resumed study keeps its number
     runs.use_all_cores(wanted or len(asked.cells) * len(asked.seeds), elsewhere=on is not None and wanted is not None)
@@ -451,7 +451,7 @@ def recommend(
     if out is not None and not is_file:
         raise ConfigError(f"--out: the results of {study} lie there; leave it out")
     store = None if is_file else Store.open(study)
-    here = study if store is not None else out or Path("studies") / definition.load(study).name
+    here = study if store is not None else out or definition.load(study).directory
     begun = Store.find(here / choice.VALIDATION)
     runs.use_all_cores(begun.facts["jobs"] if begun else jobs or 2 * seeds)  # what was begun keeps its number
     options: dict[str, Any] = {

@@ -203,7 +203,7 @@ def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begi
     (kept,) = (cut / unfinished.DIRECTORY).iterdir()
     cells, line = ONE, ""
     if how == "damaged":
-        for file in kept.rglob("checkpoint.json"):
+        for file in kept.glob("*.safetensors"):
             file.write_text("{")
         line = "no checkpoint can be read"
     elif how in OTHERS:
@@ -453,7 +453,7 @@ def test_a_directory_in_use_is_refused(config, tmp_path, whole):
 def test_a_damaged_part_of_the_records_is_named(config, tmp_path, whole):
     part = sorted((tmp_path / "whole" / "records").iterdir())[1]
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(ConfigError, match=f"{part.name}: is damaged .*; delete it and go on with --resume"):
+    with pytest.raises(ConfigError, match=f"{part.name}: is damaged .*; put it elsewhere and go on with --resume"):
         run(study(config), tmp_path / "whole", resume=True)
     part.unlink()
     assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)

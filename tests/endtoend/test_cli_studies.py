@@ -205,7 +205,8 @@ def test_a_damaged_file_of_records_is_named(call: Call, tmp_path):
     ended = call("report", "s")
     assert ended.status == 2
     assert re.match(
-        r"error: s/records/000000\.parquet: is damaged .*; delete it and go on with --resume$", ended.stderr
+        r"error: s/records/000000\.parquet: is damaged .*; put it elsewhere and go on with --resume$",
+        ended.stderr,
     )
 
 

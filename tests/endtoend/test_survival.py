@@ -35,6 +35,7 @@ import quantilax
 from quantilax import runs
 from quantilax.runs import checkpoints, evaluations, loading, training
 from quantilax.studies.store import Store
+from tests.manifests import content_of, write_manifest
 
 from ..conftest import each
 from .conftest import TINY, Call, Ended, process, tree
@@ -46,7 +47,7 @@ STOPPED_AT = 200
 
 SERVER = """
 import json, os, resource, sys
-import matplotlib.backends.backend_agg, orbax.checkpoint, polars
+import matplotlib.backends.backend_agg, polars
 from quantilax import cli
 from quantilax.runs import loading, overview
 
@@ -224,12 +225,12 @@ def root(run: Path) -> Path:
 
 
 def last(run: Path) -> Path:
-    return root(run) / f"{checkpoints.steps(root(run))[-1]:012d}"
+    return checkpoints.path_of(root(run), checkpoints.steps(root(run))[-1])
 
 
 def keep_only_last(run: Path) -> Path:
     for step in checkpoints.steps(root(run))[:-1]:
-        shutil.rmtree(root(run) / f"{step:012d}")
+        checkpoints.path_of(root(run), step).unlink()
     return last(run)
 
 
@@ -292,7 +293,7 @@ def reached(run: Path) -> int:
 def partials(run: Path) -> set[tuple[str, int, int]]:
     """Checkpoints being written, or left so by a kill; one begun anew is another."""
     found = set()
-    for path in root(run).glob("*.partial"):
+    for path in root(run).rglob("*.partial"):
         with suppress(FileNotFoundError):
             found.add((path.name, path.stat().st_ino, path.stat().st_ctime_ns))
     return found
@@ -315,7 +316,7 @@ def kill_during_a_save(life: Life, run: Path, rng: random.Random) -> None:
         pass_save(life, run)
     before = partials(run)
     life.until(lambda: partials(run) - before, every=0)
-    time.sleep(rng.uniform(0, 0.015))
+    time.sleep(rng.uniform(0, 0.003))
     life.kill()
 
 
@@ -418,7 +419,7 @@ def test_a_disk_that_is_full_from_some_step_on_ends_no_run_and_costs_nothing_aft
     assert_told_once_each_and_in_the_end(ended, Path("run"), f"step {steps[-1]}")
     assert checkpoints.steps(root(run)) == steps
     for step in steps:
-        checkpoints.read(root(run) / f"{step:012d}")
+        checkpoints.read(checkpoints.path_of(root(run), step))
     assert status(run).startswith("failed")
     assert server.run(here, "resume", "run").status == 0
     assert_same_end(run, whole)
@@ -588,9 +589,7 @@ def test_a_run_moved_elsewhere_loads_shows_and_resumes_with_a_relative_path(stop
 
 def test_file_times_and_a_clock_that_runs_backwards_change_nothing(stopped, finished, monkeypatch):
     for age, step in enumerate(checkpoints.steps(root(stopped))):
-        path = root(stopped) / f"{step:012d}"
-        for there in (*path.rglob("*"), path):
-            os.utime(there, (2**33 - age, 2**33 - age))
+        os.utime(checkpoints.path_of(root(stopped), step), (2**33 - age, 2**33 - age))
     ticks = itertools.count(1_000_000_000, -3_600)
     monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
     runs.resume(stopped, quiet=True)
@@ -605,7 +604,7 @@ def test_file_times_and_a_clock_that_runs_backwards_change_nothing(stopped, fini
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_end(stopped, finished, call):
     newest = last(stopped)
-    os.truncate(newest / "arrays" / "_METADATA", 100)
+    os.truncate(newest, 100)
     ended = call("resume", "stopped", "--no-cache")
     assert ended.status == 0, ended.stderr
     (warning,) = warnings_of(ended)
@@ -617,11 +616,9 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to
 @pytest.mark.parametrize("command", [("resume",), ("evaluate",), ("evaluate", "--checkpoint", "best")])
 def test_a_run_without_a_readable_checkpoint_is_refused_in_one_line_and_nothing_is_deleted(stopped, call, command):
     for step in checkpoints.steps(root(stopped)):
-        os.truncate(root(stopped) / f"{step:012d}" / "checkpoint.json", 100)
+        os.truncate(checkpoints.path_of(root(stopped), step), 100)
     before = {name: data for name, data in tree(stopped).items() if name != "lock"}
-    assert_refused(
-        call(command[0], "stopped", *command[1:], "--no-cache"), "no checkpoint can be read", "checkpoint.json"
-    )
+    assert_refused(call(command[0], "stopped", *command[1:], "--no-cache"), "no checkpoint can be read", "safetensors")
     assert {name: data for name, data in tree(stopped).items() if name != "lock"} == before
     assert call("show", "stopped").status == 0
     assert call("list-runs", ".").status == 0
@@ -638,21 +635,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.sentinel}",)
-
-
-def sign(checkpoint: Path) -> None:
-    """Make the manifest say that the files are as they should be."""
-    file = checkpoint / "checkpoint.json"
-    content = json.loads(file.read_text())["content"]
-    names = (p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if p.is_file() and p != file)
-    data = {name: (checkpoint / name).read_bytes() for name in names}
-    content["files"] = {name: [len(d), hashlib.sha256(d).hexdigest()] for name, d in data.items()}
-    write_manifest(checkpoint, content)
-
-
-def write_manifest(checkpoint: Path, content: Any) -> None:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    (checkpoint / "checkpoint.json").write_text(json.dumps({"sha256": digest, "content": content}))
 
 
 COMMANDS = (
@@ -713,26 +695,24 @@ def test_a_pickle_in_the_place_of_any_file_is_never_loaded(hostile, bombs, senti
     for name in hostile.files:
         is_text = name.endswith((".yaml", ".json", ".jsonl", ".csv"))
         run = hostile(name, bombs[not is_text])
-        assert_harmless(call, run, sentinel, () if "arrays" in name else COMMANDS)
+        assert_harmless(call, run, sentinel, () if "blocks" in name else COMMANDS)
         shutil.rmtree(run)
 
 
-def test_a_pickle_in_the_place_of_an_array_that_the_manifest_vouches_for_is_never_loaded(
-    hostile, bombs, sentinel, call
-):
-    for name in [name for name in hostile.files if "arrays" in name]:
-        run = hostile(name, bombs[1])
-        sign(last(run))
-        assert_harmless(call, run, sentinel, COMMANDS[-1:])
-        shutil.rmtree(run)
+def test_a_pickle_in_the_place_of_a_block_that_the_manifest_vouches_for_is_never_loaded(hostile, bombs, sentinel, call):
+    run = hostile("x", b"")
+    content, digest = content_of(last(run)), hashlib.sha256(bombs[1]).hexdigest()
+    (root(run) / "blocks" / digest).write_bytes(bombs[1])
+    for name in content["blocks"]:
+        content["blocks"][name] = [[2, len(bombs[1])], "uint8", 2**16, [digest, digest]]
+    write_manifest(last(run), content)
+    assert_harmless(call, run, sentinel, COMMANDS[-1:])
 
 
 def test_a_pickle_beside_the_arrays_is_never_loaded(hostile, bombs, sentinel, call):
     run = hostile("x", bombs[1])
-    for name in ("checkpoint", "aggregate", "arrays.pkl", "state.pickle", "_sharding", "array_metadatas"):
-        (last(run) / name).write_bytes(bombs[1])
-        (last(run) / "arrays" / name).write_bytes(bombs[1])
-    sign(last(run))
+    for name in ("checkpoint", "aggregate", "arrays.pkl", "state.pickle", "_sharding", "blocks/state.pkl"):
+        (root(run) / name).write_bytes(bombs[1])
     assert_harmless(call, run, sentinel)
 
 
@@ -818,10 +798,10 @@ def test_a_curve_without_a_number_is_shown_without_a_plot(stopped, call, line):
 
 
 def test_a_checkpoint_of_no_length_is_refused_in_one_line(stopped, call):
-    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    content = content_of(keep_only_last(stopped))
     content["config"]["total_timesteps"] = ["440"]
     write_manifest(last(stopped), content)
-    assert_refused(call("resume", "stopped", "--no-cache", "--quiet"), "checkpoint.json", "total_timesteps")
+    assert_refused(call("resume", "stopped", "--no-cache", "--quiet"), "safetensors: its manifest", "total_timesteps")
 
 
 def test_a_run_whose_seeds_are_not_those_of_its_checkpoint_is_not_resumed(stopped, call):
@@ -847,7 +827,7 @@ WRONG_CONTENT = {
 @pytest.mark.parametrize("facts", WRONG_CONTENT.values(), ids=WRONG_CONTENT)
 def test_a_manifest_that_says_something_else_with_the_right_sum_is_one_line(hostile, sentinel, call, facts):
     run = hostile("x", b"")
-    content = json.loads((last(run) / "checkpoint.json").read_text())["content"]
+    content = content_of(last(run))
     write_manifest(last(run), {**content, **facts})
     assert_harmless(call, run, sentinel)
 
@@ -861,7 +841,7 @@ def test_a_run_whose_loss_is_not_finite_fails_in_one_line_and_keeps_its_checkpoi
     steps = checkpoints.steps(root(here / "run"))
     assert steps
     for step in steps:
-        arrays = checkpoints.read(root(here / "run") / f"{step:012d}").arrays
+        arrays = checkpoints.read(checkpoints.path_of(root(here / "run"), step)).arrays
         assert all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith("state/params"))
     assert re.search(r"^run .* failed: the ", call("list-runs", ".").stdout, re.MULTILINE)
     evaluated = call("evaluate", "run", "--episodes", "2", "--no-cache")
@@ -994,7 +974,7 @@ def edit(run: Path, field: str, value: Any) -> None:
 
 def test_a_checkpoint_whose_arrays_are_of_another_network_is_refused_by_name_not_by_jax(stopped, call):
     edit(stopped, "torso_sizes", [4])
-    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    content = content_of(keep_only_last(stopped))
     content["config"]["torso_sizes"] = [4]
     write_manifest(last(stopped), content)
     for command in ("resume", "evaluate"):
@@ -1005,7 +985,7 @@ def test_a_checkpoint_whose_arrays_are_of_another_network_is_refused_by_name_not
 
 
 def test_a_checkpoint_of_a_later_format_is_refused_with_the_version_to_use(stopped, call):
-    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    content = content_of(keep_only_last(stopped))
     write_manifest(last(stopped), {**content, "format": 99, "versions": {"quantilax": "7.0"}})
     for command in ("resume", "evaluate"):
         assert_refused(call(command, "stopped", "--no-cache"), "has format 99", "use quantilax 7.0")
@@ -1148,7 +1128,7 @@ def test_a_shorter_run_than_the_checkpoint_is_of_is_refused(stopped, call):
 
 
 def test_a_hyperparameter_that_came_after_a_run_stood_at_its_default(stopped):
-    content = json.loads((keep_only_last(stopped) / "checkpoint.json").read_text())["content"]
+    content = content_of(keep_only_last(stopped))
     del content["config"]["double"]
     write_manifest(last(stopped), content)
     assert quantilax.load(stopped).algo.config.double is False

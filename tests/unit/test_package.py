@@ -118,7 +118,7 @@ def test_the_oldest_versions_tested_are_the_lower_ends_of_the_ranges():
 def test_importing_the_package_imports_nothing_heavy_that_may_not_be_used():
     code = """
 import quantilax, sys
-heavy = ("gymnax", "matplotlib", "pandas", "click", "orbax", "polars", "scipy.stats", "rich.progress", "quantilax.runs")
+heavy = ("gymnax", "matplotlib", "pandas", "click", "safetensors", "polars", "scipy.stats", "rich.progress", "quantilax.runs")
 print([m for m in heavy if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import IQN, PQN, ConfigError, ConfigWarning, envs, rollout, train
+from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, envs, rollout, train
 from tests.conftest import tiny
 
 
@@ -145,3 +145,28 @@ def test_programs_of_a_few_configs_are_kept_and_none_that_reads_a_callback():
     watched = [compiled(lambda *_: jnp.zeros(())) for _ in range(2)]
     assert watched[0] is not watched[1]
     assert train._jitted.cache_info().currsize == 2
+
+
+def test_episodes_are_drawn_from_no_key_of_a_training_with_the_same_key():
+    """The reward is the first number that `reset` draws, so a return tells the key of its episode."""
+
+    class Draw:
+        name, max_episode_steps = "draw", 1
+        observation_space, action_space = Box((1,)), Discrete(2)
+
+        def reset(self, key):
+            obs = jax.random.uniform(key, (1,))
+            return obs, obs
+
+        def step(self, key, state, action):
+            new, obs = self.reset(key)
+            return new, TimeStep(obs, state, state[0], jnp.array(True), jnp.array(False))
+
+    algo, key = tiny("dqn", Draw()), jax.random.key(3)
+    _, returns = algo.evaluate(algo.init(key), key, 50)
+    keys = [key[None]]  # of training: it splits `key` into a few, each of these again, and so on
+    for parts in (8, 64, 64):
+        keys.append(jax.vmap(lambda one, n=parts: jax.random.split(one, n))(keys[-1]).reshape(-1))
+    drawn = jax.vmap(lambda one: jax.random.uniform(one, (1,))[0])(jnp.concatenate(keys))
+    assert not np.isin(np.asarray(returns), np.asarray(drawn)).any()
+    assert len(set(returns.tolist())) == 50

@@ -1,49 +1,72 @@
 """Checkpoints: all that a run carries, at the end of a segment; complete, or invisible.
 
-    RUN/checkpoints/000000060000/     named after the environment steps done
-        checkpoint.json               what it holds, by whom it was written, and the SHA-256 of every other file
-        arrays/                       Orbax: one array per leaf of the state and of the records so far
+    RUN/checkpoints/
+        000000060000.safetensors   named after the environment steps done: every array of the state but the
+                                   replay's, and in its metadata, as JSON, what the checkpoint holds, who wrote
+                                   it, and the SHA-256 of everything that belongs to it
+        blocks/<SHA-256>           the large arrays of the replay, cut into blocks and compressed: one that
+                                   did not change is written once and shared by all checkpoints
+        evaluations.bin            the evaluations, one record of fixed size each: every checkpoint appends
+                                   its new ones
 
-It is written under another name, flushed to the disk and renamed, so a crash at any moment leaves the checkpoints before it
-as they were. Reading verifies every byte first. Nothing in it is pickled: reading a stranger's checkpoint runs nothing.
-See docs/decisions/0008-checkpoints.md.
+`save` writes under another name, flushes to the disk, reads everything back and only then renames, so a crash
+at any moment leaves the checkpoints before it as they were. `read` verifies every byte. Nothing in a checkpoint
+is pickled: reading a stranger's checkpoint runs nothing. See docs/decisions/0028-checkpoints-in-safetensors.md.
 """
 
 import contextlib
-import gc
 import hashlib
+import io
 import json
-import logging
 import math
 import os
-import shutil
-import sys
-from collections.abc import Callable, Iterable
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialized
 
 from quantilax import replay
 from quantilax.runs.errors import CheckpointError, reason
 from quantilax.runs.files import flush
 
-FORMAT = 1
+FORMAT = 2
 """Raised when older programs could not read what newer ones write."""
 KEEP = 3
 """Checkpoints kept, beside the best."""
-MANIFEST = "checkpoint.json"
-ARRAYS = "arrays"
-PARTIAL, REPLACED = ".partial", ".replaced"
+SUFFIX, PARTIAL = ".safetensors", ".partial"
+BLOCKS, EVALUATIONS = "blocks", "evaluations.bin"
+BLOCK = 2**16, 2**22
+"""Least and largest bytes of a block of the replay."""
+SHA256 = re.compile("[0-9a-f]{64}")
+MANIFEST = "quantilax"
+"""Key of a file's metadata under which the manifest stands."""
 
-REQUIRED = {"env_step": int, "return_mean": float, "config": dict, "leaves": dict, "files": dict, "rows": int}
+REQUIRED = {
+    "env_step": int, "return_mean": float, "config": dict, "rows": int, "leaves": dict, "blocks": dict, "evaluations": dict,
+}  # fmt: skip
 """What every manifest says, and what it is."""
 
 Arrays = dict[str, np.ndarray]
-T = TypeVar("T")
+
+
+class Packed(NamedTuple):
+    """What a checkpoint is to hold, on the host; each array is named by its path in the tree."""
+
+    arrays: Arrays
+    """Written anew each time."""
+    blocks: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Large ones of which little changes between two checkpoints, leading axis of seeds: the replay."""
+    evaluations: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Those that only grow, along their first axis of rows."""
 
 
 class Checkpoint(NamedTuple):
@@ -53,47 +76,54 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]
     """`env_step`, `return_mean`, `config`, `seeds`, `versions` and what else `save` was given."""
     arrays: Arrays
+    """All arrays of a `Packed`."""
 
 
-def save(root: Path, env_step: int, arrays: Arrays, facts: dict[str, Any]) -> Path:
-    """Write a checkpoint, make it visible, and delete those that are neither among the last three nor the best.
+def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep: int = KEEP) -> Path:
+    """Write a checkpoint, read it back, make it visible, and delete those that are neither among the last nor the best.
 
     Args:
         root: the run's directory of checkpoints.
         env_step: environment steps done; an unreadable or older checkpoint of the same step is replaced.
-        arrays: as `pack` gives them.
+        packed: as `pack` gives it.
         facts: what else is to be known before reading the arrays, as JSON; `return_mean` decides which one is the best.
+        keep: how many of the last ones stay, beside the best; with 1 there is no best, and this one alone stays.
 
     Raises:
         OSError: the disk is full, say; what was there before is untouched.
+        CheckpointError: what was read back is not what was written; what was there before is untouched.
     """
     root.mkdir(exist_ok=True)
-    path = root / f"{env_step:012d}"
-    aside, replaced = path.with_name(path.name + PARTIAL), path.with_name(path.name + REPLACED)
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        _write_arrays(aside / ARRAYS, {name: array for name, array in arrays.items() if array.size})
-        leaves = {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}
-        content = {"format": FORMAT, "env_step": env_step, **facts, "leaves": leaves, "files": _digests(aside)}
-        (aside / MANIFEST).write_text(json.dumps({"sha256": _digest(content), "content": content}), encoding="utf-8")
-        for directory, _, files in os.walk(aside):
-            for name in files:
-                flush(Path(directory) / name)
-            flush(Path(directory))
-        if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            path.rename(replaced)
-        aside.rename(path)
-        flush(root)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        if not path.exists():
-            with contextlib.suppress(OSError):
-                replaced.rename(path)
-        raise
-    _prune(root, env_step)
+    path = path_of(root, env_step)
+    aside = path.with_name(path.name + PARTIAL)
+    with contextlib.ExitStack() as undo:  # whatever fails
+        undo.callback(aside.unlink, missing_ok=True)
+        content = {
+            "format": FORMAT,
+            "env_step": env_step,
+            **facts,
+            "leaves": {name: [*_spec(array), _sha256(_bytes(array))] for name, array in packed.arrays.items()},
+            "blocks": {
+                name: [*_spec(array), *_write_blocks(root / BLOCKS, array, undo)]
+                for name, array in packed.blocks.items()
+            },
+            "evaluations": _append(root / EVALUATIONS, packed.evaluations, undo),
+        }
+        manifest_json = json.dumps({"sha256": _digest(content), "content": content})
+        arrays = {name: np.asarray(array, order="C") for name, array in packed.arrays.items()}
+        aside.write_bytes(serialized(arrays, {MANIFEST: manifest_json}))
+        flush(aside)
+        _read(aside, _content(aside, env_step), into=None)
+        aside.replace(path)
+        undo.pop_all()
+    flush(root)
+    _prune(root, env_step, keep)
     return path
+
+
+def path_of(root: Path, env_step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return root / f"{env_step:012d}{SUFFIX}"
 
 
 def steps(root: Path) -> list[int]:
@@ -103,11 +133,12 @@ def steps(root: Path) -> list[int]:
         CheckpointError: the directory cannot be looked into.
     """
     try:
-        return sorted({int(path.name) for path in root.iterdir() if path.name.isascii() and path.name.isdigit()})
+        names = [path.name.removesuffix(SUFFIX) for path in root.iterdir()]  # without it: of format 1
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(f"{root}: cannot be read: {error.strerror}") from None
+    return sorted({int(name) for name in names if name.isascii() and name.isdigit()})
 
 
 def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = print) -> Checkpoint:
@@ -127,7 +158,7 @@ def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = pr
             raise CheckpointError(f"checkpoint: expected last, best or environment steps, got '{which}'")
         if which not in there:
             raise CheckpointError(f"{root}: no checkpoint at step {which:,}; there are {_listed(there) or 'none'}")
-        return read(root / f"{which:012d}")
+        return read(path_of(root, int(which)))
     errors: list[str] = []
     for path in _in_order(root, there, which, errors.append):
         try:
@@ -145,49 +176,42 @@ def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = pr
 
 
 def read(path: Path) -> Checkpoint:
-    """Verify a checkpoint, then read it.
+    """Verify a checkpoint, and return it.
 
     Raises:
-        CheckpointError: a file that is missing, cut short or altered, or a format of a later version.
+        CheckpointError: something is missing, cut short or altered, or of another format.
     """
-    content = manifest(path)
-    try:
-        there = _digests(path)
-        expected = [(name, size, digest) for name, (size, digest) in content["files"].items()]
-        leaves = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in content["leaves"].items()}
-        arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in leaves.items() if 0 in shape}
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError):
-        raise CheckpointError(f"{path}: {MANIFEST} is no manifest of a checkpoint") from None
-    for name, size, digest in expected:
-        if name not in there:
-            raise CheckpointError(f"{path}: {name} is missing")
-        if there[name][0] != size:
-            raise CheckpointError(f"{path}: {name} has {there[name][0]} of {size} bytes")
-        if there[name][1] != digest:
-            raise CheckpointError(f"{path}: {name} was altered")
-    arrays |= _read_arrays(path / ARRAYS, leaves.keys() - arrays.keys())
-    return Checkpoint(path, {k: v for k, v in content.items() if k not in ("files", "leaves")}, arrays)
+    content, arrays = manifest(path), Arrays()
+    _read(path, content, into=arrays)
+    return Checkpoint(path, {k: v for k, v in content.items() if k not in ("leaves", "blocks", "evaluations")}, arrays)
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """Return what `checkpoint.json` says, without reading the arrays.
+    """Return what the metadata of a checkpoint's file say, without reading arrays.
 
     Raises:
-        CheckpointError: it is missing, damaged or of a later format.
+        CheckpointError: it is missing, damaged or of another format.
     """
-    file = path / MANIFEST
+    return _content(path, int(path.name.removesuffix(SUFFIX)))
+
+
+def _content(path: Path, env_step: int) -> dict[str, Any]:
+    if not os.path.lexists(path) and os.path.lexists(path.with_suffix("")):
+        raise CheckpointError(
+            f"{path.with_suffix('')}: is a checkpoint of format 1 and this version reads {FORMAT}; use the commit of"
+            " quantilax that run.json names"
+        )
     try:
-        outer = json.loads(file.read_text(encoding="utf-8"))
+        with safe_open(path, "numpy") as file:
+            outer = json.loads((file.metadata() or {})[MANIFEST])
         content = outer["content"]
         whole = outer["sha256"] == _digest(content)
     except OSError as error:
-        raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{path}: {MANIFEST} is cut short or altered") from None
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{path}: is cut short or altered") from None
     if not whole or not isinstance(content, dict):
-        raise CheckpointError(f"{path}: {MANIFEST} was altered")
+        raise CheckpointError(f"{path}: was altered")
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has format {content.get('format')} and this version reads {FORMAT}; use quantilax"
@@ -195,23 +219,41 @@ def manifest(path: Path) -> dict[str, Any]:
         )
     for name, kind in REQUIRED.items():
         if not isinstance(content.get(name), kind):
-            raise CheckpointError(f"{path}: {MANIFEST} has no {name}")
-    if content["env_step"] != int(path.name):
-        raise CheckpointError(f"{path}: {MANIFEST} is of step {content['env_step']:,}")
+            raise CheckpointError(f"{path}: its manifest has no {name}")
+    if content["env_step"] != env_step:
+        raise CheckpointError(f"{path}: its manifest is of step {content['env_step']:,}")
     return content
 
 
-def pack(tree: PyTree) -> Arrays:
-    """Copy a tree to the host: one array per leaf, named by its path; keys as their data, replay without empty rows."""
+def pack(state: PyTree, evaluations: PyTree = ()) -> Packed:
+    """Copy a tree to the host, an array per leaf: keys as their data, replay without its empty rows.
 
-    def compacted(node: Any) -> Any:
-        return replay.compact(node) if isinstance(node, replay.Ring) else node
+    Args:
+        state: each leaf with a leading axis of seeds.
+        evaluations: each leaf with a leading axis of rows.
+    """
+    arrays, blocks = Arrays(), Arrays()
+
+    def is_ring(node: Any) -> bool:
+        return isinstance(node, replay.Ring)
 
     def on_host(leaf: Any) -> np.ndarray:
         return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)  # a copy: training goes on in its place
 
-    tree = jax.tree.map(compacted, tree, is_leaf=lambda node: isinstance(node, replay.Ring))
-    return {name: on_host(leaf) for name, leaf in _named(tree)}
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_ring):
+        if is_ring(node):
+            large = _large(_name(path))
+            for name, leaf in _named(replay.compact(node)):
+                name = f"{_name(path)}/{name}"
+                (blocks if name.startswith(large) else arrays)[name] = on_host(leaf)
+        else:
+            arrays[_name(path)] = on_host(node)
+    return Packed(arrays, blocks, {name: on_host(leaf) for name, leaf in _named(evaluations)})
+
+
+def _large(ring: str) -> tuple[str, str]:
+    """Begin of the names of a replay's large arrays: those that are compacted."""
+    return f"{ring}/rows/", f"{ring}/observations"
 
 
 def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
@@ -234,7 +276,7 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
                 yield f"{name} is not in the checkpoint"
                 continue
             there = arrays[name]
-            is_row = any(name.startswith((f"{ring}/rows/", f"{ring}/observations")) for ring in rings)
+            is_row = any(name.startswith(_large(ring)) for ring in rings)
             fits = there.shape == shape or (
                 is_row and there.ndim == len(shape) and there.shape[1] <= shape[1] and _but(there.shape) == _but(shape)
             )
@@ -267,7 +309,7 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
 
 def _in_order(root: Path, there: list[int], which: str | int, complain: Callable[[str], None]) -> list[Path]:
     """Paths of the checkpoints, the one asked for first; where the best is asked for, without those not to be ranked."""
-    paths = [root / f"{step:012d}" for step in reversed(there)]
+    paths = [path_of(root, step) for step in reversed(there)]
     if which != "best":
         return paths
     ranked: list[tuple[float, Path]] = []
@@ -280,92 +322,186 @@ def _in_order(root: Path, there: list[int], which: str | int, complain: Callable
     return [path for _, path in sorted(ranked, key=lambda pair: -pair[0])]  # stable: the later of two equals first
 
 
-def _prune(root: Path, env_step: int) -> None:
-    """Delete what is older than the last three and not the best; what a damaged run has of later steps will be replaced."""
-    there = [step for step in steps(root) if step <= env_step]
-    paths = [root / f"{step:012d}" for step in there]
-    kept = {*paths[-KEEP:], *_in_order(root, there, "best", lambda _: None)[:1]}
+def _prune(root: Path, env_step: int, keep: int) -> None:
+    """Delete what is older than the last ones and not the best; what a damaged run has of later steps will be replaced."""
+    there = steps(root)
+    if keep == 1:
+        kept = {path_of(root, env_step)}
+    else:
+        paths = [path_of(root, step) for step in there if step <= env_step]
+        best = _in_order(root, [step for step in there if step <= env_step], "best", lambda _: None)[:1]
+        kept = {*paths[-keep:], *best, *(path_of(root, step) for step in there if step > env_step)}
     for path in root.iterdir():
-        if (path in paths and path not in kept) or path.suffix in (PARTIAL, REPLACED):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_arrays(path: Path, arrays: Arrays) -> None:
-    def write(ocp: Any) -> None:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(path.absolute(), arrays)
-
-    _with_orbax(write)
-
-
-def _read_arrays(path: Path, names: Iterable[str]) -> Arrays:
-    def read(ocp: Any) -> Arrays:
-        args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            arrays: Arrays = checkpointer.restore(path.absolute(), item=dict.fromkeys(args, 0), restore_args=args)
-            return arrays
-
+        is_checkpoint = path.name.endswith(SUFFIX) and path.stem.isdigit()
+        if (is_checkpoint and path not in kept) or path.name.endswith(PARTIAL):
+            with contextlib.suppress(OSError):
+                path.unlink()
     try:
-        return _with_orbax(read)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        needed = {digest for path in kept for *_, digests in manifest(path)["blocks"].values() for digest in digests}
+    except CheckpointError:
+        return  # which blocks an unreadable one needs is not known
+    for path in (root / BLOCKS).iterdir() if (root / BLOCKS).is_dir() else ():
+        if path.name not in needed:
+            path.unlink(missing_ok=True)
 
 
-def _with_orbax(act: Callable[[Any], T]) -> T:
-    """Call a function with the module of Orbax, imported here as that takes most of a second.
+def _write_blocks(directory: Path, array: np.ndarray, undo: contextlib.ExitStack) -> tuple[int, list[str]]:
+    """Write those blocks of an array that are not there yet, and return their size and the names of all."""
+    directory.mkdir(exist_ok=True)
+    size, names, is_new = _block_size(array), list[str](), False
+    for data in _blocks(array, size):
+        names.append(_sha256(data))
+        file = directory / names[-1]
+        if _unpacked(file, len(data)) == data:
+            continue
+        undo.callback(file.unlink, missing_ok=True)
+        aside = file.with_name(file.name + PARTIAL)
+        undo.callback(aside.unlink, missing_ok=True)
+        aside.write_bytes(zlib.compress(data, level=1))
+        flush(aside)
+        aside.replace(file)
+        is_new = True
+    if is_new:
+        flush(directory)
+    return size, names
 
-    Of one failure it prints the traceback of every task: at once, when the tasks are collected, and from threads that come
-    too late. One line is kept.
+
+def _block_size(array: np.ndarray) -> int:
+    """Return a power of two, so large that a seed's part of an array has at most 64 blocks, unless that is very large."""
+    least, most = BLOCK
+    return min(max(least, 2 ** math.ceil(math.log2(max(array[0].nbytes if len(array) else 0, 1) / 64))), most)
+
+
+def _blocks(array: np.ndarray, size: int) -> Iterator[memoryview]:
+    """Cut the bytes of an array with a leading axis of seeds, each seed's apart, so that a longer array begins the same."""
+    for of_seed in _bytes(array).reshape(array.shape[0], -1) if array.size else ():
+        for begin in range(0, of_seed.size, size):
+            yield of_seed[begin : begin + size].data
+
+
+def _append(file: Path, arrays: Mapping[str, np.ndarray], undo: contextlib.ExitStack) -> dict[str, Any]:
+    """Write the rows that the file does not hold yet, and return what tells whether they are whole."""
+    leaves = {name: _spec(array) for name, array in arrays.items()}
+    table = np.zeros(len(next(iter(arrays.values()))) if arrays else 0, _row(leaves))
+    for name, array in arrays.items():
+        table[name] = array
+    data = _bytes(table) if arrays else np.zeros(0, np.uint8)
+    with file.open("r+b" if file.exists() else "w+b") as stream:
+        there = np.frombuffer(stream.read(), np.uint8)
+        both = min(len(there), len(data))
+        differing = np.flatnonzero(there[:both] != data[:both])  # where a run went on from an older checkpoint
+        begin = int(differing[0]) if differing.size else both
+        if begin == len(there):
+            undo.callback(os.truncate, file, begin)
+        stream.seek(begin)
+        stream.write(data[begin:].data)
+        stream.truncate()
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"rows": len(table), "leaves": leaves, "sha256": _sha256(data)}
+
+
+def _row(leaves: dict[str, Any]) -> np.dtype:
+    """Return the type of a row of the evaluations."""
+    return np.dtype([(name, np.dtype(dtype), tuple(shape[1:])) for name, (shape, dtype) in leaves.items()])
+
+
+def _read(path: Path, content: dict[str, Any], into: Arrays | None) -> None:
+    """Verify all that a checkpoint's manifest names, and keep the arrays in `into` unless that is None.
 
     Raises:
-        OSError: anything failed; Orbax and TensorStore have no common class of errors.
+        CheckpointError: names what is missing, cut short or altered.
     """
-    import orbax.checkpoint
-
-    _ignore_late_tasks()
-    noisy = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    for logger in noisy:
-        logger.addFilter(_nothing)
+    found = Arrays() if into is None else into
     try:
-        try:
-            return act(orbax.checkpoint)
-        except Exception as error:
-            why = reason(error)
-        gc.collect()  # here, where the traceback that holds the tasks is gone
-        raise OSError(why)
-    finally:
-        for logger in noisy:
-            logger.removeFilter(_nothing)
+        _read_arrays(path, content["leaves"], found)
+        for name, (shape, dtype, size, digests) in content["blocks"].items():
+            data = _read_blocks(path, shape, np.dtype(dtype), size, digests, keep=into is not None)
+            if data is not None:
+                found[name] = data.view(dtype).reshape(shape)
+        _read_evaluations(path, content["evaluations"], found)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from None
+    except (SafetensorError, ValueError, TypeError, LookupError, OverflowError, AttributeError):
+        raise CheckpointError(f"{path}: its manifest is none of a checkpoint") from None
 
 
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
+def _read_arrays(path: Path, leaves: dict[str, Any], found: Arrays) -> None:
+    with safe_open(path, "numpy") as file:
+        if unlike := set(file.keys()) ^ set(leaves):
+            name = min(unlike)
+            raise CheckpointError(f"{path}: {name} is {'missing' if name in leaves else 'unknown to its manifest'}")
+        for name, (shape, dtype, digest) in leaves.items():
+            array = file.get_tensor(name)
+            if [*_spec(array), _sha256(_bytes(array))] != [shape, dtype, digest]:
+                raise CheckpointError(f"{path}: {name} was altered")
+            found[name] = array
 
 
-def _ignore_late_tasks() -> None:
-    """Print nothing where TensorStore calls back into an event loop that is closed already."""
-    before = sys.unraisablehook
+def _read_blocks(
+    path: Path, shape: list[int], dtype: np.dtype, block: int, digests: list[str], keep: bool
+) -> np.ndarray | None:
+    of_seed = math.prod(shape[1:]) * dtype.itemsize
+    each = -(-of_seed // max(block, 1))
+    if min(*shape, block - 1) < 0 or len(digests) != shape[0] * each or not all(map(SHA256.fullmatch, digests)):
+        raise ValueError
+    whole = np.empty(shape[0] * of_seed, np.uint8) if keep else None
+    for i, digest in enumerate(digests):
+        file, begin = path.parent / BLOCKS / digest, i % each * block
+        size = min(block, of_seed - begin)
+        data = _unpacked(file, size)
+        if data is None or _sha256(data) != digest:
+            how = "was cut short or altered" if file.exists() else "is missing"
+            raise CheckpointError(f"{path}: {BLOCKS}/{digest} {how}")
+        if whole is not None:
+            begin += i // each * of_seed
+            whole[begin : begin + size] = np.frombuffer(data, np.uint8)
+    return whole
 
-    def hook(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
 
-    if getattr(before, "__qualname__", "") != hook.__qualname__:
-        sys.unraisablehook = hook
+def _read_evaluations(path: Path, facts: dict[str, Any], found: Arrays) -> None:
+    rows, leaves, dtype = facts["rows"], facts["leaves"], _row(facts["leaves"])
+    file, size = path.parent / EVALUATIONS, rows * dtype.itemsize
+    if rows < 0 or any(shape[0] != rows for shape, _ in leaves.values()):
+        raise ValueError
+    there = file.stat().st_size if file.exists() else 0
+    if there < size:
+        raise CheckpointError(f"{path}: {EVALUATIONS} has {there} of {size} bytes")
+    with file.open("rb") if size else contextlib.nullcontext(io.BytesIO()) as stream:
+        data = stream.read(size)
+    if _sha256(data) != facts["sha256"]:
+        raise CheckpointError(f"{path}: {EVALUATIONS} was altered")
+    table = np.frombuffer(data, dtype) if size else np.zeros(rows, dtype)
+    found |= {name: np.ascontiguousarray(table[name]) for name in leaves}
 
 
-def _digests(root: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file below `root` but the manifest."""
-    found: dict[str, list[Any]] = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p != root / MANIFEST):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        found[path.relative_to(root).as_posix()] = [path.stat().st_size, digest]
-    return found
+def _unpacked(file: Path, size: int) -> bytes | None:
+    """Return the bytes of a block, if there is one of so many."""
+    if not file.exists():
+        return None
+    unpacking, packed = zlib.decompressobj(), file.read_bytes()
+    try:
+        data = unpacking.decompress(packed, size + 1)
+    except zlib.error:
+        return None
+    return data if len(data) == size and unpacking.eof and not unpacking.unused_data else None
+
+
+def _spec(array: np.ndarray) -> list[Any]:
+    return [list(array.shape), str(array.dtype)]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array, row by row; no copy where they lie so."""
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8)
+
+
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _sha256(json.dumps(content, sort_keys=True).encode())
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:

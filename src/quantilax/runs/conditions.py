@@ -61,7 +61,7 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
     run = checkpoint.path.parents[1]
     if checkpoint.facts.get("seeds") != seeds:
         raise ConfigError(
-            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.name} has {checkpoint.facts.get('seeds')}; put"
+            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.stem} has {checkpoint.facts.get('seeds')}; put"
             " back the file as it was written"
         )
     there, here = checkpoint.facts["config"], described(agent)
@@ -72,14 +72,14 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
         told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
         more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
         raise ConfigError(
-            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.name}: {told}{more};"
+            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.stem}: {told}{more};"
             " put it back, or begin a new run with quantilax train"
         )
     if not is_whole:
-        raise CheckpointError(f"{checkpoint.path}: {checkpoints.MANIFEST} has no whole number as total_timesteps")
+        raise CheckpointError(f"{checkpoint.path}: its manifest has no whole number as total_timesteps")
     if here["total_timesteps"] < there["total_timesteps"]:
         raise ConfigError(
-            f"{run / 'config.yaml'}: total_timesteps is {there['total_timesteps']} in {checkpoint.path.name},"
+            f"{run / 'config.yaml'}: total_timesteps is {there['total_timesteps']} in {checkpoint.path.stem},"
             f" {here['total_timesteps']} here: a run can be extended, not shortened; put it back"
         )
 

@@ -19,7 +19,7 @@ import yaml
 from quantilax import pytree
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.runs import locks
+from quantilax.runs import locks, paths
 from quantilax.runs.files import write_whole
 
 
@@ -102,7 +102,7 @@ class RunDirectory:
         Raises:
             ConfigError: where it holds anything, or cannot be made.
         """
-        check_name(path)
+        paths.check(path)
         made: list[Path] = []
         try:
             for directory in (*reversed(path.parents), path):
@@ -131,7 +131,7 @@ class RunDirectory:
         Raises:
             ConfigError: it is none, or its `run.json` is damaged.
         """
-        file = path / "run.json"
+        file = paths.check(path, "run") / "run.json"
         if not os.path.isdir(path):  # also of a name that is too long, or below what may not be entered
             raise ConfigError(f"{path}: no such run directory; see quantilax list-runs")
         try:
@@ -190,18 +190,9 @@ def _check(file: Path, prefix: str, there: Mapping[str, Any], facts: Mapping[str
             raise ConfigError(f"{file}: {prefix}{name}: {wrong}; put back the file as it was written")
 
 
-def check_name(path: Path) -> None:
-    """Raise `ConfigError` for a directory to be made whose name Orbax and Polars, which want text, could not open."""
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:
-        name = str(path).encode(errors="backslashreplace").decode()
-        raise ConfigError(f"--out: {name} is no text in UTF-8; choose another directory") from None
-
-
 def default_path(env: str, section: str) -> Path:
     """Return a new directory's path under `runs/`: environment, section and time."""
-    stem = f"{env.replace('/', '-')}-{section}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{paths.as_name(env)}-{paths.as_name(section)}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path("runs") / stem
     number = 2
     while path.exists():

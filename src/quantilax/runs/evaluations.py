@@ -101,9 +101,9 @@ def unstack(stacked: dict[str, Any]) -> list[Evaluation]:
     ]
 
 
-def pack(state: State, history: list[Evaluation]) -> checkpoints.Arrays:
+def pack(state: State, history: list[Evaluation]) -> checkpoints.Packed:
     """Copy a state and the evaluations so far to the host, as `checkpoints.save` takes them."""
-    return checkpoints.pack({"state": state, "history": stack(history)})
+    return checkpoints.pack({"state": state}, {"history": stack(history)})
 
 
 def unpack(checkpoint: Checkpoint, specs: tuple[State, Record]) -> tuple[State, list[Evaluation]]:

@@ -1,7 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and tables whose paths Polars does not see: it takes brackets for a pattern."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -25,3 +29,22 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_parquet(path: Path) -> "pl.DataFrame":
+    """Read a table.
+
+    Raises:
+        OSError: the file cannot be read.
+        polars.exceptions.PolarsError: it holds no table.
+    """
+    import polars as pl  # takes a good part of a second
+
+    with path.open("rb") as stream:
+        return pl.read_parquet(stream)
+
+
+def write_parquet(table: "pl.DataFrame", path: Path) -> None:
+    """Write a table."""
+    with path.open("wb") as stream:
+        table.write_parquet(stream)

@@ -10,7 +10,7 @@ import numpy as np
 from quantilax import train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.runs import checkpoints
+from quantilax.runs import checkpoints, paths
 from quantilax.runs.conditions import check_config, check_environment, load_agent
 from quantilax.runs.directory import RunDirectory
 from quantilax.types import Policy, State
@@ -39,7 +39,7 @@ def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None =
         ConfigError: no run directory, or a seed that the run has not.
         CheckpointError: no checkpoint can be read, or it does not fit this version.
     """
-    algo, states, seeds, _ = load_states(Path(path), checkpoint, env)
+    algo, states, seeds, _ = load_states(paths.check(path, "run"), checkpoint, env)
     if seed is None:
         seed = seeds[0]
     if seed not in seeds:
@@ -89,7 +89,7 @@ def evaluate(
     Raises:
         ConfigError, CheckpointError: as for `load`.
     """
-    agent, states, seeds, env_step = load_states(Path(path), checkpoint, env)
+    agent, states, seeds, env_step = load_states(paths.check(path, "run"), checkpoint, env)
     key = jax.random.key(seed)
     played = [agent.evaluate(jax.tree.map(lambda x, i=i: x[i], states), key, episodes) for i in range(len(seeds))]
     return Evaluated(

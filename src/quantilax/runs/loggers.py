@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import Entry, finite_or_none
-from quantilax.runs.files import flush, write_whole
+from quantilax.runs.files import flush, read_parquet, write_parquet, write_whole
 
 
 class Logger(Protocol):
@@ -150,7 +150,7 @@ class Parquet:
         written = table(self.rows)
         aside = self.path.with_name(self.name + ".partial")
         try:
-            written.write_parquet(aside)
+            write_parquet(written, aside)
             aside.replace(self.path)
         finally:
             aside.unlink(missing_ok=True)
@@ -279,7 +279,7 @@ def are_whole(run: Path, evaluations: int, seeds: int) -> bool:
     expected = {"evaluations.csv": evaluations * seeds + 1, "evaluations.jsonl": evaluations}
     try:
         lines = {name: (run / name).read_bytes().count(b"\n") for name in expected}
-        rows = pl.scan_parquet(run / "evaluations.parquet").select(pl.len()).collect().item()
+        rows = read_parquet(run / "evaluations.parquet").height
     except (OSError, pl.exceptions.PolarsError):
         return False
     return lines == expected and rows == evaluations * seeds

@@ -112,7 +112,7 @@ def checkpoint_lines(run: RunDirectory) -> list[str]:
     facts: dict[int, float | str] = {}
     for step in checkpoints.steps(run.checkpoints):
         try:
-            facts[step] = checkpoints.manifest(run.checkpoints / f"{step:012d}")["return_mean"]
+            facts[step] = checkpoints.manifest(checkpoints.path_of(run.checkpoints, step))["return_mean"]
         except CheckpointError as error:
             facts[step] = str(error)
     readable = {step: value for step, value in facts.items() if isinstance(value, float)}

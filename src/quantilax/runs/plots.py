@@ -1,6 +1,7 @@
 """Pictures of runs, drawn from their files."""
 
 import csv
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,14 @@ def learning_curve(evaluations: Path, picture: Path, title: str) -> None:
         axes.plot(steps, returns.T, color="C0", alpha=0.3, linewidth=1)
     axes.plot(steps, returns.mean(axis=0), color="C0", linewidth=2, marker="o", markersize=3)
     axes.set(xlabel="environment steps", ylabel="mean return of an evaluation")
-    axes.set_title(f"{title} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})", fontsize=10)
+    seeds_told = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    axes.set_title(f"{title} ({seeds_told})", fontsize=10, parse_math=False)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     aside = picture.with_name(picture.name + ".partial")
     try:
-        figure.savefig(aside, format="png")
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the font lacks a letter of a name
+            figure.savefig(aside, format="png")
         aside.replace(picture)
     finally:
         aside.unlink(missing_ok=True)

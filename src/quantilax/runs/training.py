@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from quantilax import train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.runs import checkpoints, evaluations, loggers, plots
+from quantilax.runs import checkpoints, evaluations, loggers, paths, plots
 from quantilax.runs.background import Background
 from quantilax.runs.beside import Beside
 from quantilax.runs.checkpoints import Checkpoint
@@ -98,7 +98,7 @@ def run(
         raise ConfigError(f"seeds: expected different whole numbers from 0 to 2^32 - 1, got {seeds}")
     _check_options(checkpoint_every, log)
     section = section or agent.algorithm.name
-    directory = RunDirectory.create(Path(out) if out is not None else default_path(agent.env.name, section))
+    directory = RunDirectory.create(paths.check(out) if out is not None else default_path(agent.env.name, section))
     if cache:
         enable_compilation_cache()
     progress = RunProgress(agent.evaluation_steps[-1], quiet)
@@ -151,7 +151,7 @@ def resume(
         CheckpointError: no checkpoint can be read; nothing is deleted.
         RunError, Interrupted: as for `run`.
     """
-    directory = RunDirectory.open(Path(path))
+    directory = RunDirectory.open(paths.check(path, "run"))
     facts = directory.facts
     every = facts.get("checkpoint_every", 1) if checkpoint_every is None else checkpoint_every
     log = tuple(dict.fromkeys(facts.get("log", ())) if log is None else log)
@@ -379,14 +379,14 @@ class _Saver:
 
     def job(self, state: State, history: list[Evaluation]) -> Callable[[], None]:
         """Copy what is to be written now; the returned job writes it."""
-        arrays = evaluations.pack(state, history)
+        packed = evaluations.pack(state, history)
         record, seconds = history[-1]
         env_step = int(record.env_step[0])
         facts = {**self.facts, "rows": len(history), "return_mean": float(record.returns.mean()), "seconds": seconds}
 
         def write() -> None:
             try:
-                checkpoints.save(self.directory.checkpoints, env_step, arrays, facts)
+                checkpoints.save(self.directory.checkpoints, env_step, packed, facts)
                 self.saved = env_step
                 if "saved" not in self.directory.facts:
                     with contextlib.suppress(OSError):  # the disk is full: the next one notes it
@@ -403,7 +403,7 @@ class _Saver:
 
 def _import_ahead() -> None:
     """Import what a run needs later on: each takes a good part of a second."""
-    for name in ("orbax.checkpoint", "polars", "matplotlib.backends.backend_agg"):
+    for name in ("polars", "matplotlib.backends.backend_agg"):
         with contextlib.suppress(Exception):  # whatever it is, those who need the module meet it
             importlib.import_module(name)
 

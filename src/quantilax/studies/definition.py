@@ -23,7 +23,7 @@ import numpy as np
 from quantilax import pytree
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError, did_you_mean
-from quantilax.runs import configs
+from quantilax.runs import configs, paths
 from quantilax.runs.configs import Section
 
 if TYPE_CHECKING:
@@ -111,8 +111,13 @@ class Study(NamedTuple):
         """
         from quantilax.studies import execution  # which needs this room
 
-        there = Path("studies") / self.name if out is None else Path(out)
+        there = self.directory if out is None else paths.check(out)
         return execution.run(self, there, jobs=jobs, resume=resume, quiet=quiet, cache=cache)
+
+    @property
+    def directory(self) -> Path:
+        """Where its results lie unless another place is named."""
+        return Path("studies") / paths.as_name(self.name)
 
     @property
     def base(self) -> Cell:

@@ -229,11 +229,12 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
         ConfigError: no run directory, no evaluations yet, no signals in them.
     """
     from quantilax.runs import RunDirectory, load_section
+    from quantilax.runs.files import read_parquet
 
     RunDirectory.open(path)
     section = load_section(path / "config.yaml")
     try:
-        run = pl.read_parquet(path / "evaluations.parquet")
+        run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path / 'evaluations.parquet'}: cannot be read ({str(error).splitlines()[0]})") from None
     return _of(path, run, section.hyperparameters)

@@ -119,7 +119,7 @@ def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = N
         raise ConfigError(
             f"{file}: has {len(study.cells)} cells to choose among; run it with quantilax study, then recommend its directory"
         )
-    out = out or Path("studies") / study.name
+    out = out or study.directory
     begun, was_there = Store.find(out), os.path.isdir(out)
     if begun is None:
         laid = execution.plan(study, jobs=jobs).laid

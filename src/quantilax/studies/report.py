@@ -13,6 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from quantilax.pytree import ConfigError
+from quantilax.runs import paths
 from quantilax.runs.files import write_whole
 from quantilax.studies import choice, diagnosis, figures, tables
 from quantilax.studies.figures import Figure
@@ -46,6 +47,7 @@ class Report(NamedTuple):
         Raises:
             ConfigError: it cannot be written.
         """
+        paths.check(out)
         try:
             out.mkdir(parents=True, exist_ok=True)
             for name in FIGURES:

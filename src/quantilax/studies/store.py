@@ -14,11 +14,10 @@ import yaml
 
 from quantilax import algorithms, pytree, statistics
 from quantilax.pytree import ConfigError
-from quantilax.runs import RunError, locks
-from quantilax.runs.directory import check_name
+from quantilax.runs import RunError, locks, paths
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import COLUMNS
-from quantilax.runs.files import flush, write_whole
+from quantilax.runs.files import flush, read_parquet, write_parquet, write_whole
 from quantilax.studies.definition import Study, plain
 
 STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures{}.jsonl"
@@ -64,7 +63,7 @@ class Store:
         Raises:
             ConfigError: it holds something, or cannot be written.
         """
-        check_name(path)
+        paths.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()) and not _is_cut_short(path):
@@ -96,7 +95,7 @@ class Store:
         Raises:
             ConfigError: it is none, or its `study.json` is damaged.
         """
-        file = path / FACTS
+        file = paths.check(path, "study") / FACTS
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -130,7 +129,7 @@ class Store:
     @classmethod
     def find(cls, path: Path) -> Self | None:
         """Open the directory of a study that was begun; None where nothing is there yet."""
-        return cls.open(path) if os.path.exists(path / FACTS) else None
+        return cls.open(path) if os.path.exists(paths.check(path) / FACTS) else None
 
     def asked(self) -> dict[str, Any]:
         """What `study.yaml` says.
@@ -213,7 +212,7 @@ class Store:
         name = f"{self._next():06}{self._mark}.parquet"
         aside = self.path / RECORDS / f"{name}.partial"
         try:
-            frame(rows).write_parquet(aside)
+            write_parquet(frame(rows), aside)
             flush(aside)
             aside.replace(self.path / RECORDS / name)
             flush(self.path / RECORDS)
@@ -244,9 +243,13 @@ class Store:
         parts = []
         for file in self._files():
             try:
-                parts.append(pl.read_parquet(file))
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise ConfigError(f"{file}: is damaged ({reason(error)}); delete it and go on with --resume") from None
+                parts.append(read_parquet(file))
+            except OSError as error:
+                raise ConfigError(f"{file}: cannot be read: {reason(error)}") from None
+            except pl.exceptions.PolarsError as error:
+                raise ConfigError(
+                    f"{file}: is damaged ({reason(error)}); put it elsewhere and go on with --resume"
+                ) from None
         if not parts:
             return frame([])
         order = {cell: i for i, cell in enumerate(self.facts["cells"])}

@@ -102,10 +102,8 @@ class Unfinished:
             try:
                 self.root.mkdir(exist_ok=True)
                 mean = float(history[-1].record.returns.mean())
-                checkpoints.save(root, env_step, evaluations.pack(state, history), {**facts, "return_mean": mean})
-                for step in checkpoints.steps(root):
-                    if step != env_step:  # a later one is of a state that could not be used
-                        shutil.rmtree(root / f"{step:012d}", ignore_errors=True)
+                packed = evaluations.pack(state, history)
+                checkpoints.save(root, env_step, packed, {**facts, "return_mean": mean}, keep=1)
             except Exception as error:  # whatever it is: the portion goes on
                 if not self.is_warned:
                     self.warn(
