@@ -57,8 +57,7 @@ def cli(context: click.Context, files: tuple[Path, ...]) -> None:
     if files:
         from quantilax.runs import extensions
 
-        for file in files:
-            extensions.load(file)
+        extensions.load(*files)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -28,6 +28,19 @@ seeds: 3
 """
 """Two compile groups, nine runs."""
 
+MINE = """\
+import quantilax
+
+IQN = quantilax.ALGORITHMS["iqn"]
+
+
+def step(env, config, state):
+    return IQN.step(env, config, state)
+
+
+quantilax.register(IQN._replace(name="mine", step=step))
+"""
+
 QUANTILAX = [sys.executable, "-W", "error", "-m", "quantilax.cli"]
 
 
@@ -51,15 +64,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
 def begin(place: Path, pytestconfig: pytest.Config) -> Callable[..., "subprocess.Popen[str]"]:
     """Begin `quantilax study` with one job."""
 
-    def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    def start(*arguments: str, files: tuple[str, ...] = (), **environment: str) -> "subprocess.Popen[str]":
         fixed = {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(pytestconfig.cache.mkdir("xla")),
             "RAY_ADDRESS": "local",
             "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the home directory
         }
+        imports = (f"--import={file}" for file in files)
         return subprocess.Popen(
-            [*QUANTILAX, "study", "study.yaml", "--jobs", "1", "--out", "out", *arguments],
+            [*QUANTILAX, *imports, "study", "study.yaml", "--jobs", "1", "--out", "out", *arguments],
             cwd=place,
             env={**os.environ, **fixed, **environment},
             stdout=subprocess.PIPE,
@@ -95,7 +109,11 @@ def at_work(driver: int) -> list[psutil.Process]:
 
 
 def test_a_ray_cluster_of_which_a_worker_is_killed_gives_the_records_of_one_process(place, alone, begin):
-    driver = begin("--on", "ray")
+    """The algorithm is IQN, registered by another name in a file of the user."""
+    (place / "files").mkdir()  # nowhere on the workers' path
+    (place / "files" / "mine.py").write_text(MINE)
+    (place / "tiny.yaml").write_text(TINY.replace("iqn:\n", "iqn:\n  algorithm: mine\n"))
+    driver = begin("--on", "ray", files=("files/mine.py",))
     until(lambda: list(place.glob("out/records/*.parquet")), driver)
     seen = until(lambda: (lambda found: found if len(found) == 2 else None)(at_work(driver.pid)), driver)
     seen[0].kill()

@@ -2,15 +2,20 @@
 
 import itertools
 import json
+import pickle
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
+from gymnax import registration
 
+from quantilax import ALGORITHMS
 from quantilax.pytree import ConfigError
-from quantilax.runs import RunError
+from quantilax.runs import RunError, extensions
 from quantilax.studies import cluster, definition, execution, machines, processes
 from quantilax.studies.cluster import Hand, Shift
 from quantilax.studies.execution import Layout
@@ -198,6 +203,67 @@ def test_a_worker_with_other_devices_than_the_study_is_laid_on_refuses(planned):
         Hand().prepare(planned.study, Layout(64, 1), "cpu", False)
     with pytest.raises(ConfigError, match="of kind cpu, and the study is laid on 1 of gpu"):
         Hand().prepare(planned.study, Layout(1, 1), "gpu", False)
+
+
+MINE = """
+import gymnax
+import quantilax
+from base import step  # of a file that is named after this one
+
+gymnax.register("mine-v0", gymnax.environments.CartPole)
+quantilax.register(quantilax.ALGORITHMS["iqn"]._replace(name="mine", step=step))
+"""
+BASE = """
+import quantilax
+
+
+def step(env, config, state):
+    return quantilax.ALGORITHMS["iqn"].step(env, config, state)
+"""
+
+
+@pytest.fixture
+def forget() -> Iterator[Callable[[], None]]:
+    """Make this process one that has not run the two files."""
+
+    def clean() -> None:
+        for name in ("mine", "base"):
+            extensions.FILES.pop(name, None)
+            sys.modules.pop(name, None)
+        ALGORITHMS.pop("mine", None)
+        if registration._registry.pop("mine-v0", None):
+            registration.registered_envs.remove("mine-v0")
+
+    yield clean
+    clean()
+
+
+def test_a_worker_knows_what_files_of_the_user_define_though_it_has_no_such_files(tmp_path, monkeypatch, forget):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "base.py").write_text(BASE)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    extensions.load(tmp_path / "mine.py", tmp_path / "base.py")
+    base = {"config": str(tmp_path / "tiny.yaml"), "section": "iqn"}
+    overrides = {"algorithm": "mine", "env": "mine-v0"}
+    study = definition.make({"base": {**base, "overrides": overrides}, "cells": {}, "seeds": 1}, "s")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(cloudpickle=pickle))
+    handed = cluster.beginning(execution.plan(study, jobs=1), False)
+
+    forget()
+    for name in ("mine.py", "base.py"):
+        (tmp_path / name).unlink()
+    worker = Hand()
+    assert worker.begin(*handed) == machines.facts()
+    (agent,) = worker.worker.groups[0].agents.values()
+    assert (agent.algorithm.name, agent.env.name, agent.algorithm.step.__module__) == ("mine", "mine-v0", "base")
+
+
+def test_a_file_of_the_user_that_fails_in_a_worker_is_named_with_its_line():
+    file = extensions.File("mine.py", "/nowhere/mine.py", b"import math\nopen('/nowhere/data')\n")
+    with pytest.raises(ConfigError, match=r"^mine.py: line 2: FileNotFoundError: No such file or directory; mend"):
+        Hand().begin([file], b"")
+    assert "mine" not in sys.modules
 
 
 def test_a_worker_gives_rows_or_says_why_a_group_cannot_be_run(planned, monkeypatch):

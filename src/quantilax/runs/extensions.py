@@ -1,47 +1,130 @@
 """Python files of a user, which register algorithms and environments before a command looks them up."""
 
+import importlib
+import importlib.abc
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 from quantilax.pytree import ConfigError
 from quantilax.runs.errors import reason
 
 
-def load(file: Path) -> None:
-    """Run a Python file as a module of its own name.
+class File(NamedTuple):
+    """A file as it was read: all that another process needs to run it, on another machine too."""
+
+    told: str
+    """Its path as the user gave it, for messages."""
+    path: str
+    """Its absolute path: the module's `__file__`."""
+    content: bytes
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+        return Path(self.path).stem
+
+
+FILES: dict[str, File] = {}
+"""Files that run here as modules, by name."""
+
+
+def load(*files: Path) -> None:
+    """Run Python files as modules of their own names; they may import one another.
 
     Raises:
         ConfigError: there is no such file, its name is taken, or it fails; the line of the file that failed is named.
     """
-    if file.suffix != ".py" or "." in file.stem or not os.path.isfile(file):
-        raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py and has no other dot")
-    name = file.stem
-    spec = importlib.util.spec_from_file_location(name, file)
-    other = None if name in sys.modules else importlib.util.find_spec(name)
-    is_other = other is not None and Path(other.origin or "").resolve() != file.resolve()
-    if name in sys.modules or is_other or spec is None or spec.loader is None:
-        raise ConfigError(f"--import: {file} has the name of another module, {name}; rename the file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # classes look up their annotations there
+    run([_read(file) for file in files])
+
+
+def run(files: Iterable[File]) -> None:
+    """Run files that were read here or elsewhere; raise `ConfigError` as `load` does."""
+    new = []
     try:
-        spec.loader.exec_module(module)
+        for file in files:
+            if FILES.get(file.name) != file:  # one may be given twice
+                _check_name(file)
+                FILES[file.name] = file
+                new.append(file)
+        for file in new:
+            _import(file)
+    finally:
+        for file in new:
+            if file.name not in sys.modules:  # it failed
+                del FILES[file.name]
+
+
+def _import(file: File) -> None:
+    try:
+        importlib.import_module(file.name)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file.told}: {error}") from None
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise ConfigError(
-            f"{file}: {_line(error, file)}{type(error).__name__}: {reason(error)}; mend the file"
+            f"{file.told}: {_line(error, file)}{type(error).__name__}: {reason(error)}; mend the file"
         ) from None
 
 
-def _line(error: BaseException, file: Path) -> str:
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
+    """Finds modules in `FILES` and runs them from their content; the files themselves need not be there."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = FILES.get(fullname)
+        return file and importlib.util.spec_from_file_location(fullname, file.path, loader=self)
+
+    def get_filename(self, fullname: str) -> str:
+        return FILES[fullname].path
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(FILES[fullname].content)
+
+    def is_package(self, fullname: str) -> bool:
+        return False
+
+
+sys.meta_path.insert(0, _Finder())
+
+
+def _read(file: Path) -> File:
+    if file.suffix != ".py" or "." in file.stem or not os.path.isfile(file):
+        raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py and has no other dot")
+    try:
+        return File(str(file), os.path.abspath(file), file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"--import: {file} cannot be read: {error.strerror}") from None
+
+
+def _check_name(file: File) -> None:
+    """Raise `ConfigError` where another module has the name of a file."""
+    if file.name in sys.modules:
+        other = getattr(sys.modules[file.name], "__file__", None)
+    elif spec := importlib.util.find_spec(file.name):
+        other = spec.origin
+    else:
+        return
+    if other is None or not _is_same(other, file.path):
+        raise ConfigError(f"--import: {file.told} has the name of another module, {file.name}; rename the file")
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _line(error: BaseException, file: File) -> str:
     """Say where in the file an error came from."""
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: "
+    if isinstance(error, SyntaxError) and error.filename == file.path:
+        return f"line {error.lineno}: " if error.lineno else ""
     lines, trace = [], error.__traceback__
     while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).resolve() == file.resolve():
+        if trace.tb_frame.f_code.co_filename == file.path:
             lines.append(trace.tb_lineno)
         trace = trace.tb_next
     return f"line {lines[-1]}: " if lines else ""

@@ -8,6 +8,7 @@ docs/decisions/0015-one-layout-for-every-machine.md.
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 
 from quantilax.pytree import ConfigError
-from quantilax.runs import RunError
+from quantilax.runs import RunError, extensions
 from quantilax.runs.conditions import enable_compilation_cache
 from quantilax.runs.errors import reason
 from quantilax.studies import machines
@@ -128,6 +129,15 @@ def room(laid: Layout) -> int:
 class Hand:
     """A worker in its own process, on some node of the cluster."""
 
+    def begin(self, files: list[extensions.File], preparing: bytes) -> dict[str, Any]:
+        """Run files of the user, then call `prepare` with its pickled arguments, which may refer to what the files define.
+
+        Raises:
+            ConfigError: a file fails here, or the machine cannot be set up.
+        """
+        extensions.run(files)
+        return self.prepare(*pickle.loads(preparing))
+
     def prepare(self, study: Study, laid: Layout, backend: str, cache: bool) -> dict[str, Any]:
         """Set JAX up as the study is laid out, and return what of the machine decides the numbers.
 
@@ -154,6 +164,14 @@ class Hand:
             return [], reason(error) or type(error).__name__
 
 
+def beginning(planned: Plan, cache: bool) -> tuple[list[extensions.File], bytes]:
+    """Return the arguments of `Hand.begin`."""
+    import ray
+
+    preparing = (planned.study, planned.laid, jax.default_backend(), cache)
+    return list(extensions.FILES.values()), ray.cloudpickle.dumps(preparing)
+
+
 class Crew:
     """The workers of a study, and what each is at."""
 
@@ -168,7 +186,7 @@ class Crew:
             num_gpus=needs.get("GPU", 0),
             runtime_env={"env_vars": environment},
         )
-        self.preparing = (planned.study, planned.laid, jax.default_backend(), cache)
+        self.beginning = beginning(planned, cache)
         self.groups: dict[Any, int | None] = {}
         """Workers, and the group whose program each has."""
         self.at: dict[Any, tuple[Any, Portion | None]] = {}
@@ -183,7 +201,7 @@ class Crew:
             for _ in range(min(most, room(self.laid) - self.unusable) - len(self.groups)):
                 hand = self.hand.remote()
                 self.groups[hand] = None
-                self.at[hand.prepare.remote(*self.preparing)] = hand, None
+                self.at[hand.begin.remote(*self.beginning)] = hand, None
 
     def idle(self) -> list[Any]:
         """Workers that are at nothing."""
