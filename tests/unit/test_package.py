@@ -130,9 +130,18 @@ def test_a_name_that_is_not_there_is_said_to_be_missing():
         quantilax.trian  # noqa: B018
 
 
-def test_gymnaxs_plotting_libraries_are_not_imported_but_work_when_asked_for():
+def test_gymnaxs_plotting_libraries_are_not_imported_but_work_when_asked_for_and_nobody_else_notices():
     code = """
-import sys, quantilax.envs.gymnax as adapter
+import builtins, sys
+seen, usual = [], builtins.__import__
+class Meanwhile:
+    def find_spec(name, path=None, target=None):  # what another thread would meet during the import
+        if name.startswith('gymnax.environments.misc'):
+            seen.append(builtins.__import__ is usual and not {'seaborn', 'matplotlib'} & set(sys.modules))
+sys.meta_path.insert(0, Meanwhile)
+import quantilax.envs.gymnax as adapter
+assert seen and all(seen)
+assert not [finder for finder in sys.meta_path if type(finder).__module__ == adapter.__name__]
 assert not {'seaborn', 'pandas', 'scipy.stats', 'matplotlib', 'matplotlib.pyplot'} & set(sys.modules)
 import gymnax.environments.misc.pong as pong
 assert callable(pong.plt.subplots) and callable(pong.colors.ListedColormap)

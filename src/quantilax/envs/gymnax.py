@@ -4,12 +4,13 @@ The games of MinAtar are made as Young & Tian (2019), https://arxiv.org/abs/1903
 sticky actions, and no time limit but where they have one. docs/guides/environments.md has what is left.
 """
 
+import builtins
 import importlib
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from quantilax.envs.sticky import StickyActions
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.types import Box, Discrete, Environment, TimeStep
 
+# Five environments of gymnax import seaborn and matplotlib.pyplot for their renderers, which nothing here calls: 0.9 s, where
+# gymnax itself takes 0.1. Within these modules, and nowhere else, stand-ins put that off.
+
 
 class _Later(types.ModuleType):
     """Stands in for a module until something is looked up in it."""
@@ -31,25 +35,39 @@ class _Later(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-@contextmanager
-def _later(*names: str) -> Iterator[None]:
-    """Put off the import of modules within the block; a module's own come after it."""
-    stand_ins = {name: _Later(name) for name in names if name not in sys.modules}
-    for name, stand_in in stand_ins.items():
-        parent, _, child = name.rpartition(".")
-        if parent in stand_ins:
-            setattr(stand_ins[parent], child, stand_in)
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
+SEABORN, MATPLOTLIB = _Later("seaborn"), _Later("matplotlib")
+MATPLOTLIB.pyplot, MATPLOTLIB.colors = _Later("matplotlib.pyplot"), _Later("matplotlib.colors")  # type: ignore[attr-defined]
+LATER = {("seaborn",): SEABORN, ("matplotlib.pyplot",): MATPLOTLIB, ("matplotlib", "colors"): MATPLOTLIB}
+"""By what an import asks for, what it is given."""
 
 
-# For gymnax's renderers, which nothing here calls: most of the seconds that it takes.
-with _later("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.colors"):
+def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = None, level: int = 0) -> Any:
+    """What an `import` statement of these modules calls."""
+    there = LATER.get((name, *(fromlist or ())))
+    return builtins.__import__(name, globals, locals, fromlist, level) if there is None else there
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: types.ModuleType) -> None:
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
+        super().exec_module(module)
+
+
+class _Finder(MetaPathFinder):
+    """Has environments of gymnax import with `_import`; other modules are none of its business."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if fullname.startswith("gymnax.environments.") else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(fullname, spec.loader.path)
+        return spec
+
+
+sys.meta_path.insert(sys.meta_path.index(PathFinder), finder := _Finder())
+try:
     import gymnax
+finally:
+    sys.meta_path.remove(finder)
 
 
 NO_LIMIT = 5_000
