@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ import pytest
 import quantilax
 from quantilax import ConfigError, RunError, rollout
 from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints, training
+from quantilax.runs import directory as directories
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, each, tiny
 from tests.contracts.test_environments import Own
@@ -39,6 +42,30 @@ def finished(tmp_path_factory) -> Path:
     result = quantilax.run(tiny("iqn"), path, seeds=[3, 5], quiet=True)
     assert (result.path, result.status, result.env_step) == (path, "finished", 240)
     return path
+
+
+def test_what_two_threads_note_in_run_json_at_once_is_all_there(tmp_path, monkeypatch):
+    directory = RunDirectory.create(tmp_path / "run")
+    is_writing, may_write, write = threading.Event(), threading.Event(), directories.write_whole
+
+    def slow(path: Path, text: str) -> None:
+        if "status" not in text:  # the first of the two
+            is_writing.set()
+            may_write.wait()
+        write(path, text)
+
+    monkeypatch.setattr(directories, "write_whole", slow)
+    first = threading.Thread(target=partial(directory.update, saved=100))
+    second = threading.Thread(target=partial(directory.update, status="interrupted"))
+    first.start()
+    is_writing.wait()
+    second.start()
+    second.join(0.2)  # it ends where nothing holds it up
+    may_write.set()
+    for thread in (first, second):
+        thread.join()
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts == directory.facts == {"saved": 100, "status": "interrupted"}
 
 
 @pytest.mark.parametrize("name", each(TINY))

@@ -7,6 +7,7 @@ import os
 import platform
 import reprlib
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -89,6 +90,7 @@ class RunDirectory:
         self.path = path
         self.facts = facts
         """What `run.json` says."""
+        self.updating = threading.Lock()  # the thread that writes checkpoints notes the first one
 
     @property
     def checkpoints(self) -> Path:
@@ -166,13 +168,14 @@ class RunDirectory:
         return "killed" if status == "running" and not self.is_locked() else status
 
     def update(self, **facts: Any) -> None:
-        """Change what `run.json` says.
+        """Change what `run.json` says; any thread may.
 
         Raises:
             OSError: it cannot be written; the file is as it was.
         """
-        self.facts = {**self.facts, **facts}
-        write_whole(self.path / "run.json", json.dumps(self.facts, indent=2) + "\n")
+        with self.updating:
+            self.facts = {**self.facts, **facts}
+            write_whole(self.path / "run.json", json.dumps(self.facts, indent=2) + "\n")
 
     def write_config(self, name: str, agent: Agent) -> None:
         """Write `config.yaml`: one section, complete."""
