@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from quantilax import IQN
-from quantilax.runs import checkpoints
-from quantilax.runs.directory import cores
+from quantilax.runs import checkpoints, limits
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "gymnax" / "cartpole.yaml"
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30_000)
     arguments = parser.parse_args()
-    print(f"jax {jax.__version__}, {cores()} cores\n")
+    print(f"jax {jax.__version__}, {limits.cores()} cores\n")
     bytes_written()
     saves()
     print()

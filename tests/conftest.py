@@ -11,9 +11,9 @@ import pytest
 
 from quantilax import ALGORITHMS, Agent
 from quantilax.agent import create
-from quantilax.runs.directory import cores
+from quantilax.runs import limits
 
-jax.config.update("jax_num_cpu_devices", min(2, cores()))  # as the command line has it with two seeds
+jax.config.update("jax_num_cpu_devices", min(2, limits.scheduled_cores()))  # as the command line has it with two seeds
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests begin
 

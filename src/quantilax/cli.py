@@ -176,7 +176,7 @@ def resume(
     from quantilax import runs
 
     before = runs.RunDirectory.open(run).facts
-    runs.use_all_cores(before.get("devices", 1))  # as it was begun
+    runs.use_all_cores(before.get("devices", 1), asked=True)  # as it was begun
     with _told_if_interrupted():
         result = runs.resume(
             run,
@@ -369,7 +369,10 @@ def study(
     out = out or asked.directory
     begun = Store.find(out) if resume else None
     wanted = begun.facts["jobs"] if begun else jobs  # a resumed study keeps its number
-    runs.use_all_cores(wanted or len(asked.cells) * len(asked.seeds), elsewhere=on is not None and wanted is not None)
+    is_told = wanted is not None
+    runs.use_all_cores(
+        wanted or len(asked.cells) * len(asked.seeds), elsewhere=on is not None and is_told, asked=is_told
+    )
     if dry_run:
         if not no_cache:
             runs.enable_compilation_cache()
@@ -452,7 +455,8 @@ def recommend(
     store = None if is_file else Store.open(study)
     here = study if store is not None else out or definition.load(study).directory
     begun = Store.find(here / choice.VALIDATION)
-    runs.use_all_cores(begun.facts["jobs"] if begun else jobs or 2 * seeds)  # what was begun keeps its number
+    told = begun.facts["jobs"] if begun else jobs  # what was begun keeps its number
+    runs.use_all_cores(told or 2 * seeds, asked=told is not None)
     options: dict[str, Any] = {
         "cell": cell,
         "seeds": seeds,

@@ -19,9 +19,9 @@ from jaxtyping import PyTree
 from quantilax import pytree, train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError
-from quantilax.runs import checkpoints, configs
+from quantilax.runs import checkpoints, configs, limits
 from quantilax.runs.checkpoints import Checkpoint
-from quantilax.runs.directory import cores, versions
+from quantilax.runs.directory import versions
 from quantilax.runs.errors import CheckpointError
 from quantilax.runs.progress import RunProgress
 
@@ -153,7 +153,7 @@ def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "devices": train.layout(num_seeds).mesh.size,
-        "cores": cores(),
+        "cores": limits.cores(),
         "processor": processor(),
         "code": code(agent),
     }
@@ -219,33 +219,34 @@ def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
 
 
 def check_memory(agent: Agent, num_seeds: int) -> None:
-    """Raise `ConfigError` where the state of all seeds is larger than the machine's memory (CPU only)."""
+    """Raise `ConfigError` where the state of all seeds is larger than the memory that this process may use (CPU only)."""
     needed = train.state_bytes(*agent.arguments())["total"] * num_seeds
     if jax.default_backend() != "cpu":
         return
-    there = machine_memory()
+    there = limits.memory()
     if needed > there:
         raise ConfigError(
-            f"the state of {num_seeds} seed(s) takes {needed / 2**30:.1f} GiB and this machine has"
+            f"the state of {num_seeds} seed(s) takes {needed / 2**30:.1f} GiB and this process may use"
             f" {there / 2**30:.1f}; lower buffer_size or --seeds"
         )
 
 
-def machine_memory() -> int:
-    """Return the bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def use_all_cores(num_seeds: int, elsewhere: bool = False) -> None:
+def use_all_cores(num_seeds: int, elsewhere: bool = False, asked: bool = False) -> None:
     """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
 
     For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
-    say how many devices there are. What is trained `elsewhere` may take more devices than there are cores here.
+    say how many devices there are.
+
+    Args:
+        num_seeds: how many devices can be filled.
+        elsewhere: they are for other machines, which may have more cores than there are here.
+        asked: the user, or a run that was begun, wants that number: a quota of processor time does not lower it.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(RuntimeError):  # JAX has begun to compute
-        jax.config.update("jax_num_cpu_devices", num_seeds if elsewhere else min(cores(), num_seeds))
+        there = limits.scheduled_cores() if asked else limits.usable_cores()
+        jax.config.update("jax_num_cpu_devices", num_seeds if elsewhere else min(there, num_seeds))
 
 
 def enable_compilation_cache() -> None:

@@ -20,7 +20,7 @@ import yaml
 from quantilax import pytree
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.runs import locks, paths
+from quantilax.runs import limits, locks, paths
 from quantilax.runs.files import write_whole
 
 
@@ -218,7 +218,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions(),
         "machine": platform.machine(),
-        "cores": cores(),
+        "cores": limits.cores(),
         "device": jax.devices()[0].device_kind,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -228,11 +228,6 @@ def versions() -> dict[str, str]:
     """Return the versions of what decides a run's numbers."""
     packages = ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     return {name: importlib.metadata.version(name) for name in packages}
-
-
-def cores() -> int:
-    """Return how many cores this process may use: XLA splits its work by it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _commit() -> str | None:

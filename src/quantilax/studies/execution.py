@@ -22,8 +22,8 @@ import numpy as np
 from quantilax import train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError, did_you_mean
-from quantilax.runs import Interrupted, evaluations
-from quantilax.runs.conditions import enable_compilation_cache, machine_memory, processor
+from quantilax.runs import Interrupted, evaluations, limits
+from quantilax.runs.conditions import enable_compilation_cache, processor
 from quantilax.runs.directory import provenance
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import Evaluation
@@ -115,9 +115,9 @@ def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> Layout
         ((name, bytes_of(group)) for group in sorted_groups for name in group.agents), key=lambda x: x[1]
     )
     if jax.default_backend() == "cpu":
-        there, share, width = machine_memory(), 1.0, 1
+        there, share, width = limits.memory(), 1.0, 1
     else:
-        there = int((devices[0].memory_stats() or {}).get("bytes_limit", 0)) or machine_memory()
+        there = int((devices[0].memory_stats() or {}).get("bytes_limit", 0)) or limits.memory()
         share, jobs = MEMORY_SHARE, jobs if jobs < len(devices) else len(devices)
         width = max(1, min(math.ceil(most / jobs), int(there * share / max(needed, 1))))
     at_once = jobs if jax.default_backend() == "cpu" else 1  # cores share a memory, accelerators have one each

@@ -5,13 +5,19 @@ from typing import Any
 
 import jax
 
+from quantilax.runs import limits
 from quantilax.runs.conditions import processor
-from quantilax.runs.directory import cores, versions
+from quantilax.runs.directory import versions
 
 
 def facts() -> dict[str, Any]:
     """Return versions, device, kind of processor and cores of this process."""
-    return {**versions(), "device": jax.local_devices()[0].device_kind, "processor": processor(), "cores": cores()}
+    return {
+        **versions(),
+        "device": jax.local_devices()[0].device_kind,
+        "processor": processor(),
+        "cores": limits.cores(),
+    }
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], who: str) -> Iterator[str]:
