@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,3 +139,53 @@ def test_where_there_is_no_home_the_cache_is_left_alone(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     conditions.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache with four programs of 100 bytes, the first used last; of one nothing but its bytes is known."""
+    directory = tmp_path / "quantilax" / "xla"
+    directory.mkdir(parents=True)
+    for i, name in enumerate("dcba"):
+        (directory / f"{name}-cache").write_bytes(bytes(100))
+        os.utime(directory / f"{name}-cache", (1e9 + 100 * i, 1e9))
+        if name != "b":
+            (directory / f"{name}-atime").write_bytes(bytes(8))
+    (directory / "autotune").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(conditions, "CACHE_BYTES", 250)
+    updated = {}
+    config = SimpleNamespace(update=updated.__setitem__, jax_compilation_cache_max_size=-1)
+    monkeypatch.setattr(conditions.jax, "config", config)
+    return directory
+
+
+def test_what_was_not_used_for_the_longest_time_goes_from_a_full_cache(cache):
+    conditions.enable_compilation_cache()
+    assert sorted(file.name for file in cache.iterdir()) == ["a-atime", "a-cache", "autotune", "b-cache"]
+
+
+def test_a_cache_that_is_not_full_or_is_bounded_by_the_user_or_lies_elsewhere_is_left_as_it_is(cache, monkeypatch):
+    before = sorted(cache.iterdir())
+    monkeypatch.setattr(conditions, "CACHE_BYTES", 400)
+    conditions.enable_compilation_cache()
+    monkeypatch.setattr(conditions, "CACHE_BYTES", 0)
+    monkeypatch.setattr(conditions.jax.config, "jax_compilation_cache_max_size", 100)
+    conditions.enable_compilation_cache()
+    monkeypatch.setattr(conditions.jax.config, "jax_compilation_cache_max_size", -1)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    conditions.enable_compilation_cache()
+    assert sorted(cache.iterdir()) == before
+
+
+def test_a_cache_that_another_process_clears_is_no_error(cache, monkeypatch):
+    unlink = os.unlink
+
+    def late(path):
+        unlink(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", late)
+    conditions.enable_compilation_cache()
+    assert not (cache / "d-cache").exists()

@@ -102,6 +102,11 @@ def test_what_this_machine_says_is_understood():
     assert 0 < limits.memory() <= limits._physical_memory()
 
 
+def test_ulimit_bounds_the_memory(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (GIB, GIB))
+    assert limits.memory() == GIB
+
+
 def test_xla_takes_as_many_threads_as_it_may_be_scheduled_on_or_is_told(machine, monkeypatch):
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     monkeypatch.setenv("NPROC", "")
