@@ -747,6 +747,9 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
 
 def main() -> None:
     """Run the command line; what a user got wrong is one line on standard error and exit status 2."""
+    if sys.platform == "win32":
+        click.echo("error: quantilax needs Linux or macOS; on Windows use WSL", err=True)
+        sys.exit(2)
     from quantilax.runs import RunError, beside, stderr
 
     status = 0

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import quantilax
+from quantilax import cli
 
 PROJECT = Path(__file__).parents[2]
 SOURCE = Path(quantilax.__file__).parent
@@ -153,3 +155,14 @@ assert plt.subplots is pong.plt.subplots
 
 def test_types_are_shipped():
     assert (SOURCE / "py.typed").exists()
+
+
+def test_on_windows_the_command_line_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == "error: quantilax needs Linux or macOS; on Windows use WSL\n"
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ImportError, match="need Linux or macOS; on Windows use WSL"):
+        runpy.run_path(str(SOURCE / "runs" / "locks.py"))

@@ -1,6 +1,5 @@
 """Who is writing to a directory: one process at a time."""
 
-import fcntl
 import os
 import platform
 import shlex
@@ -11,6 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from quantilax.pytree import ConfigError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError("runs, studies and the command line need Linux or macOS; on Windows use WSL") from error
 
 
 @contextmanager
