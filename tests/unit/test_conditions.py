@@ -155,9 +155,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(conditions, "CACHE_BYTES", 250)
-    updated = {}
-    config = SimpleNamespace(update=updated.__setitem__, jax_compilation_cache_max_size=-1)
-    monkeypatch.setattr(conditions.jax, "config", config)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     return directory
 
 
@@ -171,9 +169,9 @@ def test_a_cache_that_is_not_full_or_is_bounded_by_the_user_or_lies_elsewhere_is
     monkeypatch.setattr(conditions, "CACHE_BYTES", 400)
     conditions.enable_compilation_cache()
     monkeypatch.setattr(conditions, "CACHE_BYTES", 0)
-    monkeypatch.setattr(conditions.jax.config, "jax_compilation_cache_max_size", 100)
-    conditions.enable_compilation_cache()
-    monkeypatch.setattr(conditions.jax.config, "jax_compilation_cache_max_size", -1)
+    with monkeypatch.context() as bounded:
+        bounded.setattr(type(jax.config), "jax_compilation_cache_max_size", 100)
+        conditions.enable_compilation_cache()
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     conditions.enable_compilation_cache()
     assert sorted(cache.iterdir()) == before

@@ -262,7 +262,7 @@ def enable_compilation_cache() -> None:
         except (OSError, RuntimeError):  # the latter where the user has no home
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        if jax.config.jax_compilation_cache_max_size == -1:
+        if jax.config.jax_compilation_cache_max_size == -1:  # type: ignore[attr-defined]
             _make_room(cache, CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -64,10 +64,10 @@ def _groups(controller: str, proc: Path) -> Iterator[Path]:
         system, _, options = kind.split(" ", 2)
         name = {"cgroup": controller if controller in options.split(",") else None, "cgroup2": ""}.get(system)
         if name is not None and name in mine:
-            path = mine[name]
-            is_below = path.is_relative_to(root) and ".." not in path.parts  # else it is out of a container's sight
-            below = path.relative_to(root) if is_below else PurePosixPath()
-            yield from (Path(where) / group for group in (below, *below.parents))
+            group = mine[name]
+            is_below = group.is_relative_to(root) and ".." not in group.parts  # else it is out of a container's sight
+            below = group.relative_to(root) if is_below else PurePosixPath()
+            yield from (Path(where) / path for path in (below, *below.parents))
 
 
 def _quota(group: Path) -> Iterator[float]:
