@@ -18,6 +18,7 @@ field is:
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -33,12 +34,17 @@ MAX_INT32 = 2**31 - 1
 """Where the programs' counters end."""
 
 
+MAX_MESSAGE = 2_000
+"""Characters of a message; a value that it repeats may have millions."""
+
+
 class ConfigError(ValueError):
     """What a user asked for cannot be done: one line that names the field or file, what is wrong and the remedy."""
 
     def __init__(self, message: str) -> None:
-        """Fold line breaks, of which names typed by users may have some."""
-        super().__init__(" ".join(message.splitlines()))
+        """Fold line breaks, of which names typed by users may have some, and cut short what they may have made of a value."""
+        message = " ".join(message.splitlines())
+        super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "...")
 
 
 def field(
@@ -160,6 +166,24 @@ def defaults(cls: type) -> dict[str, Any]:
     return {f.name: _plain(f.default) for f in fields if f.default is not dataclasses.MISSING}
 
 
+def number(text: str) -> int | float:
+    """Read a number as YAML 1.2 and Python spell it; a leading zero, octal in YAML 1.1 and decimal in 1.2, is refused.
+
+    Raises:
+        ValueError: it is no number, or an ambiguous one.
+    """
+    try:
+        return int(text, 0)
+    except ValueError:
+        found = re.fullmatch(r"\s*([-+]?)0[0_]*([1-9][0-9_]*)\s*", text)
+    if found is None:
+        return float(text)
+    sign, digits = found.groups()
+    is_octal = not set(digits) & {"8", "9"}
+    octal = f", or {sign}0o{digits} for the octal number {sign}{int(digits, 8)}" if is_octal else ""
+    raise _MismatchError(f"expected {sign}{digits}{octal}")
+
+
 def did_you_mean(word: Any, known: Iterable[str], noun: str = "") -> str:
     """Return `; did you mean 'x'?` for a near miss, else `; known noun: ...` with all there is."""
     known = sorted(known)
@@ -201,7 +225,7 @@ def _as_int(value: Any) -> int:
     if isinstance(value, jax.core.Tracer):
         raise _MismatchError("is static, one compiled program per value, so it cannot be traced or mapped over")
     if isinstance(value, str):
-        value = _number(value.replace("_", ""))
+        value = number(value)
     kind = np.asarray(value).dtype.kind
     if kind not in "iuf" or np.ndim(value) or int(value) != value:
         raise _MismatchError("expected a whole number")
@@ -212,7 +236,7 @@ def _as_int(value: Any) -> int:
 
 def _as_float(value: Any) -> Any:
     if isinstance(value, str):
-        value = float(value.replace("_", ""))
+        value = number(value)
     kind = (value if isinstance(value, jax.Array) else np.asarray(value)).dtype.kind
     if kind not in "iuf":
         raise _MismatchError("expected a number")
@@ -221,13 +245,6 @@ def _as_float(value: Any) -> Any:
     if np.isnan(np.asarray(value)).any():
         raise _MismatchError("expected a number")
     return value if isinstance(value, jax.Array | np.ndarray) else float(value)
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
 
 
 def _as_str(value: Any) -> str:

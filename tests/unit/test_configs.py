@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quantilax.pytree import ConfigError
-from quantilax.runs import Section, load_section, parse_overrides
+from quantilax.runs import Section, load_section, parse_overrides, strict_yaml
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 BARE = "iqn:\n  env: probe/corridor\n"
@@ -193,3 +193,138 @@ def test_an_override_without_name_or_equals_sign_is_refused_with_an_example(argu
         ConfigError, match=r"^command line: expected field=value, got .*; for example learning_rate=1e-3$"
     ):
         parse_overrides([argument])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("64", 64),
+        ("+1", 1),
+        ("-1_000", -1_000),
+        ("0x10", 16),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("1_000.5", 1_000.5),
+        ("1.5e+3", 1_500.0),
+        ("-.inf", float("-inf")),
+        ("~", None),
+        ("", None),
+        ("True", True),
+        ("!!str 64", "64"),
+        *[(text, text) for text in ("064", "1:00", "0b1", "0o17", "1e-3", "1__0", "2024-01-01", "yes", "off", "=")],
+    ],
+)
+def test_a_plain_word_is_a_number_only_where_yaml_1_1_and_1_2_agree(text, value):
+    found = strict_yaml.parse(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1_000", 1_000), ("1e3", 1_000), ("0x10", 16), ("0o17", 15), ("0b11", 3), ("+1", 1), ("5.", 5)],
+)
+def test_a_field_of_whole_numbers_takes_every_spelling_that_has_one_meaning(file, text, value):
+    file.write_text(BARE + f"  batch_size: {text}\n")
+    assert load_section(file).hyperparameters == {"batch_size": value}
+    assert load_section(file, None, parse_overrides([f"batch_size={text}"])).hyperparameters == {"batch_size": value}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("batch_size: 064", "expected 64, or 0o64 for the octal number 52, got '064'"),
+        ("batch_size: -089", "expected -89, got '-089'"),
+        ("gamma: 01", "expected 1, or 0o1 for the octal number 1, got '01'"),
+        ("torso_sizes: [010]", r"expected 10, or 0o10 for the octal number 8, got ['010']"),
+        ("fill_buffer: 1:00", "expected a whole number, got '1:00'"),
+        ("total_timesteps: 10:00:00", "expected a whole number, got '10:00:00'"),
+        ("batch_size: 1__0", "expected a whole number, got '1__0'"),
+        ("gamma: 2024-01-01", "expected a number, got '2024-01-01'"),
+        ("double: yes", "expected true or false, got 'yes'"),
+        ("double: off", "expected true or false, got 'off'"),
+    ],
+)
+def test_a_number_or_switch_of_two_meanings_is_refused_in_a_file_and_on_the_command_line(file, field, expected):
+    name, _, text = field.partition(": ")
+    file.write_text(BARE + f"  {field}\n")
+    assert outcome(load_section, file) == (None, f"{file}: iqn: {name}: {expected}")
+    file.write_text(BARE)
+    overrides = parse_overrides([f"{name}={text}"])
+    assert outcome(load_section, file, None, overrides) == (None, f"command line: {name}: {expected}")
+
+
+def test_the_first_of_several_merged_mappings_wins_and_the_sections_own_fields_over_all(file):
+    file.write_text(
+        "first: &first {gamma: 0.5}\nsecond: &second {gamma: 0.6, kappa: 2, batch_size: 8}\n"
+        "iqn:\n  <<: [*first, *second]\n  env: probe/corridor\n  batch_size: 16\n"
+    )
+    assert load_section(file, "iqn").hyperparameters == {"batch_size": 16, "gamma": 0.5, "kappa": 2.0}
+
+
+BOMB = "a: &a [x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: {b: 1, b: 2}", "'b' stands there twice"),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", "'<<' stands there twice; write '<<: [*first, *second]', the first wins"),
+        ("a: {<<: 3}", "expected fields behind '<<', such as '*base' or '[*first, *second]'"),
+        ("a: &a [*a]", "an alias refers to the value that it stands in"),
+        ("a: &a {<<: *a}", "an alias refers to the value that it stands in"),
+        ("a: !!python/name:os.system x", "the tag !!python/name:os.system is not supported; leave it out"),
+        ("a: !!int 064", "'064' is not written as a !!int; leave the tag out"),
+        ("a: 1\n---\nb: 1", "a second document begins here; leave one"),
+        ("a: \x00", "the character '\\x00' may not stand in YAML"),
+        ('a: "\\ud800"', "half of a surrogate pair is no character"),
+        ("{3: 4}", "expected a name, got 3; put it in quotes"),
+        ("[" * 2_000, "nested too deeply"),
+        (BOMB, "more than 100,000 values, with aliases counted wherever they are used"),
+    ],
+)
+def test_what_has_no_one_meaning_is_refused(text, problem):
+    with pytest.raises(strict_yaml.BrokenError) as caught:
+        strict_yaml.parse(text)
+    assert str(caught.value) == problem
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(file):
+    file.write_text("\ufeff" + BARE, encoding="utf-8")
+    assert load_section(file).name == "iqn"
+
+
+LOOKALIKES = (
+    "064",
+    "1:00",
+    "yes",
+    "1e3",
+    "0o17",
+    "0b1",
+    "2024-01-01",
+    "1_000",
+    "~",
+    "null",
+    "",
+    "=",
+    "<<",
+    ".inf",
+    "-.5",
+)
+
+
+@QUICK
+@given(
+    st.one_of(st.sampled_from(LOOKALIKES), st.text("0123456789-+.:_eExobyn", max_size=6), st.floats(allow_nan=False))
+)
+def test_whatever_is_written_is_read_back_the_same(value):
+    document = {"a": value, str(value): [value]}
+    for style in (None, False, True):
+        text = yaml.safe_dump(document, sort_keys=False, default_flow_style=style, allow_unicode=True)
+        assert repr(strict_yaml.parse(text)) == repr(document)
+
+
+def test_a_message_that_repeats_a_value_of_any_size_stays_short(file):
+    file.write_text(f"iqn: [{', '.join(['0'] * 50_000)}]\n")
+    assert len(outcome(load_section, file)[1]) < 2_100

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from quantilax.pytree import ConfigError
-from quantilax.runs import load_section
+from quantilax.runs import load_section, strict_yaml
 from quantilax.studies import choice, execution, recommend, report, sections
 from quantilax.studies.definition import plain
 from quantilax.studies.results import Results
@@ -259,6 +259,16 @@ def alone(path, more="", base=""):
     return path / "alone.yaml"
 
 
+def test_a_study_reads_its_own_file_as_it_was_asked(found):
+    asked = {
+        "question": "064",
+        "base": {"config": "1e3"},
+        "cells": {"named": {"1:00": {"gamma": 1e-05}, "yes": {"a": "on"}}},
+    }
+    (found.path / "study.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+    assert found.asked() == asked
+
+
 def test_the_study_of_held_out_seeds_has_the_studys_own_configs(found):
     study = recommend.validation(found, "fast", [100, 101])
     assert {cell.name: plain(cell.section) for cell in study.cells} == found.facts["cells"]
@@ -449,6 +459,6 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 
 def test_what_is_written_as_a_value_is_read_as_it(tmp_path):
-    for value in (1, 0.5, 1e-5, float("inf"), True, None, [8, 8], "relu", "a: b", "1e-3", ""):
-        assert yaml.safe_load(f"x: {sections.written(value)}") == {"x": value}
+    for value in (1, 0.5, 1e-5, float("inf"), True, None, [8, 8], "relu", "a: b", "1e-3", "064", "yes", ""):
+        assert strict_yaml.parse(f"x: {sections.written(value)}") == {"x": value}
         assert json.dumps(value) is not None

@@ -12,15 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jaxtyping import PyTree
 
 from quantilax import agent, algorithms, pytree
 from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.runs import strict_yaml
 from quantilax.types import Algorithm
-
-UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
-"""What PyYAML raises on text that is no YAML, or that it takes for a date or number that there is not."""
 
 
 class Section(NamedTuple):
@@ -109,31 +106,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         if key in overrides:
             raise ConfigError(f"command line: {key} is given twice; leave one out")
         try:
-            overrides[key] = yaml.safe_load(value)
-        except UNREADABLE:
-            raise ConfigError(f"command line: {key}: cannot read '{value}' as a YAML value") from None
+            overrides[key] = strict_yaml.parse(value)
+        except strict_yaml.BrokenError as error:
+            raise ConfigError(f"command line: {key}: cannot read '{value}' as a YAML value: {error}") from None
     return overrides
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A loader that refuses a key given twice, of which YAML would silently take the last."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *base`
-            continue
-        key = loader.construct_object(key_node)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"expected a name, got {key!r}", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_yaml(
@@ -165,14 +141,12 @@ def read_yaml(
 
 
 def parse_yaml(text: str, path: Path) -> Any:
-    """Parse a file's text, strictly; raise `ConfigError` where it is broken."""
+    """Parse a file's text by `quantilax.runs.strict_yaml`; raise `ConfigError` where it is broken."""
     try:
-        return yaml.load(text, _StrictLoader)
-    except UNREADABLE as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        raise ConfigError(f"{path}{line}: broken YAML: {reason}") from None
+        return strict_yaml.parse(text)
+    except strict_yaml.BrokenError as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise ConfigError(f"{path}{line}: broken YAML: {error}") from None
 
 
 def _without(fields: Mapping[str, Any]) -> dict[str, Any]:

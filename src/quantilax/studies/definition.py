@@ -9,6 +9,7 @@ seeds: 20
 solved: 475
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -287,7 +288,7 @@ def _draws(asked: Any, number: int, generator: np.random.Generator, where: str) 
             raise ConfigError(f"{where}: choice: expected a list of values, got {ends!r}")
         return [ends[i] for i in generator.integers(len(ends), size=number)]
     try:
-        low, high = (float(end) for end in ends)
+        low, high = (float(pytree.number(end) if isinstance(end, str) else end) for end in ends)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where}: {way}: expected [low, high], got {reprlib.repr(ends)}") from None
     if not low < high or not math.isfinite(high - low) or (way == "log_uniform" and low <= 0):
@@ -385,6 +386,9 @@ def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
 
 def _solved(definition: Mapping[str, Any], base: Section, where: str) -> float | None:
     asked = definition.get("solved", SOLVED.get(base.env))
+    if isinstance(asked, str):  # `1e2` is text; see `quantilax.runs.strict_yaml`
+        with contextlib.suppress(ValueError):
+            asked = pytree.number(asked)
     if asked is not None and (type(asked) not in (int, float) or not math.isfinite(asked)):
         raise ConfigError(f"{where}: solved: expected a mean return, got {asked!r}")
     return None if asked is None else float(asked)

@@ -14,7 +14,7 @@ import yaml
 
 from quantilax import algorithms, pytree, statistics
 from quantilax.pytree import ConfigError
-from quantilax.runs import RunError, locks, paths
+from quantilax.runs import RunError, locks, paths, strict_yaml
 from quantilax.runs.errors import reason
 from quantilax.runs.evaluations import COLUMNS
 from quantilax.runs.files import flush, read_parquet, write_parquet, write_whole
@@ -139,8 +139,8 @@ class Store:
         """
         file = self.path / STUDY
         try:
-            definition = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            definition = strict_yaml.parse(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeError, strict_yaml.BrokenError) as error:
             raise ConfigError(f"{file}: cannot be read: {reason(error)}; put back the file as it was written") from None
         if not isinstance(definition, dict):
             raise ConfigError(f"{file}: is damaged; put back the file as it was written")

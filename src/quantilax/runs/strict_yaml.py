@@ -1,0 +1,157 @@
+"""YAML with one meaning: the same values from every version of PyYAML, and nothing that is guessed.
+
+A plain word is a number, a switch or null only where YAML 1.1 and 1.2 agree on it, and `1_000` is a number too. Everything
+else is text: `yes`, `064`, `1:00`, `0b1`, `2024-01-01` and `1e-3`. A field that wants a number converts text by YAML 1.2's
+rules and refuses what is ambiguous (`quantilax.pytree`). So what `yaml.safe_dump` writes, which quotes whatever YAML 1.1
+would take for something else than text, is read back to the same values.
+
+Of `<<: [*first, *second]` the first wins, as YAML's merge type has it; keys of the mapping itself win over both.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+MAX_VALUES = 100_000
+"""Values that a text may hold, those behind an alias counted wherever it is used."""
+
+_TAG = "tag:yaml.org,2002:"
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_PLAIN = {
+    "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": ("true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": ("[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        rf"(?:[-+]?{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": ("<<", ["<"]),
+}
+"""What a plain word is, and the characters that it may begin with; all else is text."""
+
+
+class _Composer(yaml.SafeLoader):
+    """Makes nodes of a text, plain words told apart by `_PLAIN`."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Composer.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+class BrokenError(ValueError):
+    """A text that is no YAML, or that has no one meaning; `line` counts from 1 and is None where it is not known."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        """Say what is wrong, and in which line."""
+        super().__init__(problem)
+        self.line = line
+
+
+def parse(text: str) -> Any:
+    """Return the value of a text: mappings (with names as keys), lists, text, numbers, switches and None.
+
+    Raises:
+        BrokenError: it cannot be read.
+    """
+    try:
+        loader = _Composer(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+        return None if root is None else _Values().of(root)
+    except yaml.MarkedYAMLError as error:
+        problem = error.problem or "not YAML"
+        if problem == "but found another document":
+            problem = "a second document begins here; leave one"
+        raise BrokenError(problem, error.problem_mark and error.problem_mark.line + 1) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise BrokenError(f"the character {chr(error.character)!r} may not stand in YAML", line) from None
+    except RecursionError:
+        raise BrokenError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML, on odd text
+        raise BrokenError(str(error).partition("\n")[0] or "not YAML") from None
+
+
+class _Values:
+    """Turns the nodes of one text into values."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.open: set[int] = set()
+        """Nodes (by identity) whose values are being made."""
+
+    def of(self, node: yaml.Node) -> Any:
+        """Return a node's value."""
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise _broken(f"more than {MAX_VALUES:,} values, with aliases counted wherever they are used", node)
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        if id(node) in self.open:
+            raise _broken("an alias refers to the value that it stands in", node)
+        self.open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+                return self._mapping(node)
+            if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+                return [self.of(item) for item in node.value]
+            raise _broken(f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out", node)
+        finally:
+            self.open.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] | None = None
+        for key_node, value_node in node.value:
+            if key_node.tag == _TAG + "merge":
+                if merged is not None:
+                    raise _broken("'<<' stands there twice; write '<<: [*first, *second]', the first wins", key_node)
+                merged = self._merged(value_node)
+                continue
+            key = self.of(key_node)
+            if not isinstance(key, str):
+                raise _broken(f"expected a name, got {key!r:.60}; put it in quotes", key_node)
+            if key in own:
+                raise _broken(f"'{key}' stands there twice", key_node)
+            own[key] = self.of(value_node)
+        return {**(merged or {}), **own}
+
+    def _merged(self, node: yaml.Node) -> dict[str, Any]:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        merged: dict[str, Any] = {}
+        for part in reversed(parts):
+            found = self.of(part)
+            if not isinstance(found, dict):
+                raise _broken("expected fields behind '<<', such as '*base' or '[*first, *second]'", part)
+            merged |= found
+        return merged
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    kind, text = node.tag.removeprefix(_TAG), node.value
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _broken("half of a surrogate pair is no character", node)
+    if kind in ("str", "merge"):
+        return text
+    if kind not in _PLAIN:
+        raise _broken(f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out", node)
+    if not re.fullmatch(_PLAIN[kind][0], text):  # by an explicit tag
+        raise _broken(f"'{text:.60}' is not written as a !!{kind}; leave the tag out", node)
+    if kind == "int":
+        try:
+            return int(text, 0)
+        except ValueError:
+            raise _broken("a number of thousands of digits", node) from None
+    if kind == "float":
+        return float(text.replace(".", "", 1) if text[-1] in "fFnN" else text)
+    return text in ("true", "True", "TRUE") if kind == "bool" else None
+
+
+def _broken(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
