@@ -1,20 +1,19 @@
 """quantilax: distributional reinforcement learning in JAX on Flax NNX, whole training as one XLA program."""
 
 import importlib
-from importlib.metadata import version
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning
-from quantilax.algorithms import ALGORITHMS, register
-from quantilax.envs import make
-from quantilax.pytree import ConfigError
-from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
-
 if TYPE_CHECKING:
+    from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning
+    from quantilax.algorithms import ALGORITHMS, register
+    from quantilax.envs import make
+    from quantilax.pytree import ConfigError
     from quantilax.runs import RunError, load, resume, run
     from quantilax.studies.definition import Study
+    from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
 
-__version__ = version("quantilax")
+    __version__: str
 
 __all__ = [
     "ALGORITHMS",
@@ -44,13 +43,36 @@ __all__ = [
     "run",
 ]
 
+_ROOMS = {
+    "agent": ("C51", "DQN", "FQF", "IQN", "PQN", "QRDQN", "Agent", "ConfigWarning"),
+    "algorithms": ("ALGORITHMS", "register"),
+    "envs": ("make",),
+    "pytree": ("ConfigError",),
+    "runs": ("RunError", "load", "resume", "run"),
+    "studies.definition": ("Study",),
+    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Record", "TimeStep", "Transition"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """Look up `runs`, `run`, `Study` and the like on first use: progress bars and YAML take a fifth of a second to import."""
-    if name not in {*__all__, "runs", "studies"}:
+    """Look up a name, or a room such as `quantilax.runs`, on first use.
+
+    `import quantilax` imports no JAX: the command line handles signals before it does, and what is not used costs no time.
+    """
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"quantilax.{_HOME[name]}"), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("quantilax")
+    elif not name.startswith("_") and importlib.util.find_spec(f"quantilax.{name}") is not None:
+        value = importlib.import_module(f"quantilax.{name}")
+    else:
         raise AttributeError(f"module 'quantilax' has no attribute '{name}'")
-    if name in ("runs", "studies"):
-        return importlib.import_module(f"quantilax.{name}")
-    return getattr(
-        importlib.import_module("quantilax.studies.definition" if name == "Study" else "quantilax.runs"), name
-    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -51,7 +51,7 @@ def refusal(call: Call, tmp_path: Path):
         (["learning_rate=.nan"], "learning_rate: expected a number, got nan"),
         (["learning_rate=-1"], "learning_rate: must be >= 0, got -1.0"),
         (["batch_size=16.5"], "batch_size: expected a whole number, got 16.5"),
-        (["batch_size=yes"], "batch_size: expected a whole number, got True"),
+        (["batch_size=yes"], "batch_size: expected a whole number, got 'yes'"),
         (["batch_size=0"], "batch_size: must be >= 1, got 0"),
         (["total_timesteps=.inf"], "total_timesteps: expected a whole number, got inf"),
         (["total_timesteps=1e10"], "total_timesteps: must be "),

@@ -22,7 +22,7 @@ from tests.conftest import TINY, tiny
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A small package in the place of quantilax."""
-    for name in ("losses.py", "runs/directory.py", "studies/report.py", "cli.py"):
+    for name in ("losses.py", "runs/directory.py", "studies/report.py", "cli/commands.py"):
         (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "package" / name).write_text("x = 1\n")
     monkeypatch.setattr(conditions, "PACKAGE", tmp_path / "package")
@@ -36,7 +36,7 @@ def package(tmp_path, monkeypatch):
         ("new.py", True),
         ("runs/directory.py", False),
         ("studies/report.py", False),
-        ("cli.py", False),
+        ("cli/commands.py", False),
     ],
 )
 def test_source_that_computes_counts_and_source_that_handles_runs_does_not(package, changed, counts):

@@ -67,6 +67,7 @@ BELOW = {
     "agent": {"train", "rollout", "algorithms", "envs", "types", "pytree"},
     "runs": {"signals", "agent", "train", "algorithms", "replay", "envs", "statistics", "threads", "types", "pytree"},
     "studies": {"signals", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
+    "__main__": {"cli"},
     "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
 }
 """Each room, and the rooms that it may look into."""

@@ -176,7 +176,7 @@ def code(agent: Agent) -> str:
 
 
 PACKAGE = Path(__file__).parents[1]
-HANDLING = ("runs", "studies", "cli.py", "statistics.py")
+HANDLING = ("__init__.py", "__main__.py", "runs", "studies", "cli", "statistics.py")
 """Parts of the package that compute nothing of a run."""
 
 

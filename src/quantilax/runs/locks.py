@@ -54,8 +54,8 @@ def is_locked(directory: Path) -> bool:
 
 def command() -> str:
     """Return the command that this process runs."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["quantilax" if program == "cli.py" else program, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name  # `__main__.py` where it was `python -m quantilax`
+    return shlex.join(["quantilax" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _take(descriptor: int) -> bool:

@@ -37,7 +37,7 @@ class RunProgress:
             TimeRemainingColumn(compact=True),
             TextColumn("left · {task.fields[evaluation]}"),
             console=self.console,
-            disable=not self.console.is_terminal or quiet,
+            disable=not stderr.is_live(self.console),
         )
         self.task = self.bar.add_task("compiling", total=None, speed="- steps/s", evaluation="return -")
 

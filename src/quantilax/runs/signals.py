@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets a segment end and be saved, the second ends at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first lets a segment end and be saved, the second ends at once."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ from quantilax import threads
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal; what it wrote is kept. `exit_status` is 130 for Ctrl-C and 143 for SIGTERM."""
+    """A run was stopped by a signal; what it wrote is kept. `exit_status`: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP."""
 
     def __init__(self, message: str, number: int, at_once: bool = False) -> None:
         """Tell with `message` how to go on, and with `at_once` that a compiled program may still run."""
@@ -24,10 +24,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Handlers of the two signals for as long as the context lasts; without effect outside the main thread.
+    """Handlers of `SIGNALS` for as long as the context lasts; without effect outside the main thread.
 
     At first a signal is held, so that what says how a run stands is written; `release` acts on it. From then on the first
-    signal ends at once, or, where `is_training` is set and there is something to save, lets the segment end.
+    signal ends at once, or, where `is_training` is set and there is something to save, lets the segment end. A signal that is
+    ignored, as by `nohup` or in a background job of a script, stays ignored.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -42,7 +43,12 @@ class Stop:
     def __enter__(self) -> Self:
         """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (
+                    signal.SIG_IGN,
+                    None,
+                ):  # None: a handler that Python could not put back
+                    self.before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

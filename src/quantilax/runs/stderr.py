@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -38,7 +38,12 @@ class Lossy:
         return False
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in all else; what Rich's progress bars have put before another stream gives that one, lossy too."""
+        """Be the stream in all else, but for the bytes below it, to which click would write where the encoding is ASCII.
+
+        What Rich's progress bars have put before another stream gives that one, lossy too.
+        """
+        if name == "buffer":
+            raise AttributeError(name)
         found = getattr(self.stream(), name)
         return Lossy(lambda: found) if name == "rich_proxied_file" else found
 
@@ -47,3 +52,19 @@ def console(quiet: bool = False) -> Console:
     """Return a console on standard error that ends no run, whatever becomes of standard error."""
     lossy: Any = Lossy(lambda: sys.stderr)
     return Console(file=lossy, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def is_live(console: Console) -> bool:
+    """Say whether a console can redraw a line: a terminal that knows how to, not a file for which colours are forced."""
+    return console.is_interactive and console.file.isatty() and not console.quiet
+
+
+@contextlib.contextmanager
+def status(line: str) -> Iterator[Callable[[str], None]]:
+    """Show in a terminal what goes on; the function that is given says what goes on next."""
+    here = console()
+    if not is_live(here):
+        yield lambda line: None
+        return
+    with here.status(line) as shown:
+        yield shown.update

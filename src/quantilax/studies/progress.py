@@ -39,7 +39,7 @@ class StudyProgress:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self.console,
-            disable=not self.console.is_terminal or quiet,
+            disable=not stderr.is_live(self.console),
         )
         self.task = self.bar.add_task("compiling", total=runs)
 

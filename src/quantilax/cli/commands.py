@@ -1,6 +1,5 @@
-"""The command line: parses, calls, prints."""
+"""The commands: each parses, calls, prints."""
 
-import io
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import click
 import rich.table
 from rich.console import Console
 
+from quantilax.cli import stdout
 from quantilax.pytree import ConfigError
 
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
@@ -303,6 +303,7 @@ def lint(
     """
     from quantilax import runs
     from quantilax.agent import ConfigWarning
+    from quantilax.runs import stderr
     from quantilax.studies import lint as linting
 
     asked = _load(config, section, overrides)
@@ -310,8 +311,8 @@ def lint(
         agent = asked.create()
     if not no_cache:
         runs.enable_compilation_cache()
-    with Console(stderr=True).status("reading the program of the run") as status:
-        found = linting.lint(agent, confirm=confirm, steps=steps, given=asked.hyperparameters, progress=status.update)
+    with stderr.status("reading the program of the run") as say:
+        found = linting.lint(agent, confirm=confirm, steps=steps, given=asked.hyperparameters, progress=say)
     if as_json:
         head = {"config": str(config), "section": asked.name, "confirm": confirm}
         click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))
@@ -541,7 +542,7 @@ def list_runs(directory: Path) -> None:
             run.begun[:16].replace("T", " "),
         )
     if found:
-        width = None if Console().is_terminal else 200
+        width = None if sys.stdout.isatty() else 200
         Console(width=width, highlight=False, markup=False, emoji=False).print(table)
     else:
         click.echo(f"no runs below {directory}")
@@ -571,7 +572,7 @@ def show(run: Path) -> None:
     for line in lines:
         click.echo(f"  {line}")
     console = Console()
-    if drawn := overview.plot(rows, console.width, console.is_terminal):
+    if drawn := overview.plot(rows, console.width, bool(console.color_system) and not console.no_color):
         click.echo(f"\n{drawn}")
     if told.status not in ("finished", "running"):
         click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
@@ -746,33 +747,45 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
 
 
 def main() -> None:
-    """Run the command line; what a user got wrong is one line on standard error and exit status 2."""
+    """Run the command line; see `quantilax.cli.main`."""
     if sys.platform == "win32":
         click.echo("error: quantilax needs Linux or macOS; on Windows use WSL", err=True)
         sys.exit(2)
-    from quantilax.runs import RunError, beside, stderr
+    from quantilax.runs import beside, stderr
 
-    status = 0
+
     told = sys.stderr
     if told is not None and not isinstance(told, stderr.Lossy):  # `main` may run more than once in a process
         sys.stderr = stderr.Lossy(lambda: told)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
     try:
-        cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        status = 130
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message()} (see quantilax --help)", err=True)
-        status = 2
-    except (ConfigError, RunError) as error:
-        click.echo(f"error: {error}", err=True)
-        status = 2
-    except SystemExit as end:
-        status = int(end.code or 0)
+        with stdout.guarded():
+            status = _status()
+    except stdout.LostError as error:
+        status = error.exit_status
+        if str(error):
+            click.echo(f"error: {error}", err=True)
     if beside.is_any_left():
         _end_at_once(status)
     sys.exit(status)
+
+
+def _status() -> int:
+    """Run the command and return its exit status."""
+    from quantilax.runs import RunError
+
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()} (see quantilax --help)", err=True)
+        return 2
+    except (ConfigError, RunError) as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _end_at_once(status: int) -> None:
@@ -780,7 +793,3 @@ def _end_at_once(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-if __name__ == "__main__":
-    main()

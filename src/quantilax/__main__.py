@@ -1,0 +1,5 @@
+"""`python -m quantilax`."""
+
+from quantilax.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m quantilax.cli`."""
+
+from quantilax.cli import main
+
+main()

@@ -1,0 +1,91 @@
+"""Standard output that may be full, closed or without a reader: that ends the command with a line, not a traceback."""
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+class LostError(Exception):
+    """Standard output cannot be written. The message is empty where its reader is gone, as in `quantilax list | head -1`."""
+
+    def __init__(self, error: OSError | ValueError) -> None:
+        """Take what writing raised."""
+        is_unread = isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE
+        why = getattr(error, "strerror", None) or error
+        super().__init__("" if is_unread else f"standard output cannot be written: {why}")
+        self.exit_status = 128 + signal.SIGPIPE if is_unread else 2
+
+
+class Guarded:
+    """A text stream whose failures are `LostError`; it is no `OSError`, of which click and Rich make something of their own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to a stream."""
+        self.stream = stream
+        self.lost: LostError | None = None
+
+    def write(self, text: str) -> int:
+        """Write; after a failure what is written is dropped."""
+        with self._telling():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush; see `write`."""
+        with self._telling():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if self.lost is None:
+                self.lost = LostError(error)
+                _discard(self.stream)
+                raise self.lost from None
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in all else, but for the bytes below it, to which click would write."""
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, or the interpreter's exit would try to write it again."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, stream.fileno())
+        finally:
+            os.close(null)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Guard standard output, and flush it in the end.
+
+    Raises:
+        LostError: it cannot be written.
+    """
+    stream = sys.stdout
+    if stream is None:
+        yield
+        return
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
+    here: Any = Guarded(stream)
+    sys.stdout = here
+    try:
+        yield
+        here.flush()
+        if here.lost is not None:  # raised before, and swallowed by click, which tries what a stream takes
+            raise here.lost
+    finally:
+        sys.stdout = stream
