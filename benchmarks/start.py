@@ -1,4 +1,4 @@
-"""Seconds until `quantilax` is imported, beside `import jax` alone; each in a fresh process, in turn.
+"""Seconds until `quantilax.IQN` is there, beside `import jax` alone; each in a fresh process, in turn.
 
 python -m benchmarks.start
 """
@@ -11,8 +11,8 @@ import time
 SIDES = {
     "nothing": "pass",
     "jax": "import jax",
-    "quantilax": "import quantilax",
-    "its command line": "import quantilax.cli",
+    "quantilax": "from quantilax import IQN",
+    "its command line": "import quantilax.cli.commands",
 }
 
 

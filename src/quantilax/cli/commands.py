@@ -753,7 +753,6 @@ def main() -> None:
         sys.exit(2)
     from quantilax.runs import beside, stderr
 
-
     told = sys.stderr
     if told is not None and not isinstance(told, stderr.Lossy):  # `main` may run more than once in a process
         sys.stderr = stderr.Lossy(lambda: told)
