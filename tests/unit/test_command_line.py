@@ -118,6 +118,17 @@ def test_a_failure_to_write_that_a_library_swallows_is_told_in_the_end(monkeypat
         assert sys.stdout is full
 
 
+def test_a_narrow_terminal_cuts_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1")
+    assert outcome(monkeypatch, sys.stdout, "list") == 0
+    assert "  CartPole-v1\n" in capsys.readouterr().out
+
+
+def test_a_width_of_0_is_that_of_no_terminal():
+    ended = python(PREPARED + "print(os.environ.get('COLUMNS'))", 'COLUMNS=0 exec "$@"')
+    assert ended.stdout == "None\n"
+
+
 def test_output_in_ascii_stays_ascii(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

@@ -242,7 +242,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
             cells = (f"{s.mean:.1f}", intervals[0], f"{s.iqm:.1f}", intervals[1])
             quantiles = (f"{value:.1f}" for value in s.quantiles.values())
             table.add_row(name if quantity == "return" else "", quantity, *cells, *quantiles)
-    Console(width=max(Console().width, 110)).print(table)
+    _console(110).print(table)
     click.echo(
         "intervals: of one seed, episodes drawn anew; they say nothing on training with another seed"
         + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
@@ -322,7 +322,7 @@ def lint(
             table.add_column(column, overflow="fold", ratio=None if column in ("severity", "field") else 1)
         for finding in found:
             table.add_row(*finding)
-        Console(width=max(Console().width, 140), highlight=False, markup=False, emoji=False).print(table)
+        _console(140, highlight=False, markup=False, emoji=False).print(table)
     else:
         click.echo("nothing found")
     if not linting.is_clean(found):
@@ -542,8 +542,8 @@ def list_runs(directory: Path) -> None:
             run.begun[:16].replace("T", " "),
         )
     if found:
-        width = None if sys.stdout.isatty() else 200
-        Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+        least = 80 if sys.stdout.isatty() else 200
+        _console(least, highlight=False, markup=False, emoji=False).print(table)
     else:
         click.echo(f"no runs below {directory}")
     for line in broken:
@@ -583,7 +583,7 @@ def list_() -> None:
     """List algorithms and environments."""
     from quantilax import algorithms, envs
 
-    console = Console(highlight=False)
+    console = _console(80, highlight=False)
     console.print("[bold]algorithms[/bold]")
     for name, algorithm in algorithms.ALGORITHMS.items():
         module = sys.modules[algorithm.init.__module__]
@@ -615,7 +615,7 @@ def _tell_results(store: "Store") -> None:  # type: ignore[name-defined]
             drawn.add_column(table.columns[i].title, justify="right" if i else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(*("\n".join((row[i].text, *filter(None, row[i].detail.split("; ")))) for i in kept))
-        Console(width=max(Console().width, 120), highlight=False, markup=False, emoji=False).print(drawn)
+        _console(120, highlight=False, markup=False, emoji=False).print(drawn)
         click.echo("\nbelow each figure its 95% interval, and p adjusted for the number of cells compared")
     for line in (told.headline, *told.caveats):
         click.echo(line)
@@ -638,7 +638,7 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
     from quantilax import train
     from quantilax.studies.forecast import forecast
 
-    console = Console(width=max(Console().width, 120), highlight=False, markup=False)
+    console = _console(120, highlight=False, markup=False)
     derived = {cell: agent.config.derived() for group in planned.groups for cell, agent in group.agents.items()}
     table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
     quantities = list(dict.fromkeys(quantity for figures in derived.values() for quantity in figures))
@@ -678,6 +678,11 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _console(least: int, **options: Any) -> Console:
+    """A console on standard output of so many columns at least: in a narrower terminal, which folds lines, no figure is cut."""
+    return Console(width=max(Console().width, least), **options)
 
 
 @contextmanager
@@ -743,7 +748,7 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
     if "replay" in sizes:
         table.add_row("bytes_of_replay", f"{sizes['replay']:,} per seed")
     table.add_row("bytes_of_state", f"{sizes['total']:,} per seed, {sizes['total'] * seeds:,} in all")
-    Console().print(table)
+    _console(80).print(table)
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ SHOW_CURSOR = b"\x1b[?25h"
 def prepare() -> None:
     """Take signals and streams in hand."""
     _open_closed_streams()
+    if not os.environ.get("COLUMNS", "1").strip("0"):
+        del os.environ["COLUMNS"]  # 0: of a terminal that does not tell its width; Rich would print nothing
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) in DEFAULTS:  # what is ignored, as by `nohup`, stays ignored

@@ -68,7 +68,7 @@ def parse(text: str) -> Any:
         problem = error.problem or "not YAML"
         if problem == "but found another document":
             problem = "a second document begins here; leave one"
-        raise BrokenError(problem, error.problem_mark and error.problem_mark.line + 1) from None
+        raise BrokenError(problem, error.problem_mark.line + 1 if error.problem_mark else None) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise BrokenError(f"the character {chr(error.character)!r} may not stand in YAML", line) from None
