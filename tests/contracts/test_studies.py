@@ -301,7 +301,7 @@ def test_checkpoints_take_a_twentieth_of_the_time_over_all_portions(tmp_path, mo
     now, saved = [0.0], []
     monkeypatch.setattr(unfinished.time, "monotonic", lambda: now[0])
 
-    def save(root, *_):
+    def save(root, *_, **more):
         saved.append(now[0])
         now[0] += 10.0
 
@@ -323,7 +323,7 @@ def test_checkpoints_take_a_twentieth_of_the_time_over_all_portions(tmp_path, mo
 def test_a_portion_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
     config, tmp_path, trained, monkeypatch, capfd
 ):
-    def full(*_):
+    def full(*_, **more):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(unfinished.checkpoints, "save", full)
@@ -333,7 +333,7 @@ def test_a_portion_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
 
 
 def test_a_short_portion_keeps_nothing(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(unfinished.checkpoints, "save", lambda *_: pytest.fail("it was kept"))
+    monkeypatch.setattr(unfinished.checkpoints, "save", lambda *_, **more: pytest.fail("it was kept"))
     assert run(study(config, {}, seeds=1), tmp_path / "out").height == 4
 
 
