@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import algorithms, envs, pytree, rollout, train
+from quantilax import algorithms, arguments, envs, pytree, rollout, train
 from quantilax.pytree import ConfigError
 from quantilax.types import (
     Algorithm,
@@ -109,13 +109,21 @@ class Agent:
 
     def step(self, state: State) -> tuple[State, Metrics]:
         """Run one iteration: collect once per environment, then the gradient steps."""
-        return _step(*self.arguments(), state)
+        return _step(*self.arguments(), arguments.one_state(state))
 
     def policy(self, state: State) -> Policy:
-        """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more."""
+        """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more.
+
+        Observations may be arrays or lists of the space's shape. Those of a space of integers or bools are never made of
+        floats: a picture scaled to 0..1 is refused. Under `jax.jit` the checks add nothing to the program.
+
+        Raises:
+            ConfigError: a state of several runs; from the policy: another shape, or numbers that the space does not have.
+        """
+        state = arguments.one_state(state)
 
         def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"]) -> Int[Array, ""]:
-            obs = jnp.asarray(obs, self.env.observation_space.dtype)  # by which pixels are told from numbers
+            obs = arguments.as_observation(self.env.observation_space, obs)
             return self.algorithm.policy(self.env, self.config, state)(obs, as_key(key))
 
         return act
@@ -129,8 +137,12 @@ class Agent:
             state: of one run.
             key: other keys, other episodes; that of a training will do too, which draws from none of theirs.
             episodes: E; a new number is a new program.
+
+        Raises:
+            ConfigError: a state of several runs, a number of episodes below 1.
         """
-        return _evaluate(*self.arguments(), state, as_key(key), episodes)
+        episodes = arguments.as_count("episodes", episodes)
+        return _evaluate(*self.arguments(), arguments.one_state(state), as_key(key), episodes)
 
     def quantiles(
         self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
@@ -139,19 +151,19 @@ class Agent:
 
         Args:
             state: of one run (map over several with `jax.vmap`).
-            obs: one observation, or any number of leading axes of them.
+            obs: one observation, or any number of leading axes of them; checked as `policy` checks it.
             taus: the fractions.
+
+        Raises:
+            ConfigError: an algorithm without quantiles, a state of several runs, another shape, numbers that the space does
+                not have, a fraction outside of [0, 1].
         """
         Z = self.algorithm.quantiles
         if Z is None:
             raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn, fqf, qrdqn or c51")
-        taus = jnp.asarray(taus, jnp.float32)
+        state, taus = arguments.one_state(state), arguments.as_fractions(taus)
+        obs = arguments.as_observations(self.env.observation_space, obs)
         shape = self.env.observation_space.shape
-        obs = jnp.asarray(obs, self.env.observation_space.dtype)
-        if taus.ndim != 1 or obs.shape[obs.ndim - len(shape) :] != shape:
-            raise ValueError(
-                f"expected observations (..., {', '.join(map(str, shape))}) and taus (N,), got {obs.shape} and {taus.shape}"
-            )
         batch = obs.shape[: obs.ndim - len(shape)]
         z = jax.vmap(lambda x: Z(self.config, state, x, taus))(obs.reshape(-1, *shape))
         return z.reshape(*batch, *z.shape[1:])

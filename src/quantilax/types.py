@@ -31,6 +31,11 @@ class Box(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any = jnp.float32
 
+    @property
+    def number(self) -> Any:
+        """`dtype` as programs have it: `float` is float32 there, unless JAX computes in 64 bits."""
+        return jax.dtypes.canonicalize_dtype(self.dtype)
+
 
 class TimeStep(NamedTuple):
     """What one step of one environment gives."""
@@ -207,13 +212,16 @@ def as_key(key: Key[Array, ""] | Shaped[Array, "2"]) -> Key[Array, ""]:
     Raises:
         TypeError: where `key` is neither; a batch of keys needs `jax.vmap`.
     """
-    key = jnp.asarray(key)
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        typed = key
-    elif key.dtype == jnp.uint32 and key.ndim >= 1:
-        typed = jax.random.wrap_key_data(key)
-    else:
-        raise TypeError(f"expected a key from jax.random.key(seed), got {key.dtype}{list(key.shape)}")
+    try:
+        array = jnp.asarray(key)
+        typed = jax.random.wrap_key_data(array) if array.dtype == jnp.uint32 else array
+    except (TypeError, ValueError):  # no array, or raw keys with another number of words
+        typed = None
+    if typed is None or not jnp.issubdtype(typed.dtype, jax.dtypes.prng_key):
+        given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
+        raise TypeError(f"expected a key from jax.random.key(seed), got {given}")
     if typed.ndim:
-        raise TypeError(f"expected one key, got {typed.shape[0]}; map over several with jax.vmap(algo.train)(keys)")
+        raise TypeError(
+            f"expected one key, got {typed.shape[0]}; map over several with jax.vmap, as jax.vmap(algo.train)(keys) does"
+        )
     return typed

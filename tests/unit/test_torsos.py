@@ -300,12 +300,15 @@ def test_told_to_compute_in_bfloat16_a_torso_gives_nearly_the_same_features_as_f
     assert all(line.count("bf16") == 3 for line in products), "both operands and the result"
 
 
-def test_pixels_are_pixels_in_whatever_form_they_are_handed_in():
+def test_pixels_are_pixels_in_whatever_form_that_is_no_float_they_are_handed_in():
     agent = IQN.create(env=Pixels((12, 12, 1)), torso="minatar", torso_sizes=(8,), fill_buffer=100)
     state = agent.init(jax.random.key(0))
     obs = agent.env.reset(jax.random.key(1))[1]
     assert obs.dtype == jnp.uint8
     taus, key = jnp.array([0.1, 0.9]), jax.random.key(2)
-    for other in (np.asarray(obs).tolist(), np.asarray(obs, np.float32), np.asarray(obs, np.int64)):
+    for other in (np.asarray(obs).tolist(), np.asarray(obs, np.int64)):
         assert_array_equal(agent.quantiles(state, other, taus), agent.quantiles(state, obs, taus))
         assert_array_equal(agent.policy(state)(other, key), agent.policy(state)(obs, key))
+    for ask in (lambda x: agent.policy(state)(x, key), lambda x: agent.quantiles(state, x, taus)):
+        with pytest.raises(ConfigError, match=r"^obs: expected uint8, got float32"):
+            ask(np.asarray(obs, np.float32) / 255)

@@ -1,0 +1,105 @@
+"""Checks of what users hand to an agent: observations, fractions, states, numbers of episodes.
+
+Shapes and types are known while JAX traces, so checking them adds nothing to a program. Values are checked where they are
+concrete; those of a tracer are not known.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from quantilax.pytree import MAX_INT32, ConfigError
+from quantilax.types import Box, State
+
+
+def as_observation(space: Box, obs: Any) -> Shaped[Array, "*obs"]:
+    """Return one observation of the space as an array, or raise `ConfigError`."""
+    given = _as_array("obs", obs)
+    if given.shape != space.shape:
+        several = given.ndim > len(space.shape) and given.shape[given.ndim - len(space.shape) :] == space.shape
+        hint = "; for several, jax.vmap the policy over observations and keys" if several else ""
+        raise ConfigError(f"obs: expected one observation of shape {space.shape}, got shape {given.shape}{hint}")
+    return _as_numbers(space, given)
+
+
+def as_observations(space: Box, obs: Any) -> Shaped[Array, "*batch obs"]:
+    """Return observations of the space with any number of leading axes as an array, or raise `ConfigError`."""
+    given = _as_array("obs", obs)
+    if given.shape[max(given.ndim - len(space.shape), 0) :] != space.shape:
+        wanted = ", ".join(["...", *map(str, space.shape)])
+        raise ConfigError(f"obs: expected observations of shape ({wanted}), got shape {given.shape}")
+    return _as_numbers(space, given)
+
+
+def as_fractions(taus: Any) -> Float[Array, "N"]:
+    """Return fractions as an array, or raise `ConfigError` where one is not in [0, 1]."""
+    given = _as_array("taus", taus)
+    if jnp.issubdtype(given.dtype, jnp.bool_) or given.ndim != 1:
+        raise ConfigError(f"taus: expected fractions of shape (N,), got {given.dtype} of shape {given.shape}")
+    fractions = jnp.asarray(given, jnp.float32)
+    if not isinstance(fractions, jax.core.Tracer):
+        values = np.asarray(fractions)
+        wrong = values[~((values >= 0) & (values <= 1))]
+        if wrong.size:
+            raise ConfigError(f"taus: expected fractions from 0 to 1, got {wrong[0]:g}")
+    return fractions
+
+
+def one_state(state: State) -> State:
+    """Return the state of one run, or raise `ConfigError` where it is that of several or none at all."""
+    if not hasattr(state, "env_steps"):
+        raise ConfigError(
+            f"state: expected the state of a run, which init returns and train returns first, got {type(state).__name__}"
+        )
+    if np.ndim(state.env_steps):
+        raise ConfigError(
+            f"state: expected that of one run, got those of {len(state.env_steps)} on a leading axis; take one with"
+            " jax.tree.map(lambda x: x[0], state), or map over all with jax.vmap"
+        )
+    return state
+
+
+def as_count(name: str, value: Any) -> int:
+    """Return a whole number, 1 or more, as an int, or raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MAX_INT32:
+        raise ConfigError(f"{name}: expected a whole number from 1 to {MAX_INT32}, got {_shown(value)}")
+    return int(value)
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Return numbers in any form as an array of JAX or NumPy."""
+    of_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))  # tracers, which NumPy cannot read
+    try:
+        array = jnp.asarray(value) if of_jax else np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.empty((), object)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise ConfigError(f"{name}: expected an array of numbers, got {_shown(value)}")
+    return array
+
+
+def _as_numbers(space: Box, given: Any) -> Array:
+    """Convert an array to the space's type where that keeps its values; floats become no pixels, integers none beyond 255."""
+    dtype = space.number
+    if jnp.issubdtype(dtype, jnp.floating) or given.dtype == dtype:
+        return jnp.asarray(given, dtype)
+    least, most = (0, 1) if jnp.issubdtype(dtype, jnp.bool_) else (int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max))
+    if jnp.issubdtype(given.dtype, jnp.floating):
+        raise ConfigError(
+            f"obs: expected {dtype}, got {given.dtype}; hand in what the environment gives, whole numbers from {least} to"
+            f" {most}, as {dtype}"
+        )
+    if not isinstance(given, jax.core.Tracer):
+        values = np.asarray(given)
+        wrong = values[(values < least) | (values > most)]
+        if wrong.size:
+            raise ConfigError(f"obs: expected {dtype}, from {least} to {most}, got {wrong[0]}")
+    return jnp.asarray(given, dtype)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
