@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from quantilax.pytree import MAX_INT32, ConfigError
+from quantilax.pytree import MAX_INT32, ConfigError, shown
 from quantilax.types import Box, State
 
 
@@ -65,7 +65,7 @@ def one_state(state: State) -> State:
 def as_count(name: str, value: Any) -> int:
     """Return a whole number, 1 or more, as an int, or raise `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MAX_INT32:
-        raise ConfigError(f"{name}: expected a whole number from 1 to {MAX_INT32}, got {_shown(value)}")
+        raise ConfigError(f"{name}: expected a whole number from 1 to {MAX_INT32}, got {shown(value)}")
     return int(value)
 
 
@@ -77,7 +77,7 @@ def _as_array(name: str, value: Any) -> Any:
     except (TypeError, ValueError):
         array = np.empty((), object)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
-        raise ConfigError(f"{name}: expected an array of numbers, got {_shown(value)}")
+        raise ConfigError(f"{name}: expected an array of numbers, got {shown(value)}")
     return array
 
 
@@ -98,8 +98,3 @@ def _as_numbers(space: Box, given: Any) -> Array:
         if wrong.size:
             raise ConfigError(f"obs: expected {dtype}, from {least} to {most}, got {wrong[0]}")
     return jnp.asarray(given, dtype)
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."

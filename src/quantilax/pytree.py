@@ -136,7 +136,7 @@ def convert(cls: type, values: Mapping[str, Any], where: str = "") -> dict[str, 
             converted[name] = _as(hints[name], value)
         except (ValueError, TypeError, OverflowError) as error:
             reason = str(error) if isinstance(error, _MismatchError) else f"expected {_noun(hints[name])}"
-            raise ConfigError(f"{_prefix(where)}{name}: {reason}, got {_shown(value)}") from None
+            raise ConfigError(f"{_prefix(where)}{name}: {reason}, got {shown(value)}") from None
         _check(f, converted[name], where)
     return converted
 
@@ -269,11 +269,11 @@ def _check(f: dataclasses.Field, value: Any, where: str) -> None:
     is_numeric = isinstance(value, bool | int | float | tuple | jax.Array | np.ndarray)
     numbers = [_in_program(v) for v in np.ravel(np.asarray(value)).tolist()] if is_numeric else []
     if f.metadata.get("finite", True) and not all(math.isfinite(v) for v in numbers):
-        raise ConfigError(f"{_prefix(where)}{f.name}: must be finite, got {_shown(value)}")
+        raise ConfigError(f"{_prefix(where)}{f.name}: must be finite, got {shown(value)}")
     for name, bound in f.metadata.get("bounds", {}).items():
         if not all(tests[name][1](v, _in_program(bound)) for v in numbers):
             wanted = " and ".join(f"{tests[n][0]} {b}" for n, b in f.metadata["bounds"].items())
-            raise ConfigError(f"{_prefix(where)}{f.name}: must be {wanted}, got {_shown(value)}")
+            raise ConfigError(f"{_prefix(where)}{f.name}: must be {wanted}, got {shown(value)}")
 
 
 def _in_program(value: Any) -> Any:
@@ -300,7 +300,8 @@ def _noun(annotation: Any) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as messages show it: 60 letters at most."""
     try:
         text = "a tracer" if isinstance(value, jax.core.Tracer) else repr(value)
     except ValueError:  # Python prints no integer of thousands of digits

@@ -258,6 +258,45 @@ class Deciding:
         return Own.step(self, key, state, action if self.p > 0.5 else 0)
 
 
+@pytree.dataclass
+class LeafOfActions:
+    """Whose number of actions programs vary, though it makes their shapes."""
+
+    n: float = 2
+    name, observation_space, max_episode_steps = Own.name, Own.observation_space, Own.max_episode_steps
+    reset, step = Own.reset, Own.step
+
+    @property
+    def action_space(self):
+        return Discrete(self.n)
+
+
+def test_sizes_of_numpy_scalars_python_types_and_whole_float_limits_are_taken():
+    env = with_members(action_space=Discrete(np.int64(3)), observation_space=Box((np.int64(2),), float))
+    assert IQN.create(env=env).env.observation_space.number == jnp.float32
+    for limit in (500.0, np.int32(5), jnp.array(5.0), 2**31 - 1):
+        IQN.create(env=with_members(max_episode_steps=limit))
+
+
+@pytest.mark.parametrize("limit", [10**12, 2**31, 0, "x", jnp.array([3, 4]), None])
+def test_a_limit_among_the_parameters_of_gymnax_is_checked_by_object_and_by_name(monkeypatch, limit):
+    import gymnax
+
+    class Limited(type(gymnax.make("CartPole-v1")[0])):
+        @property
+        def default_params(self):
+            return super().default_params.replace(max_steps_in_episode=limit)
+
+    monkeypatch.setattr("quantilax.envs.gymnax._environment", lambda name: Limited())
+    monkeypatch.setattr("quantilax.envs.gymnax.names", lambda: ("Limited-v0",))
+    for env in (Limited(), "Limited-v0"):
+        with pytest.raises(
+            ConfigError, match=r"max_episode_steps must be a whole number|a parameter is no number"
+        ) as error:
+            IQN.create(env=env)
+        assert "\n" not in str(error.value)
+
+
 def test_a_state_of_classes_that_are_printed_as_addresses_is_accepted():
     assert envs.as_environment(Registered()).name == "own"
 
@@ -275,10 +314,70 @@ def test_a_state_of_classes_that_are_printed_as_addresses_is_accepted():
         (with_members(action_space=Box([2])), "the shape of a Box must be a tuple"),
         (
             with_members(max_episode_steps=None),
-            "own's max_episode_steps must be a number, 1 or more and finite.* got None",
+            "own's max_episode_steps must be a whole number from 1 to 2147483647.* got None",
         ),
-        (with_members(max_episode_steps=float("inf")), "max_episode_steps must be a number"),
-        (with_members(max_episode_steps=0), "max_episode_steps must be a number"),
+        *(
+            (with_members(max_episode_steps=limit), f"max_episode_steps must be a whole number .* got {shown}")
+            for limit, shown in (
+                (float("inf"), "inf"),
+                (float("nan"), "nan"),
+                (0, "0"),
+                (2.5, "2.5"),
+                (True, "True"),
+                ("5", "'5'"),
+                (2**31, "2147483648"),
+                (10**12, "1000000000000"),
+                (10**400, "1000"),
+                (1e12, "1000000000000.0"),
+                (np.int64(2**40), "np.int64"),
+                (jnp.float32(3e9), "Array"),
+                (jnp.array([5, 6]), "Array"),
+                ([1, [2]], r"\[1, \[2\]\]"),
+                (jax.random.key(0), "Array"),
+            )
+        ),
+        *(
+            (
+                with_members(action_space=Discrete(n)),
+                f"the n of a Discrete must be an int from 1 to 16777216, got {shown}",
+            )
+            for n, shown in (
+                (0, "0"),
+                (-2, "-2"),
+                (2.0, "2.0"),
+                ("2", "'2'"),
+                (True, "True"),
+                (None, "None"),
+                (float("nan"), "nan"),
+                (10**9, "1000000000"),
+                (np.array([2]), "array"),
+                (jnp.int32(2), "Array"),
+            )
+        ),
+        *(
+            (
+                with_members(observation_space=Box(shape)),
+                "the shape of a Box must be a tuple .* sizes are ints of 1 or more",
+            )
+            for shape in ((0,), (2, 0), (-1,), (2.0,), ("2",), (True,), (None,), ((2,),), (jnp.int32(2),))
+        ),
+        *(
+            (
+                with_members(observation_space=Box((2,), dtype)),
+                "the dtype of a Box must be that of real numbers or bools",
+            )
+            for dtype in ("U5", object, complex, "nope", None, 3, jax.random.key(0).dtype)
+        ),
+        (with_members(name=None), "an environment's name must be text, got None"),
+        (LeafOfActions(), "the n of a Discrete must be an int from 1 to 16777216, got a tracer"),
+        (envs.probes.TimeLimit(limit=10**12), "probe/time_limit's max_episode_steps must be a whole number"),
+        (envs.probes.TimeLimit(limit=2.5), "probe/time_limit's max_episode_steps must be a whole number"),
+        (
+            envs.probes.Corridor(cells=10**10),
+            "probe/corridor's max_episode_steps must be a whole number .* got 40000000000",
+        ),
+        (envs.probes.Corridor(cells=2.5), "probe/corridor: the shape of a Box must be a tuple"),
+        (envs.probes.Bimodal(low=10**12), "probe/bimodal's reset or step does not fit the contract: .*1000000000000"),
         (Registered(other_dtype=True), "own's state changes its structure, shapes or dtypes"),
         (Deciding(p=0.3), "own's reset or step does not fit the contract: Attempted boolean conversion"),
         (Deciding(p=1.5), "env: own: p: must be >= 0 and <= 1, got 1.5"),

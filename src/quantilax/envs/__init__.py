@@ -8,11 +8,13 @@ import numpy as np
 
 from quantilax import pytree
 from quantilax.envs import probes
-from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.pytree import MAX_INT32, ConfigError, did_you_mean, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep
 
 __all__ = ["as_environment", "make", "names"]
 
+MAX_ACTIONS = 2**24
+"""A random action is made of a uniform float, which has no more values."""
 MEMBERS = ("name", "observation_space", "action_space", "max_episode_steps", "reset", "step")
 
 
@@ -74,10 +76,13 @@ def as_environment(env: Any) -> Environment:
     """Return what fulfils the contract: for a name `make`'s, for a gymnax environment its adapter, else the checked object.
 
     Raises:
-        ConfigError: where the object lacks a member, or its `reset` or `step` return something else than the contract says.
+        ConfigError: where the object lacks a member or has one of the wrong kind, or its `reset` or `step` return something
+            else than the contract says.
     """
     if isinstance(env, str):
-        return make(env)
+        made = make(env)
+        _check_members(made)  # gymnax knows environments of users too
+        return made
     if hasattr(env, "step_env") and hasattr(env, "default_params"):
         from quantilax.envs import gymnax
 
@@ -94,24 +99,24 @@ def as_environment(env: Any) -> Environment:
     return env
 
 
+def _check_members(env: Environment) -> None:
+    if not isinstance(env.name, str):
+        raise ConfigError(f"env: an environment's name must be text, got {shown(env.name)}")
+    _check_spaces(env)
+    if not _is_limit(env.max_episode_steps):
+        raise ConfigError(
+            f"env: {env.name}'s max_episode_steps must be a whole number from 1 to {MAX_INT32}, so that evaluations end;"
+            f" got {shown(env.max_episode_steps)}"
+        )
+
+
 def _check_contract(env: Environment) -> None:
+    _check_members(env)
     space, actions = env.observation_space, env.action_space
-    if not isinstance(space, Box) or not isinstance(actions, Discrete | Box):
-        raise ConfigError(
-            f"env: {env.name}'s observation_space must be a quantilax.types.Box and its action_space a Discrete or Box"
-        )
-    for box in (space, actions):
-        if isinstance(box, Box) and not isinstance(box.shape, tuple):
-            raise ConfigError(f"env: {env.name}: the shape of a Box must be a tuple such as (4,), got {box.shape!r}")
-    limit = env.max_episode_steps
-    if not isinstance(limit, jax.core.Tracer) and not _is_limit(limit):
-        raise ConfigError(
-            f"env: {env.name}'s max_episode_steps must be a number, 1 or more and finite, so that evaluations end;"
-            f" got {limit!r}"
-        )
     pytree.check(env, f"env: {env.name}")
 
     def one_step(env: Environment, key: jax.Array) -> Any:
+        _check_spaces(env)
         state, obs = env.reset(key)
         action = jnp.zeros((), jnp.int32) if isinstance(actions, Discrete) else jnp.zeros(actions.shape)
         return (state, obs), env.step(key, state, action)
@@ -119,7 +124,9 @@ def _check_contract(env: Environment) -> None:
     try:
         leaves = jax.tree.map(jnp.asarray, env)  # in training they are traced, whatever they are here
         (state, obs), (next_state, time_step) = jax.eval_shape(one_step, leaves, jax.random.key(0))
-    except (TypeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"env: {env.name}'s reset or step does not fit the contract: {reason}") from error
     if not isinstance(time_step, TimeStep):
@@ -127,9 +134,9 @@ def _check_contract(env: Environment) -> None:
     if _kinds(state) != _kinds(next_state):
         raise ConfigError(f"env: {env.name}'s state changes its structure, shapes or dtypes from reset to step")
     for label, value, shape, kind in (
-        ("reset's observation", obs, space.shape, space.dtype),
-        ("TimeStep.obs", time_step.obs, space.shape, space.dtype),
-        ("TimeStep.next_obs", time_step.next_obs, space.shape, space.dtype),
+        ("reset's observation", obs, space.shape, space.number),
+        ("TimeStep.obs", time_step.obs, space.shape, space.number),
+        ("TimeStep.next_obs", time_step.next_obs, space.shape, space.number),
         ("TimeStep.reward", time_step.reward, (), np.floating),
         ("TimeStep.terminated", time_step.terminated, (), np.bool_),
         ("TimeStep.truncated", time_step.truncated, (), np.bool_),
@@ -143,11 +150,54 @@ def _check_contract(env: Environment) -> None:
             raise ConfigError(f"env: {env.name}: {label} must be of type {wanted}, got {value.dtype}")
 
 
+def _check_spaces(env: Environment) -> None:
+    """Check what can be read of the spaces; while tracing, this finds sizes that depend on a leaf of the environment."""
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, Box) or not isinstance(actions, Discrete | Box):
+        raise ConfigError(
+            f"env: {env.name}'s observation_space must be a quantilax.types.Box and its action_space a Discrete or Box"
+        )
+    if isinstance(actions, Discrete) and not (_is_size(actions.n) and actions.n <= MAX_ACTIONS):
+        raise ConfigError(
+            f"env: {env.name}: the n of a Discrete must be an int from 1 to {MAX_ACTIONS}, got {shown(actions.n)}"
+        )
+    for box in (space, actions):
+        if not isinstance(box, Box):
+            continue
+        if not isinstance(box.shape, tuple) or not all(_is_size(size) for size in box.shape):
+            raise ConfigError(
+                f"env: {env.name}: the shape of a Box must be a tuple such as (4,), got {shown(box.shape)}; its sizes"
+                " are ints of 1 or more"
+            )
+        if not _is_number(box):
+            raise ConfigError(
+                f"env: {env.name}: the dtype of a Box must be that of real numbers or bools, such as jnp.float32, got"
+                f" {shown(box.dtype)}"
+            )
+
+
 def _kinds(tree: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, [(leaf.dtype, leaf.shape) for leaf in leaves]
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _is_number(box: Box) -> bool:
+    try:
+        kinds = [jnp.issubdtype(box.number, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)]
+    except (TypeError, ValueError):
+        return False
+    return box.dtype is not None and any(kinds)
+
+
 def _is_limit(value: Any) -> bool:
-    limit = np.asarray(value)
-    return limit.shape == () and limit.dtype.kind in "iuf" and bool(1 <= limit < np.inf)
+    if isinstance(value, jax.core.Tracer):
+        return value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    try:
+        limit = np.asarray(value)
+    except (TypeError, ValueError):
+        return False
+    return limit.shape == () and limit.dtype.kind in "iuf" and bool(1 <= limit <= MAX_INT32 and limit == int(limit))

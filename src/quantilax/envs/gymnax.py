@@ -159,7 +159,12 @@ def make(name: str) -> Environment:
     params = env.default_params
     if name in MINATAR:
         params = params.replace(max_steps_in_episode=MINATAR[name])
-    made = Gymnax(env=env, params=jax.tree.map(jnp.asarray, params), registered=name)
+    try:
+        params = jax.tree.map(jnp.asarray, params)
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"environment '{name}': a parameter is no number that programs have: {reason}") from None
+    made = Gymnax(env=env, params=params, registered=name)
     return StickyActions(env=made, probability=0.1) if name in MINATAR else made
 
 
