@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from quantilax import train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
-from quantilax.runs import checkpoints, evaluations, loggers, paths, plots
+from quantilax.runs import checkpoints, evaluations, finite, loggers, paths, plots
 from quantilax.runs.background import Background
 from quantilax.runs.beside import Beside
 from quantilax.runs.checkpoints import Checkpoint
@@ -329,7 +329,7 @@ def _loop(
             timing["seconds"] = round(history[-1].seconds, 3)
             background.put(partial(logger.log, entries[-1]))
             progress.evaluated(entries[-1])
-            _check_finite(record, entries[-1].env_step, state, directory)
+            finite.check(agent, record, entries[-1].env_step, state, directory)
             if is_covered and record.learned_returns is not None:
                 line = train.uncovered(agent.config.support, np.asarray(record.learned_returns))
                 is_covered = line is None
@@ -426,20 +426,3 @@ def _draw(agent: Agent, directory: RunDirectory, progress: RunProgress) -> None:
         plots.learning_curve(directory.path / "evaluations.csv", directory.path / "learning_curve.png", title)
     except Exception as error:  # whatever it is, as where the disk was full and the table is not whole: the run is done
         progress.warn(f"learning_curve.png could not be drawn ({reason(error)})")
-
-
-def _check_finite(record: Record, env_step: int, state: State, directory: RunDirectory) -> None:
-    learned = np.asarray(state.gradient_steps) > 0
-    bad = ~np.asarray(record.finite)
-    what = "parameters hold NaN or inf"
-    if record.metrics is not None:
-        loss = np.asarray(record.metrics.loss)
-        bad_loss = ~np.isfinite(loss) & learned
-        if bad_loss.any():
-            bad, what = bad_loss, f"loss is {loss[bad_loss][0]}"
-    if bad.any():
-        names = ", ".join(str(seed) for seed, is_bad in zip(directory.facts["seeds"], bad, strict=True) if is_bad)
-        raise RunError(
-            f"the {what} at environment step {env_step} (seed {names}); try a lower learning_rate or max_grad_norm; what"
-            f" was written so far is in {directory.path}"
-        )
