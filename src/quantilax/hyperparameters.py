@@ -7,8 +7,14 @@ An algorithm's config gives its own default and the value of its paper:
 
 from typing import Any, Protocol
 
+import jax
+import numpy as np
+
 from quantilax.networks import ACTIVATIONS, COMPUTE_DTYPES, TORSOS
 from quantilax.pytree import ConfigError, field
+
+LEAST, MOST = 1e-16, 1e16
+"""Bounds of what other numbers are multiplied or divided by: beyond them squares and quotients leave the floats of 32 bits."""
 
 
 class Declared(Protocol):
@@ -55,7 +61,8 @@ learning_rate_fraction = hyperparameter("share of the gradient steps over which 
 weight_averaging = hyperparameter(
     "share that the weights' average keeps in a gradient step; policies are made of it; 0: the last weights", ge=0, lt=1
 )
-adam_eps = hyperparameter("epsilon of Adam, added to sqrt(v)", gt=0)
+# v is 0 for gradients below 3e-18: a smaller epsilon would make large steps of what rounding leaves of them.
+adam_eps = hyperparameter("epsilon of Adam, added to sqrt(v)", ge=LEAST)
 max_grad_norm = hyperparameter("the gradient's global norm is clipped to it; .inf: never", gt=0, finite=False)
 
 # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
@@ -63,10 +70,11 @@ target_update_freq = hyperparameter("gradient steps between two moves of the tar
 polyak = hyperparameter("share of the target kept in a move; 0: a hard copy", ge=0, le=1)
 
 # Targets
-kappa = hyperparameter("where the Huber loss becomes linear, in units of return", gt=0)
+kappa = hyperparameter("where the Huber loss becomes linear, in units of return", ge=LEAST)
 double = hyperparameter("the online network selects a*, the target network rates it")
 munchausen_alpha = hyperparameter("alpha, share of t ln pi(a|x) added to the reward; 0: no bonus", ge=0, le=1)
-munchausen_temperature = hyperparameter("t of the softmax policy, in units of return", gt=0)
+# Below 1e-6, exp(q / t) makes infinities of what q is rounded by.
+munchausen_temperature = hyperparameter("t of the softmax policy, in units of return", ge=1e-6, le=MOST)
 munchausen_clip = hyperparameter("l0, the least that t ln pi(a|x) counts, in units of return", le=0)
 
 # Exploration
@@ -84,7 +92,7 @@ bootstrap_truncated = hyperparameter(
     "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
 )
 normalize_observations = hyperparameter("learn from (x - mean) / std of all observations so far")
-reward_scale = hyperparameter("what rewards are multiplied by before anything is learned from them", gt=0)
+reward_scale = hyperparameter("what rewards are multiplied by before anything is learned from them", ge=LEAST, le=MOST)
 normalize_rewards = hyperparameter("learn from rewards over the std of discounted returns so far, times reward_scale")
 
 # The network
@@ -101,8 +109,19 @@ noisy = hyperparameter("layers of f with learned noise, which explores; epsilon 
 dueling = hyperparameter("a stream for the state's value and one for the actions' advantages")
 
 
-def check_support(v_min: Any, v_max: Any) -> None:
-    """Raise `ConfigError` for a categorical support that is empty."""
-    concrete = isinstance(v_min, float) and isinstance(v_max, float)  # in a sweep they are tracers
-    if concrete and v_min >= v_max:
+def check_support(v_min: Any, v_max: Any, num_atoms: int) -> None:
+    """Raise `ConfigError` for a categorical support that is empty, or whose atoms floats of 32 bits do not tell apart."""
+    if any(isinstance(v, jax.core.Tracer) or np.ndim(v) for v in (v_min, v_max)):  # in a sweep
+        return
+    if v_min >= v_max:
         raise ConfigError(f"v_min: {v_min} is not below v_max={v_max}; lower it")
+    for name, v in (("v_min", v_min), ("v_max", v_max)):
+        if abs(v) > MOST:
+            raise ConfigError(f"{name}: must be >= {-MOST} and <= {MOST}, got {v}; change reward_scale")
+    low, high = np.float32(v_min), np.float32(v_max)
+    atoms = low + (high - low) * np.linspace(0, 1, num_atoms, dtype=np.float32)
+    if not (np.diff(atoms) >= LEAST).all():
+        raise ConfigError(
+            f"v_min: {num_atoms} atoms from {v_min} to {v_max} are too close for floats of 32 bits to tell them apart; lower"
+            " num_atoms or widen the support"
+        )

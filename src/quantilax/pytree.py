@@ -267,21 +267,28 @@ def _check(f: dataclasses.Field, value: Any, where: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     is_numeric = isinstance(value, bool | int | float | tuple | jax.Array | np.ndarray)
-    numbers = [_in_program(v) for v in np.ravel(np.asarray(value)).tolist()] if is_numeric else []
+    numbers = [in_program(v) for v in np.ravel(np.asarray(value)).tolist()] if is_numeric else []
     if f.metadata.get("finite", True) and not all(math.isfinite(v) for v in numbers):
         raise ConfigError(f"{_prefix(where)}{f.name}: must be finite, got {shown(value)}")
     for name, bound in f.metadata.get("bounds", {}).items():
-        if not all(tests[name][1](v, _in_program(bound)) for v in numbers):
+        wrong = [v for v in numbers if not tests[name][1](v, in_program(bound))]
+        if wrong:
             wanted = " and ".join(f"{tests[n][0]} {b}" for n, b in f.metadata["bounds"].items())
-            raise ConfigError(f"{_prefix(where)}{f.name}: must be {wanted}, got {shown(value)}")
+            rounded = isinstance(value, float) and tests[name][1](value, bound)
+            means = f", which is {wrong[0]:g} in the 32 bits of a program's floats" if rounded else ""
+            raise ConfigError(f"{_prefix(where)}{f.name}: must be {wanted}, got {shown(value)}{means}")
 
 
-def _in_program(value: Any) -> Any:
-    """What a program has for a number: a float of 32 bits, in which 1e-50 is 0 and 0.99999999 is 1."""
+def in_program(value: Any) -> Any:
+    """Return what a program has for a number: a float of 32 bits, in which 1e-50 is 0 and 0.99999999 is 1.
+
+    XLA computes with 0 in the place of subnormal numbers, those below 1.18e-38.
+    """
     if not isinstance(value, float):
         return value
     with np.errstate(over="ignore"):
-        return float(np.float32(value))
+        number = float(np.float32(value))
+    return number if abs(number) >= np.finfo(np.float32).tiny else 0.0
 
 
 def _plain(value: Any) -> Any:

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from quantilax.pytree import ConfigError
+from quantilax.pytree import ConfigError, in_program
 
 Fractions = Float[Array, "*shape"]
 Strength = Float[Array, ""] | float
+MAX_CPW = 100
+"""Beyond it, `tau^eta` and `(1-tau)^eta` are both 0 in floats of 32 bits."""
 
 
 def neutral(tau: Fractions, eta: Strength) -> Fractions:
@@ -46,10 +48,11 @@ def check(name: str, eta: Strength) -> None:
     """Raise `ConfigError` where a distortion is not defined at `eta`; what is traced or an array passes."""
     if not isinstance(eta, float):
         return
-    if name == "cvar" and not 0 < eta <= 1:
+    number = in_program(eta)
+    if name == "cvar" and not 0 < number <= 1:
         raise ConfigError(f"risk_eta: must be > 0 and <= 1 for risk 'cvar', got {eta}")
-    if name == "cpw" and not eta > 0:
-        raise ConfigError(f"risk_eta: must be > 0 for risk 'cpw', got {eta}")
+    if name == "cpw" and not 0 < number <= MAX_CPW:
+        raise ConfigError(f"risk_eta: must be > 0 and <= {MAX_CPW} for risk 'cpw', got {eta}")
 
 
 DISTORTIONS: dict[str, Callable[[Fractions, Strength], Fractions]] = {

@@ -103,6 +103,7 @@ def values(f: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
             exclude_min="gt" in bounds,
             exclude_max="lt" in bounds,
             allow_nan=False,
+            allow_subnormal=False,  # 0 in a program
             allow_infinity=high is None and not f.metadata.get("finite", True),
         )
     whole = st.integers(bounds["ge"], bounds.get("le", pytree.MAX_INT32))
@@ -346,6 +347,7 @@ def out_of_range():
                 if bound >= pytree.MAX_INT32:
                     continue
                 step = 1 if hints[f.name] is not float else 0.5
+                step *= max(1, abs(bound))
                 value = bound + {"gt": 0, "lt": 0, "ge": -step, "le": step}[name]
                 yield pytest.param(config, f.name, name, bound, value, id=f"{config.__module__[-3:]}-{f.name}-{name}")
 
@@ -456,14 +458,59 @@ def test_any_value_for_any_field_is_taken_or_refused_in_one_line_by_its_name(nam
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("adam_eps", 1e-50, "adam_eps: must be > 0, got 1e-50"),
-        ("weight_averaging", 0.99999999, "weight_averaging: must be >= 0 and < 1, got 0.99999999"),
+        (
+            "max_grad_norm",
+            1e-50,
+            "max_grad_norm: must be > 0, got 1e-50, which is 0 in the 32 bits of a program's floats",
+        ),
+        ("max_grad_norm", 1.1e-38, "max_grad_norm: must be > 0, got 1.1e-38, which is 0 in the 32 bits"),
+        (
+            "learning_rate_fraction",
+            5e-39,
+            "learning_rate_fraction: must be > 0 and <= 1, got 5e-39, which is 0 in the 32",
+        ),
+        ("adam_eps", 5e-39, "adam_eps: must be >= 1e-16, got 5e-39$"),
+        ("kappa", 1e-30, "kappa: must be >= 1e-16, got 1e-30$"),
+        ("munchausen_temperature", 5e-39, r"munchausen_temperature: must be >= 1e-06 and <= 1e\+16, got 5e-39$"),
+        ("munchausen_temperature", 1e38, r"munchausen_temperature: must be >= 1e-06 and <= 1e\+16, got 1e\+38$"),
+        ("reward_scale", 1e38, r"reward_scale: must be >= 1e-16 and <= 1e\+16, got 1e\+38$"),
+        ("reward_scale", 1e-38, r"reward_scale: must be >= 1e-16 and <= 1e\+16, got 1e-38$"),
+        ("weight_averaging", 0.99999999, "weight_averaging: must be >= 0 and < 1, got 0.99999999, which is 1 in the"),
         ("reward_scale", 1e39, r"reward_scale: must be finite, got 1e\+39"),
     ],
 )
 def test_bounds_hold_for_the_float_of_32_bits_that_a_program_has(name, value, message):
     with pytest.raises(ConfigError, match=message):
         pytree.from_dict(IQN, {name: value})
+
+
+def test_xla_computes_with_zero_in_the_place_of_subnormal_numbers_and_so_do_bounds():
+    subnormal, normal = 1.17549e-38, 1.1754944e-38
+    positive = jax.jit(lambda x: x > 0)
+    for x in (subnormal, -subnormal, normal, -normal, 5e-39, 1.0):
+        assert bool(positive(jnp.float32(x))) == (pytree.in_program(x) > 0)
+    assert pytree.in_program(subnormal) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (C51, dict(v_min=1.0, v_max=1.00000001), "v_min: 51 atoms .* too close for floats of 32 bits"),
+        (C51, dict(v_min=1e8, v_max=1e8 + 100), "v_min: 51 atoms .* too close for floats of 32 bits"),
+        (C51, dict(v_min=0.0, v_max=1e-37), "v_min: 51 atoms .* too close for floats of 32 bits"),
+        (C51, dict(v_max=1e38), r"v_max: must be >= -1e\+16 and <= 1e\+16, got 1e\+38"),
+        (C51, dict(v_min=-1e38), "v_min: must be"),
+        (C51, dict(v_min=jnp.float32(3), v_max=jnp.float32(2)), "v_min: 3.0 is not below v_max=2.0"),
+        (PQN, dict(v_min=1.0, v_max=1.00000001), "v_min: 51 atoms"),
+        (IQN, dict(risk="cpw", risk_eta=1e3), "risk_eta: must be > 0 and <= 100 for risk 'cpw', got 1000.0"),
+        (IQN, dict(risk="cpw", risk_eta=5e-39), "risk_eta: must be > 0"),
+        (IQN, dict(risk="cvar", risk_eta=5e-39), "risk_eta: must be > 0"),
+    ],
+)
+def test_what_floats_of_32_bits_do_not_tell_apart_is_refused(config, fields, message):
+    made = pytree.from_dict(config, fields)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        made.check()
 
 
 def test_a_number_at_a_bound_that_32_bits_do_not_hold_exactly_is_within_it():

@@ -112,7 +112,7 @@ class Config:
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
-        hyperparameters.check_support(self.v_min, self.v_max)
+        hyperparameters.check_support(self.v_min, self.v_max, self.num_atoms)
         offpolicy.check(self)
 
     def advice(self) -> list[str]:

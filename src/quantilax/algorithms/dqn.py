@@ -66,7 +66,7 @@ class Config:
         1.0,
         "where the Huber loss becomes linear, in units of return; .inf: squared error",
         paper=1.0,
-        gt=0,
+        ge=hyperparameters.LEAST,
         finite=False,
     )
     double: bool = hyperparameters.double(False, paper=False)

@@ -103,7 +103,7 @@ class Config:
         choices=tuple(risk.DISTORTIONS),
     )
     risk_eta: float = field(
-        1.0, "strength of the distortion: cvar (0, 1], cpw > 0; wang and power: < 0 averse, > 0 seeks risk"
+        1.0, "strength of the distortion: cvar (0, 1], cpw (0, 100]; wang and power: < 0 averse, > 0 seeks risk"
     )
 
     # Exploration

@@ -149,7 +149,7 @@ class Config:
                 f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
                 f" {self.steps_per_iteration} steps; raise it"
             )
-        hyperparameters.check_support(self.v_min, self.v_max)
+        hyperparameters.check_support(self.v_min, self.v_max, self.num_atoms)
         if self.munchausen and self.head != "scalar":
             raise ConfigError(
                 f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"

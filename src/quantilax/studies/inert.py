@@ -116,7 +116,7 @@ def candidates(agent: Agent, name: str) -> list[Any]:
 
 def _other_numbers(bounds: dict[str, float], value: float) -> list[float]:
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    if low is not None and high is not None:
+    if low is not None and high is not None and high - low <= 1:
         half = (high - low) / 2
         return [value + half, value - half]
     if math.isinf(value):
