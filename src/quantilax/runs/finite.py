@@ -146,7 +146,8 @@ def _play(
         return jax.random.randint(key, (), 0, num_actions(env))
 
     def one(carry: Any, key: Key[Array, ""]) -> tuple[Any, tuple[Array, Array]]:
-        env_state, obs, seen = rollout.collect(env, act, *carry, key)
+        env_state, obs = carry
+        env_state, obs, seen = rollout.collect(env, act, env_state, obs, key)
         observations = jax.tree.leaves((seen.obs, seen.next_obs, obs))
         return (env_state, obs), (
             ~jnp.isfinite(seen.reward).all(),
