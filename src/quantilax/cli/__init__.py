@@ -11,6 +11,9 @@ def main() -> None:
     Where a program calls this for itself, as `quantilax` and `python -m quantilax` do, its signals and its standard streams
     are prepared first. A function that calls it keeps its own.
     """
+    if sys.platform == "win32":
+        print("error: quantilax needs Linux or macOS; on Windows use WSL", file=sys.stderr)
+        sys.exit(2)
     if sys._getframe(1).f_globals.get("__name__") == "__main__":
         start.prepare()
     from quantilax.cli import commands

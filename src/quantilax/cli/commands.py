@@ -753,9 +753,6 @@ def _describe(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[na
 
 def main() -> None:
     """Run the command line; see `quantilax.cli.main`."""
-    if sys.platform == "win32":
-        click.echo("error: quantilax needs Linux or macOS; on Windows use WSL", err=True)
-        sys.exit(2)
     from quantilax.runs import beside, stderr
 
     told = sys.stderr
