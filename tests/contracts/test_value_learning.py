@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 
 from quantilax import ConfigError, fractions, offpolicy
 from quantilax.algorithms import c51, dqn, fqf, iqn, qrdqn
+from quantilax.networks import monotone
 from quantilax.replay import tree
 from quantilax.types import NStep
 from tests.conftest import tiny
@@ -274,6 +275,21 @@ def test_quantiles_that_cannot_cross_do_not():
         crossing[non_crossing] = float((jnp.diff(Z, axis=1) < 0).mean())
     assert crossing[True] == 0
     assert crossing[False] > 0.2
+
+
+def test_quantiles_that_cannot_cross_can_spread_at_every_observation_from_the_start():
+    algo = tiny("qrdqn", non_crossing=True)
+    state = algo.init(jax.random.key(0))
+    network, obs = nnx.merge(state.network, state.params), jax.random.normal(jax.random.key(1), (500, 6))
+    raw = jax.vmap(lambda obs: network.head(network.psi(obs)))(obs)  # (B, N + 2, A)
+    assert 0.1 < float((raw[:, -2] <= 0).mean()) < 0.9
+
+    def spread(raw):
+        return jnp.diff(monotone(raw)[jnp.array([0, -1])], axis=0).sum()
+
+    gradient = np.asarray(jax.vmap(jax.grad(spread))(raw))
+    assert (gradient[:, -2] > 0.1).all()
+    assert (np.abs(gradient[:, :-2]).max(axis=1) > 0).all()
 
 
 @pytest.mark.parametrize(

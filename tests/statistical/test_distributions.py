@@ -1,6 +1,6 @@
 """Learned distributions and values against the known ones of the probes."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,23 @@ def test_both_modes_of_a_bimodal_return_are_recovered_not_only_its_mean(learner)
     assert_allclose(Z[[5, 25, 40], 0], -1, atol=0.25)
     assert_allclose(Z[[60, 75, 94], 0], 2, atol=0.25)
     assert_allclose(Z.mean(axis=0), true.mean(axis=0), atol=0.15)
+
+
+@pytest.mark.validation
+def test_quantiles_that_cannot_cross_find_both_modes_with_every_one_of_twelve_seeds():
+    # With the ReLU of the paper for the scale seven of the twelve collapse to one number, 1.5 away, and prefer the safe arm.
+    env = envs.make("probe/bimodal")
+    settings = {**LEARNERS["qrdqn that cannot cross"][1], "total_timesteps": 8_000, "eval_freq": 8_000}
+    algo = QRDQN.create(env=env, gamma=0.9, **settings)
+    _, obs = env.reset(jax.random.key(1))
+
+    def quantiles(seed):
+        return algo.quantiles(algo.train(jax.random.key(seed))[0], obs, TAUS)
+
+    Z = np.asarray(jax.jit(partial(jax.lax.map, quantiles))(jnp.arange(12)))  # (12, 100, 2)
+    true = np.asarray(env.quantile_function(TAUS, 0.9))
+    assert np.abs(Z - true).mean(axis=1).max() < 0.2
+    assert (Z.mean(axis=1).argmax(axis=1) == 0).all()
 
 
 BOOTSTRAPS = [

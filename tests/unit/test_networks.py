@@ -113,9 +113,18 @@ def test_each_noisy_layer_has_noise_of_its_own_and_gradients_reach_mu_and_sigma(
 
 
 def test_monotone_quantiles_rise_to_an_offset_and_a_scale():
-    raw = jnp.array([[0.0, 1.0], [0.0, -2.0], [jnp.log(2.0), 5.0], [4.0, -1.0], [-1.0, 7.0]])  # 3 quantiles, 2 actions
-    # Softmax of (0, 0, ln 2) is (1/4, 1/4, 1/2): 4 times its sums, less 1. A scale below 0 leaves the offset alone.
-    assert_allclose(monotone(raw), [[0, 7], [1, 7], [3, 7]], atol=1e-5)
+    # 3 quantiles, 2 actions; softplus(ln(e^4 - 1)) = 4 and softplus(0) = ln 2.
+    raw = jnp.array([[0.0, 1.0], [0.0, 1.0], [jnp.log(2.0), 1.0], [jnp.log(jnp.expm1(4.0)), 0.0], [-1.0, 7.0]])
+    # Softmax of (0, 0, ln 2) is (1/4, 1/4, 1/2): 4 times its sums, less 1.
+    expected = [[0, 7 + np.log(2) / 3], [1, 7 + np.log(2) * 2 / 3], [3, 7 + np.log(2)]]
+    assert_allclose(monotone(raw), expected, atol=1e-5)
+
+
+def test_monotone_quantiles_learn_whatever_the_sign_of_their_scale():
+    scales = jnp.array([-10.0, -1.0, 0.0, 1.0])  # of 4 actions
+    raw = jnp.broadcast_to(jnp.array([0.5, -1.0, 0.0, 0.0, 2.0])[:, None], (5, 4)).at[3].set(scales)
+    gradient = jax.grad(lambda raw: (jnp.array([1.0, 3.0, 2.0]) @ monotone(raw)).sum())(raw)
+    assert (np.abs(gradient) > 0).all()
 
 
 def test_each_fraction_is_independent_of_the_others():

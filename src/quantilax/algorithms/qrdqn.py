@@ -10,7 +10,7 @@
 | a* | | argmax of the mean of theta^-(x', .); of the online network if `double` |
 
 The loss is IQN's at these fractions, `1/N sum_i sum_j rho^kappa_{tau_i}(y_j - theta_i)`. With `non_crossing` the
-head's quantiles are monotone in tau.
+head's quantiles are monotone in tau, see `networks.monotone`.
 """
 
 from typing import Any

@@ -128,11 +128,14 @@ class FractionProposal(nnx.Module):
 
 
 def monotone(raw: Float[Array, "N+2 A"]) -> Float[Array, "N A"]:
-    """N quantiles per action that never cross, from N + 2 numbers: `theta_i = relu(s) sum_{j <= i} softmax(l)_j + b`.
+    """N quantiles per action that never cross, from N + 2 numbers: `theta_i = softplus(s) sum_{j <= i} softmax(l)_j + b`.
+
+    The paper has relu(s), which dies: where s <= 0 the gradient of s and of all l is exactly 0. That holds for half of the
+    observations at first, and wherever a return had no spread for a while.
 
     Source: Zhou, Wang & Feng (2020), Non-crossing quantile regression for deep reinforcement learning, NeurIPS 33.
     """
-    logits, scale, offset = raw[:-2], jax.nn.relu(raw[-2]), raw[-1]
+    logits, scale, offset = raw[:-2], jax.nn.softplus(raw[-2]), raw[-1]
     return scale * jnp.cumsum(jax.nn.softmax(logits, axis=0), axis=0) + offset
 
 
