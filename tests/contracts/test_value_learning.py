@@ -200,7 +200,7 @@ def test_examples_are_weighted_and_give_their_priorities(each):
     weight = jnp.array([1.0, 0.5, 0.0, 0.25])
     value, (_, td_error, priority) = run(b._replace(weight=weight), jax.random.key(0), config)
     assert_allclose(value, jnp.mean(weight * jnp.stack([x[0] for x in alone])), rtol=1e-4)
-    assert_allclose(priority, jnp.concatenate([aux[2] for _, aux in alone]), rtol=1e-3, atol=1e-5)
+    assert_allclose(priority, jnp.concatenate([aux[2] for _, aux in alone]), rtol=1e-5, atol=5e-7)
     if each != "c51":
         assert_array_equal(priority, td_error)
 
@@ -214,7 +214,20 @@ def test_the_priority_of_c51_is_the_divergence_from_its_target():
     for i in range(6):
         log_q = log_softmax(np.asarray(logits[i], float)[:, int(b.action[i])])
         kl = sum(p * (np.log(p) - q) for p, q in zip(np.asarray(targets[i], float), log_q, strict=True) if p > 0)
-        assert_allclose(priority[i], kl, rtol=1e-3, atol=1e-5)
+        assert_allclose(priority[i], kl, rtol=1e-5, atol=1e-7)
+
+
+def test_learned_steps_have_no_priority_by_c51_alone_and_under_vmap():
+    algo = tiny("c51", gamma=1.0)
+    state, b = algo.init(jax.random.key(0)), batch()
+    learned = b._replace(
+        action=jnp.argmax(c51.means(outputs(state, state.params, b.obs), algo.config), axis=1),
+        reward=jnp.zeros(6),
+        next_obs=b.obs,
+    )
+    alone = loss_of("c51", state, learned, algo.config)[1][-1]
+    one_by_one = jax.vmap(lambda t: loss_of("c51", state, jax.tree.map(lambda x: x[None], t), algo.config)[1][-1])
+    assert_allclose(np.append(alone, one_by_one(learned)), 0, atol=1e-11)
 
 
 @pytest.mark.parametrize("each", list(EVERY))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax, logsumexp, rel_entr
 
 from quantilax import losses
 from quantilax.types import NStep
@@ -179,6 +179,66 @@ def test_a_projection_keeps_the_mass_and_within_the_support_the_mean_and_agrees_
         assert_allclose(projected, rlax.categorical_l2_project(atoms, p, support), atol=1e-5)
         if width < 4:
             assert_allclose(projected @ support, atoms @ p, rtol=1e-4)
+
+
+def in_double_precision(atoms, probabilities, support):
+    """The projection by a loop, on the points of the support as they are."""
+    atoms, probabilities, support = (np.asarray(x, np.float64) for x in (atoms, probabilities, support))
+    projected = np.zeros(len(support))
+    for atom, mass in zip(np.clip(atoms, support[0], support[-1]), probabilities, strict=True):
+        upper = min(max(np.searchsorted(support, atom), 1), len(support) - 1)
+        share = (atom - support[upper - 1]) / (support[upper] - support[upper - 1])
+        projected[upper - 1] += (1 - share) * mass
+        projected[upper] += share * mass
+    return projected
+
+
+SUPPORTS = [(-10.0, 10.0), (1e4, 1e4 + 10), (-1e4 - 10, -1e4), (1e6, 1e6 + 100), (-1e-6, 1e-6), (-1e30, 1e30)]
+
+
+@pytest.mark.parametrize("ends", SUPPORTS)
+def test_a_projection_keeps_the_mass_wherever_the_support_lies(ends):
+    support = losses.support(*map(jnp.float32, ends), 51)
+    rng, width = np.random.default_rng(0), ends[1] - ends[0]
+    p = jnp.asarray(rng.dirichlet(np.ones(51)), jnp.float32)
+    assert_allclose(losses.categorical_projection(support, p, support), p, rtol=1e-6)
+    for atoms in (ends[0] + width * rng.uniform(-0.2, 1.2, size=51), np.full(51, -np.inf), np.full(51, np.inf)):
+        atoms = jnp.asarray(atoms, jnp.float32)
+        projected = losses.categorical_projection(atoms, p, support)
+        assert_allclose(projected.sum(), 1, rtol=1e-6)
+        # What is left is the rounding of the support: its gaps are not quite alike.
+        uneven = 1e-6 + 2 * np.spacing(np.float32(max(map(abs, ends)))) / (width / 50)
+        assert_allclose(projected, in_double_precision(atoms, p, support), atol=uneven * p.max())
+
+
+def test_categorical_lambda_returns_keep_the_mass_over_many_steps_far_from_0():
+    support = losses.support(jnp.float32(1e4), jnp.float32(1e4 + 10), 51)
+    p = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(51), size=64), jnp.float32)
+    still = losses.categorical_lambda_returns(jnp.zeros(64), jnp.ones(64), p, jnp.ones(64), support)
+    assert_allclose(still, np.broadcast_to(p[-1], (64, 51)), rtol=1e-5)  # nothing happens: the last step's goes back
+    moving = losses.categorical_lambda_returns(jnp.full(64, 100.3), jnp.full(64, 0.99), p, jnp.full(64, 0.9), support)
+    assert_allclose(moving.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-4, 1e-2, 1.0, 30.0])
+def test_the_divergence_is_that_of_double_precision_however_near_the_two_are(apart):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 51)) * 3
+    p = jax.nn.softmax(jnp.asarray(logits, jnp.float32)).at[:, 0].set(0)
+    log_q = jax.nn.log_softmax(jnp.asarray(logits + apart * rng.normal(size=(200, 51)), jnp.float32))
+    p = p / p.sum(axis=1, keepdims=True) if apart >= 1 else p.at[:, 0].set(jnp.exp(log_q[:, 0]))
+    kl = np.asarray(jax.vmap(losses.kl_divergence)(p, log_q))
+    exact_p, exact_q = np.asarray(p, np.float64), np.exp(np.asarray(log_q, np.float64))
+    exact = (rel_entr(exact_p, exact_q) - exact_p + exact_q).sum(axis=1)
+    assert (kl >= 0).all()
+    # Not 1e-7 of the logarithms, but of how far the two are apart, of which KL is the square.
+    assert (np.abs(kl - exact) < 1e-6 * exact + 5e-7 * np.sqrt(exact) + 1e-13).all()
+
+
+def test_the_divergence_of_a_distribution_from_itself_is_0():
+    log_p = jnp.log(jnp.array([0.5, 0.1, 0.3, 0.1]))
+    assert float(losses.kl_divergence(jnp.exp(log_p), log_p)) == 0
+    assert_allclose(losses.kl_divergence(jnp.array([0.0, 1.0]), jnp.array([0.0, -200.0])), 200)  # q is 0 in 32 bits
 
 
 def test_lambda_returns_agree_with_rlax():

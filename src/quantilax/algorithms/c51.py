@@ -188,9 +188,8 @@ def loss(
     p = jax.lax.stop_gradient(target(logits_next, q_next, transition, config))
     log_p = jax.nn.log_softmax(logits[:, transition.action])
     q = support @ jnp.exp(log_p)
-    cross_entropy = -(p @ log_p)
-    kl = cross_entropy - jax.scipy.special.entr(p).sum()  # Hessel et al. (2018) take it as the priority
-    return cross_entropy, (q, jnp.abs(support @ p - q), jnp.maximum(kl, 0.0))
+    priority = losses.kl_divergence(p, log_p)  # as Hessel et al. (2018) have it
+    return -(p @ log_p), (q, jnp.abs(support @ p - q), priority)
 
 
 def target(
