@@ -23,8 +23,11 @@ from quantilax.types import Config, Environment, Metrics, NStep, Observation, Po
 
 Losses: TypeAlias = tuple[Float[Array, ""], tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]]
 """The weighted mean of a batch's losses, and (q, |mean of the target - q|, priority) of each example."""
-BatchLoss: TypeAlias = Callable[[PyTree, PyTree, nnx.GraphDef, NStep, Key[Array, ""], Config], Losses]
-"""(params, target_params, network, batch, key, config) -> loss; what is in the batch is normalised."""
+BatchLoss: TypeAlias = Callable[..., Losses]
+"""(params, target_params, network, batch, key, config, selector_params=None) -> loss; what is in the batch is normalised.
+
+The last, given if `noisy` only, are the online network's with another draw of noise: where it selects actions at x'.
+"""
 
 
 @dataclass
@@ -326,12 +329,20 @@ def update(
 def loss(
     params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""], batch_loss: BatchLoss
 ) -> Losses:
-    """`batch_loss`, if `noisy` with a draw of noise for either network."""
-    target_params = state.target_params
-    if config.noisy:
-        key, key_online, key_target = jax.random.split(key, 3)
-        params, target_params = with_noise(params, key_online), with_noise(target_params, key_target)
-    return batch_loss(params, target_params, state.network, batch, key, config)
+    """`batch_loss`, if `noisy` with independent draws of noise for online(x), for the target network and for online(x')."""
+    if not config.noisy:
+        return batch_loss(params, state.target_params, state.network, batch, key, config)
+    key, *keys = jax.random.split(key, 4)
+    online, target, selector = map(with_noise, (params, state.target_params, params), keys)
+    return batch_loss(online, target, state.network, batch, key, config, selector)
+
+
+def networks(
+    network: nnx.GraphDef, params: PyTree, target_params: PyTree, selector_params: PyTree | None = None
+) -> tuple[Any, Any, Any]:
+    """Return the online network, the target network, and the online one where it selects: the first, unless given apart."""
+    online, target = nnx.merge(network, params), nnx.merge(network, target_params)
+    return online, target, online if selector_params is None else nnx.merge(network, selector_params)
 
 
 def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> NStep:

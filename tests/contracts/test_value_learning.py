@@ -265,6 +265,36 @@ def test_noisy_layers_explore_without_epsilon_and_evaluations_have_no_noise(each
     assert len(set(act(obs, keys).tolist())) == 2
 
 
+@pytest.mark.parametrize("each", list(EVERY))
+def test_with_double_the_action_is_selected_by_the_parameters_given_for_it(each):
+    algo = tiny(each, gamma=0.9)
+    state, b = perturbed(algo.init(jax.random.key(0))), batch(size=32)
+    run = jax.jit(partial(EVERY[each].batch_loss, state.params, state.target_params, state.network))
+    double = replace(algo.config, double=True)
+    of_online = run(b, jax.random.key(0), double)
+    assert_array_equal(of_online[0], run(b, jax.random.key(0), double, state.params)[0])
+    by_target = run(b, jax.random.key(0), double, state.target_params)[0]
+    assert_allclose(by_target, run(b, jax.random.key(0), algo.config)[0], rtol=1e-6)
+    assert abs(float(by_target - of_online[0])) > 1e-4
+
+
+def test_noise_is_drawn_independently_for_each_network_and_each_observation_of_the_loss():
+    algo = tiny("dqn", noisy=True, double=True)
+    state, drawn = algo.init(jax.random.key(0)), []
+
+    def batch_loss(params, target_params, network, batch, key, config, selector_params):
+        drawn.extend((params, target_params, selector_params))
+        return dqn.batch_loss(params, target_params, network, batch, key, config, selector_params)
+
+    offpolicy.loss(state.params, algo.config, state, batch(), jax.random.key(1), batch_loss)
+    for kind, differ in (("psi", False), ("head", True)):
+        leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(params[kind])]) for params in drawn]
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            assert np.array_equal(leaves[i], leaves[j]) != differ, "all are the same weights but for the noise"
+    noise = [params["head"]["out"]["bias"][...] - state.params["head"]["out"]["bias"][...] for params in drawn]
+    assert len(np.unique(np.abs(noise))) == len(np.ravel(noise))
+
+
 def test_quantiles_of_qr_dqn_are_the_step_function_through_its_own():
     Z = jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])
     tau = jnp.array([0.0, 0.125, 0.25, 0.26, 0.5, 0.51, 0.99, 1.0])

@@ -209,20 +209,28 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
+    selector_params: PyTree | None = None,
 ) -> offpolicy.Losses:
     """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example; nothing is drawn."""
-    logits, logits_next, q_next = forward(params, target_params, network, batch, config)
+    logits, logits_next, q_next = forward(params, target_params, network, batch, config, selector_params)
     value, (q, td_error, priority) = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))(
         logits, logits_next, q_next, batch, config
     )
     return offpolicy.weighted_mean(value, batch), (q, td_error, priority)
 
 
-def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch: NStep, config: Config) -> Any:
+def forward(
+    params: PyTree,
+    target_params: PyTree,
+    network: nnx.GraphDef,
+    batch: NStep,
+    config: Config,
+    selector_params: PyTree | None = None,
+) -> Any:
     """Return logits, logits_next and q_next of a batch, as `loss` takes them."""
-    online, target = jax.vmap(nnx.merge(network, params)), jax.vmap(nnx.merge(network, target_params))
+    online, target, selector = map(jax.vmap, offpolicy.networks(network, params, target_params, selector_params))
     logits_next = target(batch.next_obs)  # (B, M, A)
-    q_next = means(online(batch.next_obs) if config.double else logits_next, config)  # (B, A)
+    q_next = means(selector(batch.next_obs) if config.double else logits_next, config)  # (B, A)
     return online(batch.obs), logits_next, q_next
 
 

@@ -206,18 +206,26 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
+    selector_params: PyTree | None = None,
 ) -> offpolicy.Losses:
     """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example; nothing is drawn."""
-    Q, Q_next, q_next, q_before = forward(params, target_params, network, batch, config)
+    Q, Q_next, q_next, q_before = forward(params, target_params, network, batch, config, selector_params)
     value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, None))(Q, Q_next, q_next, q_before, batch, config)
     return offpolicy.weighted_mean(value, batch), (q, td_error, td_error)
 
 
-def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch: NStep, config: Config) -> Any:
+def forward(
+    params: PyTree,
+    target_params: PyTree,
+    network: nnx.GraphDef,
+    batch: NStep,
+    config: Config,
+    selector_params: PyTree | None = None,
+) -> Any:
     """Return Q, Q_next, q_next and q_before of a batch, as `loss` takes them."""
-    online, target = jax.vmap(nnx.merge(network, params)), jax.vmap(nnx.merge(network, target_params))
+    online, target, selector = map(jax.vmap, offpolicy.networks(network, params, target_params, selector_params))
     Q_next = target(batch.next_obs)  # (B, A)
-    q_next = online(batch.next_obs) if config.double else Q_next
+    q_next = selector(batch.next_obs) if config.double else Q_next
     q_before = target(batch.obs) if config.munchausen else None
     return online(batch.obs), Q_next, q_next, q_before
 

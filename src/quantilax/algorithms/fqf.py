@@ -238,18 +238,28 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
+    selector_params: PyTree | None = None,
 ) -> offpolicy.Losses:
     """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example; nothing is drawn."""
-    log_p, tau, Z_hat, Z_tau, tau_prime, Z_next, q_next = forward(params, target_params, network, batch, config)
+    log_p, tau, Z_hat, Z_tau, tau_prime, Z_next, q_next = forward(
+        params, target_params, network, batch, config, selector_params
+    )
     value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, 0, 0, None))(
         log_p, tau, Z_hat, Z_tau, tau_prime, Z_next, q_next, batch, config
     )
     return offpolicy.weighted_mean(value, batch), (q, td_error, td_error)
 
 
-def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch: NStep, config: Config) -> Any:
+def forward(
+    params: PyTree,
+    target_params: PyTree,
+    network: nnx.GraphDef,
+    batch: NStep,
+    config: Config,
+    selector_params: PyTree | None = None,
+) -> Any:
     """Return log_p, tau, Z_hat, Z_tau, tau_prime, Z_next and q_next of a batch, as `loss` takes them."""
-    online, target = nnx.merge(network, params), nnx.merge(network, target_params)
+    online, target, selector = offpolicy.networks(network, params, target_params, selector_params)
     psi = jax.vmap(online.psi)(batch.obs)  # (B, features)
     log_p, tau, Z_hat = online(psi)  # (B, N), (B, N + 1), (B, N, A)
     Z_tau = jax.lax.stop_gradient(online.Z(psi, tau[:, 1:-1]))  # (B, N - 1, A)
@@ -257,7 +267,7 @@ def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch:
     _, tau_prime, Z_next = target(jax.vmap(target.psi)(batch.next_obs))
     selected_by = tau_prime, Z_next
     if config.double:
-        _, *selected_by = online(jax.vmap(online.psi)(batch.next_obs))
+        _, *selected_by = selector(jax.vmap(selector.psi)(batch.next_obs))
     q_next = jax.vmap(fractions.expectation)(*selected_by)  # (B, A)
     return log_p, tau, Z_hat, Z_tau, tau_prime, Z_next, q_next
 

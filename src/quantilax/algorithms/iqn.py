@@ -240,12 +240,13 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
+    selector_params: PyTree | None = None,
 ) -> offpolicy.Losses:
     """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example.
 
     Every example draws its own fractions, or shares them (`share_tau`).
     """
-    tau, Z, Z_next, Z_action, Z_before = forward(params, target_params, network, batch, key, config)
+    tau, Z, Z_next, Z_action, Z_before = forward(params, target_params, network, batch, key, config, selector_params)
     value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, 0, 0, None))(
         Z, Z_next, Z_action, Z_before, tau, batch, config
     )
@@ -259,9 +260,10 @@ def forward(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
+    selector_params: PyTree | None = None,
 ) -> Any:
     """Return tau, Z, Z_next, Z_action and Z_before of a batch, as `loss` takes them."""
-    online, target = nnx.merge(network, params), nnx.merge(network, target_params)
+    online, target, selector = offpolicy.networks(network, params, target_params, selector_params)
     shape = () if config.share_tau else batch.reward.shape
     numbers = config.num_tau_samples, config.num_tau_prime_samples, config.num_quantile_samples
     tau, tau_prime, tau_action = fractions.draw(key, config.tau_sampling, shape, numbers)
@@ -269,7 +271,7 @@ def forward(
     psi_next = jax.vmap(target.psi)(batch.next_obs)  # (B, features)
     if config.double:
         Z_next = target.Z(psi_next, tau_prime)  # (B, N', A)
-        Z_action = online.Z(jax.vmap(online.psi)(batch.next_obs), tau_action)  # (B, K, A)
+        Z_action = selector.Z(jax.vmap(selector.psi)(batch.next_obs), tau_action)  # (B, K, A)
     else:
         Z_next, Z_action = in_one_pass(target.Z, psi_next, tau_prime, tau_action)
     Z_before = target.Z(jax.vmap(target.psi)(batch.obs), tau_action) if config.munchausen else None  # (B, K, A)

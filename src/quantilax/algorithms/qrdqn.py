@@ -187,18 +187,26 @@ def batch_loss(
     batch: NStep,
     key: Key[Array, ""],
     config: Config,
+    selector_params: PyTree | None = None,
 ) -> offpolicy.Losses:
     """Weighted mean of `loss` over a batch, and (q, TD error, priority) of each example; nothing is drawn."""
-    Z, Z_next, q_next = forward(params, target_params, network, batch, config)
+    Z, Z_next, q_next = forward(params, target_params, network, batch, config, selector_params)
     value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))(Z, Z_next, q_next, batch, config)
     return offpolicy.weighted_mean(value, batch), (q, td_error, td_error)
 
 
-def forward(params: PyTree, target_params: PyTree, network: nnx.GraphDef, batch: NStep, config: Config) -> Any:
+def forward(
+    params: PyTree,
+    target_params: PyTree,
+    network: nnx.GraphDef,
+    batch: NStep,
+    config: Config,
+    selector_params: PyTree | None = None,
+) -> Any:
     """Return Z, Z_next and q_next of a batch, as `loss` takes them."""
-    online, target = jax.vmap(nnx.merge(network, params)), jax.vmap(nnx.merge(network, target_params))
+    online, target, selector = map(jax.vmap, offpolicy.networks(network, params, target_params, selector_params))
     Z_next = target(batch.next_obs)  # (B, N, A)
-    q_next = (online(batch.next_obs) if config.double else Z_next).mean(axis=1)  # (B, A)
+    q_next = (selector(batch.next_obs) if config.double else Z_next).mean(axis=1)  # (B, A)
     return online(batch.obs), Z_next, q_next
 
 
