@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # polars and scipy.stats take a good part of a second each
     import polars as pl
 
 CONFIDENCE = 0.95
+FEW_SEEDS = 10
+"""With fewer, the interval of 95% of a bootstrap covers 90% or less, see docs/guides/statistics.md."""
 RESAMPLES = 5_000
 QUICK_RESAMPLES = 2_000
 """For curves and for episodes, of which there are many."""
@@ -80,6 +82,7 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPLES) -> tuple[Any, Any]:
     """Bootstrap an interval of 95% of a statistic; the same call gives the same interval.
 
+    The level is nominal: of few rows it covers less, a mean of 5 in about 80%, of 20 in 92% (docs/guides/statistics.md).
     Rows are drawn with replacement within each stratum. The interval is BCa (Efron 1987; for strata Davison and Hinkley
     1997, section 5.3.2), as `scipy.stats.bootstrap` has it for several samples. Percentiles are taken where it is not
     defined: a stratum of one row, no resample below or above the statistic, a jackknife without variance or with a value
@@ -366,7 +369,7 @@ def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> p
 def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base: str | None = None) -> pl.DataFrame:
     """Summarise each cell over its seeds, and compare it with a base: a row per cell, in the order of the records.
 
-    A figure is followed by its interval of 95% as `<name>_low` and `<name>_high`, where it has one.
+    A figure is followed by its interval of 95% (nominal, see `interval`) as `<name>_low` and `<name>_high`, where it has one.
 
     | column | unit and meaning | interval |
     |---|---|---|

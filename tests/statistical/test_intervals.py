@@ -4,8 +4,10 @@ Every bound is the chance that is to be expected, less or plus four standard err
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from quantilax.statistics import (
@@ -46,6 +48,25 @@ def test_the_means_interval_of_twenty_seeds_covers_as_often_as_a_bootstrap_can()
     chance = 1 - 2 * stats.t.sf(1.96 * math.sqrt(19 / 20), 19)
     low, high = bounds(chance)
     assert low < coverage(lambda x: interval(pooled_mean, x), lambda rng: rng.normal(size=20), 0) < high
+
+
+@pytest.mark.parametrize(
+    ("returns", "n", "measured"),
+    [
+        ("normal", 5, 0.839),
+        ("exponential", 5, 0.794),
+        *(
+            pytest.param(*case, marks=pytest.mark.validation)
+            for case in [("normal", 10, 0.908), ("exponential", 10, 0.875), ("exponential", 20, 0.915)]
+        ),
+    ],
+)
+def test_the_means_interval_of_few_seeds_covers_as_often_as_the_guide_says(returns, n, measured):
+    low, high = bounds(measured)
+    draw, truth = (np.random.Generator.normal, 0) if returns == "normal" else (np.random.Generator.exponential, 1)
+    assert low < coverage(lambda x: interval(pooled_mean, x), lambda rng: draw(rng, size=n), truth) < high
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "statistics.md").read_text(encoding="utf-8")
+    assert f"{measured:.1%}" in next(line for line in guide.splitlines() if line.startswith(f"| {returns}"))
 
 
 def test_strata_cover_as_often_though_they_lie_far_apart():

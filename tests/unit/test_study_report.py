@@ -190,7 +190,7 @@ def test_too_few_seeds_to_show_anything_are_said_to_be_too_few(tmp_path):
     said = verdict(Results.read(store(tmp_path / "s", curves, seeds=3)))
     assert any("With so few seeds no difference could have shown: the smallest" in line for line in said.caveats)
     assert any("is 0.1;" in line for line in said.caveats)
-    assert any("fewer than five seeds" in line for line in said.caveats)
+    assert any("fewer than 10 seeds" in line for line in said.caveats)
 
 
 def test_without_a_threshold_nothing_is_said_of_solving(tmp_path):

@@ -211,7 +211,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
     """
     from quantilax import runs
-    from quantilax.statistics import QUANTILES, summarize
+    from quantilax.statistics import FEW_SEEDS, QUANTILES, summarize
 
     if not no_cache:
         runs.enable_compilation_cache()
@@ -246,7 +246,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     click.echo(
         "intervals: of one seed, episodes drawn anew; they say nothing on training with another seed"
         + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
-        + (", which with fewer than five is too narrow" if 1 < len(found.seeds) < 5 else "")
+        + (f", which with fewer than {FEW_SEEDS} is too narrow" if 1 < len(found.seeds) < FEW_SEEDS else "")
     )
 
 
