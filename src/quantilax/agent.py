@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import algorithms, arguments, envs, pytree, rollout, train
+from quantilax import algorithms, arguments, envs, pytree, rollout, switches, train
 from quantilax.pytree import ConfigError
 from quantilax.types import (
     Algorithm,
@@ -60,11 +60,13 @@ EVALUATION = 0x45564C55
 
 Without it the episodes of a key would be drawn from the keys that the weights of a run of the same key were drawn from."""
 
-_init = jax.jit(train.init, static_argnums=0)
-_train = jax.jit(train.train, static_argnums=(0, 4))
+_init = switches.checked(jax.jit(train.init, static_argnums=0))
+_train = switches.checked(jax.jit(train.train, static_argnums=(0, 4)))
 
 
+@switches.checked
 @partial(jax.jit, static_argnums=(0, 5))
+@switches.standard()
 def _evaluate(
     algorithm: Algorithm, env: Environment, config: Any, state: State, key: Key[Array, ""], episodes: int
 ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
@@ -72,7 +74,9 @@ def _evaluate(
     return rollout.evaluate(env, algorithm.policy(env, config, state), key, episodes)
 
 
+@switches.checked
 @partial(jax.jit, static_argnums=0)
+@switches.standard()
 def _step(algorithm: Algorithm, env: Environment, config: Any, state: State) -> tuple[State, Metrics]:
     return algorithm.step(env, config, state)
 
@@ -122,6 +126,7 @@ class Agent:
         """
         state = arguments.one_state(state)
 
+        @switches.standard()
         def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"]) -> Int[Array, ""]:
             obs = arguments.as_observation(self.env.observation_space, obs)
             return self.algorithm.policy(self.env, self.config, state)(obs, as_key(key))
@@ -144,6 +149,7 @@ class Agent:
         episodes = arguments.as_count("episodes", episodes)
         return _evaluate(*self.arguments(), arguments.one_state(state), as_key(key), episodes)
 
+    @switches.standard()
     def quantiles(
         self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
     ) -> Float[Array, "*batch N A"]:
@@ -192,8 +198,9 @@ class Agent:
         """(algorithm, env, config) as the functions of `quantilax.train` take them, every leaf an array.
 
         Raises:
-            ConfigError: a hyperparameter that is an array of several numbers.
+            ConfigError: a hyperparameter that is an array of several numbers, or no device to compute on.
         """
+        switches.devices()  # else JAX says in many ways, and in none, that there are none
         for name in pytree.float_fields(type(self.config)):
             shape = jnp.shape(getattr(self.config, name))
             if shape:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import normalize, rollout
+from quantilax import normalize, rollout, switches
 from quantilax.types import Environment, Observation, Policy, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
@@ -191,6 +191,7 @@ class Learner(NamedTuple):
     normalizer: normalize.Normalizer
 
 
+@switches.unchecked()
 def measure(
     env: Environment, learner: Learner, episodes: rollout.Episodes, reference_key: Key[Array, ""], key: Key[Array, ""]
 ) -> Signals:

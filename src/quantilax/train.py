@@ -7,7 +7,7 @@ compiled program.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import normalize, rollout, threads
+from quantilax import normalize, rollout, switches, threads
 from quantilax.networks import torsos
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
@@ -94,6 +94,7 @@ UNCOVERED = 0.1
 """Share of an evaluation's returns outside of the support from which on it is told."""
 
 
+@switches.standard()
 def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Return the state before training, warm-up done."""
     env, config = _opaque((env, config))
@@ -103,6 +104,7 @@ def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array,
 _init = jax.jit(init, static_argnums=0)  # one trace serves `state_bytes` and `compile_fit`
 
 
+@switches.standard()
 def segment(
     algorithm: Algorithm,
     env: Environment,
@@ -139,7 +141,8 @@ def segment(
         if has_support:
             learned_returns = normalize.rewards(state.normalizer, episodes.discounted)
             if (moments := state.normalizer.reward) is not None:  # before the first step nothing is known of their unit
-                learned_returns = jnp.where(moments.moments.number > 0, learned_returns, jnp.nan)
+                with switches.unchecked():
+                    learned_returns = jnp.where(moments.moments.number > 0, learned_returns, jnp.nan)
         if measures_signals(algorithm, config):
             keys = signal_keys(state)
             signals = _strong(algorithm.signals(env, config, state, episodes, *keys))  # type: ignore[misc]
@@ -175,7 +178,8 @@ def signal_keys(state: State) -> tuple[Key[Array, ""], Key[Array, ""]]:
 
 def measured(mean: Metrics, state: State, iterations: Int[Array, ""]) -> Metrics:
     """Add to the means over a segment what is measured at its end."""
-    mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x, jnp.nan), mean)
+    with switches.unchecked():
+        mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x, jnp.nan), mean)
     if hasattr(state, "replay"):
         mean = mean._replace(replay_fill=state.replay.size / state.replay.capacity)
     if hasattr(state, "target_params"):
@@ -193,6 +197,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
+@switches.standard()
 def train(
     algorithm: Algorithm,
     env: Environment,
@@ -249,8 +254,8 @@ class Layout(NamedTuple):
 
 
 def layout(runs: int) -> Layout:
-    """Lay runs over this process's devices, on as few as give the least number of rounds."""
-    devices = jax.local_devices()
+    """Lay runs over `switches.devices()`, on as few as give the least number of rounds."""
+    devices = switches.devices()
     rounds = -(-runs // min(len(devices), runs))
     return Layout(runs, rounds, Mesh(np.array(devices[: -(-runs // rounds)]), ("runs",)))
 
@@ -262,7 +267,7 @@ def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
     """
 
     def on_one_device(inputs: PyTree) -> Any:
-        return jax.lax.map(function, inputs) if jax.default_backend() == "cpu" else jax.vmap(function)(inputs)
+        return jax.lax.map(function, inputs) if switches.platform() == "cpu" else jax.vmap(function)(inputs)
 
     laid = layout(jax.tree.leaves(inputs)[0].shape[0])
     if laid.mesh.size == 1:
@@ -277,8 +282,8 @@ def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
 @lru_cache(maxsize=8)
 def _jitted(
     treedef: Any, algorithm: Algorithm, per_run: bool, laid: Layout, eval_callback: EvalCallback | None = None
-) -> tuple[Any, Any, NamedSharding | None]:
-    """Return `init` and `segment` of several runs as jitted functions, and where states lie; None: on the one device.
+) -> tuple[Any, Any, Sharding]:
+    """Return `init` and `segment` of several runs as jitted functions, and where states lie.
 
     The last few are kept, one for each `treedef` of environment and config: JAX finds what it has traced and compiled by the
     function, so a second run of the same in a process, a resumed one say, is compiled once, and no more stay in memory.
@@ -311,11 +316,24 @@ def _jitted(
     return (
         jax.jit(init_seeds, **placed_init),
         jax.jit(segment_seeds, donate_argnums=2, **placed_segment),
-        placed_segment.get("out_shardings"),
+        placed_segment.get("out_shardings", SingleDeviceSharding(laid.mesh.devices.item(0))),
     )
 
 
-def compile_fit(
+@switches.standard()
+def run_keys(seeds: Sequence[int]) -> Key[Array, "S"]:
+    """Return the key of each seed's run."""
+    return jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+
+
+def compile_fit(*arguments: Any, **options: Any) -> Program:
+    """Trace and compile: `trace_fit` and what it returns."""
+    return trace_fit(*arguments, **options)()
+
+
+@switches.standard()
+@switches.unchecked()
+def trace_fit(
     algorithm: Algorithm,
     env: Environment,
     config: Config,
@@ -324,8 +342,11 @@ def compile_fit(
     with_init: bool = True,
     per_run: bool = False,
     while_compiling: Callable[[], Any] | None = None,
-) -> Program:
-    """Trace and compile `init` and `segment` for S runs, ahead of time, so that compile time stands apart.
+) -> Callable[[], Program]:
+    """Trace `init` and `segment` for S runs, ahead of time; the function it returns compiles them, once.
+
+    The contexts of JAX (precision of products, default device) belong to a thread and count while tracing. So call this in
+    the caller's thread; compile, and call the program, in any.
 
     Args:
         algorithm, env, config, eval_callback: of the runs.
@@ -333,7 +354,11 @@ def compile_fit(
         with_init: without it only the program that goes on from a state is compiled.
         per_run: the leaves of `env` and `config` have a leading axis S too; else all runs share them.
         while_compiling: called in another thread once all is traced, while Python has nothing to do.
+
+    Raises:
+        ConfigError: `jax_disable_jit` is set, or there is no device.
     """
+    switches.check()
     start = time.perf_counter()
     jitted = _jitted if eval_callback is None else _jitted.__wrapped__  # what a function reads may be another by now
     structure, laid = jax.tree.structure((env, config)), layout(len(keys))
@@ -341,21 +366,31 @@ def compile_fit(
     lowered_init = jitted_init.lower(env, config, keys)
     compiled_init = threads.begin(lowered_init.compile) if with_init else None  # while Python traces the other
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
-    lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
-    traced = time.perf_counter()
-    if while_compiling is not None:
-        threads.begin(while_compiling)
-    segment_program = lowered_segment.compile()
-    return Program(
-        init=None if compiled_init is None else compiled_init(),
-        segment=segment_program,
-        specs=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            lowered_segment.out_info,
-        ),
-        trace_seconds=traced - start,
-        compile_seconds=time.perf_counter() - traced,
-    )
+    try:
+        lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
+    except BaseException:
+        if compiled_init is not None:
+            compiled_init()  # a process that ends while XLA compiles is aborted, and tells nothing
+        raise
+    trace_seconds = time.perf_counter() - start
+
+    def compiled() -> Program:
+        start = time.perf_counter()
+        if while_compiling is not None:
+            threads.begin(while_compiling)
+        segment_program = lowered_segment.compile()
+        return Program(
+            init=None if compiled_init is None else switches.computing(compiled_init()),
+            segment=switches.computing(segment_program),
+            specs=jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                lowered_segment.out_info,
+            ),
+            trace_seconds=trace_seconds,
+            compile_seconds=time.perf_counter() - start,
+        )
+
+    return compiled
 
 
 def fit(
@@ -377,11 +412,19 @@ def fit(
         yield state, record
 
 
+@switches.standard()
+@switches.unchecked()
 def leaves_as_arrays(tree: PyTree) -> PyTree:
-    """Turn the Python numbers among the leaves into arrays, so that 1e-3 and an array of it share a program."""
-    return _strong(jax.tree.map(lambda x: jnp.float32(x) if isinstance(x, float) else jnp.asarray(x), tree))
+    """Turn the leaves into arrays of at most 32 bits a number, so that 1e-3 and an array of it share a program."""
+
+    def array(x: Any) -> Array:
+        x = jnp.float32(x) if isinstance(x, float) else jnp.asarray(x)
+        return x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+
+    return _strong(jax.tree.map(array, tree))
 
 
+@switches.standard()
 def state_spec(algorithm: Algorithm, env: Environment, config: Config) -> State:
     """Return `jax.ShapeDtypeStruct` in the place of every array of one run's state, without running anything."""
     spec: State = _init.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))

@@ -17,6 +17,7 @@ from polars.testing import assert_frame_equal
 from quantilax import runs, threads, train
 from quantilax.pytree import ConfigError
 from quantilax.runs import Interrupted, RunError
+from quantilax.runs.signals import Stop
 from quantilax.studies import definition, execution, forecast, unfinished
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store
@@ -91,16 +92,16 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
     config, tmp_path, whole, monkeypatch, stop_after
 ):
     asked, done = study(config), []
-    rows = execution.Worker.rows
+    prepared = execution.Worker.prepared
 
     def counting(worker, portion):
         if len(done) == stop_after:
             raise KeyboardInterrupt
-        found = rows(worker, portion)
+        found = prepared(worker, portion)
         done.extend([portion])
         return found
 
-    monkeypatch.setattr(execution.Worker, "rows", counting)
+    monkeypatch.setattr(execution.Worker, "prepared", counting)
     with pytest.raises(Interrupted, match=r"runs are kept in .*; go on with the same command and --resume"):
         execution.run(asked, tmp_path / "cut", quiet=True)
     before = Store.open(tmp_path / "cut")
@@ -108,7 +109,7 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
     kept = before.finished()
     assert len(kept) == sum(len(portion.runs) for portion in done)
 
-    monkeypatch.setattr(execution.Worker, "rows", rows)
+    monkeypatch.setattr(execution.Worker, "prepared", prepared)
     again = []
     monkeypatch.setattr(execution.Worker, "evaluations", _noting(execution.Worker.evaluations, again))
     assert_frame_equal(run(asked, tmp_path / "cut", resume=True), whole)
@@ -118,9 +119,9 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
 
 
 def _noting(evaluations, portions):
-    def noting(worker, portion):
+    def noting(worker, portion, *arguments):
         portions.append(portion)
-        return evaluations(worker, portion)
+        return evaluations(worker, portion, *arguments)
 
     return noting
 
@@ -279,17 +280,18 @@ def test_after_an_interruption_in_a_living_process_nothing_more_is_written_and_t
         finally:
             ended.set()
 
-    def interrupted(function):
-        threads.begin(function)
-        assert held.wait(60)
-        raise KeyboardInterrupt
+    class Interrupting(Stop):
+        def wait_for(self, function):
+            threads.begin(function)
+            assert held.wait(60)
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "fit", slow)
     asked = study(config, {}, seeds=1)
     planned = execution.plan(asked)
     store = Store.create(tmp_path / "out", asked, jobs=1, width=1, starts=[], status="running")
     with pytest.raises(KeyboardInterrupt):
-        execution.execute(planned, store, StudyProgress(1, quiet=True), interrupted)
+        execution.execute(planned, store, StudyProgress(1, quiet=True), Interrupting(print))
     before = tree(store.path)
     assert any(unfinished.DIRECTORY in name for name in before)
     go_on.set()
@@ -351,7 +353,7 @@ def test_a_finished_study_that_is_resumed_trains_nothing_and_notes_no_start(conf
     def never(*_):
         raise AssertionError("it trains")
 
-    monkeypatch.setattr(execution.Worker, "program", never)
+    monkeypatch.setattr(execution.Worker, "traced", never)
     starts = Store.open(tmp_path / "whole").facts["starts"]
     assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
     assert Store.open(tmp_path / "whole").facts["starts"] == starts
@@ -377,18 +379,18 @@ def test_a_cell_that_cannot_be_built_is_reported_and_the_rest_goes_on(config, tm
 
 
 def test_a_group_that_fails_on_the_way_is_reported_and_the_rest_goes_on(config, tmp_path, monkeypatch, capfd):
-    program = execution.Worker.program
+    traced = execution.Worker.traced
 
     def failing(worker, group):
         if "big" in group.agents:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
-        return program(worker, group)
+        return traced(worker, group)
 
-    monkeypatch.setattr(execution.Worker, "program", failing)
+    monkeypatch.setattr(execution.Worker, "traced", failing)
     store = execution.run(study(config, seeds=1), tmp_path / "out", quiet=True)
     assert set(store.records()["cell"]) == {"base", "fast", "far"}
     assert [(f.cell, f.reason[:18]) for f in store.failures()] == [("big", "RESOURCE_EXHAUSTED")]
-    monkeypatch.setattr(execution.Worker, "program", program)
+    monkeypatch.setattr(execution.Worker, "traced", traced)
     store = execution.run(study(config, seeds=1), tmp_path / "out", quiet=True, resume=True)
     assert store.failures() == []
     assert set(store.records()["cell"]) == {"base", "fast", "far", "big"}
@@ -650,14 +652,14 @@ def without_default(name, fields):
 
 
 def test_what_a_cell_that_cannot_be_compiled_costs_is_not_foretold(config, monkeypatch):
-    compiled = train.compile_fit
+    traced = train.trace_fit
 
     def fail(algorithm, env, agent, *arguments, **options):
         if agent.batch_size == 24:
             raise TypeError("add got incompatible shapes")
-        return compiled(algorithm, env, agent, *arguments, **options)
+        return traced(algorithm, env, agent, *arguments, **options)
 
-    monkeypatch.setattr("quantilax.studies.execution.train.compile_fit", fail)
+    monkeypatch.setattr("quantilax.studies.execution.train.trace_fit", fail)
     told = forecast.forecast(execution.plan(study(config, seeds=1)))
     assert [(list(group.agents), why) for group, why in told.broken] == [(["big"], "add got incompatible shapes")]
     assert (len(told.costs), told.groups) == (1, 1)

@@ -70,6 +70,10 @@ def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
         ({"device": "TPU"}, "the checkpoint was written with device TPU, here it is cpu"),
         ({"processor": "Z80"}, "the checkpoint was written on Z80, this is "),
         (
+            {"jax_default_matmul_precision": "highest"},
+            "the checkpoint was written with jax_default_matmul_precision highest, here it is None",
+        ),
+        (
             {"code": "abc"},
             "the checkpoint was written by other code: the source of quantilax or of the algorithm has changed",
         ),

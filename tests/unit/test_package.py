@@ -28,10 +28,11 @@ BELOW = {
     "normalize": {"types", "pytree"},
     "statistics": {"pytree"},
     "threads": set(),
+    "switches": {"pytree"},
     "networks": {"types", "pytree"},
     "replay": {"types", "pytree"},
     "rollout": {"types", "pytree"},
-    "signals": {"rollout", "normalize", "types", "pytree"},
+    "signals": {"rollout", "normalize", "switches", "types", "pytree"},
     "hyperparameters": {"networks", "pytree"},
     "offpolicy": {
         "signals",
@@ -45,7 +46,7 @@ BELOW = {
         "types",
         "pytree",
     },
-    "envs": {"types", "pytree"},
+    "envs": {"switches", "types", "pytree"},
     "algorithms": {
         "hyperparameters",
         "offpolicy",
@@ -64,8 +65,8 @@ BELOW = {
         "pytree",
     },
     "arguments": {"types", "pytree"},
-    "train": {"algorithms", "networks", "normalize", "rollout", "threads", "types", "pytree"},
-    "agent": {"train", "arguments", "rollout", "algorithms", "envs", "types", "pytree"},
+    "train": {"algorithms", "networks", "normalize", "rollout", "threads", "switches", "types", "pytree"},
+    "agent": {"train", "arguments", "rollout", "algorithms", "envs", "switches", "types", "pytree"},
     "runs": {
         "signals",
         "rollout",
@@ -76,12 +77,13 @@ BELOW = {
         "envs",
         "statistics",
         "threads",
+        "switches",
         "types",
         "pytree",
     },
-    "studies": {"signals", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
+    "studies": {"signals", "runs", "agent", "train", "algorithms", "envs", "statistics", "switches", "types", "pytree"},
     "__main__": {"cli"},
-    "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", "types", "pytree"},
+    "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", "switches", "types", "pytree"},
 }
 """Each room, and the rooms that it may look into."""
 

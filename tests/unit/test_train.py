@@ -133,7 +133,7 @@ def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device
 def test_programs_of_a_few_configs_are_kept_and_none_that_reads_a_callback():
     def compiled(callback=None, **changes):
         keys, arguments = jax.vmap(jax.random.key)(jnp.arange(1)), tiny("pqn", **changes).arguments()
-        return train.compile_fit(*arguments, keys, callback, with_init=False).segment.runtime_executable()
+        return train.compile_fit(*arguments, keys, callback, with_init=False).segment.__wrapped__.runtime_executable()
 
     train._jitted.cache_clear()
     first = compiled()

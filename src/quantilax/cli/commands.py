@@ -786,7 +786,21 @@ def _status() -> int:
         return 2
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        _refuse_without_devices()
+        raise
     return 0
+
+
+def _refuse_without_devices() -> None:
+    """End with one line where JAX finds no device, which it says by exceptions of many kinds, some without a word."""
+    from quantilax import switches
+
+    try:
+        switches.devices()
+    except ConfigError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 def _end_at_once(status: int) -> None:

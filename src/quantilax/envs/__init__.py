@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantilax import pytree
+from quantilax import pytree, switches
 from quantilax.envs import probes
 from quantilax.pytree import MAX_INT32, ConfigError, did_you_mean, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep
@@ -50,6 +50,7 @@ class Opaque:
         return getattr(self.env.value, member)
 
 
+@switches.standard()
 def make(name: str) -> Environment:
     """Return the environment of that name: a probe (`probe/...`) or one of gymnax.
 
@@ -65,6 +66,7 @@ def make(name: str) -> Environment:
     return gymnax.make(name)
 
 
+@switches.standard()
 def names() -> dict[str, tuple[str, ...]]:
     """Names that `make` knows, by library."""
     from quantilax.envs import gymnax
@@ -110,6 +112,7 @@ def _check_members(env: Environment) -> None:
         )
 
 
+@switches.standard()
 def _check_contract(env: Environment) -> None:
     _check_members(env)
     space, actions = env.observation_space, env.action_space

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import pytree, train
+from quantilax import pytree, switches, train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, configs, limits
@@ -63,6 +63,12 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
         raise ConfigError(
             f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.stem} has {checkpoint.facts.get('seeds')}; put"
             " back the file as it was written"
+        )
+    kind = "jax_default_prng_impl"
+    keys, ours = checkpoint.facts.get(kind), switches.facts()[kind]
+    if keys not in (None, ours):
+        raise ConfigError(
+            f"{run}: its random keys are of the kind '{keys}' and here they are '{ours}'; set JAX_DEFAULT_PRNG_IMPL={keys}"
         )
     there, here = checkpoint.facts["config"], described(agent)
     is_whole = type(there.get("total_timesteps")) is int
@@ -151,11 +157,12 @@ def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
     """Return what besides its config decides a run's numbers, down to the low bits."""
     return {
         "versions": versions(),
-        "device": jax.devices()[0].device_kind,
+        "device": switches.devices()[0].device_kind,
         "devices": train.layout(num_seeds).mesh.size,
         "cores": limits.cores(),
         "processor": processor(),
         "code": code(agent),
+        **switches.facts(),
     }
 
 
@@ -212,6 +219,9 @@ def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
     for name in ("device", "devices", "cores"):
         if checkpoint.facts.get(name) != here[name]:
             yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
+    for name in switches.facts():
+        if checkpoint.facts.get(name, here[name]) != here[name]:
+            yield f"the checkpoint was written with {name} {checkpoint.facts[name]}, here it is {here[name]}"
     if checkpoint.facts.get("processor", here["processor"]) != here["processor"]:
         yield f"the checkpoint was written on {checkpoint.facts['processor']}, this is {here['processor']}"
     if checkpoint.facts.get("code", here["code"]) != here["code"]:
@@ -221,7 +231,7 @@ def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
 def check_memory(agent: Agent, num_seeds: int) -> None:
     """Raise `ConfigError` where the state of all seeds is larger than the memory that this process may use (CPU only)."""
     needed = train.state_bytes(*agent.arguments())["total"] * num_seeds
-    if jax.default_backend() != "cpu":
+    if switches.platform() != "cpu":
         return
     there = limits.memory()
     if needed > there:

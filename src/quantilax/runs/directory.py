@@ -14,10 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import jax
 import yaml
 
-from quantilax import pytree
+from quantilax import pytree, switches
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import limits, locks, paths
@@ -219,7 +218,8 @@ def provenance() -> dict[str, Any]:
         "versions": versions(),
         "machine": platform.machine(),
         "cores": limits.cores(),
-        "device": jax.devices()[0].device_kind,
+        "device": switches.devices()[0].device_kind,
+        **switches.facts(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from quantilax import switches
 from quantilax.runs import checkpoints
 from quantilax.runs.checkpoints import Checkpoint
 from quantilax.signals import Signals
@@ -101,11 +102,14 @@ def unstack(stacked: dict[str, Any]) -> list[Evaluation]:
     ]
 
 
+@switches.standard()
 def pack(state: State, history: list[Evaluation]) -> checkpoints.Packed:
     """Copy a state and the evaluations so far to the host, as `checkpoints.save` takes them."""
     return checkpoints.pack({"state": state}, {"history": stack(history)})
 
 
+@switches.standard()
+@switches.unchecked()
 def unpack(checkpoint: Checkpoint, specs: tuple[State, Record]) -> tuple[State, list[Evaluation]]:
     """Undo `pack`: the state on the device, and the evaluations.
 

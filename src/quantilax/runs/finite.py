@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from quantilax import rollout
+from quantilax import rollout, switches
 from quantilax.agent import Agent
 from quantilax.replay.ring import BLOCK, Ring
 from quantilax.runs.directory import RunDirectory
@@ -22,6 +22,8 @@ STEPS = 1_000
 """How many steps each environment is played on."""
 
 
+@switches.standard()
+@switches.unchecked()
 def check(agent: Agent, record: Record, env_step: int, state: State, directory: RunDirectory) -> None:
     """Raise `RunError` where the loss or a parameter of a seed is NaN or infinite; state and record have an axis of seeds."""
     learned = np.asarray(state.gradient_steps) > 0

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from quantilax import train
+from quantilax import switches, train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, paths
@@ -48,8 +48,10 @@ def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None =
     return Loaded(algo, state, algo.policy(state))
 
 
+@switches.standard()
 def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, State, list[int], int]:
     """Return a run's agent, the states of all its seeds (leading axis), the seeds, and the checkpoint's step."""
+    switches.devices()  # else no checkpoint could be read
     directory = RunDirectory.open(path)
     agent = load_agent(path, env)
     checkpoint = checkpoints.find(directory.checkpoints, which, _print_warning)
@@ -76,6 +78,7 @@ class Evaluated(NamedTuple):
     """(S, E)"""
 
 
+@switches.standard()
 def evaluate(
     path: Path | str, checkpoint: str | int = "last", *, episodes: int = 1_000, seed: int = 0, env: Any = None
 ) -> Evaluated:

@@ -83,6 +83,20 @@ class Stop:
         finally:
             self.hold()
 
+    def finish_first(self, function: Callable[[], T]) -> T:
+        """Call a function that a signal must not break into, as what traces: JAX's callbacks swallow exceptions.
+
+        Raises:
+            Interrupted: a signal came meanwhile.
+        """
+        self.hold()
+        try:
+            return function()
+        finally:
+            self.is_holding = False
+            if self.held is not None:
+                raise Interrupted("ended at once", self.held, at_once=True)
+
     def wait_for(self, function: Callable[[], T]) -> T:
         """Call a function that Python cannot interrupt (a compiled program) and stay able to handle signals meanwhile."""
         return threads.begin(function)()

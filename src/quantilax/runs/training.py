@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import train
+from quantilax import switches, train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, evaluations, finite, loggers, paths, plots
@@ -97,6 +96,7 @@ def run(
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
         raise ConfigError(f"seeds: expected different whole numbers from 0 to 2^32 - 1, got {seeds}")
     _check_options(checkpoint_every, log)
+    switches.check()
     section = section or agent.algorithm.name
     directory = RunDirectory.create(paths.check(out) if out is not None else default_path(agent.env.name, section))
     if cache:
@@ -156,6 +156,7 @@ def resume(
     every = facts.get("checkpoint_every", 1) if checkpoint_every is None else checkpoint_every
     log = tuple(dict.fromkeys(facts.get("log", ())) if log is None else log)
     _check_options(every, log)
+    switches.check()
     if cache:
         enable_compilation_cache()
     with directory.lock():
@@ -281,9 +282,9 @@ def _loop(
     """Compile, restore, and run segments; fills `timing` as it goes."""
     seeds: list[int] = directory.facts["seeds"]
     algorithm, env, config = agent.arguments()
-    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-    compile_fit = partial(
-        train.compile_fit,
+    keys = train.run_keys(seeds)
+    trace_fit = partial(
+        train.trace_fit,
         algorithm,
         env,
         config,
@@ -292,7 +293,7 @@ def _loop(
         with_init=checkpoint is None,
         while_compiling=_import_ahead,
     )
-    program = stop.wait_for(compile_fit)  # in the main thread a signal could be swallowed by a callback of jax
+    program = stop.wait_for(stop.finish_first(trace_fit))
     progress.compiled(program.trace_seconds, program.compile_seconds)
     timing["compile_seconds"] = round(program.trace_seconds + program.compile_seconds, 3)
 

@@ -15,15 +15,17 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from quantilax import switches
 from quantilax.pytree import ConfigError
 from quantilax.runs import RunError, extensions
 from quantilax.runs.conditions import enable_compilation_cache
 from quantilax.runs.errors import reason
+from quantilax.runs.signals import Stop
 from quantilax.studies import machines
 from quantilax.studies.definition import Study
 from quantilax.studies.execution import BROKEN, Layout, Plan, Portion, Worker, give_up, groups, tell_failures
@@ -49,8 +51,11 @@ def environment() -> dict[str, str]:
     memory of the first accelerator, by JAX's default.
     """
     mine = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
+    chosen = {
+        name.upper(): str(value) for name, value in switches.facts().items() if value is not None
+    }  # by contexts too
     os.environ[PREALLOCATE] = "false"
-    return {PREALLOCATE: "true", **mine}
+    return {PREALLOCATE: "true", **mine, **chosen}
 
 
 @contextlib.contextmanager
@@ -115,7 +120,7 @@ def _answers(address: str) -> None:
 
 def _needs(laid: Layout) -> dict[str, int]:
     """What a worker takes of its node: its cores, or its accelerators and a core."""
-    return {"CPU": laid.jobs} if jax.default_backend() == "cpu" else {"CPU": 1, "GPU": laid.jobs}
+    return {"CPU": laid.jobs} if switches.platform() == "cpu" else {"CPU": 1, "GPU": laid.jobs}
 
 
 def room(laid: Layout) -> int:
@@ -148,7 +153,7 @@ class Hand:
             jax.config.update("jax_num_cpu_devices", laid.jobs)
         if cache:
             enable_compilation_cache()
-        here, there = jax.default_backend(), len(jax.local_devices())
+        here, there = switches.platform(), len(switches.devices())
         if here != backend or there < laid.jobs or (there > laid.jobs and here != "cpu"):
             raise ConfigError(
                 f"it has {there} device(s) of kind {here}, and the study is laid on {laid.jobs} of {backend}"
@@ -168,7 +173,7 @@ def beginning(planned: Plan, cache: bool) -> tuple[list[extensions.File], bytes]
     """Return the arguments of `Hand.begin`."""
     import ray
 
-    preparing = (planned.study, planned.laid, jax.default_backend(), cache)
+    preparing = (planned.study, planned.laid, switches.platform(), cache)
     return list(extensions.FILES.values()), ray.cloudpickle.dumps(preparing)
 
 
@@ -342,7 +347,7 @@ def execute(
     planned: Plan,
     store: Store,
     progress: StudyProgress,
-    wait_for: Callable[[Callable[[], Any]], Any],
+    stop: Stop,
     *,
     environment: dict[str, str],
     cache: bool,

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantilax import train
+from quantilax import switches, train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import Interrupted, evaluations, limits
@@ -96,7 +96,7 @@ def groups(study: Study) -> tuple[list[Group], list[Failure]]:
 
 
 def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> Layout:
-    """Choose how runs are laid over this process's devices.
+    """Choose how runs are laid over the devices.
 
     Args:
         study: what is to be run.
@@ -106,7 +106,7 @@ def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> Layout
     Raises:
         ConfigError: more jobs than devices, or states that do not fit into the memory.
     """
-    devices = jax.local_devices()
+    devices = switches.devices()
     most = max((len(group.agents) for group in sorted_groups), default=1) * len(study.seeds)
     if jobs is not None and jobs > len(devices):
         raise ConfigError(f"--jobs: {jobs} is more than the {len(devices)} device(s) of this process; lower it")
@@ -114,13 +114,13 @@ def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> Layout
     heaviest, needed = max(
         ((name, bytes_of(group)) for group in sorted_groups for name in group.agents), key=lambda x: x[1]
     )
-    if jax.default_backend() == "cpu":
+    if switches.platform() == "cpu":
         there, share, width = limits.memory(), 1.0, 1
     else:
         there = int((devices[0].memory_stats() or {}).get("bytes_limit", 0)) or limits.memory()
         share, jobs = MEMORY_SHARE, jobs if jobs < len(devices) else len(devices)
         width = max(1, min(math.ceil(most / jobs), int(there * share / max(needed, 1))))
-    at_once = jobs if jax.default_backend() == "cpu" else 1  # cores share a memory, accelerators have one each
+    at_once = jobs if switches.platform() == "cpu" else 1  # cores share a memory, accelerators have one each
     if needed * width * at_once > there * share:
         raise ConfigError(
             f"{study.where}: cell '{heaviest}': the state of {at_once * width} run(s) takes"
@@ -157,32 +157,59 @@ class Worker:
         self.groups = sorted_groups
         self.laid = laid
         self.kept = kept
-        self.current: tuple[int, train.Program] | None = None
+        self.current: tuple[int, Callable[[], train.Program]] | None = None
         self.compile_seconds = 0.0
 
-    def program(self, group: Group) -> train.Program:
-        """Compile, unless it is the program of the portion before."""
+    def traced(self, group: Group) -> Callable[[], train.Program]:
+        """Trace, unless it is the program of the portion before; the function it returns compiles, when first called."""
         if self.current is None or self.current[0] != group.number:
             self.current = None
             first = next(iter(group.agents.items()))[0]
             inputs = self.inputs(group, ((first, 0),))
-            program = train.compile_fit(group.agents[first].algorithm, *inputs, per_run=True)
-            self.compile_seconds += program.trace_seconds + program.compile_seconds
+            compiled = train.trace_fit(group.agents[first].algorithm, *inputs, per_run=True)
+
+            @lru_cache(maxsize=1)
+            def program() -> train.Program:
+                program = compiled()
+                self.compile_seconds += program.trace_seconds + program.compile_seconds
+                return program
+
             self.current = group.number, program
         return self.current[1]
 
+    def program(self, group: Group) -> train.Program:
+        """Trace and compile, unless it is the program of the portion before."""
+        return self.traced(group)()
+
+    @switches.standard()
+    @switches.unchecked()
     def inputs(self, group: Group, runs: tuple[tuple[str, int], ...]) -> tuple[Any, Any, Any]:
         """(env, config, keys) with a leading axis of runs, filled up to the layout's number."""
         runs = (*runs, *[runs[-1]] * (self.laid.runs - len(runs)))
         arguments = [group.agents[cell].arguments()[1:] for cell, _ in runs]
         env, config = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
-        return env, config, jax.vmap(jax.random.key)(jnp.array([seed for _, seed in runs], jnp.uint32))
+        return env, config, train.run_keys([seed for _, seed in runs])
 
-    def evaluations(self, portion: Portion) -> Iterator[Evaluation]:
+    def prepared(self, portion: Portion) -> Callable[[], list[dict[str, Any]]]:
+        """Trace the program of a portion, under this thread's contexts of JAX.
+
+        The function it returns compiles and trains, in any thread: a row for each run and each evaluation.
+        """
+        group = self.groups[portion.group]
+        compiled, inputs = self.traced(group), self.inputs(group, portion.runs)
+
+        def rows() -> list[dict[str, Any]]:
+            evaluations = self.evaluations(portion, compiled(), inputs)
+            return [row for i, one in enumerate(evaluations) for row in rows_of(portion, one, i == 0)]
+
+        return rows
+
+    def evaluations(
+        self, portion: Portion, program: train.Program, inputs: tuple[Any, Any, Any]
+    ) -> Iterator[Evaluation]:
         """Train the runs of a portion, from scratch or from where they were, and yield all their evaluations as they come."""
         group = self.groups[portion.group]
-        program = self.program(group)
-        env, config, keys = self.inputs(group, portion.runs)
+        env, config, keys = inputs
         kept, found = self.kept, None
         if kept is not None:
             made_by = unfinished.origin(next(iter(group.agents.values())))
@@ -206,7 +233,7 @@ class Worker:
 
     def rows(self, portion: Portion) -> list[dict[str, Any]]:
         """Train the runs of a portion: a row for each of them and each evaluation."""
-        return [row for i, one in enumerate(self.evaluations(portion)) for row in rows_of(portion, one, i == 0)]
+        return self.prepared(portion)()
 
 
 def rows_of(portion: Portion, evaluation: Evaluation, is_first: bool) -> list[dict[str, Any]]:
@@ -241,6 +268,7 @@ class Plan:
 
 def plan(study: Study, store: Store | None = None, jobs: int | None = None) -> Plan:
     """Find out what is to be done, and how it is laid out; `store` holds what a former start has finished."""
+    switches.check()
     sorted_groups, failures = groups(study)
     if not sorted_groups:
         raise ConfigError(f"{failures[0].reason}; and no other cell can be run")
@@ -249,8 +277,8 @@ def plan(study: Study, store: Store | None = None, jobs: int | None = None) -> P
     else:
         laid, finished = Layout(store.facts["jobs"], store.facts["width"]), store.finished()
     left = portions(study, sorted_groups, laid, finished)
-    there = len(jax.local_devices())
-    if store is not None and left and (laid.jobs > there or (laid.jobs < there and jax.default_backend() != "cpu")):
+    there = len(switches.devices())
+    if store is not None and left and (laid.jobs > there or (laid.jobs < there and switches.platform() != "cpu")):
         raise ConfigError(
             f"{store.path}: was begun with {laid.jobs} jobs and this process has {there} device(s), which would"
             f" change its numbers; use the machine it was begun on, or begin anew with another --out"
@@ -259,8 +287,8 @@ def plan(study: Study, store: Store | None = None, jobs: int | None = None) -> P
     return Plan(study, sorted_groups, failures, laid, left, len(asked & finished))
 
 
-Execute = Callable[[Plan, Store, StudyProgress, Callable[[Callable[[], Any]], Any]], None]
-"""(plan, store, progress, wait_for): runs the portions; `wait_for` calls a function that Python cannot interrupt."""
+Execute = Callable[[Plan, Store, StudyProgress, Stop], None]
+"""(plan, store, progress, stop): runs the portions."""
 
 
 def run(
@@ -334,7 +362,7 @@ def carry_out(
         try:
             stop.release()
             with progress:
-                execute(planned, store, progress, stop.wait_for)
+                execute(planned, store, progress, stop)
             if not store.failures():  # what a failed portion has kept is gone on with when it is tried again
                 unfinished.forget_all(store.path)
             status = "finished"
@@ -415,7 +443,7 @@ def execute(
     planned: Plan,
     store: Store,
     progress: StudyProgress,
-    wait_for: Callable[[Callable[[], Any]], Any],
+    stop: Stop,
     portions: Iterable[Portion] | None = None,
 ) -> None:
     """Run portions, else all, in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
@@ -428,7 +456,7 @@ def execute(
             continue
         try:
             progress.began(portion, len(planned.groups))
-            rows = wait_for(lambda portion=portion: worker.rows(portion))  # type: ignore[misc]
+            rows = stop.wait_for(stop.finish_first(partial(worker.prepared, portion)))
         except BROKEN as error:
             broken.add(portion.group)
             give_up(planned.groups[portion.group], reason(error), store, progress)

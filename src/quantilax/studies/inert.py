@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import pytree, train
+from quantilax import pytree, switches, train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.studies.dependence import dependence, fingerprint
@@ -263,7 +263,7 @@ class Trial:
         """Compile nothing yet; `steps` are those after the warm-up before a field is said to change nothing."""
         self.steps = steps
         self.agent = agent.replace(eval_episodes=min(TRIAL_EPISODES, agent.config.eval_episodes))
-        options = QUICKLY_COMPILED if jax.default_backend() == "cpu" else None
+        options = QUICKLY_COMPILED if switches.platform() == "cpu" else None
         self._init = jax.jit(partial(train.init, agent.algorithm), compiler_options=options)
         self._segment = jax.jit(partial(train.segment, agent.algorithm), compiler_options=options)
         self._rows: list[Row] = []

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 
-from quantilax import pytree, train
+from quantilax import pytree, switches, train
 from quantilax.agent import Agent
 from quantilax.runs import check_memory
 from quantilax.studies import inert
@@ -20,6 +20,8 @@ from quantilax.studies.ranges import ranges
 __all__ = ["Finding", "is_clean", "lint"]
 
 
+@switches.standard()
+@switches.unchecked()
 def lint(
     agent: Agent,
     *,
@@ -39,8 +41,9 @@ def lint(
         progress: called with a line on what is being done.
 
     Raises:
-        ConfigError: the state of the runs to compare is larger than the machine's memory.
+        ConfigError: the state of the runs to compare is larger than the machine's memory, or runs cannot be compiled here.
     """
+    switches.check()
     trial = None
     found = [*_advice(agent), *ranges(agent)]
     if confirm:

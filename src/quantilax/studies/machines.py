@@ -3,20 +3,20 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
+from quantilax import switches
 from quantilax.runs import limits
 from quantilax.runs.conditions import processor
 from quantilax.runs.directory import versions
 
 
 def facts() -> dict[str, Any]:
-    """Return versions, device, kind of processor and cores of this process."""
+    """Return versions, device, kind of processor, cores and deciding switches of this process."""
     return {
         **versions(),
-        "device": jax.local_devices()[0].device_kind,
+        "device": switches.devices()[0].device_kind,
         "processor": processor(),
         "cores": limits.cores(),
+        **switches.facts(),
     }
 
 

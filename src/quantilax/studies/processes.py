@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,14 +164,14 @@ def run(study: Study, out: Path, jobs: int | None, resume: bool, quiet: bool) ->
             raise ConfigError(f"process 0: {refusal}")
         return _help(peers, planned, out, progress)
 
-    def lead(planned: Plan, store: Store, progress: StudyProgress, wait_for: Callable[..., Any]) -> None:
+    def lead(planned: Plan, store: Store, progress: StudyProgress, stop: Stop) -> None:
         peers.put("go", json.dumps({"error": ""}))
-        execution.execute(planned, store, progress, wait_for, peers.taking(planned.portions))
-        living = wait_for(peers.gather)
+        execution.execute(planned, store, progress, stop, peers.taking(planned.portions))
+        living = stop.wait_for(peers.gather)
         if left := _left(planned, store):
             gone = f"{peers.number - living} process(es) ended before their time"
             progress.warn(f"{gone}: {sum(len(portion.runs) for portion in left)} run(s) begin again here")
-            execution.execute(replace(planned, failures=[]), store, progress, wait_for, left)
+            execution.execute(replace(planned, failures=[]), store, progress, stop, left)
 
     try:
         _agree(peers, planned, progress)
@@ -189,9 +189,7 @@ def _help(peers: Peers, planned: Plan, out: Path, progress: StudyProgress) -> St
         try:
             stop.release()
             with progress:
-                execution.execute(
-                    replace(planned, failures=[]), store, progress, stop.wait_for, peers.taking(planned.portions)
-                )
+                execution.execute(replace(planned, failures=[]), store, progress, stop, peers.taking(planned.portions))
             stop.wait_for(peers.gather)
         except KeyboardInterrupt as error:
             leave()
