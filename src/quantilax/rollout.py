@@ -130,9 +130,10 @@ def transition_spec(env: Environment) -> Transition:
     """Shapes and dtypes of one transition of the environment, without running it."""
 
     def one(key: Key[Array, ""]) -> Transition:
+        key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
         env_state, obs = env.reset(key)
         action = jnp.zeros((), jnp.int32)
-        _, time_step = env.step(key, env_state, action)
+        _, time_step = env.step(key_step, env_state, action)
         return Transition(obs, action, time_step.reward, time_step.next_obs, time_step.terminated, time_step.truncated)
 
     return jax.eval_shape(one, jax.random.key(0))

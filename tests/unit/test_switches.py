@@ -102,6 +102,11 @@ def test_keys_of_another_kind_are_taken_typed_and_raw(impl):
         assert_same_bits(algo.train(jax.random.key_data(typed)), (state, curve))
 
 
+def test_no_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        jax.jit(tiny("dqn", "CartPole-v1").train).trace(jax.random.key(0))  # raises where one is
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """What is compiled for runs from here on."""

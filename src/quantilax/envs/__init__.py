@@ -120,9 +120,10 @@ def _check_contract(env: Environment) -> None:
 
     def one_step(env: Environment, key: jax.Array) -> Any:
         _check_spaces(env)
+        key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
         state, obs = env.reset(key)
         action = jnp.zeros((), jnp.int32) if isinstance(actions, Discrete) else jnp.zeros(actions.shape)
-        return (state, obs), env.step(key, state, action)
+        return (state, obs), env.step(key_step, state, action)
 
     try:
         leaves = jax.tree.map(jnp.asarray, env)  # in training they are traced, whatever they are here
