@@ -275,7 +275,7 @@ def test_a_worker_gives_rows_or_says_why_a_group_cannot_be_run(planned, monkeypa
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(execution.Worker, "program", exhausted)
+    monkeypatch.setattr(execution.Worker, "traced", exhausted)
     assert hand.rows(planned.portions[0]) == ([], "RESOURCE_EXHAUSTED: Out of memory")
 
 
