@@ -21,7 +21,7 @@ import quantilax
 from quantilax import ConfigError, switches, train
 from quantilax.runs import RunDirectory, conditions, load_section
 from quantilax.runs.signals import Interrupted, Stop
-from quantilax.studies import definition, execution
+from quantilax.studies import cluster, definition, execution
 from quantilax.studies.lint import lint
 from tests.conftest import tiny
 from tests.endtoend.conftest import TINY_PQN
@@ -158,6 +158,12 @@ def test_runs_resumed_runs_and_studies_have_the_callers_precision_and_device(tmp
         assert set().union(*(sharding.device_set for sharding in shardings)) == {device}
     for program in (compiled[1], compiled[2], compiled[4]):
         assert set(re.findall(r" dot\(.*operand_precision={(\w+)", program.as_text())) == {"highest"}
+
+
+def test_workers_of_ray_get_what_a_context_sets(monkeypatch):
+    monkeypatch.setenv(cluster.PREALLOCATE, "false")
+    with jax.default_matmul_precision("highest"):
+        assert cluster.environment()["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
 
 
 def test_the_name_of_a_platform_as_default_device_means_its_first_device():
