@@ -27,13 +27,13 @@ def measure(way: str, seeds: int, steps: int) -> float:
     import jax
     import yaml
 
-    from quantilax import IQN, runs, train
-    from quantilax.train import compile_fit, fit
+    from quantilax import IQN, devices, runs
+    from quantilax.devices import compile_fit, fit
 
     if way == "cores":
         runs.use_all_cores(seeds)
     elif way == "vmap":
-        train.over_seeds = lambda function, inputs: jax.vmap(function)(inputs)
+        devices.over_seeds = lambda function, inputs: jax.vmap(function)(inputs)
     with open("configs/gymnax/cartpole.yaml") as file:
         section = yaml.safe_load(file)["iqn"] | {"total_timesteps": steps, "eval_freq": steps // 4}
     algorithm, env, config = IQN.create(**section).arguments()

@@ -15,7 +15,7 @@ import jax
 import yaml
 
 import quantilax
-from quantilax.train import compile_fit, fit
+from quantilax.devices import compile_fit, fit
 
 
 def program(section: str, signals: bool) -> Callable[[], float]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import polars as pl
 from faults import CELLS, Cell
 
-from quantilax import train
+from quantilax import devices, train
 from quantilax.runs import evaluations, loggers, use_all_cores
 
 
@@ -36,7 +36,7 @@ def program(algorithm, structure):
     if structure not in PROGRAMS:
 
         def records(env, config, keys):
-            return train.over_seeds(lambda key: train.train(algorithm, env, config, key)[1], keys)
+            return devices.over_seeds(lambda key: train.train(algorithm, env, config, key)[1], keys)
 
         PROGRAMS[structure] = jax.jit(records)
     return PROGRAMS[structure]

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from jaxtyping import Array, Key, PyTree
 
-from quantilax import averaging, rollout, train
+from quantilax import averaging, devices, rollout
 from quantilax.agent import Agent
 from quantilax.runs.configs import load_section
 from quantilax.types import Policy, State
@@ -79,7 +79,7 @@ def main() -> None:
     agent = load_section(ROOT / "configs" / "gymnax" / "cartpole.yaml", "iqn", asked).create(eval_callback=look)
     algorithm, env, config = agent.arguments()
     keys = jax.vmap(jax.random.key)(jnp.array([0], jnp.uint32))
-    program = train.compile_fit(algorithm, env, config, keys, agent.in_program_callback)
+    program = devices.compile_fit(algorithm, env, config, keys, agent.in_program_callback)
     assert program.init is not None
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         file = arguments.out / f"{seed}.npz"
@@ -88,7 +88,7 @@ def main() -> None:
         start = time.perf_counter()
         keys = jax.vmap(jax.random.key)(jnp.array([seed], jnp.uint32))
         rows = []
-        for _, record in train.fit(env, config, program, program.init(env, config, keys)):
+        for _, record in devices.fit(env, config, program, program.init(env, config, keys)):
             kept = jax.device_get({"env_step": record.env_step, "metrics": record.metrics._asdict(), **record.callback})
             rows.append({jax.tree_util.keystr(path): leaf[0] for path, leaf in jax.tree.leaves_with_path(kept)})
         np.savez_compressed(file, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})

@@ -1,26 +1,20 @@
-"""The loop that every algorithm shares: `segment`, the scan of it (`train`) and the host's loop over it (`fit`).
+"""The loop that every algorithm shares: `segment`, and the scan of it, `train`.
 
 A segment is the training between two evaluations and the one evaluation after it. `train` scans segments inside one XLA
-program; `fit` runs the same segments one by one, so that a host can draw progress, write files and stop in between. The
-length of a segment is data, not shape: segments of every length, and the evaluation before training (length 0), are one
-compiled program.
+program; `quantilax.devices.fit` runs the same segments one by one. The length of a segment is data, not shape: segments of
+every length, and the evaluation before training (length 0), are one compiled program.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import normalize, rollout, switches, threads
+from quantilax import normalize, rollout, switches
 from quantilax.networks import torsos
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
@@ -101,7 +95,8 @@ def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array,
     return _strong(algorithm.init(env, config, key))
 
 
-_init = jax.jit(init, static_argnums=0)  # one trace serves `state_bytes` and `compile_fit`
+initial = jax.jit(init, static_argnums=0)
+"""`init`; one trace of it serves `state_bytes` and the programs of `quantilax.devices`."""
 
 
 @switches.standard()
@@ -216,202 +211,6 @@ def train(
     return jax.lax.scan(body, init(algorithm, env, config, key), jnp.array(segment_iterations(config)))
 
 
-class Program(NamedTuple):
-    """The two compiled functions of a run, each over a leading axis of seeds, and the shapes of what they give."""
-
-    init: Callable[..., State] | None
-    """(env, config, keys) -> state; None where the program was compiled to go on from a state."""
-    segment: Callable[..., tuple[State, Record]]
-    """(env, config, state, iterations) -> (state, record); the given state is donated."""
-    specs: tuple[State, Record]
-    """`jax.ShapeDtypeStruct` in the place of every array."""
-    trace_seconds: float
-    compile_seconds: float
-
-
-class Layout(NamedTuple):
-    """How S runs are laid over devices: `rounds` runs on each, and on the last ones copies of the last run."""
-
-    runs: int
-    rounds: int
-    mesh: Mesh
-    """Its only axis is `runs`."""
-
-    @property
-    def padded(self) -> int:
-        """Number of runs with the copies."""
-        return self.rounds * self.mesh.size
-
-    @property
-    def is_even(self) -> bool:
-        """Whether the runs fill the devices, so that states can stay where they are."""
-        return self.padded == self.runs
-
-    @property
-    def sharding(self) -> NamedSharding:
-        """Of states and records between two segments."""
-        return NamedSharding(self.mesh, P("runs") if self.is_even else P())
-
-
-def layout(runs: int) -> Layout:
-    """Lay runs over `switches.devices()`, on as few as give the least number of rounds."""
-    devices = switches.devices()
-    rounds = -(-runs // min(len(devices), runs))
-    return Layout(runs, rounds, Mesh(np.array(devices[: -(-runs // rounds)]), ("runs",)))
-
-
-def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
-    """Apply a function along the leading axis, on all devices; on each one after another if it is a CPU, else all at once.
-
-    See docs/decisions/0007-seeds-one-after-another-on-a-cpu.md and 0010-a-device-per-core.md.
-    """
-
-    def on_one_device(inputs: PyTree) -> Any:
-        return jax.lax.map(function, inputs) if switches.platform() == "cpu" else jax.vmap(function)(inputs)
-
-    laid = layout(jax.tree.leaves(inputs)[0].shape[0])
-    if laid.mesh.size == 1:
-        return on_one_device(inputs)
-    if not laid.is_even:
-        index = np.minimum(np.arange(laid.padded), laid.runs - 1)
-        inputs = jax.tree.map(lambda x: x[index], inputs)
-    sharded = jax.shard_map(on_one_device, mesh=laid.mesh, in_specs=P("runs"), out_specs=P("runs"), check_vma=False)
-    return jax.tree.map(lambda x: x[: laid.runs], sharded(inputs)) if not laid.is_even else sharded(inputs)
-
-
-@lru_cache(maxsize=8)
-def _jitted(
-    treedef: Any, algorithm: Algorithm, per_run: bool, laid: Layout, eval_callback: EvalCallback | None = None
-) -> tuple[Any, Any, Sharding]:
-    """Return `init` and `segment` of several runs as jitted functions, and where states lie.
-
-    The last few are kept, one for each `treedef` of environment and config: JAX finds what it has traced and compiled by the
-    function, so a second run of the same in a process, a resumed one say, is compiled once, and no more stay in memory.
-    """
-
-    def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
-        if per_run:
-            return over_seeds(lambda run: _init(algorithm, *run), (env, config, keys))
-        return over_seeds(partial(_init, algorithm, env, config), keys)
-
-    def segment_seeds(
-        env: Environment, config: Config, state: State, iterations: Int[Array, ""]
-    ) -> tuple[State, Record]:
-        if per_run:
-            return over_seeds(
-                lambda run: segment(algorithm, run[0], run[1], run[2], iterations, eval_callback), (env, config, state)
-            )
-        return over_seeds(lambda s: segment(algorithm, env, config, s, iterations, eval_callback), state)
-
-    placed_init: dict[str, Any] = {}
-    placed_segment: dict[str, Any] = {}
-    if laid.mesh.size > 1:
-        everywhere = NamedSharding(laid.mesh, P())
-        settings = laid.sharding if per_run else everywhere
-        placed_init = {"in_shardings": (settings, settings, everywhere), "out_shardings": laid.sharding}
-        placed_segment = {
-            "in_shardings": (settings, settings, laid.sharding, everywhere),
-            "out_shardings": laid.sharding,
-        }
-    return (
-        jax.jit(init_seeds, **placed_init),
-        jax.jit(segment_seeds, donate_argnums=2, **placed_segment),
-        placed_segment.get("out_shardings", SingleDeviceSharding(laid.mesh.devices.item(0))),
-    )
-
-
-@switches.standard()
-def run_keys(seeds: Sequence[int]) -> Key[Array, "S"]:
-    """Return the key of each seed's run."""
-    return jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-
-
-def compile_fit(*arguments: Any, **options: Any) -> Program:
-    """Trace and compile: `trace_fit` and what it returns."""
-    return trace_fit(*arguments, **options)()
-
-
-@switches.standard()
-@switches.unchecked()
-def trace_fit(
-    algorithm: Algorithm,
-    env: Environment,
-    config: Config,
-    keys: Key[Array, "S"],
-    eval_callback: EvalCallback | None = None,
-    with_init: bool = True,
-    per_run: bool = False,
-    while_compiling: Callable[[], Any] | None = None,
-) -> Callable[[], Program]:
-    """Trace `init` and `segment` for S runs, ahead of time; the function it returns compiles them, once.
-
-    The contexts of JAX (precision of products, default device) belong to a thread and count while tracing. So call this in
-    the caller's thread; compile, and call the program, in any.
-
-    Args:
-        algorithm, env, config, eval_callback: of the runs.
-        keys: one for each.
-        with_init: without it only the program that goes on from a state is compiled.
-        per_run: the leaves of `env` and `config` have a leading axis S too; else all runs share them.
-        while_compiling: called in another thread once all is traced, while Python has nothing to do.
-
-    Raises:
-        ConfigError: `jax_disable_jit` is set, or there is no device.
-    """
-    switches.check()
-    start = time.perf_counter()
-    jitted = _jitted if eval_callback is None else _jitted.__wrapped__  # what a function reads may be another by now
-    structure, laid = jax.tree.structure((env, config)), layout(len(keys))
-    jitted_init, jitted_segment, sharding = jitted(structure, algorithm, per_run, laid, eval_callback)
-    lowered_init = jitted_init.lower(env, config, keys)
-    compiled_init = threads.begin(lowered_init.compile) if with_init else None  # while Python traces the other
-    iterations = jax.ShapeDtypeStruct((), jnp.int32)
-    try:
-        lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
-    except BaseException:
-        if compiled_init is not None:
-            compiled_init()  # a process that ends while XLA compiles is aborted, and tells nothing
-        raise
-    trace_seconds = time.perf_counter() - start
-
-    def compiled() -> Program:
-        start = time.perf_counter()
-        if while_compiling is not None:
-            threads.begin(while_compiling)
-        segment_program = lowered_segment.compile()
-        return Program(
-            init=None if compiled_init is None else switches.computing(compiled_init()),
-            segment=switches.computing(segment_program),
-            specs=jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                lowered_segment.out_info,
-            ),
-            trace_seconds=trace_seconds,
-            compile_seconds=time.perf_counter() - start,
-        )
-
-    return compiled
-
-
-def fit(
-    env: Environment, config: Config, program: Program, state: State, since: int | None = None
-) -> Iterator[tuple[State, Record]]:
-    """Yield (state, record) after each segment of S seeds that is still to come.
-
-    Each seed's curve is that of `train` with its key alone: bit for bit on a CPU (`over_seeds`). The given state and each
-    yielded one are donated to the next segment: copy what must outlive the turn of the loop.
-
-    Args:
-        env, config: leaves as `leaves_as_arrays` gives them.
-        program: made by `compile_fit` for the same.
-        state: leading axis S, from `program.init` or from a checkpoint.
-        since: the environment step at which the state stands, its evaluation done; None: evaluate before training.
-    """
-    for iterations in segment_iterations(config, since):
-        state, record = program.segment(env, config, state, np.int32(iterations))
-        yield state, record
-
-
 @switches.standard()
 @switches.unchecked()
 def leaves_as_arrays(tree: PyTree) -> PyTree:
@@ -427,7 +226,7 @@ def leaves_as_arrays(tree: PyTree) -> PyTree:
 @switches.standard()
 def state_spec(algorithm: Algorithm, env: Environment, config: Config) -> State:
     """Return `jax.ShapeDtypeStruct` in the place of every array of one run's state, without running anything."""
-    spec: State = _init.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
+    spec: State = initial.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
     return spec
 
 

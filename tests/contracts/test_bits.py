@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigWarning, train
+from quantilax import ALGORITHMS, ConfigWarning, devices, train
 from quantilax.envs.probes import TimeLimit
 from quantilax.studies import inert
 from tests.conftest import TINY, tiny
@@ -43,9 +43,9 @@ def test_a_run_repeats_bit_for_bit(algo):
 def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_seed_alone(algo, one_device):
     algorithm, env, config = algo.arguments()
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    program = train.compile_fit(algorithm, env, config, keys)
+    program = devices.compile_fit(algorithm, env, config, keys)
     records = []
-    for state, record in train.fit(env, config, program, program.init(env, config, keys)):  # noqa: B007 the last one counts
+    for state, record in devices.fit(env, config, program, program.init(env, config, keys)):  # noqa: B007 the last one counts
         records.append(jax.device_get(record))
     curves = jax.tree.map(lambda *rows: np.stack(rows, axis=1), *records)
     for seed in range(2):
@@ -61,7 +61,7 @@ def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
 def test_a_segment_is_its_parts_bit_for_bit(algo, one_device):
     algorithm, env, config = algo.arguments()
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    program = train.compile_fit(algorithm, env, config, keys)  # that of the whole and its segments
+    program = devices.compile_fit(algorithm, env, config, keys)  # that of the whole and its segments
 
     def after(*parts):
         state = program.init(env, config, keys)

@@ -24,10 +24,10 @@ def trained(algo, runs, count):
     jax.local_devices = lambda: devices[:count]
     keys = jax.vmap(jax.random.key)(jnp.arange(runs, dtype=jnp.uint32))
     algorithm, env, config = algo.arguments()
-    program = train.compile_fit(algorithm, env, config, keys)
+    program = devices.compile_fit(algorithm, env, config, keys)
     state = program.init(env, config, keys)
     records = []
-    for state, record in train.fit(env, config, program, state):
+    for state, record in devices.fit(env, config, program, state):
         records.append(jax.device_get(record))
     used = max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state.params))
     leaves = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)]
@@ -80,5 +80,5 @@ def test_runs_are_laid_on_as_few_devices_as_give_the_least_number_of_rounds(
 ):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
     monkeypatch.setattr(train, "Mesh", lambda laid, axes: type("Mesh", (), {"size": len(laid)})())
-    laid = train.layout(runs)
+    laid = devices.layout(runs)
     assert (laid.rounds, laid.mesh.size, laid.padded, laid.is_even) == (rounds, used, padded, padded == runs)

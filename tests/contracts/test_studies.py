@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from quantilax import runs, threads, train
+from quantilax import devices, runs, threads, train
 from quantilax.pytree import ConfigError
 from quantilax.runs import Interrupted, RunError
 from quantilax.runs.signals import Stop
@@ -131,7 +131,7 @@ def trained(monkeypatch) -> list[int]:
     """Iterations of every segment that is trained, in order; portions are kept after each."""
     monkeypatch.setattr(unfinished, "EVERY", 0.0)
     monkeypatch.setattr(unfinished, "SHARE", 0.0)
-    segments, fit = [], train.fit
+    segments, fit = [], devices.fit
 
     def noting(env, config, program, state, since=None):
         todo = train.segment_iterations(jax.tree.map(lambda x: x[0], config), since)
@@ -139,13 +139,13 @@ def trained(monkeypatch) -> list[int]:
             segments.append(iterations)
             yield row
 
-    monkeypatch.setattr(train, "fit", noting)
+    monkeypatch.setattr(devices, "fit", noting)
     return segments
 
 
 def _stop_after(monkeypatch, number):
     """Let the training of a study end, as a signal would, after so many segments."""
-    fit, left = train.fit, iter(range(number - 1))
+    fit, left = devices.fit, iter(range(number - 1))
 
     def stopping(*arguments):
         for row in fit(*arguments):
@@ -153,7 +153,7 @@ def _stop_after(monkeypatch, number):
             if next(left, None) is None:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", stopping)
+    monkeypatch.setattr(devices, "fit", stopping)
 
 
 ONE = {"named": {"fast": {"learning_rate": 0.01}}}
@@ -244,7 +244,7 @@ def test_a_state_that_does_not_fit_into_the_memory_is_told_and_its_runs_begin_an
 
 
 def test_a_group_that_fails_on_the_way_is_tried_again_from_where_it_was_kept(config, tmp_path, trained, monkeypatch):
-    fit = train.fit
+    fit = devices.fit
 
     def failing(*arguments):
         for i, row in enumerate(fit(*arguments)):
@@ -253,7 +253,7 @@ def test_a_group_that_fails_on_the_way_is_tried_again_from_where_it_was_kept(con
             yield row
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "fit", failing)
+        patched.setattr(devices, "fit", failing)
         store = execution.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
     assert [failure.reason for failure in store.failures()] == ["INTERNAL: the driver is gone"]
     assert store.status == "finished"
@@ -267,7 +267,7 @@ def test_after_an_interruption_in_a_living_process_nothing_more_is_written_and_t
     config, tmp_path, trained, monkeypatch
 ):
     held, go_on, ended = threading.Event(), threading.Event(), threading.Event()
-    fit = train.fit
+    fit = devices.fit
 
     def slow(*arguments):
         rows = fit(*arguments)
@@ -286,7 +286,7 @@ def test_after_an_interruption_in_a_living_process_nothing_more_is_written_and_t
             assert held.wait(60)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", slow)
+    monkeypatch.setattr(devices, "fit", slow)
     asked = study(config, {}, seeds=1)
     planned = execution.plan(asked)
     store = Store.create(tmp_path / "out", asked, jobs=1, width=1, starts=[], status="running")
@@ -652,14 +652,14 @@ def without_default(name, fields):
 
 
 def test_what_a_cell_that_cannot_be_compiled_costs_is_not_foretold(config, monkeypatch):
-    traced = train.trace_fit
+    traced = devices.trace_fit
 
     def fail(algorithm, env, agent, *arguments, **options):
         if agent.batch_size == 24:
             raise TypeError("add got incompatible shapes")
         return traced(algorithm, env, agent, *arguments, **options)
 
-    monkeypatch.setattr("quantilax.studies.execution.train.trace_fit", fail)
+    monkeypatch.setattr("quantilax.studies.execution.devices.trace_fit", fail)
     told = forecast.forecast(execution.plan(study(config, seeds=1)))
     assert [(list(group.agents), why) for group, why in told.broken] == [(["big"], "add got incompatible shapes")]
     assert (len(told.costs), told.groups) == (1, 1)

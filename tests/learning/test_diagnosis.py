@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from quantilax import Agent, pytree, train
+from quantilax import Agent, devices, pytree, train
 from quantilax.runs import evaluations, loggers
 from quantilax.studies.diagnosis import diagnose
 
@@ -57,7 +57,7 @@ def curves(agents: list[Agent]) -> pl.DataFrame:
     inputs = [(*agent.arguments()[1:], jax.random.key(seed)) for agent in agents for seed in SEEDS]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *inputs)
     algorithm = agents[0].algorithm
-    program = jax.jit(lambda inputs: train.over_seeds(lambda x: train.train(algorithm, *x)[1], inputs))
+    program = jax.jit(lambda inputs: devices.over_seeds(lambda x: train.train(algorithm, *x)[1], inputs))
     records = jax.device_get(program(stacked))
     rows = []
     for i in range(records.env_step.shape[1]):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save, save_file
 
-from quantilax import Transition, replay, train
+from quantilax import Transition, devices, replay
 from quantilax.runs import checkpoints
 from quantilax.runs.checkpoints import Packed, path_of
 from quantilax.runs.errors import CheckpointError
@@ -157,7 +157,7 @@ def test_typed_keys_come_back_and_draw_the_same(tmp_path, impl):
 def test_a_state_comes_back_to_the_devices_of_its_program():
     algorithm, env, config = tiny("iqn").arguments()
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
-    program = train.compile_fit(algorithm, env, config, keys)
+    program = devices.compile_fit(algorithm, env, config, keys)
     state = program.init(env, config, keys)
     back = checkpoints.unpack(as_read(checkpoints.pack(state)), program.specs[0])
     for here, there in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):

@@ -18,7 +18,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import quantilax
-from quantilax import ConfigError, switches, train
+from quantilax import ConfigError, devices, switches, train
 from quantilax.runs import RunDirectory, conditions, load_section
 from quantilax.runs.signals import Interrupted, Stop
 from quantilax.studies import cluster, definition, execution
@@ -142,7 +142,7 @@ def test_runs_resumed_runs_and_studies_have_the_callers_precision_and_device(tmp
         seen.update(device for leaf in jax.tree.leaves(state) for device in leaf.devices())
         return True
 
-    train._jitted.cache_clear()  # what was traced before is not traced again
+    devices._jitted.cache_clear()  # what was traced before is not traced again
     (tmp_path / "tiny.yaml").write_text(TINY_PQN)
     asked = {"base": {"config": str(tmp_path / "tiny.yaml"), "section": "pqn"}, "seeds": 2}
     with jax.default_matmul_precision("highest"), jax.default_device(device):
@@ -252,5 +252,5 @@ def test_where_a_trace_fails_no_thread_still_compiles():
 
     before = threading.active_count()
     with pytest.raises(TypeError, match="shapes"):
-        train.trace_fit(algorithm._replace(step=step), env, config, train.run_keys([0]))
+        devices.trace_fit(algorithm._replace(step=step), env, config, devices.run_keys([0]))
     assert threading.active_count() == before

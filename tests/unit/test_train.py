@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, envs, rollout, train
+from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, devices, envs, rollout, train
 from tests.conftest import tiny
 
 
@@ -107,7 +107,7 @@ def test_the_check_of_the_memory_and_the_program_share_a_trace_of_init(one_devic
     algorithm, (_, env, config) = algo.algorithm._replace(init=init, step=step), algo.arguments()
     train.state_bytes(algorithm, env, config)
     with pytest.raises(KeyboardInterrupt):
-        train.compile_fit(algorithm, env, config, jax.random.split(jax.random.key(0), 1))
+        devices.compile_fit(algorithm, env, config, jax.random.split(jax.random.key(0), 1))
     assert len(traced) == 1
 
 
@@ -124,7 +124,7 @@ def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device
         done.set()
 
     keys = jax.random.split(jax.random.key(0), 1)
-    train.compile_fit(algorithm._replace(step=step), env, config, keys, while_compiling=beside)
+    devices.compile_fit(algorithm._replace(step=step), env, config, keys, while_compiling=beside)
     assert done.wait(10)
     assert events[-1] == "beside"
     assert set(events[:-1]) == {"traced"}
@@ -133,18 +133,18 @@ def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device
 def test_programs_of_a_few_configs_are_kept_and_none_that_reads_a_callback():
     def compiled(callback=None, **changes):
         keys, arguments = jax.vmap(jax.random.key)(jnp.arange(1)), tiny("pqn", **changes).arguments()
-        return train.compile_fit(*arguments, keys, callback, with_init=False).segment.__wrapped__.runtime_executable()
+        return devices.compile_fit(*arguments, keys, callback, with_init=False).segment.__wrapped__.runtime_executable()
 
-    train._jitted.cache_clear()
+    devices._jitted.cache_clear()
     first = compiled()
     assert compiled() is first
     assert compiled(gamma=0.5) is first
     assert compiled(num_epochs=3) is not first
-    info = train._jitted.cache_info()
+    info = devices._jitted.cache_info()
     assert (info.hits, info.currsize, info.maxsize) == (2, 2, 8)
     watched = [compiled(lambda *_: jnp.zeros(())) for _ in range(2)]
     assert watched[0] is not watched[1]
-    assert train._jitted.cache_info().currsize == 2
+    assert devices._jitted.cache_info().currsize == 2
 
 
 def test_episodes_are_drawn_from_no_key_of_a_training_with_the_same_key():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import pytree, switches, train
+from quantilax import devices, pytree, switches, train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, configs, limits
@@ -158,7 +158,7 @@ def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
     return {
         "versions": versions(),
         "device": switches.devices()[0].device_kind,
-        "devices": train.layout(num_seeds).mesh.size,
+        "devices": devices.layout(num_seeds).mesh.size,
         "cores": limits.cores(),
         "processor": processor(),
         "code": code(agent),

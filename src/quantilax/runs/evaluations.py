@@ -115,7 +115,7 @@ def unpack(checkpoint: Checkpoint, specs: tuple[State, Record]) -> tuple[State, 
 
     Args:
         checkpoint: of that content.
-        specs: shapes of a state and of a record (`train.Program.specs`).
+        specs: shapes of a state and of a record (`devices.Program.specs`).
 
     Raises:
         CheckpointError: it is of another config, environment or version.

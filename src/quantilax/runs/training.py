@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import switches, train
+from quantilax import devices, switches, train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, evaluations, finite, loggers, paths, plots
@@ -112,7 +112,7 @@ def run(
                 status="running",
                 checkpoint_every=checkpoint_every,
                 log=list(log),
-                devices=train.layout(len(seeds)).mesh.size,
+                devices=devices.layout(len(seeds)).mesh.size,
                 starts=[start],
             )
         except OSError as error:
@@ -282,9 +282,9 @@ def _loop(
     """Compile, restore, and run segments; fills `timing` as it goes."""
     seeds: list[int] = directory.facts["seeds"]
     algorithm, env, config = agent.arguments()
-    keys = train.run_keys(seeds)
+    keys = devices.run_keys(seeds)
     trace_fit = partial(
-        train.trace_fit,
+        devices.trace_fit,
         algorithm,
         env,
         config,
@@ -312,7 +312,7 @@ def _loop(
     saver = _Saver(agent, directory, progress.warn, since)
 
     start = time.perf_counter() - timing.get("seconds", 0.0)
-    segments = train.fit(env, config, program, state, since)
+    segments = devices.fit(env, config, program, state, since)
     last, every = agent.evaluation_steps[-1], directory.facts["checkpoint_every"]
     unsaved, is_stopped, is_covered = 0, False, True
 

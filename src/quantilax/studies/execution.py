@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantilax import switches, train
+from quantilax import devices, switches, train
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.runs import Interrupted, evaluations, limits
@@ -157,19 +157,19 @@ class Worker:
         self.groups = sorted_groups
         self.laid = laid
         self.kept = kept
-        self.current: tuple[int, Callable[[], train.Program]] | None = None
+        self.current: tuple[int, Callable[[], devices.Program]] | None = None
         self.compile_seconds = 0.0
 
-    def traced(self, group: Group) -> Callable[[], train.Program]:
+    def traced(self, group: Group) -> Callable[[], devices.Program]:
         """Trace, unless it is the program of the portion before; the function it returns compiles, when first called."""
         if self.current is None or self.current[0] != group.number:
             self.current = None
             first = next(iter(group.agents.items()))[0]
             inputs = self.inputs(group, ((first, 0),))
-            compiled = train.trace_fit(group.agents[first].algorithm, *inputs, per_run=True)
+            compiled = devices.trace_fit(group.agents[first].algorithm, *inputs, per_run=True)
 
             @lru_cache(maxsize=1)
-            def program() -> train.Program:
+            def program() -> devices.Program:
                 program = compiled()
                 self.compile_seconds += program.trace_seconds + program.compile_seconds
                 return program
@@ -177,7 +177,7 @@ class Worker:
             self.current = group.number, program
         return self.current[1]
 
-    def program(self, group: Group) -> train.Program:
+    def program(self, group: Group) -> devices.Program:
         """Trace and compile, unless it is the program of the portion before."""
         return self.traced(group)()
 
@@ -188,7 +188,7 @@ class Worker:
         runs = (*runs, *[runs[-1]] * (self.laid.runs - len(runs)))
         arguments = [group.agents[cell].arguments()[1:] for cell, _ in runs]
         env, config = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
-        return env, config, train.run_keys([seed for _, seed in runs])
+        return env, config, devices.run_keys([seed for _, seed in runs])
 
     def prepared(self, portion: Portion) -> Callable[[], list[dict[str, Any]]]:
         """Trace the program of a portion, under this thread's contexts of JAX.
@@ -205,7 +205,7 @@ class Worker:
         return rows
 
     def evaluations(
-        self, portion: Portion, program: train.Program, inputs: tuple[Any, Any, Any]
+        self, portion: Portion, program: devices.Program, inputs: tuple[Any, Any, Any]
     ) -> Iterator[Evaluation]:
         """Train the runs of a portion, from scratch or from where they were, and yield all their evaluations as they come."""
         group = self.groups[portion.group]
@@ -221,7 +221,7 @@ class Worker:
         yield from history
         since = int(history[-1].record.env_step[0]) if history else None
         start = time.perf_counter() - (history[-1].seconds if history else 0.0)
-        for state, record in train.fit(env, config, program, begun, since):
+        for state, record in devices.fit(env, config, program, begun, since):
             history.append(Evaluation(jax.device_get(record), time.perf_counter() - start))
             yield history[-1]
             if kept is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from quantilax import train
+from quantilax import devices
 from quantilax.agent import Agent
 from quantilax.runs import checkpoints, evaluations
 from quantilax.runs.conditions import code
@@ -63,7 +63,7 @@ class Unfinished:
         self.begun = self.since = time.monotonic()
 
     def find(
-        self, runs: Runs, made_by: dict[str, Any], program: train.Program
+        self, runs: Runs, made_by: dict[str, Any], program: devices.Program
     ) -> tuple[State, list[Evaluation]] | None:
         """Return the last state kept of a portion, and the evaluations up to it; None where there is none that can be used.
 
