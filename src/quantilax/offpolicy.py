@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import averaging, exploration, normalize, packing, replay, rollout, signals
+from quantilax.envs.vector import Mapped
 from quantilax.networks import computing_in, with_noise
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
@@ -184,7 +185,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     made = network(env, config, rngs=nnx.Rngs(key_params))
     graphdef, params = nnx.split(computing_in(made, getattr(config, "compute_dtype", "float32")))
-    env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
+    env_state, obs = Mapped(env=env).reset(jax.random.split(key_reset, config.num_envs))
     ring = replay.init(rollout.transition_spec(env), obs, config.buffer_size, config.n_step)
     state = State(
         network=graphdef,
@@ -210,11 +211,10 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
         gradient_steps=jnp.zeros((), jnp.int32),
     )
 
-    def random_action(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
-        return jax.random.randint(key, (), 0, num_actions(env))
+    act = rollout.random_action(env)
 
     def warm_up(state: State, key: Key[Array, ""]) -> tuple[State, None]:
-        return collect(env, config, state, random_action, 1.0, key), None
+        return collect(env, config, state, act, 1.0, key), None
 
     iterations = warmup_steps(config) // config.num_envs
     return jax.lax.scan(warm_up, state, jax.random.split(key_warmup, iterations))[0]

@@ -5,9 +5,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax.types import Environment, Observation, Policy, Transition
+from quantilax.envs.vector import Mapped
+from quantilax.pytree import ConfigError
+from quantilax.types import Discrete, Environment, Observation, Policy, Transition, no_action
 
 ADVICE_ON_TRUNCATION = (
     "bootstrap_truncated=false teaches that the return ends at the time limit, which the observation does not show: values"
@@ -42,11 +45,29 @@ def collect(
     action = jax.vmap(act)(obs, keys_act)
     if instead is not None:
         action = jnp.where(*instead, action)
-    env_state, time_step = jax.vmap(env.step)(keys_step, env_state, action)
+    env_state, time_step = Mapped(env=env).step(keys_step, env_state, action)
     transition = Transition(
         obs, action, time_step.reward, time_step.next_obs, time_step.terminated, time_step.truncated
     )
     return env_state, time_step.obs, transition
+
+
+def random_action(env: Environment) -> Policy:
+    """Return the policy that takes any action with equal chances.
+
+    Raises:
+        ConfigError: real-valued actions without bounds.
+    """
+    space = env.action_space
+    if not isinstance(space, Discrete) and not np.isfinite([np.min(space.low), np.max(space.high)]).all():
+        raise ConfigError(f"env: {env.name}'s actions have no bounds; give its action_space a low and a high")
+
+    def act(obs: Observation, key: Key[Array, ""]) -> Array:
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, (), 0, space.n)
+        return jax.random.uniform(key, space.shape, space.number, space.low, space.high)
+
+    return act
 
 
 class Episodes(NamedTuple):
@@ -106,7 +127,7 @@ def _play(
         return env_state, obs, key, t + 1, active, lengths, returns, seen
 
     key_reset, key = jax.random.split(key)
-    env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, episodes))
+    env_state, obs = Mapped(env=env).reset(jax.random.split(key_reset, episodes))
     carry = (
         env_state,
         obs,
@@ -132,7 +153,7 @@ def transition_spec(env: Environment) -> Transition:
     def one(key: Key[Array, ""]) -> Transition:
         key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
         env_state, obs = env.reset(key)
-        action = jnp.zeros((), jnp.int32)
+        action = no_action(env.action_space)
         _, time_step = env.step(key_step, env_state, action)
         return Transition(obs, action, time_step.reward, time_step.next_obs, time_step.terminated, time_step.truncated)
 

@@ -22,6 +22,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax import normalize, rollout, switches
+from quantilax.envs.vector import Mapped
 from quantilax.types import Environment, Observation, Policy, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
@@ -225,15 +226,14 @@ def measure(
 def reference(env: Environment, key: Key[Array, ""]) -> Transition:
     """R: `REFERENCE_ENVS` x `REFERENCE_STEPS` transitions of random actions, on one axis, as the environment gives them."""
 
-    def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
-        return jax.random.randint(key, (), 0, num_actions(env))
+    act = rollout.random_action(env)
 
     def one(carry: tuple[PyTree, Observation], key: Key[Array, ""]) -> tuple[tuple[PyTree, Observation], Transition]:
         env_state, obs, transition = rollout.collect(env, act, *carry, key)
         return (env_state, obs), transition
 
     key_reset, key_steps = jax.random.split(key)
-    start = jax.vmap(env.reset)(jax.random.split(key_reset, REFERENCE_ENVS))
+    start = Mapped(env=env).reset(jax.random.split(key_reset, REFERENCE_ENVS))
     _, transitions = jax.lax.scan(one, start, jax.random.split(key_steps, REFERENCE_STEPS))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
 

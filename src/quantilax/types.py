@@ -3,6 +3,7 @@
 Symbols in shapes: `E` environments (or episodes), `B` batch, `N` and `N'` fractions, `A` actions.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -15,7 +16,7 @@ EnvState: TypeAlias = PyTree
 State: TypeAlias = Any
 Config: TypeAlias = Any
 
-Policy: TypeAlias = Callable[[Observation, Key[Array, ""]], Int[Array, ""]]
+Policy: TypeAlias = Callable[[Observation, Key[Array, ""]], Shaped[Array, "*action"]]
 """(observation, key) -> action, for one observation."""
 
 
@@ -26,10 +27,14 @@ class Discrete(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Arrays of real numbers (or of pixels) of one shape."""
+    """Arrays of real numbers (or of pixels) of one shape, between bounds."""
 
     shape: tuple[int, ...]
     dtype: Any = jnp.float32
+    low: Any = -math.inf
+    """Smallest numbers: one for all, or an array of `shape`."""
+    high: Any = math.inf
+    """Largest numbers, likewise."""
 
     @property
     def number(self) -> Any:
@@ -55,7 +60,8 @@ class Transition(NamedTuple):
     """One step of experience (x, a, r, x'); batched with leading axes."""
 
     obs: Observation
-    action: Int[Array, "*batch"]
+    action: Shaped[Array, "..."]
+    """Its own axes, where it has some, come after those of the batch."""
     reward: Float[Array, "*batch"]
     next_obs: Observation
     terminated: Bool[Array, "*batch"]
@@ -77,8 +83,8 @@ class NStep(NamedTuple):
     """Experience (x, a, R, x') over `steps` = m steps: n, or fewer where the episode ended; batched with leading axes."""
 
     obs: Observation
-    action: Int[Array, "*batch"]
-    """That of the first step."""
+    action: Shaped[Array, "..."]
+    """That of the first step; its own axes come after those of the batch."""
     reward: Float[Array, "*batch"]
     """R = r_0 + gamma r_1 + ... + gamma^(m-1) r_{m-1}."""
     next_obs: Observation
@@ -124,7 +130,7 @@ class Environment(Protocol):
     def reset(self, key: Key[Array, ""]) -> tuple[EnvState, Observation]:
         """Begin an episode."""
 
-    def step(self, key: Key[Array, ""], state: EnvState, action: Int[Array, ""]) -> tuple[EnvState, TimeStep]:
+    def step(self, key: Key[Array, ""], state: EnvState, action: Array) -> tuple[EnvState, TimeStep]:
         """Take one step, and reset after a last one."""
 
 
@@ -196,6 +202,11 @@ class Algorithm(NamedTuple):
     Episodes are a `quantilax.rollout.Episodes`; the first key is the same at each evaluation of a run. It is called where the
     config has a field `signals` that is true.
     """
+
+
+def no_action(space: Discrete | Box) -> Array:
+    """Return an action of zeros: its shape and dtype are those of every action of the space."""
+    return jnp.zeros((), jnp.int32) if isinstance(space, Discrete) else jnp.zeros(space.shape, space.number)
 
 
 def num_actions(env: Environment) -> int:

@@ -368,6 +368,20 @@ def test_a_state_of_classes_that_are_printed_as_addresses_is_accepted():
             )
             for dtype in ("U5", object, complex, "nope", None, 3, jax.random.key(0).dtype)
         ),
+        *(
+            (
+                with_members(observation_space=Box((2,), low=low, high=high)),
+                "the bounds of a Box must be numbers, or arrays of its shape, with low <= high",
+            )
+            for low, high in (
+                (1.0, 0.0),
+                (np.array([0.0, 2.0]), 1.0),
+                (float("nan"), 1.0),
+                (None, 1.0),
+                ("0", 1.0),
+                (np.zeros(3), 1.0),
+            )
+        ),
         (with_members(name=None), "an environment's name must be text, got None"),
         (LeafOfActions(), "the n of a Discrete must be an int from 1 to 16777216, got a tracer"),
         (envs.probes.TimeLimit(limit=10**12), "probe/time_limit's max_episode_steps must be a whole number"),

@@ -31,10 +31,11 @@ BELOW = {
     "switches": {"pytree"},
     "networks": {"types", "pytree"},
     "replay": {"types", "pytree"},
-    "rollout": {"types", "pytree"},
-    "signals": {"rollout", "normalize", "switches", "types", "pytree"},
+    "rollout": {"envs", "types", "pytree"},
+    "signals": {"envs", "rollout", "normalize", "switches", "types", "pytree"},
     "hyperparameters": {"networks", "pytree"},
     "offpolicy": {
+        "envs",
         "signals",
         "networks",
         "replay",
@@ -48,6 +49,7 @@ BELOW = {
     },
     "envs": {"switches", "types", "pytree"},
     "algorithms": {
+        "envs",
         "hyperparameters",
         "offpolicy",
         "signals",
@@ -120,6 +122,12 @@ def test_data_flows_one_way():
         if room == "__init__":
             continue
         assert imports(file) <= BELOW[room] | {room}, f"{room} looks into a room that is not below it"
+
+
+def test_environments_are_mapped_over_in_one_place():
+    pattern = re.compile(r"vmap\(\s*[\w.]*env\.(reset|step)\b")
+    found = [file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py") if pattern.search(file.read_text())]
+    assert found == ["envs/vector.py"]
 
 
 def test_every_room_is_in_the_plan():

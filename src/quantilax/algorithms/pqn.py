@@ -28,6 +28,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, packing, rollout, signals
+from quantilax.envs.vector import Mapped
 from quantilax.networks import ActionHead, ImplicitQuantileHead, computing_in, in_one_pass, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -213,7 +214,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     key_params, key_reset, key_evaluation, key = jax.random.split(key, 4)
     made = Network(env, config, rngs=nnx.Rngs(key_params))
     network, params = nnx.split(computing_in(made, config.compute_dtype))
-    env_state, obs = jax.vmap(env.reset)(jax.random.split(key_reset, config.num_envs))
+    env_state, obs = Mapped(env=env).reset(jax.random.split(key_reset, config.num_envs))
     return State(
         network=network,
         params=params,

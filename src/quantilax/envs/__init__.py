@@ -9,7 +9,7 @@ import numpy as np
 from quantilax import pytree, switches
 from quantilax.envs import probes
 from quantilax.pytree import MAX_INT32, ConfigError, did_you_mean, shown
-from quantilax.types import Box, Discrete, Environment, TimeStep
+from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
 __all__ = ["as_environment", "make", "names"]
 
@@ -122,7 +122,7 @@ def _check_contract(env: Environment) -> None:
         _check_spaces(env)
         key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
         state, obs = env.reset(key)
-        action = jnp.zeros((), jnp.int32) if isinstance(actions, Discrete) else jnp.zeros(actions.shape)
+        action = no_action(actions)
         return (state, obs), env.step(key_step, state, action)
 
     try:
@@ -178,6 +178,20 @@ def _check_spaces(env: Environment) -> None:
                 f"env: {env.name}: the dtype of a Box must be that of real numbers or bools, such as jnp.float32, got"
                 f" {shown(box.dtype)}"
             )
+        if not _are_bounds(box):
+            raise ConfigError(
+                f"env: {env.name}: the bounds of a Box must be numbers, or arrays of its shape, with low <= high; got"
+                f" {shown(box.low)} and {shown(box.high)}"
+            )
+
+
+def _are_bounds(box: Box) -> bool:
+    """Say whether `low` and `high` are numbers for the shape, none of them above the other."""
+    try:
+        low, high = (np.broadcast_to(np.asarray(end), box.shape) for end in (box.low, box.high))
+        return bool((low <= high).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def _kinds(tree: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import pytree
@@ -107,13 +108,13 @@ class Gymnax:
                 f"env: {self.name} has observations of several parts ({type(space).__name__}); choose an environment with"
                 " one array"
             )
-        return Box(tuple(space.shape), jnp.bool_ if self.name in MINATAR else space.dtype)
+        return Box(tuple(space.shape), jnp.bool_ if self.name in MINATAR else space.dtype, *_bounds(space))
 
     @property
     def action_space(self) -> Discrete | Box:
         """Discrete, or a box of real numbers."""
         space = self.env.action_space(self.env.default_params)
-        return Discrete(int(space.n)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype)
+        return Discrete(int(space.n)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype, *_bounds(space))
 
     @property
     def max_episode_steps(self) -> Int[Array, ""]:
@@ -141,6 +142,13 @@ class Gymnax:
         if hasattr(space, "n"):
             return jax.nn.one_hot(obs, int(space.n))
         return jnp.asarray(obs, self.observation_space.dtype)
+
+
+def _bounds(space: Any) -> tuple[Any, Any]:
+    """Bounds of a box of gymnax, as numbers where all are alike."""
+    ends = (np.asarray(getattr(space, name)) for name in ("low", "high"))
+    low, high = (end.item(0) if (end == end.item(0)).all() else end for end in ends)
+    return low, high
 
 
 @cache

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import pytree
-from quantilax.types import Box, Discrete, Environment, TimeStep
+from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
 
 @pytree.dataclass
 class StickyActions:
-    """An environment with discrete actions whose last action is repeated with `probability`; its observations do not show it.
+    """An environment whose last action is repeated with `probability`; its observations do not show it.
 
     The action before the first is 0. As in MinAtar, the last action outlives the end of an episode.
     """
@@ -43,17 +43,17 @@ class StickyActions:
         """That of the environment."""
         return self.env.max_episode_steps
 
-    def reset(self, key: Key[Array, ""]) -> tuple[tuple[PyTree, Int[Array, ""]], PyTree]:
+    def reset(self, key: Key[Array, ""]) -> tuple[tuple[PyTree, Array], PyTree]:
         """Begin an episode."""
         state, obs = self.env.reset(key)
-        return (state, jnp.zeros((), jnp.int32)), obs
+        return (state, no_action(self.env.action_space)), obs
 
     def step(
-        self, key: Key[Array, ""], state: tuple[PyTree, Int[Array, ""]], action: Any
-    ) -> tuple[tuple[PyTree, Int[Array, ""]], TimeStep]:
+        self, key: Key[Array, ""], state: tuple[PyTree, Array], action: Any
+    ) -> tuple[tuple[PyTree, Array], TimeStep]:
         """Take one step with this action or the last."""
         key, key_sticky = jax.random.split(key)
         inner, last = state
-        action = jnp.where(jax.random.bernoulli(key_sticky, self.probability), last, action).astype(jnp.int32)
+        action = jnp.where(jax.random.bernoulli(key_sticky, self.probability), last, action).astype(last.dtype)
         inner, time_step = self.env.step(key, inner, action)
         return (inner, action), time_step

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8, UInt32
 
 from quantilax import pytree
 from quantilax.types import NStep, Observation, Transition
@@ -33,7 +33,7 @@ BLOCK = 128
 class Rows(NamedTuple):
     """What is stored of a step besides its observation."""
 
-    action: Int[Array, "T E"]
+    action: Shaped[Array, "T E *action"]
     reward: Float[Array, "T E"]
     terminated: Bool[Array, "T E"]
     truncated: Bool[Array, "T E"]
@@ -65,7 +65,7 @@ def init(example: Transition, obs: Observation, capacity: int, n_step: int = 1) 
     """Return a ring without steps.
 
     Args:
-        example: dtypes of a transition (arrays or `jax.ShapeDtypeStruct`).
+        example: dtypes of a transition, and the shape of its action (arrays or `jax.ShapeDtypeStruct`).
         obs: the observations to act on first, leading axis E.
         capacity: steps of all environments together, E * n_step or more; the storage is in whole iterations.
         n_step: the most steps in a sampled transition.
@@ -75,12 +75,12 @@ def init(example: Transition, obs: Observation, capacity: int, n_step: int = 1) 
     # To spare: a slot for one cut in 32 steps and two more; and enough for n steps that are cut off each.
     slots = max(iterations + iterations // 32 + 2, 2 * n_step) + 1  # L
 
-    def zeros(dtype: jnp.dtype) -> Array:
-        return jnp.zeros((iterations, num_envs), dtype)
+    def zeros(dtype: jnp.dtype, *shape: int) -> Array:
+        return jnp.zeros((iterations, num_envs, *shape), dtype)
 
     return Ring(
         rows=Rows(
-            action=zeros(example.action.dtype),
+            action=zeros(example.action.dtype, *example.action.shape),
             reward=zeros(example.reward.dtype),
             terminated=zeros(example.terminated.dtype),
             truncated=zeros(example.truncated.dtype),

@@ -16,7 +16,7 @@ from quantilax.agent import Agent
 from quantilax.replay.ring import BLOCK, Ring
 from quantilax.runs.directory import RunDirectory
 from quantilax.runs.errors import RunError
-from quantilax.types import Environment, Observation, Record, State, num_actions
+from quantilax.types import Environment, Observation, Record, State
 
 STEPS = 1_000
 """How many steps each environment is played on."""
@@ -144,8 +144,7 @@ def _play(
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Return the first steps whose reward, and whose observations, are not finite; `STEPS` where all are."""
 
-    def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
-        return jax.random.randint(key, (), 0, num_actions(env))
+    act = rollout.random_action(env)
 
     def one(carry: Any, key: Key[Array, ""]) -> tuple[Any, tuple[Array, Array]]:
         env_state, obs = carry
