@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import averaging, exploration, normalize, packing, replay, rollout, signals
 from quantilax.envs.vector import Mapped
+from quantilax.hyperparameters import LEAST, Exploration, Loop, Network, Optimiser, Replay, Target, Task
 from quantilax.networks import computing_in, with_noise
-from quantilax.pytree import MAX_INT32, ConfigError, dataclass
+from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Config, Environment, Metrics, NStep, Observation, Policy, num_actions
 
 Losses: TypeAlias = tuple[Float[Array, ""], tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]]
@@ -29,6 +30,106 @@ BatchLoss: TypeAlias = Callable[..., Losses]
 
 The last, given if `noisy` only, are the online network's with another draw of noise: where it selects actions at x'.
 """
+
+
+@dataclass
+class SharedConfig(Loop, Replay, Optimiser, Target, Exploration, Task, Network):
+    """The hyperparameters that all of these algorithms have."""
+
+    adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
+    exploration_repeats: int = field(
+        1,
+        "the most steps for which a random action is repeated, n with chances in proportion to n^-2; 1: epsilon-greedy",
+        ge=1,
+    )
+    dueling: bool = field(False, "a stream for the state's value and one for the actions' advantages")
+    noisy: bool = field(False, "layers of f with learned noise, which explores; epsilon is best 0 then")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps of `init`: `fill_buffer` in whole iterations, no more than the run has."""
+        return min(-(-self.fill_buffer // self.num_envs), self.total_timesteps // self.num_envs) * self.num_envs
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of `step`."""
+        return self.num_envs
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of the whole run."""
+        return (self.total_timesteps - self.warmup_steps) // self.num_envs * self.num_epochs
+
+    def derived(self) -> dict[str, Any]:
+        """Figures that follow from the config, see docs/guides/derived.md."""
+        updates_per_step = self.num_epochs / self.num_envs
+        constant = self.target_update_freq / (1 - self.polyak) if self.polyak < 1 else float("inf")
+        return {
+            "gradient_steps": self.gradient_steps,
+            "updates_per_env_step": updates_per_step,
+            "samples_replayed_per_env_step": updates_per_step * self.batch_size,
+            "target_time_constant_updates": constant,
+            "target_time_constant_env_steps": constant / updates_per_step,
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
+            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
+        }
+
+    def check(self) -> None:
+        """Raise `ConfigError` for fields that contradict each other."""
+        if self.gradient_steps > MAX_INT32:
+            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
+        steps = "one step" if self.n_step == 1 else f"n_step={self.n_step} steps"
+        if self.buffer_size < self.n_step * self.num_envs:
+            raise ConfigError(
+                f"buffer_size: {self.buffer_size} cannot hold {steps} of num_envs={self.num_envs}; raise it to"
+                f" {self.n_step * self.num_envs} or more"
+            )
+        if self.total_timesteps < self.n_step * self.num_envs:
+            raise ConfigError(
+                f"total_timesteps: {self.total_timesteps} is less than {steps} of num_envs={self.num_envs}; raise it to"
+                f" {self.n_step * self.num_envs} or more"
+            )
+        if self.warmup_steps < (self.n_step - 1) * self.num_envs:
+            raise ConfigError(
+                f"fill_buffer: {self.fill_buffer} and one step of num_envs={self.num_envs} are less than {steps}, which the"
+                f" first gradient step reads; raise it to {(self.n_step - 1) * self.num_envs} or more"
+            )
+
+    def advice(self) -> list[str]:
+        """Lines on settings known to mislead, each with the remedy."""
+        lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
+        lines += averaging.advice(self.weight_averaging, self.gradient_steps)
+        lines += normalize.advice(self.normalize_rewards, self.reward_scale)
+        if self.batch_size < 16 and self.n_step == 1:
+            lines.append(
+                f"batch_size={self.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
+                " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
+            )
+        if self.gradient_steps == 0:
+            lines.append(
+                f"fill_buffer={self.fill_buffer}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
+                f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
+                " total_timesteps"
+            )
+        if not self.bootstrap_truncated:
+            lines.append(rollout.ADVICE_ON_TRUNCATION)
+        if self.fill_buffer < self.batch_size:
+            lines.append(
+                f"fill_buffer={self.fill_buffer} is smaller than batch_size={self.batch_size}: the first batches repeat"
+                f" the same few transitions; set fill_buffer to {self.batch_size} or more"
+            )
+        if self.buffer_size < self.batch_size:
+            lines.append(
+                f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: every batch repeats"
+                " transitions; raise buffer_size"
+            )
+        if self.target_update_freq > 1 and self.polyak > 0:
+            lines.append(
+                f"polyak={self.polyak} and target_update_freq={self.target_update_freq} are both active: every"
+                f" {self.target_update_freq} gradient steps the target keeps {self.polyak} of itself, so it lags twice;"
+                " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
+            )
+        return lines
 
 
 @dataclass
@@ -67,60 +168,11 @@ Optimizer: TypeAlias = Callable[[Config], optax.GradientTransformation]
 """config -> what turns gradients into steps."""
 
 
-class Network(Protocol):
+class MakesNetwork(Protocol):
     """A class of networks: `psi` makes features of one normalised observation."""
 
     def __call__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> nnx.Module:
         """Make the network for the environment's spaces."""
-
-
-def warmup_steps(config: Config) -> int:
-    """Environment steps of `init`: `fill_buffer` in whole iterations, no more than the run has."""
-    iterations: int = min(-(-config.fill_buffer // config.num_envs), config.total_timesteps // config.num_envs)
-    return iterations * int(config.num_envs)
-
-
-def gradient_steps(config: Config) -> int:
-    """Gradient steps of the whole run."""
-    steps: int = (config.total_timesteps - warmup_steps(config)) // config.num_envs * config.num_epochs
-    return steps
-
-
-def derived(config: Config) -> dict[str, Any]:
-    """Figures that follow from the config, see docs/guides/derived.md."""
-    updates_per_step = config.num_epochs / config.num_envs
-    constant = config.target_update_freq / (1 - config.polyak) if config.polyak < 1 else float("inf")
-    return {
-        "gradient_steps": gradient_steps(config),
-        "updates_per_env_step": updates_per_step,
-        "samples_replayed_per_env_step": updates_per_step * config.batch_size,
-        "target_time_constant_updates": constant,
-        "target_time_constant_env_steps": constant / updates_per_step,
-        "average_age_env_steps": averaging.mean_age(config.weight_averaging) / updates_per_step,
-        "epsilon_end_at_env_step": round(config.exploration_fraction * config.total_timesteps),
-    }
-
-
-def check(config: Config) -> None:
-    """Raise `ConfigError` for fields that contradict each other."""
-    if gradient_steps(config) > MAX_INT32:
-        raise ConfigError(f"num_epochs: {gradient_steps(config)} gradient steps are more than {MAX_INT32}; lower it")
-    steps = "one step" if config.n_step == 1 else f"n_step={config.n_step} steps"
-    if config.buffer_size < config.n_step * config.num_envs:
-        raise ConfigError(
-            f"buffer_size: {config.buffer_size} cannot hold {steps} of num_envs={config.num_envs}; raise it to"
-            f" {config.n_step * config.num_envs} or more"
-        )
-    if config.total_timesteps < config.n_step * config.num_envs:
-        raise ConfigError(
-            f"total_timesteps: {config.total_timesteps} is less than {steps} of num_envs={config.num_envs}; raise it to"
-            f" {config.n_step * config.num_envs} or more"
-        )
-    if warmup_steps(config) < (config.n_step - 1) * config.num_envs:
-        raise ConfigError(
-            f"fill_buffer: {config.fill_buffer} and one step of num_envs={config.num_envs} are less than {steps}, which the"
-            f" first gradient step reads; raise it to {(config.n_step - 1) * config.num_envs} or more"
-        )
 
 
 def check_munchausen(config: Config) -> None:
@@ -134,53 +186,18 @@ def check_munchausen(config: Config) -> None:
         )
 
 
-def advice(config: Config) -> list[str]:
-    """Lines on settings known to mislead, each with the remedy."""
-    lines = exploration.advice(config.eps_start, config.eps_end, config.exploration_fraction)
-    lines += averaging.advice(config.weight_averaging, gradient_steps(config))
-    lines += normalize.advice(config.normalize_rewards, config.reward_scale)
-    if config.batch_size < 16 and config.n_step == 1:
-        lines.append(
-            f"batch_size={config.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
-            " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
-        )
-    if gradient_steps(config) == 0:
-        lines.append(
-            f"fill_buffer={config.fill_buffer}, a warm-up of {warmup_steps(config)} steps, leaves nothing of"
-            f" total_timesteps={config.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
-            " total_timesteps"
-        )
-    if not config.bootstrap_truncated:
-        lines.append(rollout.ADVICE_ON_TRUNCATION)
-    if config.fill_buffer < config.batch_size:
-        lines.append(
-            f"fill_buffer={config.fill_buffer} is smaller than batch_size={config.batch_size}: the first batches repeat"
-            f" the same few transitions; set fill_buffer to {config.batch_size} or more"
-        )
-    if config.buffer_size < config.batch_size:
-        lines.append(
-            f"buffer_size={config.buffer_size} is smaller than batch_size={config.batch_size}: every batch repeats"
-            " transitions; raise buffer_size"
-        )
-    if config.target_update_freq > 1 and config.polyak > 0:
-        lines.append(
-            f"polyak={config.polyak} and target_update_freq={config.target_update_freq} are both active: every"
-            f" {config.target_update_freq} gradient steps the target keeps {config.polyak} of itself, so it lags twice;"
-            " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
-        )
-    return lines
-
-
 def adam(config: Config) -> optax.GradientTransformation:
     """Adam with a linear schedule of its step size, after clipping by the global norm; small arrays as one vector."""
     end = config.learning_rate * config.learning_rate_end
-    duration = config.learning_rate_fraction * gradient_steps(config)
+    duration = config.learning_rate_fraction * config.gradient_steps
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     return packing.packed(optax.chain(clip, optax.adam(schedule, eps=config.adam_eps)))
 
 
-def init(env: Environment, config: Config, key: Key[Array, ""], network: Network, optimizer: Optimizer = adam) -> State:
+def init(
+    env: Environment, config: Config, key: Key[Array, ""], network: MakesNetwork, optimizer: Optimizer = adam
+) -> State:
     """Make the networks (target = online), reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     made = network(env, config, rngs=nnx.Rngs(key_params))
@@ -216,7 +233,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""], network: Network
     def warm_up(state: State, key: Key[Array, ""]) -> tuple[State, None]:
         return collect(env, config, state, act, 1.0, key), None
 
-    iterations = warmup_steps(config) // config.num_envs
+    iterations = config.warmup_steps // config.num_envs
     return jax.lax.scan(warm_up, state, jax.random.split(key_warmup, iterations))[0]
 
 

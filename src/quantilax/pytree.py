@@ -51,7 +51,6 @@ def field(
     default: Any = dataclasses.MISSING,
     doc: str = "",
     *,
-    paper: Any = None,
     gt: float | None = None,
     ge: float | None = None,
     lt: float | None = None,
@@ -60,19 +59,18 @@ def field(
     finite: bool = True,
     static: bool | None = None,
 ) -> Any:
-    """Declare a field: its default, its meaning with its unit, the published value and the values it may take.
+    """Declare a field: its default, its meaning with its unit, and the values it may take.
 
     Args:
         default: the value where none is given; a field without one is required.
         doc: meaning and unit, in one sentence.
-        paper: the value of the algorithm's publication, where it has one.
         gt, ge, lt, le: bounds, checked for every number in it.
         choices: the strings it may be.
         finite: refuse infinities.
         static: overrules the annotation (for an opaque object that belongs into the treedef).
     """
     bounds = {name: b for name, b in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if b is not None}
-    metadata = {"doc": doc, "paper": paper, "bounds": bounds, "choices": choices, "finite": finite, "static": static}
+    metadata = {"doc": doc, "bounds": bounds, "choices": choices, "finite": finite, "static": static}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -80,6 +78,10 @@ def field(
 def dataclass(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass and a pytree by the rule of this module."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    if len(cls.__bases__) > 1:  # fields of the first base first, as they are read
+        fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        names = [name for base in cls.__bases__ for name in getattr(base, "__dataclass_fields__", ())]
+        cls.__dataclass_fields__ = {name: fields[name] for name in dict.fromkeys([*names, *fields])}  # type: ignore[attr-defined]
     hints = typing.get_type_hints(cls)
     static: list[str] = []
     leaves: list[str] = []

@@ -230,7 +230,7 @@ def test_the_epsilon_of_adam_and_the_learning_rate_reach_the_step():
 
 def test_the_learning_rate_falls_linearly_to_its_end():
     algo = tiny("iqn", learning_rate=1.0, learning_rate_end=0.2, adam_eps=1e-8)
-    optimizer, n = offpolicy.adam(algo.config), offpolicy.gradient_steps(algo.config)
+    optimizer, n = offpolicy.adam(algo.config), algo.config.gradient_steps
     state, sizes = optimizer.init(jnp.zeros(1)), []
     for _ in range(n + 1):
         updates, state = optimizer.update(jnp.array([1.0]), state)

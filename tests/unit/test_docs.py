@@ -64,7 +64,7 @@ def test_a_hyperparameters_row_gives_its_kind_default_and_published_value(name, 
     assert kind == ("leaf" if field in pytree.float_fields(config) else "static")
     f = config.__dataclass_fields__[field]
     assert written(default) == plain(f.default)
-    assert written(published) == plain(f.metadata["paper"])
+    assert written(published) == plain(config.PAPER.get(field))
     assert meaning
 
 

@@ -36,6 +36,7 @@ BELOW = {
     "hyperparameters": {"networks", "pytree"},
     "offpolicy": {
         "envs",
+        "hyperparameters",
         "signals",
         "networks",
         "replay",

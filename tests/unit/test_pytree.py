@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float
 
 from quantilax import ALGORITHMS, pytree
+from quantilax.hyperparameters import default
 from quantilax.pytree import ConfigError
 
 DQN, C51, QRDQN, IQN, FQF, PQN = (ALGORITHMS[name].config for name in ("dqn", "c51", "qrdqn", "iqn", "fqf", "pqn"))
@@ -539,3 +540,28 @@ def test_what_a_constructor_was_given_can_be_checked_afterwards_with_what_lies_w
     ):
         with pytest.raises(ConfigError, match=message):
             pytree.check(bad, "there")
+
+
+def test_fields_of_composed_groups_stand_in_the_order_of_the_groups_and_keep_what_a_default_changes():
+    @pytree.dataclass
+    class First:
+        one: int = pytree.field(1, "one", ge=1)
+        two: float = pytree.field(2.0, "two", gt=0)
+
+    @pytree.dataclass
+    class Second:
+        three: str = pytree.field("a", "three", choices=("a", "b"))
+
+    @pytree.dataclass
+    class Both(First, Second):
+        four: float = pytree.field(4.0, "four")
+        two: float = default(First, "two", 0.5)
+
+    assert list(pytree.defaults(Both)) == ["one", "two", "three", "four"]
+    assert pytree.to_dict(Both()) == {"one": 1, "two": 0.5, "three": "a", "four": 4.0}
+    assert pytree.float_fields(Both) == ("two", "four")
+    assert len(jax.tree.leaves(Both())) == 2
+    with pytest.raises(ConfigError, match="two: must be > 0"):
+        pytree.from_dict(Both, {"two": -1})
+    with pytest.raises(ConfigError, match="three: unknown value 'c'"):
+        pytree.from_dict(Both, {"three": "c"})

@@ -12,14 +12,15 @@ The loss is the Huber loss of y - Q(x, a). With `munchausen` it is M-DQN (Vieill
 https://arxiv.org/abs/2007.14430), see `losses.munchausen_targets`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import averaging, exploration, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import averaging, exploration, losses, normalize, offpolicy, rollout, signals
+from quantilax.hyperparameters import LEAST, Munchausen
 from quantilax.networks import ActionHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
@@ -27,100 +28,59 @@ from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation,
 
 
 @dataclass
-class Config:
-    """Hyperparameters of DQN. Defaults are practical; `paper` is what Mnih et al. (2015) used on Atari."""
+class Config(offpolicy.SharedConfig, Munchausen):
+    """Hyperparameters of DQN; `PAPER` is what Mnih et al. (2015) used on Atari."""
 
-    # The loop
-    total_timesteps: int = hyperparameters.total_timesteps(100_000, paper=50_000_000)
-    eval_freq: int = hyperparameters.eval_freq(5_000, paper=250_000)
-    eval_episodes: int = hyperparameters.eval_episodes(128)
-    eval_epsilon: float = hyperparameters.eval_epsilon(0.0, paper=0.05)
-    metrics: bool = hyperparameters.metrics(True)
-    signals: bool = hyperparameters.signals(False)
-    num_envs: int = hyperparameters.num_envs(10, paper=1)
-    num_epochs: int = hyperparameters.num_epochs(2, paper=0.25)
+    PAPER: ClassVar[dict[str, Any]] = {
+        "total_timesteps": 50_000_000,
+        "eval_freq": 250_000,
+        "eval_epsilon": 0.05,
+        "num_envs": 1,
+        "num_epochs": 0.25,
+        "buffer_size": 1_000_000,
+        "fill_buffer": 50_000,
+        "batch_size": 32,
+        "n_step": 1,
+        "prioritized": False,
+        "learning_rate": 2.5e-4,
+        "learning_rate_end": 1.0,
+        "learning_rate_fraction": 1.0,
+        "weight_averaging": 0.0,
+        "max_grad_norm": float("inf"),
+        "target_update_freq": 10_000,
+        "polyak": 0.0,
+        "kappa": 1.0,
+        "double": False,
+        "eps_start": 1.0,
+        "eps_end": 0.1,
+        "exploration_fraction": 0.02,
+        "exploration_repeats": 1,
+        "gamma": 0.99,
+        "reward_scale": 1.0,
+        "normalize_observations": False,
+        "normalize_rewards": False,
+        "torso": "nature",
+        "torso_sizes": (),
+        "head_sizes": (512,),
+        "activation": "relu",
+        "layer_norm": False,
+        "spectral_norm": False,
+        "compute_dtype": "float32",
+        "dueling": False,
+        "noisy": False,
+    }
 
-    # Replay
-    buffer_size: int = hyperparameters.buffer_size(100_000, paper=1_000_000)
-    fill_buffer: int = hyperparameters.fill_buffer(1_000, paper=50_000)
-    batch_size: int = hyperparameters.batch_size(64, paper=32)
-    n_step: int = hyperparameters.n_step(1, paper=1)
-    prioritized: bool = hyperparameters.prioritized(False, paper=False)
-    priority_exponent: float = hyperparameters.priority_exponent(0.5)
-    importance_exponent: float = hyperparameters.importance_exponent(0.4)
-
-    # Optimisation
-    learning_rate: float = hyperparameters.learning_rate(1e-3, paper=2.5e-4)
-    learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
-    learning_rate_fraction: float = hyperparameters.learning_rate_fraction(1.0, paper=1.0)
-    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
-    adam_eps: float = hyperparameters.adam_eps(3.125e-4)
-    max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
-
-    # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
-    target_update_freq: int = hyperparameters.target_update_freq(32, paper=10_000)
-    polyak: float = hyperparameters.polyak(0.0, paper=0.0)
-
-    # The targets
     kappa: float = field(
         1.0,
         "where the Huber loss becomes linear, in units of return; .inf: squared error",
-        paper=1.0,
-        ge=hyperparameters.LEAST,
+        ge=LEAST,
         finite=False,
     )
-    double: bool = hyperparameters.double(False, paper=False)
-    munchausen: bool = field(False, "M-DQN: targets of the softmax policy, its log-probability added to the reward")
-    munchausen_alpha: float = hyperparameters.munchausen_alpha(0.9)
-    munchausen_temperature: float = hyperparameters.munchausen_temperature(0.03)
-    munchausen_clip: float = hyperparameters.munchausen_clip(-1.0)
-
-    # Exploration
-    eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
-    eps_end: float = hyperparameters.eps_end(0.04, paper=0.1)
-    exploration_fraction: float = hyperparameters.exploration_fraction(0.1, paper=0.02)
-    exploration_repeats: int = hyperparameters.exploration_repeats(1, paper=1)
-
-    # The task
-    gamma: float = hyperparameters.gamma(0.99, paper=0.99)
-    bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
-    reward_scale: float = hyperparameters.reward_scale(1.0, paper=1.0)
-    normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
-    normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
-
-    # The network
-    torso: str = hyperparameters.torso("mlp", paper="nature")
-    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=())
-    head_sizes: tuple[int, ...] = hyperparameters.head_sizes((64,), paper=(512,))
-    activation: str = hyperparameters.activation("relu", paper="relu")
-    layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
-    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
-    compute_dtype: str = hyperparameters.compute_dtype("float32", paper="float32")
-    dueling: bool = hyperparameters.dueling(False, paper=False)
-    noisy: bool = hyperparameters.noisy(False, paper=False)
-
-    @property
-    def warmup_steps(self) -> int:
-        """Environment steps of `init`."""
-        return offpolicy.warmup_steps(self)
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Environment steps of `step`."""
-        return self.num_envs
-
-    def derived(self) -> dict[str, Any]:
-        """Figures that follow from the config, see docs/guides/derived.md."""
-        return offpolicy.derived(self)
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
         offpolicy.check_munchausen(self)
-        offpolicy.check(self)
-
-    def advice(self) -> list[str]:
-        """Lines on settings known to mislead, each with the remedy."""
-        return offpolicy.advice(self)
+        super().check()
 
 
 class QNetwork(nnx.Module):

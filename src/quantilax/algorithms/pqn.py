@@ -19,7 +19,7 @@ lambda_t, else times Z_t. The quantile heads learn from draws of it by IQN's los
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,19 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, packing, rollout, signals
+from quantilax import averaging, exploration, fractions, losses, normalize, packing, rollout, signals
 from quantilax.envs.vector import Mapped
+from quantilax.hyperparameters import (
+    Categorical,
+    Exploration,
+    Huber,
+    Loop,
+    Munchausen,
+    Network,
+    Optimiser,
+    Task,
+    default,
+)
 from quantilax.networks import ActionHead, ImplicitQuantileHead, computing_in, in_one_pass, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
@@ -37,72 +48,61 @@ HEADS = ("scalar", "quantile", "implicit_quantile", "categorical")
 
 
 @dataclass
-class Config:
-    """Hyperparameters of PQN. `paper` is what Gallici et al. (2024) used on Atari."""
+class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task, Network):
+    """Hyperparameters of PQN; `PAPER` is what Gallici et al. (2024) used on Atari."""
 
-    # The loop
-    total_timesteps: int = hyperparameters.total_timesteps(491_520, paper=50_000_000)
-    eval_freq: int = hyperparameters.eval_freq(24_576)
-    eval_episodes: int = hyperparameters.eval_episodes(128)
-    eval_epsilon: float = hyperparameters.eval_epsilon(0.0)
-    metrics: bool = hyperparameters.metrics(True)
-    signals: bool = hyperparameters.signals(False)
-    num_envs: int = field(32, "E, environments", paper=128, ge=1)
-    num_steps: int = field(64, "T, steps of each environment per iteration", paper=32, ge=1)
-    num_epochs: int = field(4, "passes over what an iteration collected", paper=2, ge=1)
-    num_minibatches: int = field(16, "gradient steps per pass", paper=32, ge=1)
+    PAPER: ClassVar[dict[str, Any]] = {
+        "total_timesteps": 50_000_000,
+        "num_envs": 128,
+        "num_steps": 32,
+        "num_epochs": 2,
+        "num_minibatches": 32,
+        "learning_rate": 2.5e-4,
+        "learning_rate_end": 0.0,
+        "learning_rate_fraction": 1.0,
+        "weight_averaging": 0.0,
+        "max_grad_norm": 10.0,
+        "gamma": 0.99,
+        "lambda_": 0.65,
+        "head": "scalar",
+        "eps_start": 1.0,
+        "eps_end": 1e-3,
+        "exploration_fraction": 0.1,
+        "reward_scale": 1.0,
+        "normalize_observations": False,
+        "normalize_rewards": False,
+        "torso": "nature",
+        "torso_sizes": (512,),
+        "head_sizes": (),
+        "activation": "relu",
+        "layer_norm": True,
+        "spectral_norm": False,
+        "compute_dtype": "float32",
+    }
 
-    # Optimisation
-    learning_rate: float = field(1e-3, "first step size of RAdam", paper=2.5e-4, ge=0)
-    learning_rate_end: float = hyperparameters.learning_rate_end(0.0, paper=0.0)
-    learning_rate_fraction: float = hyperparameters.learning_rate_fraction(1.0, paper=1.0)
-    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
-    max_grad_norm: float = hyperparameters.max_grad_norm(10.0, paper=10.0)
+    total_timesteps: int = default(Loop, "total_timesteps", 491_520)
+    eval_freq: int = default(Loop, "eval_freq", 24_576)
+    num_envs: int = field(32, "E, environments", ge=1)
+    num_steps: int = field(64, "T, steps of each environment per iteration", ge=1)
+    num_epochs: int = field(4, "passes over what an iteration collected", ge=1)
+    num_minibatches: int = field(16, "gradient steps per pass", ge=1)
 
-    # Returns
-    gamma: float = hyperparameters.gamma(0.99, paper=0.99)
-    lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", paper=0.65, ge=0, le=1)
+    learning_rate: float = field(1e-3, "first step size of RAdam", ge=0)
+    learning_rate_end: float = default(Optimiser, "learning_rate_end", 0.0)
+    max_grad_norm: float = default(Optimiser, "max_grad_norm", 10.0)
+    lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", ge=0, le=1)
 
-    munchausen: bool = field(
-        False, "returns of the softmax policy, its log-probability added to the reward; scalar head"
-    )
-    munchausen_alpha: float = hyperparameters.munchausen_alpha(0.9)
-    munchausen_temperature: float = hyperparameters.munchausen_temperature(0.03)
-    munchausen_clip: float = hyperparameters.munchausen_clip(-1.0)
-
-    # What is learned of them
-    head: str = field(
-        "scalar", "what is learned of the return: its mean or its distribution", paper="scalar", choices=HEADS
-    )
+    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=HEADS)
     num_quantiles: int = field(32, "N, quantiles of the quantile head, at fixed fractions", ge=1)
     num_tau_samples: int = field(8, "N, fractions of the implicit head in the loss", ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions of the implicit head in the targets", ge=1)
     num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action, implicit head", ge=1)
     num_cosines: int = field(64, "n, cosines in the implicit head's embedding of a fraction", ge=1)
-    kappa: float = hyperparameters.kappa(1.0)
-    num_atoms: int = field(51, "M, atoms of the categorical head's support", ge=2)
-    v_min: float = field(-10.0, "least return that the support has, in the units that are learned")
-    v_max: float = field(10.0, "greatest return that the support has, in the units that are learned")
 
-    # Exploration
-    eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
-    eps_end: float = hyperparameters.eps_end(0.05, paper=0.001)
-    exploration_fraction: float = hyperparameters.exploration_fraction(0.2, paper=0.1)
-
-    # The task
-    bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
-    reward_scale: float = hyperparameters.reward_scale(1.0, paper=1.0)
-    normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
-    normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
-
-    # The network
-    torso: str = hyperparameters.torso("mlp", paper="nature")
-    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=(512,))
-    head_sizes: tuple[int, ...] = hyperparameters.head_sizes((), paper=())
-    activation: str = hyperparameters.activation("relu", paper="relu")
-    layer_norm: bool = hyperparameters.layer_norm(True, paper=True)
-    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
-    compute_dtype: str = hyperparameters.compute_dtype("float32", paper="float32")
+    eps_end: float = default(Exploration, "eps_end", 0.05)
+    exploration_fraction: float = default(Exploration, "exploration_fraction", 0.2)
+    head_sizes: tuple[int, ...] = default(Network, "head_sizes", ())
+    layer_norm: bool = default(Network, "layer_norm", True)
 
     @property
     def warmup_steps(self) -> int:
@@ -150,7 +150,7 @@ class Config:
                 f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
                 f" {self.steps_per_iteration} steps; raise it"
             )
-        hyperparameters.check_support(self.v_min, self.v_max, self.num_atoms)
+        self.check_support()
         if self.munchausen and self.head != "scalar":
             raise ConfigError(
                 f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"
@@ -191,7 +191,7 @@ class State:
     gradient_steps: Int[Array, ""]
 
 
-class Network(nnx.Module):
+class PQNetwork(nnx.Module):
     """Y(x, .) = f(psi(x)), for the implicit head f(psi(x) * phi(tau))."""
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
@@ -212,7 +212,7 @@ class Network(nnx.Module):
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Make the network and reset the environments."""
     key_params, key_reset, key_evaluation, key = jax.random.split(key, 4)
-    made = Network(env, config, rngs=nnx.Rngs(key_params))
+    made = PQNetwork(env, config, rngs=nnx.Rngs(key_params))
     network, params = nnx.split(computing_in(made, config.compute_dtype))
     env_state, obs = Mapped(env=env).reset(jax.random.split(key_reset, config.num_envs))
     return State(
@@ -302,7 +302,7 @@ def rows_of(
 
 
 def outputs(
-    config: Config, network: Network, obs: Observation, *taus: Float[Array, "B N"]
+    config: Config, network: PQNetwork, obs: Observation, *taus: Float[Array, "B N"]
 ) -> list[Float[Array, "B n A"]]:
     """Y of a batch of observations; of the implicit head at each of the given sets of fractions."""
     if config.head == "implicit_quantile":

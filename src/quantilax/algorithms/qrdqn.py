@@ -13,14 +13,15 @@ The loss is IQN's at these fractions, `1/N sum_i sum_j rho^kappa_{tau_i}(y_j - t
 head's quantiles are monotone in tau, see `networks.monotone`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import averaging, exploration, fractions, hyperparameters, losses, normalize, offpolicy, rollout, signals
+from quantilax import averaging, exploration, fractions, losses, normalize, offpolicy, rollout, signals
+from quantilax.hyperparameters import Huber
 from quantilax.networks import ActionHead, monotone, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import ConfigError, dataclass, field
@@ -28,83 +29,53 @@ from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation,
 
 
 @dataclass
-class Config:
-    """Hyperparameters of QR-DQN. Defaults are practical; `paper` is what Dabney et al. (2018) used on Atari."""
+class Config(offpolicy.SharedConfig, Huber):
+    """Hyperparameters of QR-DQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
 
-    # The loop
-    total_timesteps: int = hyperparameters.total_timesteps(100_000, paper=50_000_000)
-    eval_freq: int = hyperparameters.eval_freq(5_000, paper=250_000)
-    eval_episodes: int = hyperparameters.eval_episodes(128)
-    eval_epsilon: float = hyperparameters.eval_epsilon(0.0, paper=0.001)
-    metrics: bool = hyperparameters.metrics(True)
-    signals: bool = hyperparameters.signals(False)
-    num_envs: int = hyperparameters.num_envs(10, paper=1)
-    num_epochs: int = hyperparameters.num_epochs(2, paper=0.25)
+    PAPER: ClassVar[dict[str, Any]] = {
+        "total_timesteps": 50_000_000,
+        "eval_freq": 250_000,
+        "eval_epsilon": 1e-3,
+        "num_envs": 1,
+        "num_epochs": 0.25,
+        "buffer_size": 1_000_000,
+        "fill_buffer": 50_000,
+        "batch_size": 32,
+        "n_step": 1,
+        "prioritized": False,
+        "learning_rate": 5e-5,
+        "learning_rate_end": 1.0,
+        "learning_rate_fraction": 1.0,
+        "weight_averaging": 0.0,
+        "adam_eps": 3.125e-4,
+        "max_grad_norm": float("inf"),
+        "target_update_freq": 10_000,
+        "polyak": 0.0,
+        "num_quantiles": 200,
+        "kappa": 1.0,
+        "double": False,
+        "non_crossing": False,
+        "eps_start": 1.0,
+        "eps_end": 0.01,
+        "exploration_fraction": 0.02,
+        "exploration_repeats": 1,
+        "gamma": 0.99,
+        "reward_scale": 1.0,
+        "normalize_observations": False,
+        "normalize_rewards": False,
+        "torso": "nature",
+        "torso_sizes": (),
+        "head_sizes": (512,),
+        "activation": "relu",
+        "layer_norm": False,
+        "spectral_norm": False,
+        "compute_dtype": "float32",
+        "dueling": False,
+        "noisy": False,
+    }
 
-    # Replay
-    buffer_size: int = hyperparameters.buffer_size(100_000, paper=1_000_000)
-    fill_buffer: int = hyperparameters.fill_buffer(1_000, paper=50_000)
-    batch_size: int = hyperparameters.batch_size(64, paper=32)
-    n_step: int = hyperparameters.n_step(1, paper=1)
-    prioritized: bool = hyperparameters.prioritized(False, paper=False)
-    priority_exponent: float = hyperparameters.priority_exponent(0.5)
-    importance_exponent: float = hyperparameters.importance_exponent(0.4)
-
-    # Optimisation
-    learning_rate: float = hyperparameters.learning_rate(1e-3, paper=5e-5)
-    learning_rate_end: float = hyperparameters.learning_rate_end(1.0, paper=1.0)
-    learning_rate_fraction: float = hyperparameters.learning_rate_fraction(1.0, paper=1.0)
-    weight_averaging: float = hyperparameters.weight_averaging(0.0, paper=0.0)
-    adam_eps: float = hyperparameters.adam_eps(3.125e-4, paper=3.125e-4)
-    max_grad_norm: float = hyperparameters.max_grad_norm(float("inf"), paper=float("inf"))
-
-    # Target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta
-    target_update_freq: int = hyperparameters.target_update_freq(32, paper=10_000)
-    polyak: float = hyperparameters.polyak(0.0, paper=0.0)
-
-    # The distribution
-    num_quantiles: int = field(32, "N, quantiles of each action", paper=200, ge=1)
-    kappa: float = hyperparameters.kappa(1.0, paper=1.0)
-    double: bool = hyperparameters.double(False, paper=False)
-    non_crossing: bool = field(False, "a head whose quantiles never cross (Zhou et al. 2020)", paper=False)
-
-    # Exploration
-    eps_start: float = hyperparameters.eps_start(1.0, paper=1.0)
-    eps_end: float = hyperparameters.eps_end(0.04, paper=0.01)
-    exploration_fraction: float = hyperparameters.exploration_fraction(0.1, paper=0.02)
-    exploration_repeats: int = hyperparameters.exploration_repeats(1, paper=1)
-
-    # The task
-    gamma: float = hyperparameters.gamma(0.99, paper=0.99)
-    bootstrap_truncated: bool = hyperparameters.bootstrap_truncated(True)
-    reward_scale: float = hyperparameters.reward_scale(1.0, paper=1.0)
-    normalize_observations: bool = hyperparameters.normalize_observations(False, paper=False)
-    normalize_rewards: bool = hyperparameters.normalize_rewards(False, paper=False)
-
-    # The network
-    torso: str = hyperparameters.torso("mlp", paper="nature")
-    torso_sizes: tuple[int, ...] = hyperparameters.torso_sizes((64, 64), paper=())
-    head_sizes: tuple[int, ...] = hyperparameters.head_sizes((64,), paper=(512,))
-    activation: str = hyperparameters.activation("relu", paper="relu")
-    layer_norm: bool = hyperparameters.layer_norm(False, paper=False)
-    spectral_norm: bool = hyperparameters.spectral_norm(False, paper=False)
-    compute_dtype: str = hyperparameters.compute_dtype("float32", paper="float32")
-    dueling: bool = hyperparameters.dueling(False, paper=False)
-    noisy: bool = hyperparameters.noisy(False, paper=False)
-
-    @property
-    def warmup_steps(self) -> int:
-        """Environment steps of `init`."""
-        return offpolicy.warmup_steps(self)
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Environment steps of `step`."""
-        return self.num_envs
-
-    def derived(self) -> dict[str, Any]:
-        """Figures that follow from the config, see docs/guides/derived.md."""
-        return offpolicy.derived(self)
+    num_quantiles: int = field(32, "N, quantiles of each action", ge=1)
+    non_crossing: bool = field(False, "a head whose quantiles never cross (Zhou et al. 2020)")
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
@@ -112,11 +83,7 @@ class Config:
             raise ConfigError(
                 "dueling: quantiles of a sum of two streams may cross, which non_crossing rules out; set one to false"
             )
-        offpolicy.check(self)
-
-    def advice(self) -> list[str]:
-        """Lines on settings known to mislead, each with the remedy."""
-        return offpolicy.advice(self)
+        super().check()
 
 
 class QuantileNetwork(nnx.Module):
