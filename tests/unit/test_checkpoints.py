@@ -1,10 +1,12 @@
 """Checkpoints on disk: what comes back, which ones are kept, and what becomes of damaged ones."""
 
 import contextlib
+import logging
 import os
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,19 @@ def test_packing_copies_so_that_a_donated_state_cannot_change_what_is_written():
     packed = checkpoints.pack(state)
     state["x"][:] = 1
     assert packed.arrays["x"].tolist() == [0, 0, 0]
+
+
+def test_a_save_and_a_read_leave_logging_and_hooks_of_the_application_alone(tmp_path, monkeypatch):
+    def state() -> list[Any]:
+        loggers = [logging.getLogger(name) for name in (None, "absl", "asyncio")]
+        return [(x.level, x.disabled, list(x.filters), list(x.handlers)) for x in loggers] + [sys.unraisablehook]
+
+    before = state()
+    monkeypatch.setattr(checkpoints, "flush", lambda path: seen.append(state()))  # in the midst of a save
+    seen: list[Any] = []
+    checkpoints.read(checkpoints.save(tmp_path / "checkpoints", 1, some(100), facts()))
+    assert seen
+    assert all(one == before for one in [*seen, state()])
 
 
 # Which ones are kept

@@ -27,6 +27,20 @@ from tests.conftest import tiny
 from tests.endtoend.conftest import TINY_PQN
 from tests.trees import assert_same_bits
 
+
+@contextlib.contextmanager
+def set_to(name, value):
+    """A switch of `jax.config`, for a while; without effect where this JAX has no such one."""
+    before = getattr(jax.config, f"jax_{name}", None)
+    if before is not None:
+        jax.config.update(f"jax_{name}", value)
+    try:
+        yield
+    finally:
+        if before is not None:
+            jax.config.update(f"jax_{name}", before)
+
+
 NO_CHANGE = {
     "debug_nans": lambda: jax.debug_nans(True),
     "debug_infs": lambda: jax.debug_infs(True),
@@ -35,6 +49,10 @@ NO_CHANGE = {
     "numpy_rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
     "transfer_guard": lambda: jax.transfer_guard("disallow_explicit"),
     "check_tracer_leaks": jax.checking_leaks,
+    "log_compiles": lambda: jax.log_compiles(True),
+    "explain_cache_misses": lambda: jax.explain_cache_misses(True),
+    "enable_custom_prng": lambda: jax.enable_custom_prng(True),
+    "explicit_x64_dtypes": lambda: set_to("explicit_x64_dtypes", "allow"),
 }
 """Contexts under which a run gives the same bits."""
 
@@ -58,6 +76,25 @@ def trained(algo, key):
 def test_a_switch_that_is_meant_for_other_code_changes_nothing(switch, algo, key, trained):
     with NO_CHANGE[switch]():
         assert_same_bits(algo.records(key), trained)
+
+
+@pytest.mark.parametrize(
+    ("switch", "context"),
+    [
+        ("threefry_partitionable", lambda: set_to("threefry_partitionable", not jax.config.jax_threefry_partitionable)),
+        ("high_dynamic_range_gumbel", lambda: set_to("high_dynamic_range_gumbel", True)),
+        ("default_matmul_precision", lambda: jax.default_matmul_precision("highest")),
+        ("default_prng_impl", lambda: jax.default_prng_impl("rbg")),
+    ],
+)
+def test_a_switch_that_changes_the_numbers_works_and_is_among_the_facts_of_a_run(switch, context, trained):
+    before = switches.facts()
+    with context():
+        _, curve = tiny("pqn", total_timesteps=64).train(jax.random.key(0))
+        assert np.isfinite(curve.returns).all()
+        differing = {name for name, value in switches.facts().items() if value != before[name]}
+    assert differing == {f"jax_{switch}"}
+    assert switches.facts() == before
 
 
 def test_nor_do_all_of_them_together_where_the_trace_is_the_users(algo, key, trained):
@@ -202,7 +239,7 @@ def test_what_the_environment_says_at_the_start_of_a_process(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY_PQN)
     checks = {"JAX_DEBUG_NANS": "1", "JAX_DEBUG_INFS": "1", "JAX_CHECK_TRACER_LEAKS": "1", "JAX_DEBUG_KEY_REUSE": "1"}
     rules = {"JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_ENABLE_X64": "1"}
-    more = {"JAX_TRANSFER_GUARD": "disallow_explicit", "JAX_TRACEBACK_FILTERING": "off"}
+    more = {"JAX_TRANSFER_GUARD": "disallow_explicit", "JAX_TRACEBACK_FILTERING": "off", "JAX_NUM_CPU_DEVICES": "1"}
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
 
     def train_with(**variables):
