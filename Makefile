@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: help train test validate lint format docs bench test-matrix clean
+.PHONY: help train test validate lint format tables docs bench test-matrix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -36,6 +36,9 @@ lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 format: $(VENV)/.installed-test  ## Put the code into its style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tables: $(VENV)/.installed-test  ## Write the tables of hyperparameters into docs/algorithms
+	$(BIN)/python tools/tables.py
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -35,10 +35,10 @@ class Loop:
     PAPER: ClassVar[Mapping[str, Any]] = {}
     """Values of the algorithm's publication, by field; those without a counterpart there are left out."""
 
-    total_timesteps: int = field(100_000, "environment steps of the run, warm-up included", ge=1)
+    total_timesteps: int = field(100_000, "environment steps of the run, over all environments, warm-up included", ge=1)
     eval_freq: int = field(5_000, "environment steps between evaluations", ge=1)
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
-    eval_epsilon: float = field(0.0, "probability of a random action in evaluations", ge=0, le=1)
+    eval_epsilon: float = field(0.0, "probability of a random action in evaluations and in `policy`", ge=0, le=1)
     metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
     signals: bool = field(False, "measure what `quantilax diagnose` reads, at evaluations; off, it costs nothing")
     num_envs: int = field(10, "environments, one step each per iteration", ge=1)
@@ -49,14 +49,14 @@ class Loop:
 class Replay:
     """What is kept, and how batches are drawn."""
 
-    buffer_size: int = field(100_000, "transitions kept", ge=1)
+    buffer_size: int = field(100_000, "transitions kept; the newest replace the oldest", ge=1)
     fill_buffer: int = field(1_000, "environment steps with random actions before learning", ge=0)
     batch_size: int = field(64, "transitions in a gradient step", ge=1)
     n_step: int = field(1, "n, steps of reward before the bootstrap; fewer at an episode's end", ge=1)
     prioritized: bool = field(False, "draw transitions by priority, of their last error, instead of evenly")
     priority_exponent: float = field(0.5, "alpha of the priorities; 0: even", ge=0, le=1)
     importance_exponent: float = field(
-        0.4, "beta, how far weights make up for it at first; it rises to 1 at the end", ge=0, le=1
+        0.4, "beta, how far weights make up for it at first; it rises linearly to 1 at the end", ge=0, le=1
     )
 
 
@@ -65,18 +65,24 @@ class Optimiser:
     """Step sizes, clipping, and the average of the weights."""
 
     learning_rate: float = field(1e-3, "first step size of Adam", ge=0)
-    learning_rate_end: float = field(1.0, "share of learning_rate left at the end of its fall; 1: constant", ge=0, le=1)
+    learning_rate_end: float = field(
+        1.0, "share of `learning_rate` left at the end of its linear fall; 1: constant", ge=0, le=1
+    )
     learning_rate_fraction: float = field(
-        1.0, "share of the gradient steps over which the learning rate falls", gt=0, le=1
+        1.0, "share of the gradient steps over which the learning rate falls; then it stays", gt=0, le=1
     )
     weight_averaging: float = field(
         0.0,
-        "share that the weights' average keeps in a gradient step; policies are made of it; 0: the last weights",
+        "share that the weights' average keeps of itself in a gradient step; evaluations, `policy` and `quantiles` use"
+        " the average; 0: the last weights",
         ge=0,
         lt=1,
     )
     max_grad_norm: float = field(
-        float("inf"), "the gradient's global norm is clipped to it; .inf: never", gt=0, finite=False
+        float("inf"),
+        "the gradient's global norm is clipped to it, before the optimiser; .inf: never",
+        gt=0,
+        finite=False,
     )
 
 
@@ -94,17 +100,26 @@ class Munchausen:
     """Targets of the softmax policy pi, its log-probability added to the reward."""
 
     munchausen: bool = field(False, "targets of the softmax policy, its log-probability added to the reward")
-    munchausen_alpha: float = field(0.9, "alpha, share of t ln pi(a|x) added to the reward; 0: no bonus", ge=0, le=1)
+    munchausen_alpha: float = field(
+        0.9, "alpha, share of t ln pi(a given x) added to the reward; 0: no bonus; 0.9 in the paper", ge=0, le=1
+    )
     # Below 1e-6, exp(q / t) makes infinities of what q is rounded by.
-    munchausen_temperature: float = field(0.03, "t of the softmax policy, in units of return", ge=1e-6, le=MOST)
-    munchausen_clip: float = field(-1.0, "l0, the least that t ln pi(a|x) counts, in units of return", le=0)
+    munchausen_temperature: float = field(
+        0.03,
+        "t of the softmax policy, in units of return; 0.03 in the paper, with rewards in [-1, 1]",
+        ge=1e-6,
+        le=MOST,
+    )
+    munchausen_clip: float = field(
+        -1.0, "l0, the least that t ln pi(a given x) counts, in units of return; -1 in the paper", le=0
+    )
 
 
 @dataclass
 class Huber:
     """The loss of quantile regression."""
 
-    kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return", ge=LEAST)
+    kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return as it is learned", ge=LEAST)
 
 
 @dataclass
@@ -137,7 +152,7 @@ class Categorical:
 class Exploration:
     """Epsilon-greedy on a linear schedule."""
 
-    eps_start: float = field(1.0, "first epsilon", ge=0, le=1)
+    eps_start: float = field(1.0, "epsilon at environment step 0", ge=0, le=1)
     eps_end: float = field(0.04, "last epsilon", ge=0, le=1)
     exploration_fraction: float = field(0.1, "share of total_timesteps over which epsilon falls", ge=0, le=1)
 
@@ -151,11 +166,14 @@ class Task:
         True, "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
     )
     reward_scale: float = field(
-        1.0, "what rewards are multiplied by before anything is learned from them", ge=LEAST, le=MOST
+        1.0,
+        "what rewards are multiplied by before anything is learned from them; `quantiles` undoes it",
+        ge=LEAST,
+        le=MOST,
     )
-    normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far")
+    normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far, clipped at 10")
     normalize_rewards: bool = field(
-        False, "learn from rewards over the std of discounted returns so far, times reward_scale"
+        False, "learn from rewards over the std of discounted returns so far, times `reward_scale`"
     )
 
 
@@ -170,9 +188,11 @@ class Network:
     head_sizes: tuple[int, ...] = field((64,), "widths of the hidden layers of f", ge=1)
     activation: str = field("relu", "activation of psi and f", choices=tuple(ACTIVATIONS))
     layer_norm: bool = field(False, "LayerNorm before each activation of psi and f")
-    spectral_norm: bool = field(False, "kernels of the residual blocks of psi are divided by their spectral norm")
+    spectral_norm: bool = field(
+        False, "kernels of the residual blocks of psi (`torso: impala`) are divided by their spectral norm"
+    )
     compute_dtype: str = field(
         "float32",
-        "type of number in which the layers compute; bfloat16 is for GPUs",
+        "type of number in which the layers compute; `bfloat16` is for GPUs",
         choices=tuple(COMPUTE_DTYPES),
     )

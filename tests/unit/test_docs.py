@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -19,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FIELDS = [(name, f.name) for name, a in ALGORITHMS.items() for f in dataclasses.fields(a.config)]
 
 
 def relative(path: Path) -> str:
@@ -34,38 +32,11 @@ def rows(page: Path) -> dict[str, list[str]]:
     return {first.strip("` "): rest for first, *rest in cells if re.fullmatch(r"`\w+`", first)}
 
 
-def written(cell: str) -> Any:
-    """The value in a cell, as YAML reads it; `1e-3` is text to YAML and a number here."""
-    if cell == "-":
-        return None
-    value = yaml.safe_load(cell.strip("`"))
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-@pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_the_page_of_an_algorithm_has_a_row_for_each_hyperparameter_and_for_nothing_else(name):
-    page = DOCS / "algorithms" / f"{name}.md"
-    tables = page.read_text().partition("## Hyperparameters")[2].partition("## Deviations")[0]
-    listed = re.findall(r"^\| `(\w+)` \|", tables, re.MULTILINE)
-    assert sorted(listed) == sorted(f.name for f in dataclasses.fields(ALGORITHMS[name].config))
-
-
-@pytest.mark.parametrize(("name", "field"), FIELDS)
-def test_a_hyperparameters_row_gives_its_kind_default_and_published_value(name, field):
-    config = ALGORITHMS[name].config
-    kind, default, published, meaning = rows(DOCS / "algorithms" / f"{name}.md")[field]
-    assert kind == ("leaf" if field in pytree.float_fields(config) else "static")
-    f = config.__dataclass_fields__[field]
-    assert written(default) == plain(f.default)
-    assert written(published) == plain(config.PAPER.get(field))
-    assert meaning
+def test_the_tables_of_hyperparameters_are_what_the_configs_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "tables.py"), "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

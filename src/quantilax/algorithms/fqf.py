@@ -96,7 +96,7 @@ class Config(offpolicy.SharedConfig, Huber):
         "noisy": False,
     }
 
-    fraction_learning_rate: float = field(1e-5, "step size of the proposal's RMSProp", ge=0)
+    fraction_learning_rate: float = field(1e-5, "step size of the proposal's RMSProp, constant", ge=0)
     num_fractions: int = field(32, "N, fractions proposed for an observation", ge=2)
     num_cosines: int = field(64, "n, cosines in the embedding of a fraction", ge=1)
     fraction_entropy: float = field(

@@ -95,7 +95,7 @@ class Config(offpolicy.SharedConfig, Huber, Munchausen):
 
     num_tau_samples: int = field(8, "N, fractions of the online network in the loss", ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions of the target network in the loss", ge=1)
-    num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action", ge=1)
+    num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action, in acting and in a*", ge=1)
     num_cosines: int = field(64, "n, cosines in the embedding of a fraction", ge=1)
     tau_sampling: str = field(
         "uniform", "how tau, tau' and tau'' are drawn in the loss", choices=tuple(fractions.SAMPLERS)
@@ -106,7 +106,7 @@ class Config(offpolicy.SharedConfig, Huber, Munchausen):
     )
     risk: str = field("neutral", "distortion of the acting policy's fractions", choices=tuple(risk.DISTORTIONS))
     risk_eta: float = field(
-        1.0, "strength of the distortion: cvar (0, 1], cpw (0, 100]; wang and power: < 0 averse, > 0 seeks risk"
+        1.0, "eta, strength of the distortion: cvar (0, 1], cpw (0, 100]; wang and power: < 0 averse, > 0 seeks risk"
     )
 
     def check(self) -> None:

@@ -90,7 +90,9 @@ class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task,
     learning_rate: float = field(1e-3, "first step size of RAdam", ge=0)
     learning_rate_end: float = default(Optimiser, "learning_rate_end", 0.0)
     max_grad_norm: float = default(Optimiser, "max_grad_norm", 10.0)
-    lambda_: float = field(0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo", ge=0, le=1)
+    lambda_: float = field(
+        0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo within the T steps", ge=0, le=1
+    )
 
     head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=HEADS)
     num_quantiles: int = field(32, "N, quantiles of the quantile head, at fixed fractions", ge=1)
