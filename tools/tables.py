@@ -18,7 +18,7 @@ from quantilax import ALGORITHMS, hyperparameters, pytree
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "algorithms"
 BEGIN, END = "<!-- tables: written by `make tables` -->\n", "<!-- end of tables -->\n"
 
-GROUPS = {
+GROUPS: dict[type, str] = {
     hyperparameters.Loop: "The loop",
     hyperparameters.Replay: "Replay",
     hyperparameters.Optimiser: "Optimisation",
@@ -28,7 +28,7 @@ GROUPS = {
     hyperparameters.Task: "The task",
     hyperparameters.Network: "The network",
 }
-MOVED = {
+MOVED: dict[str, type] = {
     "adam_eps": hyperparameters.Optimiser,
     "exploration_repeats": hyperparameters.Exploration,
     "dueling": hyperparameters.Network,
@@ -66,8 +66,8 @@ def tables(name: str) -> str:
     config = ALGORITHMS[name].config
     rows: dict[str, list[str]] = {title: [] for title in [*list(GROUPS.values())[:5], OWN, *list(GROUPS.values())[5:]]}
     for f in dataclasses.fields(config):
-        group = MOVED.get(f.name) or next((g for g in GROUPS if f.name in g.__dataclass_fields__), None)
-        rows[GROUPS.get(group, OWN)].append(row(name, config, f))
+        groups = [MOVED[f.name]] if f.name in MOVED else [g for g in GROUPS if f.name in pytree.defaults(g)]
+        rows[GROUPS[groups[0]] if groups else OWN].append(row(name, config, f))
     head = "| field | kind | default | published | range | meaning |\n|---|---|---|---|---|---|\n"
     return "".join(f"\n### {title}\n\n{head}{''.join(lines)}" for title, lines in rows.items() if lines) + "\n"
 
