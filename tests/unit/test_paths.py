@@ -1,6 +1,5 @@
 """Names of directories: those that work, work with every reader and writer; the others are refused before training."""
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -138,10 +137,13 @@ def test_a_section_named_in_another_script_or_with_dollars_is_drawn_without_a_wa
     assert (run / "learning_curve.png").stat().st_size > 0
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser reads everything")
-def test_a_part_of_the_records_that_may_not_be_read_is_not_called_damaged(tmp_path):
+def test_a_part_of_the_records_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     store = Store.create(tmp_path / "s", a_study(tmp_path), jobs=1, width=1, starts=[], status="finished")
     store.write([{"cell": "base", "seed": 0, "env_step": 0}])
-    (tmp_path / "s" / "records" / "000000.parquet").chmod(0)
-    with pytest.raises(ConfigError, match=r"cannot be read: Permission denied$"):
+
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("quantilax.studies.store.read_parquet", denied)
+    with pytest.raises(ConfigError, match=r"000000\.parquet: cannot be read: Permission denied$"):
         store.records()
