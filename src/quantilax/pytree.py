@@ -78,10 +78,10 @@ def field(
 def dataclass(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass and a pytree by the rule of this module."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    if len(cls.__bases__) > 1:  # fields of the first base first, as they are read
-        fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        names = [name for base in cls.__bases__ for name in getattr(base, "__dataclass_fields__", ())]
-        cls.__dataclass_fields__ = {name: fields[name] for name in dict.fromkeys([*names, *fields])}  # type: ignore[attr-defined]
+    # Fields of the first base first, as they are read, and without class variables.
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = [name for base in cls.__bases__ for name in getattr(base, "__dataclass_fields__", ())]
+    cls.__dataclass_fields__ = {name: fields[name] for name in dict.fromkeys([*names, *fields])}  # type: ignore[attr-defined]
     hints = typing.get_type_hints(cls)
     static: list[str] = []
     leaves: list[str] = []

@@ -90,18 +90,18 @@ def is_negative(algo, field: str) -> bool:
 
 def test_a_sweep_over_floats_is_one_program(algo):
     algo.train(jax.random.key(0))
-    before = _train._cache_size()
+    before = _train.__wrapped__._cache_size()
     for field in pytree.float_fields(type(algo.config)):
         algo.replace(**{field: getattr(algo.config, field)}).train(jax.random.key(0))
         algo.replace(**{field: jnp.float32(-0.5 if is_negative(algo, field) else 0.5)}).train(jax.random.key(0))
-    assert _train._cache_size() == before
+    assert _train.__wrapped__._cache_size() == before
 
 
 def test_a_static_field_is_another_program(name):
     tiny(name).train(jax.random.key(0))
-    before = _train._cache_size()
+    before = _train.__wrapped__._cache_size()
     tiny(name, num_epochs=3).train(jax.random.key(0))
-    assert _train._cache_size() == before + 1
+    assert _train.__wrapped__._cache_size() == before + 1
 
 
 def test_every_float_field_vmaps(name):
@@ -350,9 +350,9 @@ def test_an_eval_callback_maps_over_seeds_and_compiles_once(name):
     _, record = jax.jit(jax.vmap(algo.records))(keys)
     assert record.callback["norm"].shape == (3, len(algo.evaluation_steps))
     algo.records(keys[0])
-    programs = _train._cache_size()
+    programs = _train.__wrapped__._cache_size()
     algo.replace(gamma=0.5).records(keys[0])
-    assert _train._cache_size() == programs
+    assert _train.__wrapped__._cache_size() == programs
 
 
 def test_an_eval_callback_that_is_no_function_is_refused(algo):

@@ -154,7 +154,7 @@ def test_no_command_at_all_gives_the_help_or_one_error_line_and_never_an_error_o
         ("mine:\n  env: probe/corridor\n", "mine: unknown algorithm 'mine'"),
         (BARE + "  learning_rat: 1e-3\n", "iqn: unknown field 'learning_rat'; did you mean 'learning_rate'?"),
         (BARE + "  learning_rate: fast\n", "iqn: learning_rate: expected a number, got 'fast'"),
-        (BARE + "  kappa: 0\n", "iqn: kappa: must be > 0, got 0.0"),
+        (BARE + "  kappa: 0\n", "iqn: kappa: must be >= 1e-16, got 0.0"),
         (BARE + "  gamma: 2020-13-45\n", "file.yaml"),
         (BARE + "  gamma: !!int many\n", "file.yaml"),
         (BARE + "  gamma: " + "9" * 5000 + "\n", "file.yaml"),

@@ -49,8 +49,10 @@ BELOW = {
         "pytree",
     },
     "envs": {"switches", "types", "pytree"},
+    "heads": {"losses", "fractions", "networks", "types"},
     "algorithms": {
         "envs",
+        "heads",
         "hyperparameters",
         "offpolicy",
         "signals",
@@ -129,6 +131,12 @@ def test_environments_are_mapped_over_in_one_place():
     pattern = re.compile(r"vmap\(\s*[\w.]*env\.(reset|step)\b")
     found = [file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py") if pattern.search(file.read_text())]
     assert found == ["envs/vector.py"]
+
+
+def test_no_file_outside_a_head_asks_which_head_it_is():
+    pattern = re.compile(r"\.head *(==|!=|in )|HEADS\[\"")
+    files = [file for file in SOURCE.rglob("*.py") if "heads" not in file.relative_to(SOURCE).parts]
+    assert [file.name for file in files if pattern.search(file.read_text())] == []
 
 
 def test_every_room_is_in_the_plan():

@@ -16,7 +16,6 @@ With a head that learns a distribution G_t is one too: that of r_t + gamma (1 - 
 lambda_t, else times Z_t. The quantile heads learn from draws of it by IQN's loss, the categorical one by cross-entropy.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -27,8 +26,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, fractions, losses, normalize, packing, rollout, signals
+from quantilax import averaging, exploration, normalize, packing, rollout, signals
 from quantilax.envs.vector import Mapped
+from quantilax.heads import HEADS
 from quantilax.hyperparameters import (
     Categorical,
     Exploration,
@@ -40,11 +40,9 @@ from quantilax.hyperparameters import (
     Task,
     default,
 )
-from quantilax.networks import ActionHead, ImplicitQuantileHead, computing_in, in_one_pass, torso
+from quantilax.networks import computing_in, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
-
-HEADS = ("scalar", "quantile", "implicit_quantile", "categorical")
 
 
 @dataclass
@@ -94,7 +92,7 @@ class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task,
         0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo within the T steps", ge=0, le=1
     )
 
-    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=HEADS)
+    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=tuple(HEADS))
     num_quantiles: int = field(32, "N, quantiles of the quantile head, at fixed fractions", ge=1)
     num_tau_samples: int = field(8, "N, fractions of the implicit head in the loss", ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions of the implicit head in the targets", ge=1)
@@ -123,8 +121,8 @@ class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task,
 
     @property
     def support(self) -> tuple[float, float] | None:
-        """Bounds of what the categorical head can learn: `v_min` and `v_max`; None for the others."""
-        return (self.v_min, self.v_max) if self.head == "categorical" else None
+        """Bounds of what the head can learn; None: there are none."""
+        return HEADS[self.head].support(self)
 
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
@@ -153,7 +151,7 @@ class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task,
                 f" {self.steps_per_iteration} steps; raise it"
             )
         self.check_support()
-        if self.munchausen and self.head != "scalar":
+        if self.munchausen and HEADS[self.head].soft_lambda_returns is None:
             raise ConfigError(
                 f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"
             )
@@ -194,21 +192,12 @@ class State:
 
 
 class PQNetwork(nnx.Module):
-    """Y(x, .) = f(psi(x)), for the implicit head f(psi(x) * phi(tau))."""
+    """psi, and the layer of the head."""
 
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make the network for the environment's spaces."""
         self.psi = torso(env.observation_space, config, rngs=rngs)
-        sizes, activation, layer_norm = config.head_sizes, config.activation, config.layer_norm
-        self.head: nnx.Module
-        if config.head == "implicit_quantile":
-            cosines = config.num_cosines
-            self.head = ImplicitQuantileHead(
-                self.psi.features, num_actions(env), sizes, cosines, activation, layer_norm, rngs=rngs
-            )
-        else:
-            n = {"scalar": 1, "quantile": config.num_quantiles, "categorical": config.num_atoms}[config.head]
-            self.head = ActionHead(self.psi.features, num_actions(env), n, sizes, activation, layer_norm, rngs=rngs)
+        self.head = HEADS[config.head].layer(self.psi.features, num_actions(env), config, rngs=rngs)
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
@@ -303,85 +292,51 @@ def rows_of(
     return flat
 
 
-def outputs(
-    config: Config, network: PQNetwork, obs: Observation, *taus: Float[Array, "B N"]
-) -> list[Float[Array, "B n A"]]:
-    """Y of a batch of observations; of the implicit head at each of the given sets of fractions."""
-    if config.head == "implicit_quantile":
-        return in_one_pass(network.head, jax.vmap(network.psi)(obs), *taus)
-    return [jax.vmap(lambda x: network.head(network.psi(x)))(obs)]
-
-
-def means(config: Config, Y: Float[Array, "n A"]) -> Float[Array, "A"]:
-    """Q of one observation."""
-    return support_of(config) @ jax.nn.softmax(Y, axis=0) if config.head == "categorical" else Y.mean(axis=0)
-
-
-def support_of(config: Config) -> Float[Array, "M"]:
-    """z_1, ..., z_M of the categorical head."""
-    return losses.support(config.v_min, config.v_max, config.num_atoms)
-
-
 def lambda_targets(
     config: Config, state: State, transitions: Transition, key: Key[Array, ""]
-) -> Float[Array, "T E *n"]:
-    """G_t of every step, each cut at the end of its episode: a number, N' draws, or probabilities of M atoms."""
-    key_tau, key_u = jax.random.split(key)
+) -> Float[Array, "T E *n_prime"]:
+    """G_t of every step, each cut at the end of its episode, as the head learns it."""
+    head = HEADS[config.head]
+    key_next, key_returns = jax.random.split(key)
     T, E = transitions.reward.shape
     network = nnx.merge(state.network, state.params)
-    next_obs = transitions.next_obs.reshape(T * E, *transitions.next_obs.shape[2:])
-    numbers = config.num_tau_prime_samples, config.num_quantile_samples
-    Y_next, *more = outputs(config, network, next_obs, *fractions.draw(key_tau, "uniform", (T * E,), numbers))
-    q_next = jax.vmap(partial(means, config))(more[0] if more else Y_next)  # (T E, A)
-    chosen = jnp.take_along_axis(Y_next, q_next.argmax(axis=-1)[:, None, None], axis=-1)[..., 0]  # (T E, n)
-    chosen = chosen.reshape(T, E, -1)
 
-    of_column: Callable[..., Array]  # over the T steps of each environment
+    def flat(obs: Observation) -> Observation:
+        return obs.reshape(T * E, *obs.shape[2:])
+
+    Y_next, q_next = head.successor(network, flat(transitions.next_obs), key_next, config)
     discount = config.gamma * transitions.discount
     trace = config.lambda_ * ~(transitions.terminated | transitions.truncated)
-    if config.head == "scalar":
-        if config.munchausen:
-            (Y,) = outputs(config, network, transitions.obs.reshape(T * E, *transitions.obs.shape[2:]))
-            q_next, q_before = (x.reshape(T, E, -1) for x in (q_next, jax.vmap(partial(means, config))(Y)))
-            fixed = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
-            of_column = jax.vmap(losses.munchausen_lambda_returns, in_axes=(*[1] * 6, *[None] * 3), out_axes=1)
-            return of_column(transitions.reward, discount, q_next, q_before, transitions.action, trace, *fixed)
-        of_column = jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)
-        return of_column(transitions.reward, discount, chosen[..., 0], trace)
-    if config.head == "categorical":
-        of_column = jax.vmap(losses.categorical_lambda_returns, in_axes=(1, 1, 1, 1, None), out_axes=1)
-        return of_column(transitions.reward, discount, jax.nn.softmax(chosen, axis=-1), trace, support_of(config))
-    of_column = jax.vmap(losses.lambda_return_draws, in_axes=1, out_axes=1)
-    return of_column(transitions.reward, discount, chosen, trace, jax.random.uniform(key_u, chosen.shape))
+    if config.munchausen:
+        assert head.soft_lambda_returns is not None
+        _, q_before = head.successor(network, flat(transitions.obs), key_next, config)
+        q_next, q_before = (q.reshape(T, E, -1) for q in (q_next, q_before))
+        return head.soft_lambda_returns(
+            transitions.reward, discount, q_next, q_before, transitions.action, trace, config
+        )
+    chosen = jnp.take_along_axis(Y_next, q_next.argmax(axis=-1)[:, None, None], axis=-1)[..., 0]  # (T E, n')
+    return head.lambda_returns(key_returns, transitions.reward, discount, chosen.reshape(T, E, -1), trace, config)
 
 
 def loss(
-    Y: Float[Array, "n A"], tau: Float[Array, "n"], action: Int[Array, ""], target: Float[Array, "*n"], config: Config
+    Y: Float[Array, "n A"],
+    tau: Float[Array, "n"],
+    action: Int[Array, ""],
+    target: Float[Array, "*n_prime"],
+    config: Config,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """The loss of one step by its head, and (q = Q(x, a), |mean of G - q|).
 
     Args:
         Y: of the network at x.
-        tau: the fractions that rows of Y stand for; not read by the scalar and the categorical head.
+        tau: the fractions that rows of Y stand for, where they stand for some.
         action: a.
         target: G, as `lambda_targets` gives it.
-        config: head, kappa and the support.
+        config: head, and what its loss needs.
     """
-    y, q, target = Y[:, action], means(config, Y)[action], jax.lax.stop_gradient(target)
-    if config.head == "scalar":
-        return 0.5 * (q - target) ** 2, (q, jnp.abs(target - q))
-    if config.head == "categorical":
-        return -(target @ jax.nn.log_softmax(y)), (q, jnp.abs(support_of(config) @ target - q))
-    return losses.quantile_regression(y, tau, target, config.kappa), (q, jnp.abs(target.mean() - q))
-
-
-def forward(
-    params: PyTree, network: nnx.GraphDef, obs: Observation, key: Key[Array, ""], config: Config
-) -> tuple[Float[Array, "B n A"], Float[Array, "B n"]]:
-    """Return Y of a batch, and the fractions that its rows stand for (midpoints where none are drawn)."""
-    (tau,) = fractions.draw(key, "uniform", obs.shape[:1], (config.num_tau_samples,))
-    (Y,) = outputs(config, nnx.merge(network, params), obs, tau)
-    return Y, tau if config.head == "implicit_quantile" else fractions.midpoints(Y[..., 0])
+    head = HEADS[config.head]
+    q, target = head.mean(Y, config)[action], jax.lax.stop_gradient(target)
+    return head.loss(Y[:, action], q, tau, target, config), (q, jnp.abs(head.expected(target, config) - q))
 
 
 def batch_loss(
@@ -393,7 +348,7 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Mean of `loss` over a minibatch, each step at fractions of its own."""
     obs, action, target = rows
-    Y, tau = forward(params, network, obs, key, config)
+    Y, tau = HEADS[config.head].learned(nnx.merge(network, params), obs, key, config)
     value, (q, td_error) = jax.vmap(loss, in_axes=(0, 0, 0, 0, None))(
         Y, jnp.broadcast_to(tau, Y.shape[:-1]), action, target, config
     )
@@ -429,39 +384,25 @@ def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, 
     """Z_tau(x, .), for one observation; observation and Z in the environment's units.
 
     Raises:
-        ConfigError: with the scalar head, which has none.
+        ConfigError: with a head that learns no distribution.
     """
-    if config.head == "scalar":
+    of_head = HEADS[config.head].quantiles
+    if of_head is None:
+        *others, last = (name for name, head in HEADS.items() if head.quantiles is not None)
         raise ConfigError(
-            "head: scalar learns expected values, no quantiles; choose quantile, implicit_quantile or categorical"
+            f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
         )
     x = normalize.observations(state.normalizer, obs)
-    return normalize.returns(state.normalizer, quantiles_of(config, state, state.average_params, x, tau))
-
-
-def quantiles_of(
-    config: Config, state: State, params: PyTree, obs: Observation, tau: Float[Array, "N"]
-) -> Float[Array, "N A"]:
-    """The same in learned units: of the implicit head at tau, else those of the fixed quantiles or of the atoms."""
-    (Y,) = outputs(config, nnx.merge(state.network, params), obs[None], tau[None])
-    if config.head == "categorical":
-        return fractions.of_atoms(jax.nn.softmax(Y[0], axis=0), support_of(config), tau)
-    return fractions.of_quantiles(Y[0], tau) if config.head == "quantile" else Y[0]
+    return normalize.returns(state.normalizer, of_head(nnx.merge(state.network, state.average_params), x, tau, config))
 
 
 def acting_policy(config: Config, state: State, epsilon: Float[Array, ""] | float) -> Policy:
-    """Epsilon-greedy on Q; of the implicit head on the mean over K fractions."""
+    """Epsilon-greedy on Q."""
     network = nnx.merge(state.network, state.params)
 
     def act(obs: Observation, key: Key[Array, ""]) -> Int[Array, ""]:
-        x = normalize.observations(state.normalizer, obs)
-        if config.head == "implicit_quantile":
-            key_tau, key = jax.random.split(key)
-            (tau,) = fractions.draw(key_tau, "uniform", (), (config.num_quantile_samples,))
-            Y = network.head(network.psi(x), tau)
-        else:
-            Y = network.head(network.psi(x))
-        return exploration.epsilon_greedy(key, means(config, Y), epsilon)
+        q, key = HEADS[config.head].acting(network, normalize.observations(state.normalizer, obs), key, config)
+        return exploration.epsilon_greedy(key, q, epsilon)
 
     return act
 
@@ -484,7 +425,7 @@ def measure_signals(
     _, collected = collect(env, config, state, epsilon_of(config, state), key_collect)
     transitions = normalize.transitions(state.normalizer, collected)
     rows = rows_of(config, state, transitions, key_targets)
-    distributional = config.head != "scalar"
+    head = HEADS[config.head]
 
     def draw(key: Key[Array, ""], size: int) -> PyTree:
         index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
@@ -497,18 +438,17 @@ def measure_signals(
         params: PyTree, batch: PyTree, key: Key[Array, ""]
     ) -> tuple[Float[Array, "B n n_prime"], Float[Array, "B"]]:
         obs, action, target = batch
-        Y, _ = forward(params, state.network, obs, key, config)
-        q = jax.vmap(lambda Y, a: means(config, Y)[a])(Y, action)
-        if config.head in ("quantile", "implicit_quantile"):
-            z = jax.vmap(lambda Y, a: Y[:, a])(Y, action)  # (B, N)
-            return target[:, None, :] - z[:, :, None], q
-        expected = target @ support_of(config) if config.head == "categorical" else target
-        return (expected - q)[:, None, None], q
+        Y, _ = head.learned(nnx.merge(state.network, params), obs, key, config)
+        q = jax.vmap(lambda Y, a: head.mean(Y, config)[a])(Y, action)
+        y = jax.vmap(lambda Y, a: Y[:, a])(Y, action)  # (B, n)
+        return head.errors(y, q, target, config), q
 
     def values(params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        tau = signals.midpoints(signals.NUM_FRACTIONS)
-        (Y,) = outputs(config, nnx.merge(state.network, params), obs[None], tau[None])
-        return means(config, Y[0])
+        return head.values(nnx.merge(state.network, params), obs, signals.midpoints(signals.NUM_FRACTIONS), config)
+
+    def quantiles_of(params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        assert head.quantiles is not None
+        return head.quantiles(nnx.merge(state.network, params), obs, tau, config)
 
     learner = signals.Learner(
         params=state.params,
@@ -517,7 +457,7 @@ def measure_signals(
         draw=draw,
         loss=mean_loss,
         errors=errors,
-        quantiles=partial(quantiles_of, config, state) if distributional else None,
+        quantiles=None if head.quantiles is None else quantiles_of,
         values=values,
         features=lambda params, obs: nnx.merge(state.network, params).psi(obs),
         behave=acting_policy(config, state, epsilon_of(config, state)),
@@ -536,8 +476,8 @@ def measure_signals(
         adam_eps=1e-8,  # optax's for RAdam
         max_grad_norm=config.max_grad_norm,
         batch_size=config.steps_per_iteration // config.num_minibatches,
-        num_quantile_samples=config.num_quantile_samples if config.head == "implicit_quantile" else None,
-        kappa=config.kappa if config.head in ("quantile", "implicit_quantile") else None,
+        num_quantile_samples=head.acting_draws(config),
+        kappa=head.kappa(config),
         gamma=config.gamma,
         bootstrap_truncated=config.bootstrap_truncated,
         normalizer=state.normalizer,

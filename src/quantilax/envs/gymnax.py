@@ -8,6 +8,7 @@ import builtins
 import importlib
 import sys
 import types
+from collections.abc import Callable
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from quantilax import pytree
+from quantilax import pytree, switches
 from quantilax.envs.sticky import StickyActions
 from quantilax.pytree import ConfigError, did_you_mean
 from quantilax.types import Box, Discrete, Environment, TimeStep
@@ -100,7 +101,7 @@ class Gymnax:
     @property
     def observation_space(self) -> Box:
         """Shape and dtype of an observation; a discrete one becomes one-hot, MinAtar's zeros and ones bools."""
-        space = self.env.observation_space(self.env.default_params)
+        space, low, high = _read(self.env.observation_space, self.env.default_params)
         if hasattr(space, "n"):
             return Box((int(space.n),))
         if not hasattr(space, "shape"):
@@ -108,13 +109,13 @@ class Gymnax:
                 f"env: {self.name} has observations of several parts ({type(space).__name__}); choose an environment with"
                 " one array"
             )
-        return Box(tuple(space.shape), jnp.bool_ if self.name in MINATAR else space.dtype, *_bounds(space))
+        return Box(tuple(space.shape), jnp.bool_ if self.name in MINATAR else space.dtype, low, high)
 
     @property
     def action_space(self) -> Discrete | Box:
         """Discrete, or a box of real numbers."""
-        space = self.env.action_space(self.env.default_params)
-        return Discrete(int(space.n)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype, *_bounds(space))
+        space, low, high = _read(self.env.action_space, self.env.default_params)
+        return Discrete(int(space.n)) if hasattr(space, "n") else Box(tuple(space.shape), space.dtype, low, high)
 
     @property
     def max_episode_steps(self) -> Int[Array, ""]:
@@ -144,11 +145,16 @@ class Gymnax:
         return jnp.asarray(obs, self.observation_space.dtype)
 
 
-def _bounds(space: Any) -> tuple[Any, Any]:
-    """Bounds of a box of gymnax, as numbers where all are alike."""
-    ends = (np.asarray(getattr(space, name)) for name in ("low", "high"))
+def _read(make: Callable[[Any], Any], params: Any) -> tuple[Any, Any, Any]:
+    """Return a space of gymnax and its bounds, as numbers where all are alike."""
+    with (
+        switches.standard(),
+        jax.ensure_compile_time_eval(),
+    ):  # gymnax makes arrays of them, also while a program is traced
+        space = make(params)
+        ends = [np.asarray(getattr(space, name, 0.0)) for name in ("low", "high")]
     low, high = (end.item(0) if (end == end.item(0)).all() else end for end in ends)
-    return low, high
+    return space, low, high
 
 
 @cache
