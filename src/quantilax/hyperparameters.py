@@ -13,11 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
-import numpy as np
-
 from quantilax.networks import ACTIVATIONS, COMPUTE_DTYPES, TORSOS
-from quantilax.pytree import ConfigError, dataclass, field
+from quantilax.pytree import dataclass, field
 
 LEAST, MOST = 1e-16, 1e16
 """Bounds of what other numbers are multiplied or divided by: beyond them squares and quotients leave the floats of 32 bits."""
@@ -120,32 +117,6 @@ class Huber:
     """The loss of quantile regression."""
 
     kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return as it is learned", ge=LEAST)
-
-
-@dataclass
-class Categorical:
-    """The support of a categorical distribution."""
-
-    num_atoms: int = field(51, "M, atoms of the support", ge=2)
-    v_min: float = field(-10.0, "least return that the support has, in the units that are learned")
-    v_max: float = field(10.0, "greatest return that the support has, in the units that are learned")
-
-    def check_support(self) -> None:
-        """Raise `ConfigError` for a support that is empty, or whose atoms floats of 32 bits do not tell apart."""
-        if any(isinstance(v, jax.core.Tracer) or np.ndim(v) for v in (self.v_min, self.v_max)):  # in a sweep
-            return
-        if self.v_min >= self.v_max:
-            raise ConfigError(f"v_min: {self.v_min} is not below v_max={self.v_max}; lower it")
-        for name, v in (("v_min", self.v_min), ("v_max", self.v_max)):
-            if abs(v) > MOST:
-                raise ConfigError(f"{name}: must be >= {-MOST} and <= {MOST}, got {v}; change reward_scale")
-        low, high = np.float32(self.v_min), np.float32(self.v_max)
-        atoms = low + (high - low) * np.linspace(0, 1, self.num_atoms, dtype=np.float32)
-        if not (np.diff(atoms) >= LEAST).all():
-            raise ConfigError(
-                f"v_min: {self.num_atoms} atoms from {self.v_min} to {self.v_max} are too close for floats of 32 bits to"
-                " tell them apart; lower num_atoms or widen the support"
-            )
 
 
 @dataclass

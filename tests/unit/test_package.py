@@ -49,7 +49,7 @@ BELOW = {
         "pytree",
     },
     "envs": {"switches", "types", "pytree"},
-    "heads": {"losses", "fractions", "networks", "types"},
+    "heads": {"hyperparameters", "losses", "fractions", "networks", "types", "pytree"},
     "algorithms": {
         "envs",
         "heads",

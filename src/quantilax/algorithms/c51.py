@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from quantilax import averaging, exploration, fractions, losses, normalize, offpolicy, rollout, signals
-from quantilax.hyperparameters import Categorical
+from quantilax.heads import categorical
 from quantilax.networks import ActionHead, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass
@@ -28,7 +28,7 @@ from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation,
 
 
 @dataclass
-class Config(offpolicy.SharedConfig, Categorical):
+class Config(offpolicy.SharedConfig, categorical.Categorical):
     """Hyperparameters of C51; `PAPER` is what Bellemare et al. (2017) used on Atari."""
 
     PAPER: ClassVar[dict[str, Any]] = {

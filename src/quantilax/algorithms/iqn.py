@@ -34,7 +34,8 @@ from quantilax import (
     rollout,
     signals,
 )
-from quantilax.hyperparameters import Huber, Munchausen
+from quantilax.heads import implicit_quantile
+from quantilax.hyperparameters import Munchausen
 from quantilax.networks import ImplicitQuantileHead, in_one_pass, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import dataclass, field
@@ -42,7 +43,7 @@ from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation,
 
 
 @dataclass
-class Config(offpolicy.SharedConfig, Huber, Munchausen):
+class Config(offpolicy.SharedConfig, implicit_quantile.ImplicitQuantiles, Munchausen):
     """Hyperparameters of IQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
 
     PAPER: ClassVar[dict[str, Any]] = {
@@ -93,10 +94,6 @@ class Config(offpolicy.SharedConfig, Huber, Munchausen):
         "noisy": False,
     }
 
-    num_tau_samples: int = field(8, "N, fractions of the online network in the loss", ge=1)
-    num_tau_prime_samples: int = field(8, "N', fractions of the target network in the loss", ge=1)
-    num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action, in acting and in a*", ge=1)
-    num_cosines: int = field(64, "n, cosines in the embedding of a fraction", ge=1)
     tau_sampling: str = field(
         "uniform", "how tau, tau' and tau'' are drawn in the loss", choices=tuple(fractions.SAMPLERS)
     )

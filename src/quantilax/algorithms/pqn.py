@@ -26,27 +26,17 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, normalize, packing, rollout, signals
+from quantilax import averaging, exploration, heads, normalize, packing, rollout, signals
 from quantilax.envs.vector import Mapped
 from quantilax.heads import HEADS
-from quantilax.hyperparameters import (
-    Categorical,
-    Exploration,
-    Huber,
-    Loop,
-    Munchausen,
-    Network,
-    Optimiser,
-    Task,
-    default,
-)
+from quantilax.hyperparameters import Exploration, Loop, Munchausen, Network, Optimiser, Task, default
 from quantilax.networks import computing_in, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Observation, Policy, Transition, num_actions
 
 
 @dataclass
-class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task, Network):
+class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Network):  # type: ignore[misc]
     """Hyperparameters of PQN; `PAPER` is what Gallici et al. (2024) used on Atari."""
 
     PAPER: ClassVar[dict[str, Any]] = {
@@ -93,11 +83,6 @@ class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task,
     )
 
     head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=tuple(HEADS))
-    num_quantiles: int = field(32, "N, quantiles of the quantile head, at fixed fractions", ge=1)
-    num_tau_samples: int = field(8, "N, fractions of the implicit head in the loss", ge=1)
-    num_tau_prime_samples: int = field(8, "N', fractions of the implicit head in the targets", ge=1)
-    num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action, implicit head", ge=1)
-    num_cosines: int = field(64, "n, cosines in the implicit head's embedding of a fraction", ge=1)
 
     eps_end: float = default(Exploration, "eps_end", 0.05)
     exploration_fraction: float = default(Exploration, "exploration_fraction", 0.2)
@@ -150,7 +135,8 @@ class Config(Loop, Optimiser, Munchausen, Huber, Categorical, Exploration, Task,
                 f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
                 f" {self.steps_per_iteration} steps; raise it"
             )
-        self.check_support()
+        for head in HEADS.values():
+            head.check(self)
         if self.munchausen and HEADS[self.head].soft_lambda_returns is None:
             raise ConfigError(
                 f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"
@@ -309,7 +295,7 @@ def lambda_targets(
     trace = config.lambda_ * ~(transitions.terminated | transitions.truncated)
     if config.munchausen:
         assert head.soft_lambda_returns is not None
-        _, q_before = head.successor(network, flat(transitions.obs), key_next, config)
+        _, q_before = head.successor(network, flat(transitions.obs), key_returns, config)
         q_next, q_before = (q.reshape(T, E, -1) for q in (q_next, q_before))
         return head.soft_lambda_returns(
             transitions.reward, discount, q_next, q_before, transitions.action, trace, config

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from quantilax import averaging, exploration, fractions, losses, normalize, offpolicy, rollout, signals
-from quantilax.hyperparameters import Huber
+from quantilax.heads import quantile
 from quantilax.networks import ActionHead, monotone, torso
 from quantilax.offpolicy import State
 from quantilax.pytree import ConfigError, dataclass, field
@@ -29,7 +29,7 @@ from quantilax.types import Algorithm, Environment, Metrics, NStep, Observation,
 
 
 @dataclass
-class Config(offpolicy.SharedConfig, Huber):
+class Config(offpolicy.SharedConfig, quantile.Quantiles):
     """Hyperparameters of QR-DQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
 
     PAPER: ClassVar[dict[str, Any]] = {
@@ -74,7 +74,6 @@ class Config(offpolicy.SharedConfig, Huber):
         "noisy": False,
     }
 
-    num_quantiles: int = field(32, "N, quantiles of each action", ge=1)
     non_crossing: bool = field(False, "a head whose quantiles never cross (Zhou et al. 2020)")
 
     def check(self) -> None:

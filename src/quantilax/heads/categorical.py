@@ -6,14 +6,43 @@ Y are logits; z_1, ..., z_M, the support, go from `v_min` to `v_max`.
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, losses
 from quantilax.heads import fixed
 from quantilax.heads.types import Head, Network
+from quantilax.hyperparameters import LEAST, MOST
 from quantilax.networks import ActionHead
+from quantilax.pytree import ConfigError, dataclass, field
 from quantilax.types import Config, Observation
+
+
+@dataclass
+class Categorical:
+    """The support."""
+
+    num_atoms: int = field(51, "M, atoms of the support", ge=2)
+    v_min: float = field(-10.0, "least return that the support has, in the units that are learned")
+    v_max: float = field(10.0, "greatest return that the support has, in the units that are learned")
+
+    def check_support(self) -> None:
+        """Raise `ConfigError` for a support that is empty, or whose atoms floats of 32 bits do not tell apart."""
+        if any(isinstance(v, jax.core.Tracer) or np.ndim(v) for v in (self.v_min, self.v_max)):  # in a sweep
+            return
+        if self.v_min >= self.v_max:
+            raise ConfigError(f"v_min: {self.v_min} is not below v_max={self.v_max}; lower it")
+        for name, v in (("v_min", self.v_min), ("v_max", self.v_max)):
+            if abs(v) > MOST:
+                raise ConfigError(f"{name}: must be >= {-MOST} and <= {MOST}, got {v}; change reward_scale")
+        low, high = np.float32(self.v_min), np.float32(self.v_max)
+        atoms = low + (high - low) * np.linspace(0, 1, self.num_atoms, dtype=np.float32)
+        if not (np.diff(atoms) >= LEAST).all():
+            raise ConfigError(
+                f"v_min: {self.num_atoms} atoms from {self.v_min} to {self.v_max} are too close for floats of 32 bits to"
+                " tell them apart; lower num_atoms or widen the support"
+            )
 
 
 def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ActionHead:
@@ -77,6 +106,8 @@ def bounds(config: Config) -> tuple[Any, Any]:
 
 HEAD = Head(
     name="categorical",
+    configs=(Categorical,),
+    check=Categorical.check_support,
     layer=layer,
     mean=mean,
     learned=fixed.learned,

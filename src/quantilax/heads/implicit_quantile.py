@@ -10,8 +10,22 @@ from jaxtyping import Array, Float, Key
 from quantilax import fractions
 from quantilax.heads import quantile
 from quantilax.heads.types import Network
+from quantilax.hyperparameters import Huber
 from quantilax.networks import ImplicitQuantileHead, in_one_pass
+from quantilax.pytree import dataclass, field
 from quantilax.types import Config, Observation
+
+
+@dataclass
+class ImplicitQuantiles(Huber):
+    """Numbers of fractions, their embedding, and kappa."""
+
+    num_tau_samples: int = field(8, "N, fractions in the loss", ge=1)
+    num_tau_prime_samples: int = field(8, "N', fractions in the target", ge=1)
+    num_quantile_samples: int = field(
+        32, "K, fractions in the mean that chooses an action, in acting and in targets", ge=1
+    )
+    num_cosines: int = field(64, "n, cosines in the embedding of a fraction", ge=1)
 
 
 def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ImplicitQuantileHead:
@@ -65,6 +79,7 @@ def values(network: Network, x: Observation, tau: Float[Array, "N"], config: Con
 
 HEAD = quantile.HEAD._replace(
     name="implicit_quantile",
+    configs=(ImplicitQuantiles,),
     layer=layer,
     learned=learned,
     successor=successor,

@@ -7,8 +7,17 @@ from jaxtyping import Array, Float, Key
 from quantilax import fractions, losses
 from quantilax.heads import fixed
 from quantilax.heads.types import Head, Network
+from quantilax.hyperparameters import Huber
 from quantilax.networks import ActionHead
+from quantilax.pytree import dataclass, field
 from quantilax.types import Config, Observation
+
+
+@dataclass
+class Quantiles(Huber):
+    """The quantiles, and kappa."""
+
+    num_quantiles: int = field(32, "N, quantiles of each action", ge=1)
 
 
 def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ActionHead:
@@ -61,6 +70,7 @@ def quantiles(network: Network, x: Observation, tau: Float[Array, "N"], config: 
 
 HEAD = Head(
     name="quantile",
+    configs=(Quantiles,),
     layer=layer,
     mean=mean,
     learned=fixed.learned,

@@ -65,6 +65,7 @@ def soft_lambda_returns(
 
 HEAD = Head(
     name="scalar",
+    configs=(),
     layer=partial(fixed.layer, 1),
     mean=mean,
     learned=fixed.learned,

@@ -19,6 +19,8 @@ class Head(NamedTuple):
     """
 
     name: str
+    configs: tuple[type, ...]
+    """Groups of its own hyperparameters; a loop's config is composed of those of all heads."""
     layer: Callable[..., nnx.Module]
     """(features, num_actions, config, rngs=) -> the layer that makes Y of psi."""
     mean: Callable[[Float[Array, "n A"], Config], Float[Array, "A"]]
@@ -49,6 +51,8 @@ class Head(NamedTuple):
     """(network, one observation, tau, config) -> quantiles at any fractions; None: only the mean is learned."""
     soft_lambda_returns: Callable[..., Float[Array, "T E"]] | None = None
     """(reward, discount, q_next, q_before, action, trace, config), see `losses`; None: not defined."""
+    check: Callable[[Any], None] = lambda config: None
+    """config -> raises `ConfigError` where its own hyperparameters contradict each other."""
     support: Callable[[Config], tuple[Any, Any] | None] = lambda config: None
     """config -> bounds of what can be learned; None: there are none."""
     kappa: Callable[[Config], Any] = lambda config: None
