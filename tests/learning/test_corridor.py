@@ -19,10 +19,11 @@ def test_iqn_solves_the_corridor(variant):
     assert (np.asarray(lengths[-1]) == 6).all()  # the shortest way
 
 
-def test_pqn_solves_the_corridor():
+@pytest.mark.parametrize("head", [{}, {"head": "hl_gauss", "num_atoms": 21, "v_min": 0.0, "v_max": 1.0}])
+def test_pqn_solves_the_corridor(head):
     algo = PQN.create(
         env="probe/corridor", total_timesteps=16_384, eval_freq=4_096, eval_episodes=16, num_envs=8, num_steps=32,
-        num_minibatches=4, gamma=0.9, torso_sizes=(32,),
+        num_minibatches=4, gamma=0.9, torso_sizes=(32,), **head,
     )  # fmt: skip
     _, (lengths, returns) = algo.train(jax.random.key(0))
     assert (np.asarray(returns[-1]) == 1).all()
