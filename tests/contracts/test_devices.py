@@ -7,21 +7,21 @@ import sys
 import jax
 import pytest
 
-from quantilax import train
+from quantilax import devices
 
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from quantilax import train
+from quantilax import devices
 from tests.conftest import tiny
 
 jax.config.update("jax_num_cpu_devices", 8)
-devices = jax.local_devices()
-assert len(devices) == 8
+local = jax.local_devices()
+assert len(local) == 8
 
 
 def trained(algo, runs, count):
-    jax.local_devices = lambda: devices[:count]
+    jax.local_devices = lambda: local[:count]
     keys = jax.vmap(jax.random.key)(jnp.arange(runs, dtype=jnp.uint32))
     algorithm, env, config = algo.arguments()
     program = devices.compile_fit(algorithm, env, config, keys)
@@ -72,13 +72,13 @@ def test_two_four_and_eight_devices_give_the_same_results_bit_for_bit(pytestconf
 
 
 @pytest.mark.parametrize(
-    ("devices", "runs", "rounds", "used", "padded"),
+    ("number", "runs", "rounds", "used", "padded"),
     [(1, 5, 5, 1, 5), (2, 5, 3, 2, 6), (2, 4, 2, 2, 4), (4, 5, 2, 3, 6), (8, 5, 1, 5, 5), (8, 20, 3, 7, 21)],
 )
 def test_runs_are_laid_on_as_few_devices_as_give_the_least_number_of_rounds(
-    devices, runs, rounds, used, padded, monkeypatch
+    number, runs, rounds, used, padded, monkeypatch
 ):
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
-    monkeypatch.setattr(train, "Mesh", lambda laid, axes: type("Mesh", (), {"size": len(laid)})())
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * number)
+    monkeypatch.setattr(devices, "Mesh", lambda laid, axes: type("Mesh", (), {"size": len(laid)})())
     laid = devices.layout(runs)
     assert (laid.rounds, laid.mesh.size, laid.padded, laid.is_even) == (rounds, used, padded, padded == runs)

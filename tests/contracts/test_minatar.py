@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import IQN, ConfigWarning, envs
+from quantilax import IQN, Box, ConfigWarning, envs
 from quantilax.envs.gymnax import MINATAR, Gymnax
 from quantilax.envs.probes import Corridor
 from quantilax.envs.sticky import StickyActions
@@ -38,7 +38,7 @@ def test_these_are_all_of_gymnaxs():
 def test_a_game_has_the_originals_channels_actions_stickiness_and_limit(name):
     env = envs.make(name)
     channels, actions = CHANNELS_AND_ACTIONS[name]
-    assert env.observation_space == ((10, 10, channels), jnp.bool_)
+    assert env.observation_space == Box((10, 10, channels), jnp.bool_, 0, 1)
     assert env.action_space.n == actions
     assert env.name == name
     assert env.probability == 0.1

@@ -209,7 +209,7 @@ def test_n_steps_with_a_cut_inside_bootstrap_from_the_true_successor_with_the_di
         next_obs = jnp.where(cut, -1.0, following)
         return Transition(obs, jnp.array([i]), jnp.array([2.0**i]), next_obs, jnp.array([False]), cut), following
 
-    ring = replay.init(step(0)[0], jnp.array([0.0]), 10, n_step=2)
+    ring = replay.init(jax.tree.map(lambda x: x[0], step(0)[0]), jnp.array([0.0]), 10, n_step=2)
     for i in range(4):
         ring = added(ring, *step(i))
     batch = sampled(ring, jax.random.key(0), 100, 0.5)
