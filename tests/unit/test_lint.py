@@ -118,7 +118,8 @@ def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_other
 
 def test_every_float_is_alive_in_a_healthy_agent():
     alive = {name: set() for name, _ in HEALTHY.values()}
-    for name, changes in HEALTHY.values():
+    of_bins = "pqn", dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=3.0)
+    for name, changes in (*HEALTHY.values(), of_bins):
         reaches = Programs(tiny(name, **changes), lambda _: None).base.reaches
         alive[name] |= {field for field, outputs in reaches.items() if CURVE in outputs}
     assert alive == {name: set(pytree.float_fields(ALGORITHMS[name].config)) for name in alive}

@@ -50,6 +50,7 @@ FLOATS = {
         "eval_epsilon",
         "exploration_fraction",
         "gamma",
+        "hl_gauss_sigma",
         "kappa",
         "lambda_",
         "learning_rate",
