@@ -62,8 +62,10 @@ def pairs(number: int, steps: int) -> None:
 
 def saves() -> None:
     """Print time and size of a save, for replays of several sizes and seeds, full and a tenth filled."""
-    print("| seeds | replay rows | filled | copy, ms | write, ms | read, ms | MB on disk | MB of state |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| seeds | replay rows | filled | copy, ms | write, ms | write again, ms | read, ms | MB on disk | MB of state |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for seeds, capacity, share in ((1, 20_000, 1.0), (10, 20_000, 1.0), (1, 1_000_000, 0.1), (1, 1_000_000, 1.0)):
         algo = IQN.create(env="CartPole-v1", buffer_size=capacity)
         state = jax.vmap(algo.init)(jax.random.split(jax.random.key(0), seeds))
@@ -75,7 +77,7 @@ def saves() -> None:
         counters = dict(iterations=jnp.full_like(ring.iterations, filled), cursor=jnp.full_like(ring.cursor, filled))
         ring = replace(ring, rows=rows, observations=observations, **counters)
         state = jax.block_until_ready(replace(state, replay=ring))
-        copy, write, read = [], [], []
+        copy, write, again, read = [], [], [], []
         with tempfile.TemporaryDirectory() as directory:
             root = Path(directory)
             for _ in range(5):
@@ -87,13 +89,17 @@ def saves() -> None:
                 root.mkdir()
                 path = checkpoints.save(root / "checkpoints", 1, arrays, facts)
                 written = time.perf_counter()
+                checkpoints.save(root / "checkpoints", 2, arrays, facts)  # its replay is there already
+                again.append(time.perf_counter() - written)
+                checkpoints.save(root / "checkpoints", 1, arrays, facts, keep=1)
+                begun = time.perf_counter()
                 checkpoints.read(path)
-                read.append(time.perf_counter() - written)
+                read.append(time.perf_counter() - begun)
                 write.append(written - copied)
                 copy.append(copied - start)
             size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
         total = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
-        figures = " | ".join(f"{statistics.median(x) * 1e3:.0f}" for x in (copy, write, read))
+        figures = " | ".join(f"{statistics.median(x) * 1e3:.0f}" for x in (copy, write, again, read))
         print(f"| {seeds} | {capacity:,} | {share:.0%} | {figures} | {size / 1e6:.1f} | {total / 1e6:.1f} |")
 
 
