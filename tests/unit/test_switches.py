@@ -242,9 +242,9 @@ def test_what_the_environment_says_at_the_start_of_a_process(tmp_path):
     more = {"JAX_TRANSFER_GUARD": "disallow_explicit", "JAX_TRACEBACK_FILTERING": "off", "JAX_NUM_CPU_DEVICES": "1"}
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
 
-    def train_with(**variables):
-        options = ("-q", "--no-cache", "--seeds", "2", "--out", "there")
-        command = [sys.executable, "-W", "error", "-m", "quantilax.cli", "train", "tiny.yaml", *options]
+    def train_with(out="there", warnings="error", **variables):
+        options = ("-q", "--no-cache", "--seeds", "2", "--out", out)
+        command = [sys.executable, "-W", warnings, "-m", "quantilax.cli", "train", "tiny.yaml", *options]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -252,11 +252,14 @@ def test_what_the_environment_says_at_the_start_of_a_process(tmp_path):
     (line,) = absent.communicate(timeout=100)[1].splitlines()
     assert line.startswith("error: JAX_PLATFORMS: JAX finds no device of cuda")
     assert absent.returncode == 2
+    nowhere = {"JAX_COMPILATION_CACHE_DIR": "/proc/nowhere", "CUDA_VISIBLE_DEVICES": ""}
+    uncached = train_with("uncached", "ignore", **nowhere)  # JAX warns for each program
     there = train_with(**checks, **rules, **more, XLA_FLAGS=flags)
     quantilax.run(load_section(tmp_path / "tiny.yaml").create(), tmp_path / "here", [0, 1], quiet=True)
     assert (there.communicate(timeout=200)[1], there.returncode) == ("", 0)
     curves = [pl.read_parquet(tmp_path / name / "evaluations.parquet").drop("seconds") for name in ("here", "there")]
     assert_frame_equal(*curves, check_exact=True)
+    assert (uncached.communicate(timeout=200)[1], uncached.returncode) == ("", 0)
 
 
 def test_a_checkpoint_with_keys_of_another_kind_says_how_to_go_on():
