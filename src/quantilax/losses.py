@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from quantilax.types import NStep
-
 
 def huber(u: Float[Array, "*shape"], kappa: Float[Array, ""] | float = 1.0) -> Float[Array, "*shape"]:
     """Huber loss: `u^2 / 2` where `|u| <= kappa`, else `kappa (|u| - kappa / 2)`.
@@ -87,48 +85,6 @@ def entropy(log_p: Float[Array, "N"]) -> Float[Array, ""]:
     return -jnp.sum(jnp.exp(log_p) * log_p)
 
 
-def targets(
-    Z_next: Float[Array, "N_prime A"], q_next: Float[Array, "A"], transition: NStep, gamma: Float[Array, ""] | float
-) -> Float[Array, "N_prime"]:
-    """`R + gamma^m d Z_next(., a*)`, a* the best action by `q_next`: of one transition over m steps.
-
-    Args:
-        Z_next: numbers of the target network at x', one row for an expected value.
-        q_next: values of the network that selects, at x'.
-        transition: R, m and d = 1 - terminated.
-        gamma: discount per step.
-    """
-    a_star = jnp.argmax(q_next)
-    return transition.reward + gamma**transition.steps * transition.discount * Z_next[:, a_star]
-
-
-def munchausen_targets(
-    Z_next: Float[Array, "N_prime A"],
-    q_next: Float[Array, "A"],
-    q_before: Float[Array, "A"],
-    transition: NStep,
-    gamma: Float[Array, ""] | float,
-    temperature: Float[Array, ""] | float,
-    alpha: Float[Array, ""] | float,
-    l0: Float[Array, ""] | float,
-) -> Float[Array, "N_prime"]:
-    """`R + alpha [t ln pi(a|x)]_{l0}^0 + gamma^m d sum_a' pi(a'|x') (Z_next(., a') - t ln pi(a'|x'))`, pi = softmax(q / t).
-
-    Args:
-        Z_next, q_next: of the target network at x'.
-        q_before: of the target network at x.
-        transition, gamma: as in `targets`.
-        temperature, alpha, l0: t > 0, alpha in [0, 1], l0 <= 0.
-
-    Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1 and appendix B.1.
-    """
-    t_log_pi = scaled_log_softmax(q_next, temperature)
-    future = (Z_next - t_log_pi) @ jnp.exp(t_log_pi / temperature)  # (N',)
-    bonus = scaled_log_softmax(q_before, temperature)[transition.action]
-    reward = transition.reward + alpha * jnp.clip(bonus, l0, 0)
-    return reward + gamma**transition.steps * transition.discount * future
-
-
 def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | float) -> Float[Array, "A"]:
     """`t ln pi`, where `pi = softmax(q / t)`; near `q - max q` for small t, and exact there.
 
@@ -140,6 +96,14 @@ def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | flo
     """
     advantage = q - jax.lax.stop_gradient(q.max())
     return advantage - temperature * jax.nn.logsumexp(advantage / temperature)
+
+
+def soft_policy(
+    q: Float[Array, "A"], temperature: Float[Array, ""] | float
+) -> tuple[Float[Array, "A"], Float[Array, "A"]]:
+    """`(t ln pi, pi)`, where `pi = softmax(q / t)`; `t ln pi` is 0 where q is -inf, of actions that cannot be taken."""
+    t_log_pi = scaled_log_softmax(q, temperature)
+    return jnp.where(q > -jnp.inf, t_log_pi, 0.0), jnp.exp(t_log_pi / temperature)
 
 
 def support(v_min: Float[Array, ""] | float, v_max: Float[Array, ""] | float, n: int) -> Float[Array, "n"]:
@@ -229,19 +193,20 @@ def munchausen_lambda_returns(
 
     `G_t = r_t + alpha [b_t]_{l0}^0 + discount_t [(1 - trace_t) v_t + trace_t (G_{t+1} - b_{t+1})]`, `b_t = t ln pi(a_t|x_t)`,
     with `v_t = sum_a pi(a|x_{t+1}) (q_next_t(a) - t ln pi(a|x_{t+1}))`, and `v_{T-1}` for what follows the last step. With a
-    trace of 0 it is `munchausen_targets`.
+    trace of 0 it is the target of M-DQN.
 
     Args:
         reward, discount, trace: as for `lambda_returns`.
-        q_next, q_before: values at x_{t+1}, the true successor, and at x_t, of the network before the update.
+        q_next, q_before: values at x_{t+1}, the true successor, and at x_t, of the network before the update; -inf for
+            actions that cannot be taken.
         action: a_t.
-        temperature, alpha, l0: as for `munchausen_targets`.
+        temperature, alpha, l0: t > 0, alpha in [0, 1], l0 <= 0.
 
     Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1, with the lambda-returns of
     Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
     """
-    t_log_pi_next = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_next, temperature)
-    v = (jnp.exp(t_log_pi_next / temperature) * (q_next - t_log_pi_next)).sum(axis=-1)
+    t_log_pi_next, pi = jax.vmap(soft_policy, in_axes=(0, None))(q_next, temperature)
+    v = (pi * (jnp.where(pi > 0, q_next, 0.0) - t_log_pi_next)).sum(axis=-1)
     t_log_pi = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_before, temperature)
     t_log_pi = jnp.take_along_axis(t_log_pi, action[:, None], axis=-1)[:, 0]
     bonus = alpha * jnp.clip(t_log_pi, l0, 0)

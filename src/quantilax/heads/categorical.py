@@ -1,6 +1,7 @@
-"""Categorical: probabilities of M atoms, by cross-entropy (Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887).
+"""Categorical: probabilities p_i of M atoms z_i (C51; Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887).
 
-Y are logits; z_1, ..., z_M, the support, go from `v_min` to `v_max`.
+Y are logits; z_1, ..., z_M, the support, go from `v_min` to `v_max`. The target is `Phi(r + g z)` with the probabilities
+p(x', a*), Phi the projection onto the support, and the loss its cross-entropy with p(x, a).
 """
 
 from typing import Any
@@ -12,11 +13,11 @@ from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, losses
 from quantilax.heads import fixed
-from quantilax.heads.types import Head, Network
+from quantilax.heads.types import Features, Head, Layer, Prediction
 from quantilax.hyperparameters import LEAST, MOST
 from quantilax.networks import ActionHead
 from quantilax.pytree import ConfigError, dataclass, field
-from quantilax.types import Config, Observation
+from quantilax.types import Config
 
 
 @dataclass
@@ -55,48 +56,67 @@ def support(config: Config) -> Float[Array, "M"]:
     return losses.support(config.v_min, config.v_max, config.num_atoms)
 
 
-def mean(Y: Float[Array, "M A"], config: Config) -> Float[Array, "A"]:
+def mean(prediction: Prediction, config: Config) -> Float[Array, "*A"]:
     """`sum_i z_i p_i`."""
-    return support(config) @ jax.nn.softmax(Y, axis=0)
+    return support(config) @ jax.nn.softmax(prediction.Y, axis=0)
 
 
-def loss(
-    y: Float[Array, "M"], q: Float[Array, ""], tau: Float[Array, "M"], target: Float[Array, "M"], config: Config
-) -> Float[Array, ""]:
+def target(
+    reward: Float[Array, ""], discount: Float[Array, ""], successor: Prediction, config: Config
+) -> Float[Array, "M"]:
+    """Probabilities of `Phi(reward + discount z)`, those of z being p(x', a*)."""
+    z = support(config)
+    return losses.categorical_projection(reward + discount * z, jax.nn.softmax(successor.Y), z)
+
+
+def soft_target(
+    reward: Float[Array, ""],
+    discount: Float[Array, ""],
+    successor: Prediction,
+    t_log_pi: Float[Array, "A"],
+    pi: Float[Array, "A"],
+    config: Config,
+) -> Float[Array, "M"]:
+    """Of the mixture over a ~ pi: probabilities of `Phi(reward + discount (z - t ln pi(a)))`, those of z being p(x', a)."""
+    z = support(config)
+    atoms = reward + discount * (z[:, None] - t_log_pi)  # (M, A)
+    p = pi * jax.nn.softmax(successor.Y, axis=0)
+    return losses.categorical_projection(atoms.ravel(), p.ravel(), z)
+
+
+def loss(taken: Prediction, target: Float[Array, "M"], config: Config) -> Float[Array, ""]:
     """Cross-entropy with the target's probabilities."""
-    return -(target @ jax.nn.log_softmax(y))
+    return -(target @ jax.nn.log_softmax(taken.Y))
 
 
-def expected(target: Float[Array, "*batch M"], config: Config) -> Float[Array, "*batch"]:
+def priority(taken: Prediction, target: Float[Array, "M"], config: Config) -> Float[Array, ""]:
+    """The target's Kullback-Leibler divergence from p(x, a), as Hessel et al. (2018) have it."""
+    return losses.kl_divergence(target, jax.nn.log_softmax(taken.Y))
+
+
+def expected(target: Float[Array, "M"], config: Config) -> Float[Array, ""]:
     """`sum_i z_i p_i` of the target."""
     return target @ support(config)
-
-
-def errors(
-    y: Float[Array, "B M"], q: Float[Array, "B"], target: Float[Array, "B M"], config: Config
-) -> Float[Array, "B 1 1"]:
-    """Mean of the target less q."""
-    return (expected(target, config) - q)[:, None, None]
 
 
 def lambda_returns(
     key: Key[Array, ""],
     reward: Float[Array, "T E"],
     discount: Float[Array, "T E"],
-    Z: Float[Array, "T E M"],
+    successors: Prediction,
     trace: Float[Array, "T E"],
     config: Config,
 ) -> Float[Array, "T E M"]:
     """Probabilities of the mixture of returns, projected at each step."""
     of_column = jax.vmap(losses.categorical_lambda_returns, in_axes=(1, 1, 1, 1, None), out_axes=1)
-    G: Float[Array, "T E M"] = of_column(reward, discount, jax.nn.softmax(Z, axis=-1), trace, support(config))
+    p = jax.nn.softmax(successors.Y, axis=-1)
+    G: Float[Array, "T E M"] = of_column(reward, discount, p, trace, support(config))
     return G
 
 
-def quantiles(network: Network, x: Observation, tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
+def quantiles(layer: Layer, psi: Features, tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
     """The least atom whose P(Z <= z) is tau."""
-    Y = fixed.outputs(network, x[None])[0]
-    return fractions.of_atoms(jax.nn.softmax(Y, axis=0), support(config), tau)
+    return fractions.of_atoms(jax.nn.softmax(fixed.outputs(layer, psi), axis=0), support(config), tau)
 
 
 def bounds(config: Config) -> tuple[Any, Any]:
@@ -109,14 +129,13 @@ HEAD = Head(
     configs=(Categorical,),
     check=Categorical.check_support,
     layer=layer,
+    predict=fixed.predict,
     mean=mean,
-    learned=fixed.learned,
-    successor=fixed.successor(mean),
-    acting=fixed.acting(mean),
-    values=fixed.values(mean),
-    loss=loss,
+    target=target,
+    soft_target=soft_target,
     expected=expected,
-    errors=errors,
+    loss=loss,
+    priority=priority,
     lambda_returns=lambda_returns,
     quantiles=quantiles,
     support=bounds,

@@ -11,6 +11,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key
 
 from quantilax.heads import categorical, scalar
+from quantilax.heads.types import Prediction
 from quantilax.hyperparameters import LEAST
 from quantilax.pytree import dataclass, field
 from quantilax.types import Config
@@ -39,33 +40,52 @@ def histogram(target: Float[Array, ""], config: Config) -> Float[Array, "M"]:
     return jnp.diff(below) / (below[-1] - below[0])
 
 
-def loss(
-    y: Float[Array, "M"], q: Float[Array, ""], tau: Float[Array, "M"], target: Float[Array, ""], config: Config
+def target(
+    reward: Float[Array, ""], discount: Float[Array, ""], successor: Prediction, config: Config
 ) -> Float[Array, ""]:
+    """`y = reward + discount Q(x', a*)`."""
+    return reward + discount * categorical.mean(successor, config)
+
+
+def soft_target(
+    reward: Float[Array, ""],
+    discount: Float[Array, ""],
+    successor: Prediction,
+    t_log_pi: Float[Array, "A"],
+    pi: Float[Array, "A"],
+    config: Config,
+) -> Float[Array, ""]:
+    """`y = reward + discount sum_a pi(a) (Q(x', a) - t ln pi(a))`."""
+    return reward + discount * ((categorical.mean(successor, config) - t_log_pi) @ pi)
+
+
+def loss(taken: Prediction, target: Float[Array, ""], config: Config) -> Float[Array, ""]:
     """Cross-entropy with the target's histogram."""
-    return -(histogram(target, config) @ jax.nn.log_softmax(y))
+    return -(histogram(target, config) @ jax.nn.log_softmax(taken.Y))
 
 
 def lambda_returns(
     key: Key[Array, ""],
     reward: Float[Array, "T E"],
     discount: Float[Array, "T E"],
-    Z: Float[Array, "T E M"],
+    successors: Prediction,
     trace: Float[Array, "T E"],
     config: Config,
 ) -> Float[Array, "T E"]:
-    """G of every step, from the means of Z."""
-    v = categorical.expected(jax.nn.softmax(Z, axis=-1), config)
-    return scalar.lambda_returns(key, reward, discount, v[..., None], trace, config)
+    """G of every step, from the means of the successors."""
+    v = categorical.expected(jax.nn.softmax(successors.Y, axis=-1), config)
+    return scalar.lambda_returns(key, reward, discount, Prediction(v[..., None]), trace, config)
 
 
 HEAD = categorical.HEAD._replace(
     name="hl_gauss",
     configs=(categorical.Categorical, HLGauss),
-    loss=loss,
+    target=target,
+    soft_target=soft_target,
     expected=scalar.expected,
-    errors=scalar.errors,
+    loss=loss,
+    priority=None,
     lambda_returns=lambda_returns,
-    quantiles=None,
     soft_lambda_returns=scalar.soft_lambda_returns,
+    quantiles=None,
 )

@@ -1,4 +1,4 @@
-"""Scalar: the mean of the return, Q, by the squared error."""
+"""Scalar: the mean of the return, Q (Mnih et al. 2015, https://doi.org/10.1038/nature14236)."""
 
 from functools import partial
 
@@ -7,44 +7,56 @@ from jaxtyping import Array, Float, Int, Key
 
 from quantilax import losses
 from quantilax.heads import fixed
-from quantilax.heads.types import Head
+from quantilax.heads.types import Head, Prediction
+from quantilax.hyperparameters import Huber
 from quantilax.types import Config
 
 
-def mean(Y: Float[Array, "1 A"], config: Config) -> Float[Array, "A"]:
+def mean(prediction: Prediction, config: Config) -> Float[Array, "*A"]:
     """Q."""
-    return Y.mean(axis=0)
+    return prediction.Y.mean(axis=0)
 
 
-def loss(
-    y: Float[Array, "1"], q: Float[Array, ""], tau: Float[Array, "1"], target: Float[Array, ""], config: Config
+def target(
+    reward: Float[Array, ""], discount: Float[Array, ""], successor: Prediction, config: Config
 ) -> Float[Array, ""]:
-    """`(q - target)^2 / 2`."""
-    return 0.5 * (q - target) ** 2
+    """`y = reward + discount Q(x', a*)`."""
+    return reward + discount * mean(successor, config)
 
 
-def expected(target: Float[Array, "*batch"], config: Config) -> Float[Array, "*batch"]:
+def soft_target(
+    reward: Float[Array, ""],
+    discount: Float[Array, ""],
+    successor: Prediction,
+    t_log_pi: Float[Array, "A"],
+    pi: Float[Array, "A"],
+    config: Config,
+) -> Float[Array, ""]:
+    """`y = reward + discount sum_a pi(a) (Q(x', a) - t ln pi(a))`."""
+    return reward + discount * ((successor.Y - t_log_pi) @ pi)[0]
+
+
+def loss(taken: Prediction, target: Float[Array, ""], config: Config) -> Float[Array, ""]:
+    """Huber loss of y - Q(x, a); `(y - Q)^2 / 2` where the loop has it so."""
+    delta = target - mean(taken, config)
+    return 0.5 * delta**2 if config.squared_error else losses.huber(delta, config.kappa)
+
+
+def expected(target: Float[Array, ""], config: Config) -> Float[Array, ""]:
     """A target is a mean."""
     return target
-
-
-def errors(
-    y: Float[Array, "B 1"], q: Float[Array, "B"], target: Float[Array, "B"], config: Config
-) -> Float[Array, "B 1 1"]:
-    """Target less q."""
-    return (target - q)[:, None, None]
 
 
 def lambda_returns(
     key: Key[Array, ""],
     reward: Float[Array, "T E"],
     discount: Float[Array, "T E"],
-    Z: Float[Array, "T E 1"],
+    successors: Prediction,
     trace: Float[Array, "T E"],
     config: Config,
 ) -> Float[Array, "T E"]:
     """G of every step."""
-    return jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)(reward, discount, Z[..., 0], trace)
+    return jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)(reward, discount, successors.Y[..., 0], trace)
 
 
 def soft_lambda_returns(
@@ -65,16 +77,14 @@ def soft_lambda_returns(
 
 HEAD = Head(
     name="scalar",
-    configs=(),
+    configs=(Huber,),
     layer=partial(fixed.layer, 1),
+    predict=fixed.predict,
     mean=mean,
-    learned=fixed.learned,
-    successor=fixed.successor(mean),
-    acting=fixed.acting(mean),
-    values=fixed.values(mean),
-    loss=loss,
+    target=target,
+    soft_target=soft_target,
     expected=expected,
-    errors=errors,
+    loss=loss,
     lambda_returns=lambda_returns,
     soft_lambda_returns=soft_lambda_returns,
 )

@@ -3,59 +3,94 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from quantilax.types import Config, Observation
+from quantilax.types import Config
 
-Network: TypeAlias = Any
-"""A module with `psi`, features of one normalised observation, and `head`, the layer that its head made."""
+Layer: TypeAlias = Any
+"""The module that a head's `layer` made."""
+Features: TypeAlias = Float[Array, "*batch features"]
+"""psi of one observation, or of a batch."""
+Taus: TypeAlias = Float[Array, "*batch N"] | None
+"""Fractions for each observation, or the same for all of a batch; None for heads that have none, or fixed ones."""
+
+
+class Prediction(NamedTuple):
+    """What a network says of the returns from an observation; a head may have a class of its own instead."""
+
+    Y: Float[Array, "*batch n A"]
+    """n numbers per action; without the axis of actions once one is `taken`."""
+    tau: Float[Array, "*batch n"] | None = None
+    """The fractions that rows of Y stand for, where they stand for some."""
+
+    def taken(self, action: Any) -> "Prediction":
+        """What is said of one action, of one observation."""
+        return self._replace(Y=self.Y[:, action])
 
 
 class Head(NamedTuple):
-    """A record of functions; Y are the numbers that its layer gives for each action, (n, A).
+    """A record of functions, each on one example unless it says otherwise.
 
-    Symbols in shapes: `B` observations, `A` actions, `n` and `n_prime` numbers per action, `T` steps, `E` environments.
+    Symbols in shapes: `A` actions, `n` numbers per action, `N` fractions, `T` steps, `E` environments.
     """
 
     name: str
     configs: tuple[type, ...]
-    """Groups of its own hyperparameters; a loop's config is composed of those of all heads."""
+    """Groups of its own hyperparameters; the configs that know it are composed of them."""
     layer: Callable[..., nnx.Module]
-    """(features, num_actions, config, rngs=) -> the layer that makes Y of psi."""
-    mean: Callable[[Float[Array, "n A"], Config], Float[Array, "A"]]
-    """(Y, config) -> Q."""
-    learned: Callable[[Network, Observation, Key[Array, ""], Config], tuple[Float[Array, "B n A"], Float[Array, "B n"]]]
-    """(network, observations, key, config) -> (Y, the fractions that its rows stand for), as a loss takes them."""
-    successor: Callable[
-        [Network, Observation, Key[Array, ""], Config], tuple[Float[Array, "B n_prime A"], Float[Array, "B A"]]
-    ]
-    """(network, observations, key, config) -> (Y, Q that chooses an action), as targets take them."""
-    acting: Callable[[Network, Observation, Key[Array, ""], Config], tuple[Float[Array, "A"], Key[Array, ""]]]
-    """(network, one observation, key, config) -> (Q that a policy acts on, a key that is still unused)."""
-    values: Callable[[Network, Observation, Float[Array, "N"], Config], Float[Array, "A"]]
-    """(network, one observation, tau, config) -> Q; where Q is a mean over fractions, over tau."""
-    loss: Callable[
-        [Float[Array, "n"], Float[Array, ""], Float[Array, "n"], Float[Array, "*n_prime"], Config], Float[Array, ""]
-    ]
-    """(y = Y of the action, q = its mean, tau, target, config) -> the loss of one example."""
-    expected: Callable[[Float[Array, "*batch_n_prime"], Config], Float[Array, "*batch"]]
-    """(targets, config) -> their means."""
-    errors: Callable[
-        [Float[Array, "B n"], Float[Array, "B"], Float[Array, "B *n_prime"], Config], Float[Array, "B N N_prime"]
-    ]
-    """(y, q, target, config) -> target less estimate, of each pair that the loss compares."""
-    lambda_returns: Callable[..., Float[Array, "T E *n_prime"]]
-    """(key, reward, discount, Z, trace, config) -> targets of T steps in E environments, see `losses.lambda_returns`."""
-    quantiles: Callable[[Network, Observation, Float[Array, "N"], Config], Float[Array, "N A"]] | None = None
-    """(network, one observation, tau, config) -> quantiles at any fractions; None: only the mean is learned."""
-    soft_lambda_returns: Callable[..., Float[Array, "T E"]] | None = None
-    """(reward, discount, q_next, q_before, action, trace, config), see `losses`; None: not defined."""
+    """(features, num_actions, config, rngs=) -> the layer after psi."""
+    predict: Callable[..., list[Any]]
+    """(layer, psi, taus, config) -> a prediction for each of several `Taus`, of one observation or a batch."""
+    mean: Callable[[Any, Config], Float[Array, "*A"]]
+    """(prediction, config) -> Q."""
+    target: Callable[[Float[Array, ""], Float[Array, ""], Any, Config], Any]
+    """(reward, discount, prediction at x' of a*, config) -> what is learned: `reward + discount Z(x', a*)`."""
+    soft_target: Callable[..., Any]
+    """(reward, discount, prediction at x', t ln pi, pi, config) -> the same of
+    `reward + discount sum_a pi(a) (Z(x', a) - t ln pi(a))`."""
+    expected: Callable[[Any, Config], Float[Array, ""]]
+    """(target, config) -> its mean."""
+    loss: Callable[[Any, Any, Config], Float[Array, ""]]
+    """(prediction of the action, target, config) -> the loss."""
+    lambda_returns: Callable[..., Any]
+    """(key, reward, discount, predictions at x' of a*, trace, config) -> targets of T steps in E environments."""
+    soft_lambda_returns: Callable[..., Any] | None = None
+    """(reward, discount, q_next, q_before, action, trace, config) -> the same, of T steps in E environments with the soft
+    policy; None: not defined."""
+    quantiles: Callable[[Layer, Features, Float[Array, "N"], Config], Float[Array, "N A"]] | None = None
+    """(layer, psi, tau, config) -> quantiles at any fractions; None: only the mean is learned."""
+    draw: Callable[..., list[Taus]] = lambda key, shape, config, *uses: [None for _ in uses]
+    """(key, leading axes, config, *uses) -> fractions for each use: "tau" (learned), "tau_prime" (target), "tau_action"."""
+    draw_acting: Callable[[Key[Array, ""], Config], tuple[Taus, Key[Array, ""]]] = lambda key, config: (None, key)
+    """(key, config) -> (fractions for the mean that a policy acts on, a key that is still unused)."""
+    priority: Callable[[Any, Any, Config], Float[Array, ""]] | None = None
+    """(prediction of the action, target, config) -> priority in the replay; None: |expected target - Q|."""
+    errors: Callable[[Any, Any, Config], Float[Array, "N N_prime"]] | None = None
+    """(prediction of the action, target, config) -> target less estimate of each pair that the loss compares; None: of Q."""
     check: Callable[[Any], None] = lambda config: None
     """config -> raises `ConfigError` where its own hyperparameters contradict each other."""
     support: Callable[[Config], tuple[Any, Any] | None] = lambda config: None
     """config -> bounds of what can be learned; None: there are none."""
     kappa: Callable[[Config], Any] = lambda config: None
-    """config -> kappa of its Huber loss; None: it has none."""
+    """config -> kappa of its quantile Huber loss; None: it has none."""
     acting_draws: Callable[[Config], int | None] = lambda config: None
-    """config -> fractions that a policy draws for an action; None: it draws none."""
+    """config -> number of fractions of `draw_acting`; None: it draws none."""
+    optimizer: Callable[[optax.GradientTransformation, Config], optax.GradientTransformation] = lambda inner, config: (
+        inner
+    )
+    """(the loop's optimiser, config) -> the optimiser of the whole network."""
+
+    def measures(self, taken: Any, target: Any, config: Config) -> tuple[Float[Array, ""], ...]:
+        """(Q, |expected target - Q|, priority) of one example."""
+        q = self.mean(taken, config)
+        td_error = jnp.abs(self.expected(target, config) - q)
+        return q, td_error, td_error if self.priority is None else self.priority(taken, target, config)
+
+    def differences(self, taken: Any, target: Any, config: Config) -> Float[Array, "N N_prime"]:
+        """`errors`, or the one of the means."""
+        if self.errors is not None:
+            return self.errors(taken, target, config)
+        return (self.expected(target, config) - self.mean(taken, config))[None, None]

@@ -1,0 +1,377 @@
+"""Q-learning from a replay with a target network, by any head: DQN, C51, QR-DQN, IQN, FQF and others.
+
+| symbol | here | meaning |
+|---|---|---|
+| x, a, R, x' | `transition` | m steps, `n_step` or fewer at an episode's end; R is the sum of their discounted rewards |
+| m, d | `steps`, `discount` | of the transition; `discount = 1 - terminated`: a time limit still bootstraps |
+| Z(x, a), Q(x, a) | `prediction`, `head.mean` | what the head says of the return, and its mean |
+| theta, theta^- | `params`, `target_params` | online and target network; equal at step 0 |
+| a* | `a_star` | argmax of Q^-(x', .); of the online network's if `double` |
+| y | `target` | what is learned: `R + gamma^m d Z^-(x', a*)`, in the head's form |
+
+Its refinements are switches:
+
+- `double` (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461), `n_step`, `prioritized`,
+  `dueling` and `noisy`, as Rainbow has them (Hessel et al. 2018, https://arxiv.org/abs/1710.02298).
+- `munchausen` (Vieillard, Pietquin & Geist 2020, https://arxiv.org/abs/2007.14430): pi is the softmax
+  of Q^- over the temperature t, R gets `alpha [t ln pi(a|x)]` clipped to [l0, 0], and the target has
+  `sum_a' pi(a'|x') (Z^-(x', a') - t ln pi(a'|x'))` in the place of `Z^-(x', a*)`.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from quantilax import averaging, exploration, losses, normalize, replay, rollout, signals
+from quantilax.algorithms import values
+from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
+from quantilax.heads import HEADS
+from quantilax.hyperparameters import LEAST, Exploration, Loop, Munchausen, Network, Optimiser, Replay, Target, Task
+from quantilax.networks import with_noise
+from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
+from quantilax.types import (
+    Action,
+    Algorithm,
+    Carry,
+    Environment,
+    Legal,
+    Metrics,
+    NStep,
+    Observation,
+    Policy,
+    Transition,
+    num_actions,
+)
+
+
+@dataclass
+class Config(Loop, Replay, Optimiser, Target, Munchausen, Exploration, Task, Network):
+    """Hyperparameters of Q-learning; an algorithm's own has a `head` and its groups too."""
+
+    head: ClassVar[str]
+    squared_error: ClassVar[bool] = False
+
+    adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
+    exploration_repeats: int = field(
+        1,
+        "the most steps for which a random action is repeated, n with chances in proportion to n^-2; 1: epsilon-greedy",
+        ge=1,
+    )
+    dueling: bool = field(False, "a stream for the state's value and one for the actions' advantages")
+    noisy: bool = field(False, "layers of f with learned noise, which explores; epsilon is best 0 then")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps of `init`: `fill_buffer` in whole iterations, no more than the run has."""
+        return min(-(-self.fill_buffer // self.num_envs), self.total_timesteps // self.num_envs) * self.num_envs
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of an iteration: one of each environment."""
+        return self.num_envs
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of the whole run."""
+        return (self.total_timesteps - self.warmup_steps) // self.num_envs * self.num_epochs
+
+    @property
+    def support(self) -> tuple[float, float] | None:
+        """Bounds of what the head can learn; None: there are none."""
+        return HEADS[self.head].support(self)
+
+    def derived(self) -> dict[str, Any]:
+        """Figures that follow from the config, see docs/guides/derived.md."""
+        updates_per_step = self.num_epochs / self.num_envs
+        constant = self.target_update_freq / (1 - self.polyak) if self.polyak < 1 else float("inf")
+        return {
+            "gradient_steps": self.gradient_steps,
+            "updates_per_env_step": updates_per_step,
+            "samples_replayed_per_env_step": updates_per_step * self.batch_size,
+            "target_time_constant_updates": constant,
+            "target_time_constant_env_steps": constant / updates_per_step,
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
+            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
+        }
+
+    def check(self) -> None:
+        """Raise `ConfigError` for fields that contradict each other."""
+        values.check(self)
+        if self.munchausen and self.double:
+            raise ConfigError(
+                "double: has no meaning with munchausen, whose targets select no action; set one to false"
+            )
+        if self.munchausen and self.n_step > 1:
+            raise ConfigError(
+                f"n_step: {self.n_step} with munchausen is not defined: the rewards on the way would need their own"
+                " log-probabilities; set n_step to 1 or munchausen to false"
+            )
+        if self.gradient_steps > MAX_INT32:
+            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
+        steps = "one step" if self.n_step == 1 else f"n_step={self.n_step} steps"
+        least = self.n_step * self.num_envs
+        for name in ("buffer_size", "total_timesteps"):
+            if getattr(self, name) < least:
+                verb = "cannot hold" if name == "buffer_size" else "is less than"
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} {verb} {steps} of num_envs={self.num_envs}; raise it to {least} or more"
+                )
+        if self.warmup_steps < least - self.num_envs:
+            raise ConfigError(
+                f"fill_buffer: {self.fill_buffer} and one step of num_envs={self.num_envs} are less than {steps}, which the"
+                f" first gradient step reads; raise it to {least - self.num_envs} or more"
+            )
+
+    def advice(self) -> list[str]:
+        """Lines on settings known to mislead, each with the remedy."""
+        lines = values.advice(self)
+        if self.batch_size < 16 and self.n_step == 1:
+            lines.append(
+                f"batch_size={self.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
+                " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
+            )
+        if self.gradient_steps == 0:
+            lines.append(
+                f"fill_buffer={self.fill_buffer}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
+                f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
+                " total_timesteps"
+            )
+        if self.fill_buffer < self.batch_size:
+            lines.append(
+                f"fill_buffer={self.fill_buffer} is smaller than batch_size={self.batch_size}: the first batches repeat"
+                f" the same few transitions; set fill_buffer to {self.batch_size} or more"
+            )
+        if self.buffer_size < self.batch_size:
+            lines.append(
+                f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: every batch repeats"
+                " transitions; raise buffer_size"
+            )
+        if self.target_update_freq > 1 and self.polyak > 0:
+            lines.append(
+                f"polyak={self.polyak} and target_update_freq={self.target_update_freq} are both active: every"
+                f" {self.target_update_freq} gradient steps the target keeps {self.polyak} of itself, so it lags twice;"
+                " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
+            )
+        return lines
+
+
+@dataclass
+class State(values.State):
+    """All that training carries from one iteration to the next."""
+
+    target_params: PyTree
+    priorities: replay.Priorities | None
+    """Of the steps in the replay; None unless `prioritized`."""
+    replay: replay.Ring
+    """Steps as the environment gave them, nothing normalised."""
+
+
+def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
+    """Make the networks (target = online), reset the environments, fill the replay with random actions."""
+    key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
+    learner = values.init(env, config, key_params, optimizer(config))
+    random = repeated(config, rollout.random_action(env), 1.0, num_actions(env))
+    begun = rollout.begin(env, config, key_reset, random.carry)
+    envs = begun["envs"]
+    ring = replay.init(rollout.transition_spec(env), envs.obs, config.buffer_size, config.n_step, envs.legal)
+    state = State(
+        **learner,
+        **begun,
+        target_params=learner["params"],
+        replay=ring,
+        priorities=replay.priorities.init(ring, config.batch_size) if config.prioritized else None,
+        key=key,
+        evaluation_key=key_evaluation,
+    )
+
+    def warm_up(state: State, key: Key[Array, ""]) -> tuple[State, None]:
+        return observe(config, *rollout.collect(env, config, lambda *_: random, state, key), key), None
+
+    iterations = config.warmup_steps // config.num_envs
+    return jax.lax.scan(warm_up, state, jax.random.split(key_warmup, iterations))[0]
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam, and what the head adds to it."""
+    return values.optimizer(config, partial(optax.adam, eps=config.adam_eps))
+
+
+def act(env: Environment, config: Config, state: State) -> Policy:
+    """How training acts: epsilon-greedy on Q, with random actions that go on if `exploration_repeats` says so."""
+    epsilon = epsilon_at(config, state.env_steps)
+    greedily = behaviour(config, state, epsilon if config.exploration_repeats == 1 else 0.0)
+    return repeated(config, greedily, epsilon, num_actions(env))
+
+
+def repeated(config: Config, policy: Policy, epsilon: Float[Array, ""] | float, num_actions: int) -> Policy:
+    """Return the policy with random actions that go on, where the config has them."""
+    longest = config.exploration_repeats
+    return policy if longest == 1 else exploration.repeating(policy, epsilon, num_actions, longest)
+
+
+def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
+    """Epsilon-greedy on Q; if `noisy` with a draw of noise for each action, or without `noise` the same but for that."""
+    if not config.noisy:
+        return values.acting(config, state, epsilon)
+
+    def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
+        key, key_noise = jax.random.split(key)
+        params = with_noise(state.params, key_noise) if noise else state.params
+        return values.acting(config, replace(state, params=params), epsilon).act(obs, carry, key, legal)
+
+    return Policy(act)
+
+
+def observe(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> State:
+    """Write the step of each environment into the replay."""
+    transition = jax.tree.map(lambda x: x[0], transitions)
+    ring = replay.add(state.replay, transition, state.envs.obs, state.envs.legal)
+    priorities = None if state.priorities is None else replay.priorities.add(state.priorities, ring)
+    return replace(state, replay=ring, priorities=priorities)
+
+
+def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
+    """`num_epochs` gradient steps, each on a batch of its own."""
+    state, measured = jax.lax.scan(partial(step, config), state, jax.random.split(key, config.num_epochs))
+    return state, values.metrics(config, state, measured)
+
+
+def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+    """One gradient step on one batch, and the target's move: state, (loss, gradient norm, q, TD error)."""
+    key_sample, key_loss = jax.random.split(key)
+    priorities = state.priorities
+    if priorities is None:
+        batch = draw(config, state, key_sample, config.batch_size)
+    else:
+        priorities = replay.priorities.write(priorities, state.replay)
+        batch, drawn = draw_by_priority(config, state, priorities, key_sample, config.batch_size)
+    arguments = config, state, batch, key_loss
+    state, (value, norm), measured = values.gradient_step(config, state, optimizer(config), loss, *arguments)
+    q, td_error, priority = measured
+    if priorities is not None:
+        priorities = replay.priorities.remember(priorities, drawn, priority, config.priority_exponent)
+    keep = jnp.where(state.gradient_steps % config.target_update_freq == 0, config.polyak, 1.0)
+    target_params = optax.incremental_update(state.params, state.target_params, 1 - keep)
+    return replace(state, target_params=target_params, priorities=priorities), (value, norm, q.mean(), td_error.mean())
+
+
+def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> NStep:
+    """Draw a batch from the replay, normalised, as training draws it."""
+    if state.priorities is not None:
+        return draw_by_priority(config, state, state.priorities, key, size)[0]
+    return normalize.transitions(state.normalizer, replay.sample(state.replay, key, size, config.gamma))
+
+
+def draw_by_priority(
+    config: Config, state: State, priorities: replay.Priorities, key: Key[Array, ""], size: int
+) -> tuple[NStep, tuple[Array, Array]]:
+    """Draw a normalised batch with its weights, and where it lies; beta rises linearly to 1 at the end of the run."""
+    beta = exploration.linear_schedule(config.importance_exponent, 1.0, config.total_timesteps, state.env_steps)
+    batch, drawn = replay.priorities.sample(priorities, state.replay, key, size, config.gamma, beta)
+    return normalize.transitions(state.normalizer, batch), drawn
+
+
+def loss(
+    params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], tuple[Float[Array, "B"], ...]]:
+    """Mean of the head's loss over a normalised batch, by the weights of priorities; and (q, TD error, priority) of each.
+
+    If `noisy` with independent draws of noise for online(x), for the target network and for online(x').
+    """
+    head, networks = HEADS[config.head], (params, state.target_params, params)
+    if config.noisy:
+        key, *keys = jax.random.split(key, 4)
+        networks = tuple(map(with_noise, networks, keys))
+    predictions, y = compared(config, state.network, networks, batch, key)
+    y = jax.lax.stop_gradient(y)
+    value = jax.vmap(head.loss, in_axes=(0, 0, None))(predictions, y, config)
+    measured = jax.vmap(head.measures, in_axes=(0, 0, None))(predictions, y, config)
+    return value.mean() if batch.weight is None else (batch.weight * value).mean(), measured
+
+
+def compared(
+    config: Config, network: nnx.GraphDef, networks: tuple[PyTree, ...], batch: NStep, key: Key[Array, ""]
+) -> tuple[Any, Any]:
+    """Predictions of the actions taken in a batch, and their targets.
+
+    Args:
+        config, batch, key: of the gradient step; every example draws its fractions from the key.
+        network: the structure of all of them.
+        networks: parameters of the online network at x, of the target network, and of the online one where it selects a*.
+    """
+    head, (online, target, selector) = HEADS[config.head], (nnx.merge(network, params) for params in networks)
+    tau, tau_prime, tau_action = head.draw(key, batch.reward.shape, config, "tau", "tau_prime", "tau_action")
+    successors, q_next = values.successors(
+        target, selector if config.double else target, batch.next_obs, batch.next_legal, tau_prime, tau_action, config
+    )
+    q_before = None
+    if config.munchausen:
+        q_before = exploration.masked(means(predict(target, batch.obs, tau_action, config), config), batch.legal)
+    predictions = jax.vmap(lambda Z, action: Z.taken(action))(predict(online, batch.obs, tau, config), batch.action)
+    return predictions, jax.vmap(partial(target_of, config))(successors, q_next, q_before, batch)
+
+
+def target_of(
+    config: Config, successor: Any, q_next: Float[Array, "A"], q_before: Float[Array, "A"] | None, transition: NStep
+) -> Any:
+    """y of one transition: R + gamma^m d Z^-(x', a*), a* the best action by q_next; with `munchausen` its soft form.
+
+    Args:
+        config: gamma, the head, and the numbers of `munchausen`.
+        successor: what the target network says of x'.
+        q_next: values of the network that selects, at x'; -inf for actions that are not legal.
+        q_before: those of the target network at x, for `munchausen`; else None.
+        transition: (x, a, R, x'), over m steps.
+    """
+    head, reward = HEADS[config.head], transition.reward
+    discount = config.gamma**transition.steps * transition.discount
+    if q_before is None:
+        return head.target(reward, discount, successor.taken(jnp.argmax(q_next)), config)
+    t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
+    t_log_pi, pi = losses.soft_policy(q_next, t)
+    bonus = losses.scaled_log_softmax(q_before, t)[transition.action]
+    return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, t_log_pi, pi, config)
+
+
+def learning_from(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
+    """`compared` without noise, for the signals."""
+    return compared(config, state.network, (params, state.target_params, params), batch, key)
+
+
+def experience(config: Config, state: State) -> signals.Experience:
+    """All steps in the replay."""
+    rows = state.replay.rows  # (T, E)
+    filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
+    rewards = normalize.rewards(state.normalizer, rows.reward)
+    is_there: Bool[Array, "T E"] = jnp.broadcast_to(filled, rows.reward.shape)
+    return signals.Experience(rows.action, rewards, rows.terminated, rows.truncated, is_there)
+
+
+def explores(config: Config, state: State) -> Float[Array, ""] | float:
+    """Share of random actions now."""
+    return exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
+
+
+SIGNALS = signals.Learning(
+    is_replay=True,
+    draw=draw,
+    loss=loss,
+    compared=learning_from,
+    experience=experience,
+    optimizer=optimizer,
+    behaviour=behaviour,
+    epsilon=explores,
+    batch_size=lambda config: config.batch_size,
+)
+
+
+def algorithm(name: str, config: type) -> Algorithm:
+    """Q-learning with the head of a config class, under a name."""
+    of_distribution = None if getattr(config, "head", None) == "scalar" else quantiles
+    return Algorithm(name, config, init, act, observe, update, policy, of_distribution, SIGNALS)
