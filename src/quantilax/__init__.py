@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from quantilax.pytree import ConfigError
     from quantilax.runs import RunError, load, resume, run
     from quantilax.studies.definition import Study
-    from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Policy, Record, TimeStep, Transition
+    from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep
+    from quantilax.types import Transition as Transition
 
     __version__: str
 
@@ -31,13 +32,11 @@ __all__ = [
     "Discrete",
     "Environment",
     "Metrics",
-    "Policy",
     "QLearning",
     "Record",
     "RunError",
     "Study",
     "TimeStep",
-    "Transition",
     "load",
     "make",
     "register",
@@ -52,7 +51,7 @@ _ROOMS = {
     "pytree": ("ConfigError",),
     "runs": ("RunError", "load", "resume", "run"),
     "studies.definition": ("Study",),
-    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Policy", "Record", "TimeStep", "Transition"),
+    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Record", "TimeStep", "Transition"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax import exploration, normalize, rollout, switches
 from quantilax.heads import HEADS
-from quantilax.types import Algorithm, Config, Environment, Observation, Policy, State, Transition, num_actions
+from quantilax.types import Algorithm, Config, Environment, Legal, Observation, Policy, State, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
 """|R| is their product."""
@@ -321,24 +321,25 @@ def rms(x: Float[Array, "*shape"]) -> Float[Array, ""]:
 
 
 def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
-    """Best less second-best value; NaN where there is one action."""
+    """Best less second-best value, -inf where an action is not legal; NaN where there is one action."""
     if q.shape[0] < 2:
         return jnp.full((), jnp.nan)
     best, second = jax.lax.top_k(q, 2)[0]
-    return best - second
+    return jnp.where(second > -jnp.inf, best - second, jnp.nan)
 
 
-def decision_snr(Z: Float[Array, "N A"], num_samples: int) -> Float[Array, ""]:
+def decision_snr(Z: Float[Array, "N A"], num_samples: int, legal: Legal = None) -> Float[Array, ""]:
     """Action gap over the standard error that K drawn fractions give it: gap / sqrt(Var_tau[Z_1 - Z_2] / K).
 
-    Z_1 and Z_2 are those of the two best actions. K independent fractions without a risk distortion are meant, whatever
+    Z_1 and Z_2 are those of the two best legal actions; NaN where there is one. K independent fractions without a risk distortion are meant, whatever
     `acting_tau_sampling` and `risk` say: stratified ones have less noise, midpoints none.
     """
     if Z.shape[1] < 2:
         return jnp.full((), jnp.nan)
-    best, second = jax.lax.top_k(Z.mean(axis=0), 2)[1]
+    q, (best, second) = jax.lax.top_k(exploration.masked(Z.mean(axis=0), legal), 2)
     difference = Z[:, best] - Z[:, second]
-    return difference.mean() / jnp.sqrt(difference.var() / num_samples + SMALL)
+    snr = difference.mean() / jnp.sqrt(difference.var() / num_samples + SMALL)
+    return jnp.where(q[1] > -jnp.inf, snr, jnp.nan)
 
 
 def calibration(Z: Float[Array, "E N"], tau: Float[Array, "N"], G: Float[Array, "E"]) -> Float[Array, ""]:
@@ -475,8 +476,8 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
         Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, R.obs, tau)  # (|R|, N, A)
         drawn = learner.head.acting_draws(learner.config)
         if drawn is not None:
-            snr = jax.vmap(decision_snr, in_axes=(0, None))(Z, drawn)
-            found["decision_snr"] = jnp.median(snr)
+            snr = jax.vmap(decision_snr, in_axes=(0, None, 0))(Z, drawn, R.legal)
+            found["decision_snr"] = jnp.nanmedian(snr)
         chosen = jnp.take_along_axis(Z, _greedy(q, R.legal)[:, None, None], axis=2)[..., 0]  # (|R|, N)
         found["crossing"] = jnp.mean(jnp.diff(chosen, axis=1) < 0)
     return found

@@ -208,17 +208,17 @@ def test_a_worker_with_other_devices_than_the_study_is_laid_on_refuses(planned):
 MINE = """
 import gymnax
 import quantilax
-from base import step  # of a file that is named after this one
+from base import update  # of a file that is named after this one
 
 gymnax.register("mine-v0", gymnax.environments.CartPole)
-quantilax.register(quantilax.ALGORITHMS["iqn"]._replace(name="mine", step=step))
+quantilax.register(quantilax.ALGORITHMS["iqn"]._replace(name="mine", update=update))
 """
 BASE = """
 import quantilax
 
 
-def step(env, config, state):
-    return quantilax.ALGORITHMS["iqn"].step(env, config, state)
+def update(config, state, key):
+    return quantilax.ALGORITHMS["iqn"].update(config, state, key)
 """
 
 
