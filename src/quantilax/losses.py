@@ -8,6 +8,8 @@
 | kappa | `kappa` | where the Huber loss turns from a parabola into a line |
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -98,12 +100,18 @@ def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | flo
     return advantage - temperature * jax.nn.logsumexp(advantage / temperature)
 
 
-def soft_policy(
-    q: Float[Array, "A"], temperature: Float[Array, ""] | float
-) -> tuple[Float[Array, "A"], Float[Array, "A"]]:
-    """`(t ln pi, pi)`, where `pi = softmax(q / t)`; `t ln pi` is 0 where q is -inf, of actions that cannot be taken."""
+class SoftPolicy(NamedTuple):
+    """`pi = softmax(q / t)`."""
+
+    t_log_pi: Float[Array, "A"]
+    """`t ln pi`; 0 where q is -inf, of actions that cannot be taken."""
+    pi: Float[Array, "A"]
+
+
+def soft_policy(q: Float[Array, "A"], temperature: Float[Array, ""] | float) -> SoftPolicy:
+    """The softmax policy of q; t > 0."""
     t_log_pi = scaled_log_softmax(q, temperature)
-    return jnp.where(q > -jnp.inf, t_log_pi, 0.0), jnp.exp(t_log_pi / temperature)
+    return SoftPolicy(jnp.where(q > -jnp.inf, t_log_pi, 0.0), jnp.exp(t_log_pi / temperature))
 
 
 def support(v_min: Float[Array, ""] | float, v_max: Float[Array, ""] | float, n: int) -> Float[Array, "n"]:

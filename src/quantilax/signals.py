@@ -22,8 +22,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import exploration, normalize, rollout, switches
-from quantilax.heads import HEADS
+from quantilax import exploration, heads, normalize, rollout, switches
 from quantilax.types import Algorithm, Config, Environment, Legal, Observation, Policy, State, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
@@ -175,28 +174,10 @@ class Learner(NamedTuple):
     learning: Learning
     config: Config
     state: State
+    head: heads.Head
     params: PyTree
-
-    @property
-    def head(self) -> Any:
-        """That of the config."""
-        return HEADS[self.config.head]
-
-    @property
-    def target_params(self) -> PyTree:
-        """None: there is no target network."""
-        return getattr(self.state, "target_params", None)
-
-    @property
-    def adam_eps(self) -> Float[Array, ""] | float:
-        """Of the optimiser; where the config has none, optax's own."""
-        return getattr(self.config, "adam_eps", 1e-8)
-
-    @property
-    def normalizer(self) -> normalize.Normalizer:
-        """Moments of what is normalised."""
-        moments: normalize.Normalizer = self.state.normalizer
-        return moments
+    target_params: PyTree
+    """None: there is no target network."""
 
     def draw(self, key: Key[Array, ""], size: int) -> PyTree:
         """A batch, as training draws them."""
@@ -211,26 +192,18 @@ class Learner(NamedTuple):
     ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
         """Target less estimate of each pair that the loss compares, and Q of the actions taken."""
         predictions, targets = self.learning.compared(params, self.config, self.state, batch, key)
-        delta = jax.vmap(self.head.differences, in_axes=(0, 0, None))(predictions, targets, self.config)
-        return delta, jax.vmap(self.head.mean, in_axes=(0, None))(predictions, self.config)
+        return jax.vmap(self.head.errors)(predictions, targets), jax.vmap(self.head.mean)(predictions)
 
     def values(self, params: PyTree, obs: Observation) -> Float[Array, "A"]:
         """Q of one observation; where it is a mean over drawn fractions, over their midpoints."""
-        network, tau = nnx.merge(self.state.network, params), midpoints(NUM_FRACTIONS)
-        prediction = self.head.predict(network.head, network.psi(obs), [tau], self.config)[0]
-        q: Float[Array, A] = self.head.mean(prediction, self.config)
-        return q
+        network = nnx.merge(self.state.network, params)
+        return self.head.mean(self.head.predict(network.head, network.psi(obs), [midpoints(NUM_FRACTIONS)])[0])
 
     def quantiles(self, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
         """Z of one observation, of heads that learn it."""
         network = nnx.merge(self.state.network, params)
-        Z: Float[Array, "N A"] = self.head.quantiles(network.head, network.psi(obs), tau, self.config)
+        Z: Float[Array, "N A"] = self.head.quantiles(network.head, network.psi(obs), tau)
         return Z
-
-    def features(self, params: PyTree, obs: Observation) -> Float[Array, "F"]:
-        """psi of one observation."""
-        psi: Float[Array, F] = nnx.merge(self.state.network, params).psi(obs)
-        return psi
 
 
 @switches.unchecked()
@@ -256,13 +229,14 @@ def measure(
         key_collect, key_observe, key = jax.random.split(key, 3)
         _, collected = rollout.collect(env, config, partial(algorithm.act, env), state, key_collect)
         state = algorithm.observe(config, state, collected, key_observe)
-    learner = Learner(learning, config, state, state.params)
+    target_params = getattr(state, "target_params", None)
+    learner = Learner(learning, config, state, heads.of(config), state.params, target_params)
     key_reference, key_explore = jax.random.split(reference_key)
     key_gradient, key_updates, key_errors = jax.random.split(key, 3)
     raw = reference(env, key_reference)
     if not config.bootstrap_truncated:  # it learns from a cut as from an end, and that is how cuts are looked at here
         raw, episodes = raw.ended_where_truncated(), episodes._replace(last=episodes.last.ended_where_truncated())
-    R = normalize.transitions(learner.normalizer, raw)
+    R = normalize.transitions(state.normalizer, raw)
     experience = learning.experience(config, state)
     return Signals(
         **_of_the_gradient(learner, key_gradient),
@@ -272,7 +246,7 @@ def measure(
         **_of_experience(experience, num_actions(env), learning.is_replay),
         exploration=_exploration(learner, raw, key_explore),
         **_of_episodes(learner._replace(params=state.average_params), episodes, env.max_episode_steps),
-        **_of_features(jax.vmap(partial(learner.features, learner.params))(R.obs)),
+        **_of_features(jax.vmap(nnx.merge(state.network, state.params).psi)(R.obs)),
     )
 
 
@@ -331,7 +305,7 @@ def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
 def decision_snr(Z: Float[Array, "N A"], num_samples: int, legal: Legal = None) -> Float[Array, ""]:
     """Action gap over the standard error that K drawn fractions give it: gap / sqrt(Var_tau[Z_1 - Z_2] / K).
 
-    Z_1 and Z_2 are those of the two best legal actions; NaN where there is one. K independent fractions without a risk distortion are meant, whatever
+    Z_1 and Z_2 are those of the two best legal actions; NaN where there is one. K independent fractions are meant, whatever
     `acting_tau_sampling` and `risk` say: stratified ones have less noise, midpoints none.
     """
     if Z.shape[1] < 2:
@@ -401,6 +375,7 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
+    eps = getattr(learner.config, "adam_eps", 1e-8)  # optax's own, where the config has none
     adam = optax.tree.get(learner.state.optimizer_state, "ScaleByAdamState")
     m, v = _as_vector(adam.mu), _as_vector(adam.nu)
     corrected = v / (1 - 0.999 ** jnp.maximum(learner.state.gradient_steps, 1))
@@ -408,8 +383,8 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     return {
         "gradient_signal": signal,
         "gradient_noise": noise,
-        "adam_below_eps": nanmean((scale < learner.adam_eps).astype(jnp.float32), v > 0),
-        "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), learner.adam_eps), jnp.nan),
+        "adam_below_eps": nanmean((scale < eps).astype(jnp.float32), v > 0),
+        "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), eps), jnp.nan),
         "adam_scale": jnp.nanmedian(scale),
     }
 
@@ -449,7 +424,7 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
     values = jax.vmap(learner.values, in_axes=(None, 0))
     q = values(learner.params, R.obs)
     scale = rms(q)
-    start = values(learner.params, normalize.observations(learner.normalizer, episodes.first.obs))
+    start = values(learner.params, normalize.observations(learner.state.normalizer, episodes.first.obs))
     largest = jnp.max(jnp.where(experience.is_there, jnp.abs(experience.reward), 0.0))
     taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
     beyond = jnp.where(R.terminated, jnp.abs(taken - R.reward), -jnp.inf).max() / scale
@@ -474,7 +449,7 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
     if learner.head.quantiles is not None:
         tau = midpoints(NUM_FRACTIONS)
         Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, R.obs, tau)  # (|R|, N, A)
-        drawn = learner.head.acting_draws(learner.config)
+        drawn = learner.head.acting_draws
         if drawn is not None:
             snr = jax.vmap(decision_snr, in_axes=(0, None, 0))(Z, drawn, R.legal)
             found["decision_snr"] = jnp.nanmedian(snr)
@@ -493,7 +468,7 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
 
     key_draw, key_loss = jax.random.split(key)
     delta, q_batch = learner.errors(learner.params, learner.draw(key_draw, PARTS * PART), key_loss)
-    magnitude, kappa = jnp.abs(delta), learner.head.kappa(learner.config)
+    magnitude, kappa = jnp.abs(delta), learner.head.kappa
     return {
         "reference_error": jnp.abs(target - taken).mean() / rms(q),
         "replay_error": jnp.abs(delta.mean(axis=(1, 2))).mean() / rms(q_batch),
@@ -535,7 +510,7 @@ def _greedy(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"] | None) 
 def _of_episodes(
     learner: Learner, episodes: rollout.Episodes, max_episode_steps: Int[Array, ""] | int
 ) -> dict[str, Any]:
-    first, last = (normalize.transitions(learner.normalizer, x) for x in (episodes.first, episodes.last))
+    first, last = (normalize.transitions(learner.state.normalizer, x) for x in (episodes.first, episodes.last))
     values = jax.vmap(learner.values, in_axes=(None, 0))
 
     def of_taken(step: Transition) -> Float[Array, "E"]:
@@ -543,7 +518,7 @@ def _of_episodes(
 
     q_cut = exploration.masked(values(learner.params, last.next_obs), last.next_legal).max(axis=-1)
     cut = learner.config.gamma**episodes.lengths * last.discount * q_cut
-    G = normalize.rewards(learner.normalizer, episodes.discounted) + cut
+    G = normalize.rewards(learner.state.normalizer, episodes.discounted) + cut
     scale = rms(G)
     start, beyond = of_taken(first), of_taken(last) - last.reward
     reached = episodes.lengths >= max_episode_steps

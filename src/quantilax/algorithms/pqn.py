@@ -29,6 +29,7 @@ from quantilax import averaging, exploration, heads, normalize, rollout, signals
 from quantilax.algorithms import published, values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
 from quantilax.heads import HEADS
+from quantilax.heads.base import Steps
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Network, Optimiser, Task, default
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Policy, Transition
@@ -82,7 +83,7 @@ class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Net
     @property
     def support(self) -> tuple[float, float] | None:
         """Bounds of what the head can learn; None: there are none."""
-        return HEADS[self.head].support(self)
+        return heads.of(self).support
 
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
@@ -111,7 +112,7 @@ class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Net
                 f" {self.steps_per_iteration} steps; raise it"
             )
         values.check(self)
-        if self.munchausen and HEADS[self.head].soft_lambda_returns is None:
+        if self.munchausen and heads.of(self).soft_lambda_returns is None:
             raise ConfigError(
                 f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"
             )
@@ -172,24 +173,21 @@ def observe(config: Config, state: State, transitions: Transition, key: Key[Arra
 
 def lambda_targets(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> Any:
     """G_t of every step, each cut at the end of its episode, as the head learns it; leading axes (T, E)."""
-    head, network = HEADS[config.head], nnx.merge(state.network, state.params)
+    head, network = heads.of(config), nnx.merge(state.network, state.params)
     key_next, key_returns = jax.random.split(key)
     T, E = transitions.reward.shape
     flat = jax.tree.map(lambda x: x.reshape(T * E, *x.shape[2:]), transitions)
-    tau, tau_action = head.draw(key_next, (T * E,), config, "tau_prime", "tau_action")
+    tau, tau_action = head.draw(key_next, (T * E,), "tau_prime", "tau_action")
     Z_next, q_next = values.successors(network, network, flat.next_obs, flat.next_legal, tau, tau_action, config)
-    discount = config.gamma * transitions.discount
     trace = config.lambda_ * ~(transitions.terminated | transitions.truncated)
+    steps = Steps(transitions.reward, config.gamma * transitions.discount, trace)
     if config.munchausen:
-        assert head.soft_lambda_returns is not None
         q_before = exploration.masked(means(predict(network, flat.obs, None, config), config), flat.legal)
         q_next, q_before = (q.reshape(T, E, -1) for q in (q_next, q_before))
-        return head.soft_lambda_returns(
-            transitions.reward, discount, q_next, q_before, transitions.action, trace, config
-        )
+        return head.soft_lambda_returns(steps, q_next, q_before, transitions.action)
     chosen = jax.vmap(lambda Z, q: Z.taken(q.argmax()))(Z_next, q_next)
     chosen = jax.tree.map(lambda x: x.reshape(T, E, *x.shape[1:]), chosen)
-    return head.lambda_returns(key_returns, transitions.reward, discount, chosen, trace, config)
+    return head.lambda_returns(key_returns, steps, chosen)
 
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
@@ -216,15 +214,15 @@ def loss(
     params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "B"], Float[Array, "B"]]]:
     """Mean of the head's loss over a minibatch, each step at fractions of its own; and (q, |mean of G - q|) of each."""
-    head, (predictions, G) = HEADS[config.head], compared(params, config, state, rows, key)
+    head, (predictions, G) = heads.of(config), compared(params, config, state, rows, key)
     G = jax.lax.stop_gradient(G)
-    q, td_error, _ = jax.vmap(head.measures, in_axes=(0, 0, None))(predictions, G, config)
-    return jax.vmap(head.loss, in_axes=(0, 0, None))(predictions, G, config).mean(), (q, td_error)
+    q, td_error, _ = jax.vmap(head.measures)(predictions, G)
+    return jax.vmap(head.loss)(predictions, G).mean(), (q, td_error)
 
 
 def compared(params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]) -> tuple[Any, Any]:
     """Predictions of the actions taken, and their targets."""
-    (tau,) = HEADS[config.head].draw(key, rows.action.shape, config, "tau")
+    (tau,) = heads.of(config).draw(key, rows.action.shape, "tau")
     predictions = predict(nnx.merge(state.network, params), rows.obs, tau, config)
     return jax.vmap(lambda Z, action: Z.taken(action))(predictions, rows.action), rows.target
 

@@ -28,10 +28,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from quantilax import averaging, exploration, losses, normalize, replay, rollout, signals
+from quantilax import averaging, exploration, heads, losses, normalize, replay, rollout, signals
 from quantilax.algorithms import values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
-from quantilax.heads import HEADS
 from quantilax.hyperparameters import LEAST, Exploration, Loop, Munchausen, Network, Optimiser, Replay, Target, Task
 from quantilax.networks import with_noise
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
@@ -84,7 +83,7 @@ class Config(Loop, Replay, Optimiser, Target, Munchausen, Exploration, Task, Net
     @property
     def support(self) -> tuple[float, float] | None:
         """Bounds of what the head can learn; None: there are none."""
-        return HEADS[self.head].support(self)
+        return heads.of(self).support
 
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
@@ -103,62 +102,59 @@ class Config(Loop, Replay, Optimiser, Target, Munchausen, Exploration, Task, Net
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
         values.check(self)
-        if self.munchausen and self.double:
-            raise ConfigError(
-                "double: has no meaning with munchausen, whose targets select no action; set one to false"
-            )
-        if self.munchausen and self.n_step > 1:
-            raise ConfigError(
-                f"n_step: {self.n_step} with munchausen is not defined: the rewards on the way would need their own"
-                " log-probabilities; set n_step to 1 or munchausen to false"
-            )
-        if self.gradient_steps > MAX_INT32:
-            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
-        steps = "one step" if self.n_step == 1 else f"n_step={self.n_step} steps"
-        least = self.n_step * self.num_envs
-        for name in ("buffer_size", "total_timesteps"):
-            if getattr(self, name) < least:
-                verb = "cannot hold" if name == "buffer_size" else "is less than"
-                raise ConfigError(
-                    f"{name}: {getattr(self, name)} {verb} {steps} of num_envs={self.num_envs}; raise it to {least} or more"
-                )
-        if self.warmup_steps < least - self.num_envs:
-            raise ConfigError(
-                f"fill_buffer: {self.fill_buffer} and one step of num_envs={self.num_envs} are less than {steps}, which the"
-                f" first gradient step reads; raise it to {least - self.num_envs} or more"
-            )
+        n, envs, warmup = self.n_step, self.num_envs, (self.n_step - 1) * self.num_envs
+        steps = f"{'one step' if n == 1 else f'n_step={n} steps'} of num_envs={envs}"
+        for is_wrong, line in (
+            (
+                self.munchausen and self.double,
+                "double: has no meaning with munchausen, whose targets select no action; set one to false",
+            ),
+            (
+                self.munchausen and n > 1,
+                f"n_step: {n} with munchausen is not defined: the rewards on the way would need their own"
+                " log-probabilities; set n_step to 1 or munchausen to false",
+            ),
+            (
+                self.gradient_steps > MAX_INT32,
+                f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it",
+            ),
+            (
+                self.buffer_size < n * envs,
+                f"buffer_size: {self.buffer_size} cannot hold {steps}; raise it to {n * envs} or more",
+            ),
+            (
+                self.total_timesteps < n * envs,
+                f"total_timesteps: {self.total_timesteps} is less than {steps}; raise it to {n * envs} or more",
+            ),
+            (
+                self.warmup_steps < warmup,
+                f"fill_buffer: {self.fill_buffer} and one step of num_envs={envs} are less than"
+                f" {'one step' if n == 1 else f'n_step={n} steps'}, which the first gradient step reads; raise it to"
+                f" {warmup} or more",
+            ),
+        ):
+            if is_wrong:
+                raise ConfigError(line)
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
-        lines = values.advice(self)
-        if self.batch_size < 16 and self.n_step == 1:
-            lines.append(
-                f"batch_size={self.batch_size} with 1-step targets: gradients this noisy tend to make runs that never"
-                " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
-            )
-        if self.gradient_steps == 0:
-            lines.append(
-                f"fill_buffer={self.fill_buffer}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
-                f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
-                " total_timesteps"
-            )
-        if self.fill_buffer < self.batch_size:
-            lines.append(
-                f"fill_buffer={self.fill_buffer} is smaller than batch_size={self.batch_size}: the first batches repeat"
-                f" the same few transitions; set fill_buffer to {self.batch_size} or more"
-            )
-        if self.buffer_size < self.batch_size:
-            lines.append(
-                f"buffer_size={self.buffer_size} is smaller than batch_size={self.batch_size}: every batch repeats"
-                " transitions; raise buffer_size"
-            )
-        if self.target_update_freq > 1 and self.polyak > 0:
-            lines.append(
-                f"polyak={self.polyak} and target_update_freq={self.target_update_freq} are both active: every"
-                f" {self.target_update_freq} gradient steps the target keeps {self.polyak} of itself, so it lags twice;"
-                " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
-            )
-        return lines
+        batch, fill, kept, frequency = self.batch_size, self.fill_buffer, self.buffer_size, self.target_update_freq
+        lines = {
+            f"batch_size={batch} with 1-step targets: gradients this noisy tend to make runs that never settle (small"
+            " batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more": batch < 16
+            and self.n_step == 1,
+            f"fill_buffer={fill}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
+            f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
+            " total_timesteps": self.gradient_steps == 0,
+            f"fill_buffer={fill} is smaller than batch_size={batch}: the first batches repeat the same few transitions;"
+            f" set fill_buffer to {batch} or more": fill < batch,
+            f"buffer_size={kept} is smaller than batch_size={batch}: every batch repeats transitions; raise"
+            " buffer_size": kept < batch,
+            f"polyak={self.polyak} and target_update_freq={frequency} are both active: every {frequency} gradient steps the"
+            f" target keeps {self.polyak} of itself, so it lags twice; set target_update_freq=1 for a soft target or"
+            " polyak=0 for a hard one": frequency > 1 and self.polyak > 0,
+        }
+        return values.advice(self) + [line for line, is_said in lines.items() if is_said]
 
 
 @dataclass
@@ -284,14 +280,13 @@ def loss(
 
     If `noisy` with independent draws of noise for online(x), for the target network and for online(x').
     """
-    head, networks = HEADS[config.head], (params, state.target_params, params)
+    head, networks = heads.of(config), (params, state.target_params, params)
     if config.noisy:
         key, *keys = jax.random.split(key, 4)
         networks = tuple(map(with_noise, networks, keys))
     predictions, y = compared(config, state.network, networks, batch, key)
     y = jax.lax.stop_gradient(y)
-    value = jax.vmap(head.loss, in_axes=(0, 0, None))(predictions, y, config)
-    measured = jax.vmap(head.measures, in_axes=(0, 0, None))(predictions, y, config)
+    value, measured = jax.vmap(head.loss)(predictions, y), jax.vmap(head.measures)(predictions, y)
     return value.mean() if batch.weight is None else (batch.weight * value).mean(), measured
 
 
@@ -305,8 +300,9 @@ def compared(
         network: the structure of all of them.
         networks: parameters of the online network at x, of the target network, and of the online one where it selects a*.
     """
-    head, (online, target, selector) = HEADS[config.head], (nnx.merge(network, params) for params in networks)
-    tau, tau_prime, tau_action = head.draw(key, batch.reward.shape, config, "tau", "tau_prime", "tau_action")
+    online, target, selector = (nnx.merge(network, params) for params in networks)
+    uses = "tau", "tau_prime", "tau_action"
+    tau, tau_prime, tau_action = heads.of(config).draw(key, batch.reward.shape, *uses)
     successors, q_next = values.successors(
         target, selector if config.double else target, batch.next_obs, batch.next_legal, tau_prime, tau_action, config
     )
@@ -329,14 +325,13 @@ def target_of(
         q_before: those of the target network at x, for `munchausen`; else None.
         transition: (x, a, R, x'), over m steps.
     """
-    head, reward = HEADS[config.head], transition.reward
+    head, reward = heads.of(config), transition.reward
     discount = config.gamma**transition.steps * transition.discount
     if q_before is None:
-        return head.target(reward, discount, successor.taken(jnp.argmax(q_next)), config)
+        return head.target(reward, discount, successor.taken(jnp.argmax(q_next)))
     t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
-    t_log_pi, pi = losses.soft_policy(q_next, t)
     bonus = losses.scaled_log_softmax(q_before, t)[transition.action]
-    return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, t_log_pi, pi, config)
+    return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, losses.soft_policy(q_next, t))
 
 
 def learning_from(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:

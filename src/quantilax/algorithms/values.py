@@ -10,9 +10,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, normalize, packing, rollout
-from quantilax.heads import HEADS
-from quantilax.heads.types import Taus
+from quantilax import averaging, exploration, heads, normalize, packing, rollout
+from quantilax.heads.base import Taus
 from quantilax.networks import computing_in, torso
 from quantilax.pytree import ConfigError, dataclass
 from quantilax.types import Action, Carry, Config, Environment, Legal, Metrics, Observation, Policy, num_actions
@@ -24,7 +23,7 @@ class Network(nnx.Module):
     def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
         """Make both for the environment's spaces."""
         self.psi = torso(env.observation_space, config, rngs=rngs)
-        self.head = HEADS[config.head].layer(self.psi.features, num_actions(env), config, rngs=rngs)
+        self.head = heads.of(config).layer(self.psi.features, num_actions(env), rngs)
 
 
 @dataclass
@@ -50,9 +49,9 @@ def init(
 
 def check(config: Config) -> None:
     """Raise `ConfigError` for what contradicts itself in the hyperparameters of any head that the config knows."""
-    for head in HEADS.values():
+    for head in heads.HEADS.values():
         if all(isinstance(config, group) for group in head.configs):
-            head.check(config)
+            head(config).check()
 
 
 def advice(config: Config) -> list[str]:
@@ -69,7 +68,7 @@ def optimizer(config: Config, rule: Callable[..., optax.GradientTransformation])
     duration = config.learning_rate_fraction * config.gradient_steps
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return HEADS[config.head].optimizer(packing.packed(optax.chain(clip, rule(schedule))), config)
+    return heads.of(config).optimizer(packing.packed(optax.chain(clip, rule(schedule))))
 
 
 def gradient_step(
@@ -98,12 +97,12 @@ def metrics(config: Config, state: State, measured: tuple[Array, ...]) -> Metric
 
 def predict(network: Any, obs: Shaped[Array, "B *obs"], tau: Taus, config: Config) -> Any:
     """What the head says at a batch of observations."""
-    return HEADS[config.head].predict(network.head, jax.vmap(network.psi)(obs), [tau], config)[0]
+    return heads.of(config).predict(network.head, jax.vmap(network.psi)(obs), [tau])[0]
 
 
 def means(predictions: Any, config: Config) -> Float[Array, "B A"]:
     """Q of a batch of predictions."""
-    q: Float[Array, "B A"] = jax.vmap(HEADS[config.head].mean, in_axes=(0, None))(predictions, config)
+    q: Float[Array, "B A"] = jax.vmap(heads.of(config).mean)(predictions)
     return q
 
 
@@ -128,7 +127,7 @@ def successors(
         predictions, choosing = predict(target, obs, tau, config), predict(selector, obs, tau_action, config)
     else:
         psi = jax.vmap(target.psi)(obs)
-        predictions, choosing = HEADS[config.head].predict(target.head, psi, [tau, tau_action], config)
+        predictions, choosing = heads.of(config).predict(target.head, psi, [tau, tau_action])
     return predictions, exploration.masked(means(choosing, config), legal)
 
 
@@ -141,13 +140,13 @@ def epsilon_at(config: Config, env_steps: Int[Array, ""]) -> Float[Array, ""]:
 
 def acting(config: Config, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
     """Epsilon-greedy on Q."""
-    head = HEADS[config.head]
+    head = heads.of(config)
 
     def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
         network = nnx.merge(state.network, state.params)
-        tau, key = head.draw_acting(key, config)
+        tau, key = head.draw_acting(key)
         psi = network.psi(normalize.observations(state.normalizer, obs))
-        q = head.mean(head.predict(network.head, psi, [tau], config)[0], config)
+        q = head.mean(head.predict(network.head, psi, [tau])[0])
         return exploration.epsilon_greedy(key, q, epsilon, legal), carry
 
     return Policy(act)
@@ -164,12 +163,12 @@ def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, 
     Raises:
         ConfigError: with a head that learns no distribution.
     """
-    of_head = HEADS[config.head].quantiles
+    of_head = heads.of(config).quantiles
     if of_head is None:
-        *others, last = (name for name, head in HEADS.items() if head.quantiles is not None)
+        *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
         raise ConfigError(
             f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
         )
     network = nnx.merge(state.network, state.average_params)
     psi = network.psi(normalize.observations(state.normalizer, obs))
-    return normalize.returns(state.normalizer, of_head(network.head, psi, tau, config))
+    return normalize.returns(state.normalizer, of_head(network.head, psi, tau))

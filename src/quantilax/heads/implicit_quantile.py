@@ -22,12 +22,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, risk
-from quantilax.heads import quantile
-from quantilax.heads.types import Features, Layer, Prediction, Taus
+from quantilax.heads.base import Features, Layer, Prediction, Taus
+from quantilax.heads.quantile import OfQuantiles
 from quantilax.hyperparameters import Huber
 from quantilax.networks import ImplicitQuantileHead, in_one_pass
 from quantilax.pytree import dataclass, field
-from quantilax.types import Config
 
 
 @dataclass
@@ -53,58 +52,50 @@ class ImplicitQuantiles(Huber):
     num_cosines: int = field(64, "n, cosines in the embedding of a fraction", ge=1)
 
 
-def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ImplicitQuantileHead:
-    """Return f(psi(x) * phi(tau))."""
-    return ImplicitQuantileHead(
-        features,
-        num_actions,
-        config.head_sizes,
-        config.num_cosines,
-        config.activation,
-        config.layer_norm,
-        config.dueling,
-        config.noisy,
-        rngs=rngs,
-    )
+class ImplicitQuantilesHead(OfQuantiles):
+    """Z at any fractions."""
 
+    name, configs = "implicit_quantile", (ImplicitQuantiles,)
 
-def draw(key: Key[Array, ""], shape: tuple[int, ...], config: Config, *uses: str) -> list[Taus]:
-    """Fractions for each use, of every example its own or of all the same (`share_tau`)."""
-    numbers = {
-        "tau": config.num_tau_samples,
-        "tau_prime": config.num_tau_prime_samples,
-        "tau_action": config.num_quantile_samples,
-    }
-    shape = () if config.share_tau else shape
-    return list(fractions.draw(key, config.tau_sampling, shape, tuple(numbers[use] for use in uses)))
+    def check(self) -> None:
+        """Raise `ConfigError` where the risk measure is not defined."""
+        risk.check(self.config.risk, self.config.risk_eta)
 
+    @property
+    def acting_draws(self) -> int:
+        """K."""
+        return self.config.num_quantile_samples
 
-def draw_acting(key: Key[Array, ""], config: Config) -> tuple[Float[Array, "K"], Key[Array, ""]]:
-    """beta(tau), K of them: a policy maximises the mean over these."""
-    key_tau, key = jax.random.split(key)
-    (tau,) = fractions.draw(key_tau, config.acting_tau_sampling, (), (config.num_quantile_samples,))
-    return risk.DISTORTIONS[config.risk](tau, config.risk_eta), key
+    def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
+        """f(psi(x) * phi(tau))."""
+        c = self.config
+        sizes, activation = (c.head_sizes, c.num_cosines), (c.activation, c.layer_norm)
+        return ImplicitQuantileHead(features, num_actions, *sizes, *activation, c.dueling, c.noisy, rngs=rngs)
 
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], *uses: str) -> list[Taus]:
+        """Fractions for each use, of every example its own or of all the same (`share_tau`)."""
+        c = self.config
+        numbers = {
+            "tau": c.num_tau_samples,
+            "tau_prime": c.num_tau_prime_samples,
+            "tau_action": c.num_quantile_samples,
+        }
+        shape = () if c.share_tau else shape
+        return list(fractions.draw(key, c.tau_sampling, shape, tuple(numbers[use] for use in uses)))
 
-def predict(layer: Layer, psi: Features, taus: Sequence[Float[Array, "*#batch N"]], config: Config) -> list[Prediction]:
-    """Z at each of several sets of fractions, in one pass."""
-    Z = in_one_pass(layer, psi, *taus) if len(taus) > 1 else [layer(psi, taus[0])]
-    return [Prediction(z, jnp.broadcast_to(tau, z.shape[:-1])) for z, tau in zip(Z, taus, strict=True)]
+    def draw_acting(self, key: Key[Array, ""]) -> tuple[Float[Array, "K"], Key[Array, ""]]:
+        """beta(tau), K of them: a policy maximises the mean over these."""
+        key_tau, key = jax.random.split(key)
+        (tau,) = fractions.draw(key_tau, self.config.acting_tau_sampling, (), (self.config.num_quantile_samples,))
+        return risk.DISTORTIONS[self.config.risk](tau, self.config.risk_eta), key
 
+    def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
+        """Z at each of several sets of fractions, in one pass."""
+        return [
+            Prediction(Z, jnp.broadcast_to(tau, Z.shape[:-1]))
+            for Z, tau in zip(in_one_pass(layer, psi, *taus), taus, strict=True)
+        ]
 
-def quantiles(layer: Layer, psi: Features, tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
-    """Z at tau."""
-    return predict(layer, psi, [tau], config)[0].Y
-
-
-HEAD = quantile.HEAD._replace(
-    name="implicit_quantile",
-    configs=(ImplicitQuantiles,),
-    check=lambda config: risk.check(config.risk, config.risk_eta),
-    layer=layer,
-    draw=draw,
-    draw_acting=draw_acting,
-    predict=predict,
-    quantiles=quantiles,
-    acting_draws=lambda config: config.num_quantile_samples,
-)
+    def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """Z at tau."""
+        return self.predict(layer, psi, [tau])[0].Y

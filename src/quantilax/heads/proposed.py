@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from quantilax import fractions, losses, packing
-from quantilax.heads import implicit_quantile, quantile
-from quantilax.heads.types import Features, Layer, Prediction, Taus
+from quantilax.heads.base import Features, Head, Layer, Scalar, Steps, Taus
+from quantilax.heads.quantile import mixture
 from quantilax.hyperparameters import Huber
-from quantilax.networks import FractionProposal
+from quantilax.losses import SoftPolicy
+from quantilax.networks import FractionProposal, ImplicitQuantileHead
 from quantilax.pytree import dataclass, field
-from quantilax.types import Config
 
 RMS_DECAY, RMS_EPS = 0.95, 1e-5
 """Of the proposal's RMSProp, as published; epsilon is added to v."""
@@ -55,7 +55,7 @@ class Proposal(NamedTuple):
     log_p: Float[Array, "*batch N"]
     Z_tau: Float[Array, "*batch N-1 A"]
 
-    def taken(self, action: Any) -> "Proposal":
+    def taken(self, action: Int[Array, ""]) -> "Proposal":
         """What is said of one action, of one observation."""
         return self._replace(Y=self.Y[:, action], Z_tau=self.Z_tau[:, action])
 
@@ -70,80 +70,83 @@ class Targets(NamedTuple):
 class ProposedQuantiles(nnx.Module):
     """Z and the proposal."""
 
-    def __init__(self, features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> None:
-        """Make the layers."""
-        self.Z = implicit_quantile.layer(features, num_actions, config, rngs)
-        self.proposal = FractionProposal(features, config.num_fractions, rngs=rngs)
+    def __init__(self, Z: ImplicitQuantileHead, proposal: FractionProposal) -> None:
+        """Hold both."""
+        self.Z, self.proposal = Z, proposal
 
 
-def predict(layer: Layer, psi: Features, taus: Sequence[Taus], config: Config) -> list[Proposal]:
-    """Z where the proposal has it: no gradient of Z reaches the proposal, and none of the proposal psi."""
-    log_p = layer.proposal(jax.lax.stop_gradient(psi))
-    tau = fractions.proposed(log_p)
-    Z_hat = layer.Z(psi, jax.lax.stop_gradient(fractions.centres(tau)))
-    Z_tau = jax.lax.stop_gradient(layer.Z(psi, tau[..., 1:-1]))  # XLA leaves it out where no loss reads it
-    return [Proposal(Z_hat, tau, log_p, Z_tau)] * len(taus)
+class ProposedHead(Head):
+    """Z at proposed fractions."""
 
+    name, configs = "proposed", (Fractions,)
 
-def mean(prediction: Proposal, config: Config) -> Float[Array, "*A"]:
-    """Q."""
-    return fractions.expectation(prediction.tau, prediction.Y)
+    @property
+    def kappa(self) -> Any:
+        """That of the config."""
+        return self.config.kappa
 
+    def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
+        """f(psi(x) * phi(tau)) as in IQN, and the proposal."""
+        c = self.config
+        sizes, activation = (c.head_sizes, c.num_cosines), (c.activation, c.layer_norm)
+        Z = ImplicitQuantileHead(features, num_actions, *sizes, *activation, c.dueling, c.noisy, rngs=rngs)
+        return ProposedQuantiles(Z, FractionProposal(features, c.num_fractions, rngs=rngs))
 
-def target(reward: Float[Array, ""], discount: Float[Array, ""], successor: Proposal, config: Config) -> Targets:
-    """`y_j = reward + discount Z_j(x', a*)`."""
-    return Targets(reward + discount * successor.Y, successor.tau)
+    def optimizer(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The loop's own for psi and Z; RMSProp for the proposal, whose gradient is not clipped."""
+        rmsprop = optax.rmsprop(self.config.fraction_learning_rate, RMS_DECAY, RMS_EPS)
+        return optax.partition({"Z": inner, "proposal": packing.packed(rmsprop)}, trained_by)
 
+    def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Proposal]:
+        """Z where the proposal has it: no gradient of Z reaches the proposal, and none of the proposal psi."""
+        log_p = layer.proposal(jax.lax.stop_gradient(psi))
+        tau = fractions.proposed(log_p)
+        Z_hat = layer.Z(psi, jax.lax.stop_gradient(fractions.centres(tau)))
+        Z_tau = jax.lax.stop_gradient(layer.Z(psi, tau[..., 1:-1]))  # XLA leaves it out where no loss reads it
+        return [Proposal(Z_hat, tau, log_p, Z_tau)] * len(taus)
 
-def soft_target(
-    reward: Float[Array, ""],
-    discount: Float[Array, ""],
-    successor: Proposal,
-    t_log_pi: Float[Array, "A"],
-    pi: Float[Array, "A"],
-    config: Config,
-) -> Targets:
-    """`y_j = reward + discount sum_a pi(a) (Z_j(x', a) - t ln pi(a))`; the fractions are those of all actions."""
-    return Targets(reward + discount * ((successor.Y - t_log_pi) @ pi), successor.tau)
+    def mean(self, prediction: Proposal) -> Float[Array, "*A"]:
+        """Q."""
+        return fractions.expectation(prediction.tau, prediction.Y)
 
+    def target(self, reward: Scalar, discount: Scalar, successor: Proposal) -> Targets:
+        """`y_j = reward + discount Z_j(x', a*)`."""
+        return Targets(reward + discount * successor.Y, successor.tau)
 
-def loss(taken: Proposal, target: Targets, config: Config) -> Float[Array, ""]:
-    """Algorithm 1 of the paper: the sum of the losses of the quantiles and of the proposal."""
-    tau_hat = jax.lax.stop_gradient(fractions.centres(taken.tau))
-    widths = jnp.diff(target.tau) if config.weigh_targets else None
-    of_quantiles = losses.quantile_regression(taken.Y, tau_hat, target.y, config.kappa, widths)
-    unevenness = math.log(config.num_fractions) - losses.entropy(
-        taken.log_p
-    )  # the constant: so that no loss is negative
-    of_fractions = losses.fraction_proposal(taken.tau, taken.Z_tau, taken.Y) + config.fraction_entropy * unevenness
-    return of_quantiles + of_fractions
+    def soft_target(self, reward: Scalar, discount: Scalar, successor: Proposal, policy: SoftPolicy) -> Targets:
+        """`y_j = reward + discount sum_a pi(a) (Z_j(x', a) - t ln pi(a))`; the fractions are those of all actions."""
+        return Targets(reward + discount * ((successor.Y - policy.t_log_pi) @ policy.pi), successor.tau)
 
+    def expected(self, target: Targets) -> Scalar:
+        """Mean of the target's step function."""
+        return fractions.expectation(target.tau, target.y)
 
-def expected(target: Targets, config: Config) -> Float[Array, ""]:
-    """Mean of the target's step function."""
-    return fractions.expectation(target.tau, target.y)
+    def loss(self, taken: Proposal, target: Targets) -> Scalar:
+        """Algorithm 1 of the paper: the sum of the losses of the quantiles and of the proposal."""
+        c, tau_hat = self.config, jax.lax.stop_gradient(fractions.centres(taken.tau))
+        widths = jnp.diff(target.tau) if c.weigh_targets else None
+        of_quantiles = losses.quantile_regression(taken.Y, tau_hat, target.y, c.kappa, widths)
+        unevenness = math.log(c.num_fractions) - losses.entropy(taken.log_p)  # the constant: no loss is negative
+        of_fractions = losses.fraction_proposal(taken.tau, taken.Z_tau, taken.Y) + c.fraction_entropy * unevenness
+        return of_quantiles + of_fractions
 
+    def errors(self, taken: Proposal, target: Targets) -> Float[Array, "N N_prime"]:
+        """delta of each pair."""
+        return target.y[None, :] - taken.Y[:, None]
 
-def errors(taken: Proposal, target: Targets, config: Config) -> Float[Array, "N N_prime"]:
-    """delta of each pair."""
-    return target.y[None, :] - taken.Y[:, None]
+    def lambda_returns(self, key: Key[Array, ""], steps: Steps, successors: Proposal) -> Targets:
+        """Draws from the mixture of returns, from N draws of each successor's step function; all count alike."""
+        key_steps, key_returns = jax.random.split(key)
+        u = fractions.stratified(jax.random.uniform(key_steps, successors.Y.shape))
+        draws = jax.vmap(jax.vmap(step_function))(successors.tau, successors.Y, u)
+        y = mixture(key_returns, steps, draws)
+        even = jnp.linspace(0, 1, u.shape[-1] + 1)
+        return Targets(y, jnp.broadcast_to(even, (*u.shape[:-1], u.shape[-1] + 1)))
 
-
-def lambda_returns(
-    key: Key[Array, ""],
-    reward: Float[Array, "T E"],
-    discount: Float[Array, "T E"],
-    successors: Proposal,
-    trace: Float[Array, "T E"],
-    config: Config,
-) -> Targets:
-    """Draws from the mixture of returns, from N draws of each successor's step function; all count alike."""
-    key_steps, key_returns = jax.random.split(key)
-    T, E, N = successors.Y.shape
-    u = fractions.stratified(jax.random.uniform(key_steps, (T, E, N)))
-    draws = jax.vmap(jax.vmap(step_function))(successors.tau, successors.Y, u)
-    y = quantile.lambda_returns(key_returns, reward, discount, Prediction(draws), trace, config)
-    return Targets(y, jnp.broadcast_to(jnp.linspace(0, 1, N + 1), (T, E, N + 1)))
+    def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "M"]) -> Float[Array, "M A"]:
+        """The step function whose mean is Q."""
+        (proposal,) = self.predict(layer, psi, [None])
+        return step_function(proposal.tau, proposal.Y, tau)
 
 
 def step_function(tau: Float[Array, "N+1"], Z: Float[Array, "N *A"], at: Float[Array, "M"]) -> Float[Array, "M *A"]:
@@ -151,36 +154,6 @@ def step_function(tau: Float[Array, "N+1"], Z: Float[Array, "N *A"], at: Float[A
     return Z[jnp.searchsorted(tau[1:-1], at)]
 
 
-def quantiles(layer: Layer, psi: Features, tau: Float[Array, "M"], config: Config) -> Float[Array, "M A"]:
-    """The step function whose mean is Q."""
-    (proposal,) = predict(layer, psi, [None], config)
-    return step_function(proposal.tau, proposal.Y, tau)
-
-
-def optimizer(inner: optax.GradientTransformation, config: Config) -> optax.GradientTransformation:
-    """The loop's own for psi and Z; RMSProp for the proposal, whose gradient is not clipped."""
-    rmsprop = optax.rmsprop(config.fraction_learning_rate, RMS_DECAY, RMS_EPS)
-    return optax.partition({"Z": inner, "proposal": packing.packed(rmsprop)}, trained_by)
-
-
 def trained_by(params: PyTree) -> PyTree:
     """For each array of the network, whose loss and optimiser it has: "Z" or "proposal"."""
     return jax.tree.map_with_path(lambda path, _: "proposal" if path[1].key == "proposal" else "Z", params)
-
-
-HEAD = quantile.HEAD._replace(
-    name="proposed",
-    configs=(Fractions,),
-    check=lambda config: None,
-    layer=ProposedQuantiles,
-    predict=predict,
-    mean=mean,
-    target=target,
-    soft_target=soft_target,
-    expected=expected,
-    loss=loss,
-    errors=errors,
-    lambda_returns=lambda_returns,
-    quantiles=quantiles,
-    optimizer=optimizer,
-)
