@@ -220,7 +220,7 @@ def test_with_munchausen_targets_are_soft_ones_and_the_loss_is_the_same(algo, st
 def test_munchausen_without_bonus_and_temperature_has_the_hard_targets(algo, state):
     # As t goes to 0 the softmax becomes the argmax and t ln pi of it 0; alpha = 0 takes the bonus away.
     config = replace(algo.config, munchausen=True, munchausen_alpha=0.0, munchausen_temperature=1e-6)
-    # Not compiled as one program: XLA may compute q twice, and its rounding is of the size of t here.
+    # Not jitted: with XLA's optimizations off, as here, q is computed twice, and differs by a rounding of the size of t.
     key = jax.random.key(0)
     hard, soft = (q_learning.learning_from(state.params, c, state, batch(), key)[1] for c in (algo.config, config))
     for a, b in zip(jax.tree.leaves(hard), jax.tree.leaves(soft), strict=True):
