@@ -13,7 +13,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
-from quantilax import ALGORITHMS, ConfigError, fractions
+from quantilax import ALGORITHMS, ConfigError, fractions, train
 from quantilax.agent import create
 from quantilax.algorithms import q_learning, values
 from quantilax.heads import HEADS, categorical
@@ -279,6 +279,18 @@ def test_an_infinite_kappa_is_the_squared_error():
     delta = y - outputs(state, state.params, b.obs)[jnp.arange(6), 0, b.action]
     assert float(jnp.abs(delta).max()) > 1
     assert_allclose(loss_of(state, b, algo.config)[0], (delta**2 / 2).mean(), rtol=1e-5)
+
+
+def test_hl_gauss_trains_with_soft_targets_and_consumes_its_keys_once():
+    algo = agent("hl_gauss", munchausen=True, munchausen_temperature=0.1)
+    with jax.debug_key_reuse(True):
+        jax.jit(partial(train.train, *algo.arguments())).trace(jax.random.key(0))
+    state, record = algo.records(jax.random.key(0))
+    assert int(state.gradient_steps) == algo.config.gradient_steps
+    assert np.isfinite(record.metrics.loss[1:]).all()
+    before = algo.init(jax.random.key(0)).params
+    moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, state.params)), strict=True)]
+    assert all(moved)
 
 
 @pytest.mark.parametrize("munchausen", [False, True])
