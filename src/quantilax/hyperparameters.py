@@ -114,9 +114,14 @@ class Munchausen:
 
 @dataclass
 class Huber:
-    """The loss of quantile regression."""
+    """The loss of a mean, and that of quantile regression."""
 
-    kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return as it is learned", ge=LEAST)
+    kappa: float = field(
+        1.0,
+        "where the Huber loss becomes linear, in units of return as it is learned; .inf: squared error, of a mean only",
+        ge=LEAST,
+        finite=False,
+    )
 
 
 @dataclass

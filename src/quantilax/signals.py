@@ -449,9 +449,9 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
     if learner.head.quantiles is not None:
         tau = midpoints(NUM_FRACTIONS)
         Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, R.obs, tau)  # (|R|, N, A)
-        drawn = learner.head.acting_draws
+        drawn, _ = learner.head.draw_acting(jax.random.key(0))
         if drawn is not None:
-            snr = jax.vmap(decision_snr, in_axes=(0, None, 0))(Z, drawn, R.legal)
+            snr = jax.vmap(decision_snr, in_axes=(0, None, 0))(Z, drawn.shape[0], R.legal)
             found["decision_snr"] = jnp.nanmedian(snr)
         chosen = jnp.take_along_axis(Z, _greedy(q, R.legal)[:, None, None], axis=2)[..., 0]  # (|R|, N)
         found["crossing"] = jnp.mean(jnp.diff(chosen, axis=1) < 0)
@@ -468,12 +468,12 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
 
     key_draw, key_loss = jax.random.split(key)
     delta, q_batch = learner.errors(learner.params, learner.draw(key_draw, PARTS * PART), key_loss)
-    magnitude, kappa = jnp.abs(delta), learner.head.kappa
+    magnitude, has_kappa = jnp.abs(delta), learner.head.regresses_quantiles
     return {
         "reference_error": jnp.abs(target - taken).mean() / rms(q),
         "replay_error": jnp.abs(delta.mean(axis=(1, 2))).mean() / rms(q_batch),
-        "huber_share": None if kappa is None else jnp.mean(magnitude > kappa),
-        "huber_scale": None if kappa is None else magnitude.mean() / kappa,
+        "huber_share": jnp.mean(magnitude > learner.config.kappa) if has_kappa else None,
+        "huber_scale": magnitude.mean() / learner.config.kappa if has_kappa else None,
     }
 
 

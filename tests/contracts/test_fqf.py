@@ -12,9 +12,8 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
-from quantilax import train
+from quantilax import heads, train
 from quantilax.algorithms import q_learning
-from quantilax.heads import proposed
 from quantilax.types import NStep
 from tests.conftest import tiny
 from tests.hlo import copies_in_loops
@@ -211,7 +210,7 @@ def test_fractions_of_a_network_rise_from_0_to_1_and_q_is_the_sum_weighted_by_th
     obs = jax.random.normal(jax.random.key(1), (50, 6))
     state = replace(state, average_params=state.params)
     online = nnx.merge(state.network, state.params)
-    (proposal,) = proposed.predict(online.head, jax.vmap(online.psi)(obs), [None], algo.config)
+    (proposal,) = heads.of(algo.config).predict(online.head, jax.vmap(online.psi)(obs), [None])
     tau, Z = proposal.tau, proposal.Y
     assert tau.shape == (50, N + 1)
     assert (np.diff(tau) > 0).all()

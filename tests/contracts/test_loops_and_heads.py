@@ -37,7 +37,7 @@ def test_every_loop_learns_with_every_head(loop, head):
         assert np.isfinite(getattr(record.signals, name)[1:]).all(), name
     learns_distribution = HEADS[head].quantiles is not None
     assert (record.signals.calibration is not None) == learns_distribution
-    assert (record.signals.huber_share is not None) == (HEADS[head].kappa(algo.config) is not None)
+    assert (record.signals.huber_share is not None) == HEADS[head].regresses_quantiles
     if not learns_distribution:
         with pytest.raises(ConfigError, match=f"head: {head} learns expected values, no quantiles; choose"):
             algo.quantiles(state, jnp.zeros(6), jnp.array([0.5]))

@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 
 from quantilax import PQN, ConfigError, ConfigWarning, fractions, heads, rollout, train
 from quantilax.algorithms import pqn, values
-from quantilax.heads import hl_gauss
+from quantilax.heads import HLGaussHead
 from tests.conftest import tiny
 
 HEADS = {
@@ -186,7 +186,7 @@ def with_uneven_fractions(state):
 def steps_of(algo, state, obs):
     """(widths, Z) of the step functions of proposed fractions for a batch: (B, N), (B, N, A)."""
     network = nnx.merge(state.network, state.params)
-    (proposal,) = heads.HEADS["proposed"].predict(network.head, jax.vmap(network.psi)(obs), [None], algo.config)
+    (proposal,) = heads.of(algo.config).predict(network.head, jax.vmap(network.psi)(obs), [None])
     return np.diff(np.asarray(proposal.tau, np.float64)), np.asarray(proposal.Y, np.float64)
 
 
@@ -208,13 +208,13 @@ def test_the_mean_of_the_drawn_targets_is_the_lambda_return_of_the_means(head, d
     state, t = collected(algo)
     if head == "proposed":
         state = with_uneven_fractions(state)
-    head_of = heads.HEADS[head]
+    head_of = heads.of(algo.config)
 
     @jax.jit
     @jax.vmap
     def means_of_targets(key):
         G = pqn.lambda_targets(algo.config, state, t, key)
-        return jax.vmap(jax.vmap(lambda g: head_of.expected(g, algo.config)))(G)
+        return jax.vmap(jax.vmap(head_of.expected))(G)
 
     keys = jax.random.split(jax.random.key(3), draws)
     drawn = np.asarray(means_of_targets(keys), np.float64).mean(axis=0)
@@ -318,11 +318,11 @@ def test_the_loss_of_each_head_is_that_of_its_paper():
 def test_the_histogram_of_hl_gauss_sums_to_one_and_its_mean_is_the_target_but_at_the_ends(v_min, v_max):
     config = with_head("hl_gauss", num_atoms=51, v_min=v_min, v_max=v_max).config
     inside = np.linspace(v_min, v_max, 51)[3:-3] + 0.1
-    p = np.asarray(jax.vmap(lambda g: hl_gauss.histogram(g, config))(jnp.float32(inside)), np.float64)
+    p = np.asarray(jax.vmap(lambda g: HLGaussHead(config).histogram(g))(jnp.float32(inside)), np.float64)
     assert_allclose(p.sum(axis=1), 1, atol=1e-6)
     assert_allclose(p @ np.linspace(v_min, v_max, 51), np.float32(inside), atol=2e-3)
-    beyond = hl_gauss.histogram(jnp.float32(v_max + 100), config)
-    assert_allclose(beyond, hl_gauss.histogram(jnp.float32(v_max), config))
+    beyond = HLGaussHead(config).histogram(jnp.float32(v_max + 100))
+    assert_allclose(beyond, HLGaussHead(config).histogram(jnp.float32(v_max)))
     assert int(beyond.argmax()) == 50
 
 

@@ -13,11 +13,11 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
-from quantilax import ALGORITHMS, ConfigError, fractions, train
+from quantilax import ALGORITHMS, ConfigError, fractions, heads, train
 from quantilax.agent import create
 from quantilax.algorithms import q_learning, values
-from quantilax.heads import HEADS, categorical
-from quantilax.heads.types import Prediction
+from quantilax.heads import HEADS, CategoricalHead, HLGaussHead
+from quantilax.heads.base import Prediction
 from quantilax.networks import monotone
 from quantilax.replay import tree
 from quantilax.types import NStep
@@ -234,10 +234,10 @@ def test_targets_have_nothing_of_actions_that_are_not_legal(algo, state, munchau
     config, b = replace(algo.config, munchausen=munchausen, **midpoints), batch()
     only = jax.nn.one_hot(jnp.arange(6) // 3, 2, dtype=bool)
     b = b._replace(legal=jax.nn.one_hot(b.action, 2, dtype=bool), next_legal=only)
-    head, network = HEADS[config.head], nnx.merge(state.network, state.target_params)
-    (tau,) = head.draw(jax.random.key(1), (6,), config, "tau_prime")
+    head, network = heads.of(config), nnx.merge(state.network, state.target_params)
+    (tau,) = head.draw(jax.random.key(1), (6,), "tau_prime")
     predictions = values.predict(network, b.next_obs, tau, config)
-    expected = jax.vmap(lambda Z, a, r: head.target(r, jnp.float32(0.9), Z.taken(a), config))(
+    expected = jax.vmap(lambda Z, a, r: head.target(r, jnp.float32(0.9), Z.taken(a)))(
         predictions, only.argmax(axis=1), b.reward
     )
     found = targets_of(state, b, config)
@@ -268,8 +268,8 @@ def test_hl_gauss_learns_the_histogram_of_the_mean(algo, state, double, terminat
     # Another distribution of the same mean is the same target: an even one, and one with all mass at its two ends.
     config, even = replace(config, num_atoms=3), Prediction(jnp.zeros(3))
     apart = Prediction(jnp.array([0.0, -jnp.inf, 0.0]))
-    head = HEADS["hl_gauss"]
-    assert_allclose(*(head.target(jnp.float32(1), jnp.float32(0.9), Z, config) for Z in (even, apart)), rtol=1e-6)
+    head = HLGaussHead(config)
+    assert_allclose(*(head.target(jnp.float32(1), jnp.float32(0.9), Z) for Z in (even, apart)), rtol=1e-6)
 
 
 def test_an_infinite_kappa_is_the_squared_error():
@@ -424,9 +424,9 @@ def test_with_double_the_action_is_selected_by_the_parameters_given_for_it(name)
 
     @jax.jit
     def by_selector(state, selector, config, b, key):
-        networks, head = (state.params, state.target_params, selector), HEADS[config.head]
+        networks, head = (state.params, state.target_params, selector), heads.of(config)
         predictions, y = q_learning.compared(config, state.network, networks, b, key)
-        return jax.vmap(head.loss, in_axes=(0, 0, None))(predictions, y, config).mean()
+        return jax.vmap(head.loss)(predictions, y).mean()
 
     selected_by = partial(by_selector, state, config=double, b=b, key=key)
     of_online = loss_of(state, b, double)[0]
@@ -465,7 +465,7 @@ def test_quantiles_of_c51_are_the_least_atoms_that_hold_the_fraction():
     config = tiny("c51", num_atoms=3, v_min=-1.0, v_max=1.0).config
     logits = jnp.log(jnp.array([[0.25, 1e-9], [0.25, 1e-9], [0.5, 1.0]]))
     tau = jnp.array([0.1, 0.24, 0.3, 0.49, 0.6, 1.0])
-    found = categorical.quantiles(lambda psi: logits, jnp.zeros(1), tau, config)
+    found = CategoricalHead(config).quantiles(lambda psi: logits, jnp.zeros(1), tau)
     assert found.tolist() == [[-1, 1], [-1, 1], [0, 1], [0, 1], [1, 1], [1, 1]]
 
 

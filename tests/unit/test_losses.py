@@ -12,7 +12,7 @@ from scipy.special import log_softmax, logsumexp, rel_entr
 
 from quantilax import losses
 from quantilax.algorithms import DQN, QRDQN, q_learning
-from quantilax.heads.types import Prediction
+from quantilax.heads.base import Prediction
 from quantilax.types import NStep
 
 with warnings.catch_warnings():  # its dependencies warn on import; that is why it is an oracle only

@@ -3,12 +3,10 @@
 `iqn` is Q-learning with implicit quantiles; `q_learning` and `pqn` take any head, by the hyperparameter `head`.
 """
 
-from typing import Any, ClassVar
-
 from quantilax import heads
 from quantilax.algorithms import pqn, published, q_learning
 from quantilax.heads import HEADS, categorical, implicit_quantile, proposed, quantile
-from quantilax.hyperparameters import LEAST, Huber
+from quantilax.hyperparameters import Huber
 from quantilax.pytree import ConfigError, dataclass, did_you_mean, field
 from quantilax.types import Algorithm
 
@@ -17,43 +15,35 @@ from quantilax.types import Algorithm
 class DQN(q_learning.Config, Huber):
     """Hyperparameters of DQN; `PAPER` is what Mnih et al. (2015) used on Atari."""
 
-    head: ClassVar[str] = "scalar"
-    PAPER: ClassVar[dict[str, Any]] = published.DQN
-    kappa: float = field(
-        1.0, "where the Huber loss becomes linear, in units of return; .inf: squared error", ge=LEAST, finite=False
-    )
+    head, PAPER = "scalar", published.DQN
 
 
 @dataclass
 class C51(q_learning.Config, categorical.Categorical):
     """Hyperparameters of C51; `PAPER` is what Bellemare et al. (2017) used on Atari."""
 
-    head: ClassVar[str] = "categorical"
-    PAPER: ClassVar[dict[str, Any]] = published.C51
+    head, PAPER = "categorical", published.C51
 
 
 @dataclass
 class QRDQN(q_learning.Config, quantile.Quantiles):
     """Hyperparameters of QR-DQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
 
-    head: ClassVar[str] = "quantile"
-    PAPER: ClassVar[dict[str, Any]] = published.QRDQN
+    head, PAPER = "quantile", published.QRDQN
 
 
 @dataclass
 class IQN(q_learning.Config, implicit_quantile.ImplicitQuantiles):
     """Hyperparameters of IQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
 
-    head: ClassVar[str] = "implicit_quantile"
-    PAPER: ClassVar[dict[str, Any]] = published.IQN
+    head, PAPER = "implicit_quantile", published.IQN
 
 
 @dataclass
 class FQF(q_learning.Config, proposed.Fractions):
     """Hyperparameters of FQF; `PAPER` is what Yang et al. (2019) used on Atari."""
 
-    head: ClassVar[str] = "proposed"
-    PAPER: ClassVar[dict[str, Any]] = published.FQF
+    head, PAPER = "proposed", published.FQF
 
 
 @dataclass

@@ -25,18 +25,18 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, heads, normalize, rollout, signals
+from quantilax import exploration, heads, normalize, rollout, signals
 from quantilax.algorithms import published, values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
 from quantilax.heads import HEADS
 from quantilax.heads.base import Steps
-from quantilax.hyperparameters import Exploration, Loop, Munchausen, Network, Optimiser, Task, default
-from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
+from quantilax.hyperparameters import Exploration, Loop, Network, Optimiser, default
+from quantilax.pytree import ConfigError, dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Policy, Transition
 
 
 @dataclass
-class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Network):  # type: ignore[misc]
+class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
     """Hyperparameters of PQN; `PAPER` is what Gallici et al. (2024) used on Atari."""
 
     PAPER: ClassVar[dict[str, Any]] = published.PQN
@@ -58,7 +58,9 @@ class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Net
         0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo within the T steps", ge=0, le=1
     )
 
-    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=tuple(HEADS))
+    head: str = field(  # type: ignore[misc]
+        "scalar", "what is learned of the return: its mean or its distribution", choices=tuple(HEADS)
+    )
 
     eps_end: float = default(Exploration, "eps_end", 0.05)
     exploration_fraction: float = default(Exploration, "exploration_fraction", 0.2)
@@ -80,46 +82,36 @@ class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Net
         """Gradient steps of the whole run."""
         return self.total_timesteps // self.steps_per_iteration * self.num_epochs * self.num_minibatches
 
-    @property
-    def support(self) -> tuple[float, float] | None:
-        """Bounds of what the head can learn; None: there are none."""
-        return heads.of(self).support
-
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
-        updates_per_step = self.num_epochs * self.num_minibatches / self.steps_per_iteration
-        return {
-            "gradient_steps": self.gradient_steps,
-            "updates_per_env_step": updates_per_step,
-            "minibatch_size": self.steps_per_iteration // self.num_minibatches,
-            "samples_replayed_per_env_step": float(self.num_epochs),
-            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
-            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
-        }
+        return self.figures(
+            self.num_epochs * self.num_minibatches / self.steps_per_iteration,
+            minibatch_size=self.steps_per_iteration // self.num_minibatches,
+            samples_replayed_per_env_step=float(self.num_epochs),
+        )
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
+        super().check()
         if self.steps_per_iteration % self.num_minibatches:
             raise ConfigError(
                 f"num_minibatches: {self.num_minibatches} does not divide num_envs * num_steps ="
                 f" {self.steps_per_iteration}; choose a divisor"
             )
-        if self.gradient_steps > MAX_INT32:
-            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
         if self.total_timesteps < self.steps_per_iteration:
             raise ConfigError(
                 f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
                 f" {self.steps_per_iteration} steps; raise it"
             )
-        values.check(self)
         if self.munchausen and heads.of(self).soft_lambda_returns is None:
             raise ConfigError(
-                f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or munchausen to false"
+                f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or hl_gauss, or"
+                " munchausen to false"
             )
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
-        lines = values.advice(self)
+        lines = super().advice()
         if not self.layer_norm:
             lines.append(
                 "layer_norm=false: without a target network, LayerNorm is what keeps PQN from diverging; set it to true"

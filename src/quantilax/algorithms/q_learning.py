@@ -20,7 +20,7 @@ Its refinements are switches:
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from quantilax import averaging, exploration, heads, losses, normalize, replay, rollout, signals
+from quantilax import exploration, heads, losses, normalize, replay, rollout, signals
 from quantilax.algorithms import values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
-from quantilax.hyperparameters import LEAST, Exploration, Loop, Munchausen, Network, Optimiser, Replay, Target, Task
+from quantilax.hyperparameters import LEAST, Replay, Target
 from quantilax.networks import with_noise
-from quantilax.pytree import MAX_INT32, ConfigError, dataclass, field
+from quantilax.pytree import ConfigError, dataclass, field
 from quantilax.types import (
     Action,
     Algorithm,
@@ -50,11 +50,8 @@ from quantilax.types import (
 
 
 @dataclass
-class Config(Loop, Replay, Optimiser, Target, Munchausen, Exploration, Task, Network):
+class Config(values.Config, Replay, Target):
     """Hyperparameters of Q-learning; an algorithm's own has a `head` and its groups too."""
-
-    head: ClassVar[str]
-    squared_error: ClassVar[bool] = False
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
     exploration_repeats: int = field(
@@ -80,81 +77,73 @@ class Config(Loop, Replay, Optimiser, Target, Munchausen, Exploration, Task, Net
         """Gradient steps of the whole run."""
         return (self.total_timesteps - self.warmup_steps) // self.num_envs * self.num_epochs
 
-    @property
-    def support(self) -> tuple[float, float] | None:
-        """Bounds of what the head can learn; None: there are none."""
-        return heads.of(self).support
-
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the config, see docs/guides/derived.md."""
         updates_per_step = self.num_epochs / self.num_envs
         constant = self.target_update_freq / (1 - self.polyak) if self.polyak < 1 else float("inf")
-        return {
-            "gradient_steps": self.gradient_steps,
-            "updates_per_env_step": updates_per_step,
-            "samples_replayed_per_env_step": updates_per_step * self.batch_size,
-            "target_time_constant_updates": constant,
-            "target_time_constant_env_steps": constant / updates_per_step,
-            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
-            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
-        }
+        return self.figures(
+            updates_per_step,
+            samples_replayed_per_env_step=updates_per_step * self.batch_size,
+            target_time_constant_updates=constant,
+            target_time_constant_env_steps=constant / updates_per_step,
+        )
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
-        values.check(self)
-        n, envs, warmup = self.n_step, self.num_envs, (self.n_step - 1) * self.num_envs
-        steps = f"{'one step' if n == 1 else f'n_step={n} steps'} of num_envs={envs}"
-        for is_wrong, line in (
-            (
-                self.munchausen and self.double,
-                "double: has no meaning with munchausen, whose targets select no action; set one to false",
-            ),
-            (
-                self.munchausen and n > 1,
+        super().check()
+        n, envs = self.n_step, self.num_envs
+        steps = "one step" if n == 1 else f"n_step={n} steps"
+        if self.munchausen and self.double:
+            raise ConfigError(
+                "double: has no meaning with munchausen, whose targets select no action; set one to false"
+            )
+        if self.munchausen and n > 1:
+            raise ConfigError(
                 f"n_step: {n} with munchausen is not defined: the rewards on the way would need their own"
-                " log-probabilities; set n_step to 1 or munchausen to false",
-            ),
-            (
-                self.gradient_steps > MAX_INT32,
-                f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it",
-            ),
-            (
-                self.buffer_size < n * envs,
-                f"buffer_size: {self.buffer_size} cannot hold {steps}; raise it to {n * envs} or more",
-            ),
-            (
-                self.total_timesteps < n * envs,
-                f"total_timesteps: {self.total_timesteps} is less than {steps}; raise it to {n * envs} or more",
-            ),
-            (
-                self.warmup_steps < warmup,
-                f"fill_buffer: {self.fill_buffer} and one step of num_envs={envs} are less than"
-                f" {'one step' if n == 1 else f'n_step={n} steps'}, which the first gradient step reads; raise it to"
-                f" {warmup} or more",
-            ),
-        ):
-            if is_wrong:
-                raise ConfigError(line)
+                " log-probabilities; set n_step to 1 or munchausen to false"
+            )
+        for name, lacks in (("buffer_size", "cannot hold"), ("total_timesteps", "is less than")):
+            if getattr(self, name) < n * envs:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} {lacks} {steps} of num_envs={envs}; raise it to {n * envs} or more"
+                )
+        if self.warmup_steps < (n - 1) * envs:
+            raise ConfigError(
+                f"fill_buffer: {self.fill_buffer} and one step of num_envs={envs} are less than {steps}, which the"
+                f" first gradient step reads; raise it to {(n - 1) * envs} or more"
+            )
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
-        batch, fill, kept, frequency = self.batch_size, self.fill_buffer, self.buffer_size, self.target_update_freq
-        lines = {
-            f"batch_size={batch} with 1-step targets: gradients this noisy tend to make runs that never settle (small"
-            " batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more": batch < 16
-            and self.n_step == 1,
-            f"fill_buffer={fill}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
-            f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
-            " total_timesteps": self.gradient_steps == 0,
-            f"fill_buffer={fill} is smaller than batch_size={batch}: the first batches repeat the same few transitions;"
-            f" set fill_buffer to {batch} or more": fill < batch,
-            f"buffer_size={kept} is smaller than batch_size={batch}: every batch repeats transitions; raise"
-            " buffer_size": kept < batch,
-            f"polyak={self.polyak} and target_update_freq={frequency} are both active: every {frequency} gradient steps the"
-            f" target keeps {self.polyak} of itself, so it lags twice; set target_update_freq=1 for a soft target or"
-            " polyak=0 for a hard one": frequency > 1 and self.polyak > 0,
-        }
-        return values.advice(self) + [line for line, is_said in lines.items() if is_said]
+        lines, batch, fill = super().advice(), self.batch_size, self.fill_buffer
+        if batch < 16 and self.n_step == 1:
+            lines.append(
+                f"batch_size={batch} with 1-step targets: gradients this noisy tend to make runs that never"
+                " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
+            )
+        if self.gradient_steps == 0:
+            lines.append(
+                f"fill_buffer={fill}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
+                f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
+                " total_timesteps"
+            )
+        if fill < batch:
+            lines.append(
+                f"fill_buffer={fill} is smaller than batch_size={batch}: the first batches repeat"
+                f" the same few transitions; set fill_buffer to {batch} or more"
+            )
+        if self.buffer_size < batch:
+            lines.append(
+                f"buffer_size={self.buffer_size} is smaller than batch_size={batch}: every batch repeats"
+                " transitions; raise buffer_size"
+            )
+        if self.target_update_freq > 1 and self.polyak > 0:
+            lines.append(
+                f"polyak={self.polyak} and target_update_freq={self.target_update_freq} are both active: every"
+                f" {self.target_update_freq} gradient steps the target keeps {self.polyak} of itself, so it lags twice;"
+                " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
+            )
+        return lines
 
 
 @dataclass
@@ -172,7 +161,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Make the networks (target = online), reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     learner = values.init(env, config, key_params, optimizer(config))
-    random = repeated(config, rollout.random_action(env), 1.0, num_actions(env))
+    random = exploration.repeating(rollout.random_action(env), 1.0, num_actions(env), config.exploration_repeats)
     begun = rollout.begin(env, config, key_reset, random.carry)
     envs = begun["envs"]
     ring = replay.init(rollout.transition_spec(env), envs.obs, config.buffer_size, config.n_step, envs.legal)
@@ -200,15 +189,9 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 def act(env: Environment, config: Config, state: State) -> Policy:
     """How training acts: epsilon-greedy on Q, with random actions that go on if `exploration_repeats` says so."""
-    epsilon = epsilon_at(config, state.env_steps)
-    greedily = behaviour(config, state, epsilon if config.exploration_repeats == 1 else 0.0)
-    return repeated(config, greedily, epsilon, num_actions(env))
-
-
-def repeated(config: Config, policy: Policy, epsilon: Float[Array, ""] | float, num_actions: int) -> Policy:
-    """Return the policy with random actions that go on, where the config has them."""
-    longest = config.exploration_repeats
-    return policy if longest == 1 else exploration.repeating(policy, epsilon, num_actions, longest)
+    epsilon, longest = epsilon_at(config, state.env_steps), config.exploration_repeats
+    policy = behaviour(config, state, epsilon if longest == 1 else 0.0)
+    return exploration.repeating(policy, epsilon, num_actions(env), longest)
 
 
 def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
@@ -241,15 +224,13 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
 def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
     """One gradient step on one batch, and the target's move: state, (loss, gradient norm, q, TD error)."""
     key_sample, key_loss = jax.random.split(key)
-    priorities = state.priorities
-    if priorities is None:
-        batch = draw(config, state, key_sample, config.batch_size)
-    else:
-        priorities = replay.priorities.write(priorities, state.replay)
-        batch, drawn = draw_by_priority(config, state, priorities, key_sample, config.batch_size)
+    if state.priorities is not None:
+        state = replace(state, priorities=replay.priorities.write(state.priorities, state.replay))
+    batch, drawn = draw(config, state, key_sample, config.batch_size)
     arguments = config, state, batch, key_loss
     state, (value, norm), measured = values.gradient_step(config, state, optimizer(config), loss, *arguments)
     q, td_error, priority = measured
+    priorities = state.priorities
     if priorities is not None:
         priorities = replay.priorities.remember(priorities, drawn, priority, config.priority_exponent)
     keep = jnp.where(state.gradient_steps % config.target_update_freq == 0, config.polyak, 1.0)
@@ -257,19 +238,16 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
     return replace(state, target_params=target_params, priorities=priorities), (value, norm, q.mean(), td_error.mean())
 
 
-def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> NStep:
-    """Draw a batch from the replay, normalised, as training draws it."""
-    if state.priorities is not None:
-        return draw_by_priority(config, state, state.priorities, key, size)[0]
-    return normalize.transitions(state.normalizer, replay.sample(state.replay, key, size, config.gamma))
+def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[NStep, Any]:
+    """Draw a normalised batch from the replay, and where it lies; by priority if there are some.
 
-
-def draw_by_priority(
-    config: Config, state: State, priorities: replay.Priorities, key: Key[Array, ""], size: int
-) -> tuple[NStep, tuple[Array, Array]]:
-    """Draw a normalised batch with its weights, and where it lies; beta rises linearly to 1 at the end of the run."""
-    beta = exploration.linear_schedule(config.importance_exponent, 1.0, config.total_timesteps, state.env_steps)
-    batch, drawn = replay.priorities.sample(priorities, state.replay, key, size, config.gamma, beta)
+    Then the batch has weights: beta rises linearly to 1 at the end of the run.
+    """
+    if state.priorities is None:
+        batch, drawn = replay.sample(state.replay, key, size, config.gamma), None
+    else:
+        beta = exploration.linear_schedule(config.importance_exponent, 1.0, config.total_timesteps, state.env_steps)
+        batch, drawn = replay.priorities.sample(state.priorities, state.replay, key, size, config.gamma, beta)
     return normalize.transitions(state.normalizer, batch), drawn
 
 
@@ -334,11 +312,6 @@ def target_of(
     return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, losses.soft_policy(q_next, t))
 
 
-def learning_from(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
-    """`compared` without noise, for the signals."""
-    return compared(config, state.network, (params, state.target_params, params), batch, key)
-
-
 def experience(config: Config, state: State) -> signals.Experience:
     """All steps in the replay."""
     rows = state.replay.rows  # (T, E)
@@ -348,25 +321,23 @@ def experience(config: Config, state: State) -> signals.Experience:
     return signals.Experience(rows.action, rewards, rows.terminated, rows.truncated, is_there)
 
 
-def explores(config: Config, state: State) -> Float[Array, ""] | float:
-    """Share of random actions now."""
-    return exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
-
-
 SIGNALS = signals.Learning(
     is_replay=True,
-    draw=draw,
+    draw=lambda *arguments: draw(*arguments)[0],
     loss=loss,
-    compared=learning_from,
+    compared=lambda params, config, state, *rest: compared(
+        config, state.network, (params, state.target_params, params), *rest
+    ),
     experience=experience,
     optimizer=optimizer,
     behaviour=behaviour,
-    epsilon=explores,
+    epsilon=lambda c, state: exploration.share_of_repeats(epsilon_at(c, state.env_steps), c.exploration_repeats),
     batch_size=lambda config: config.batch_size,
 )
 
 
 def algorithm(name: str, config: type) -> Algorithm:
     """Q-learning with the head of a config class, under a name."""
-    of_distribution = None if getattr(config, "head", None) == "scalar" else quantiles
-    return Algorithm(name, config, init, act, observe, update, policy, of_distribution, SIGNALS)
+    head = heads.HEADS.get(getattr(config, "head", ""))  # a field has no one value
+    of_head = None if head is not None and head.quantiles is None else quantiles
+    return Algorithm(name, config, init, act, observe, update, policy, of_head, SIGNALS)

@@ -3,24 +3,72 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, heads, normalize, packing, rollout
+from quantilax import averaging, exploration, heads, hyperparameters, normalize, packing, rollout
 from quantilax.heads.base import Taus
+from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
 from quantilax.networks import computing_in, torso
-from quantilax.pytree import ConfigError, dataclass
-from quantilax.types import Action, Carry, Config, Environment, Legal, Metrics, Observation, Policy, num_actions
+from quantilax.pytree import MAX_INT32, ConfigError, dataclass
+from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observation, Policy, num_actions
+
+
+@dataclass
+class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Network):
+    """What the loops' configs share; an algorithm's own has a `head`, and the groups of its hyperparameters."""
+
+    head: ClassVar[str]
+    squared_error: ClassVar[bool] = False
+    """A mean is learned by the squared error, whatever kappa is."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of an iteration."""
+        raise NotImplementedError
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of the whole run."""
+        raise NotImplementedError
+
+    @property
+    def support(self) -> tuple[float, float] | None:
+        """Bounds of what the head can learn; None: there are none."""
+        return heads.of(self).support
+
+    def check(self) -> None:
+        """Raise `ConfigError` for fields that contradict each other."""
+        heads.of(self).check()
+        if self.gradient_steps > MAX_INT32:
+            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
+
+    def figures(self, updates_per_step: float, **own: Any) -> dict[str, Any]:
+        """`derived` of a loop, with figures of its own."""
+        return {
+            "gradient_steps": self.gradient_steps,
+            "updates_per_env_step": updates_per_step,
+            **own,
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
+            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
+        }
+
+    def advice(self) -> list[str]:
+        """Lines on settings known to mislead, each with the remedy."""
+        lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
+        lines += averaging.advice(self.weight_averaging, self.gradient_steps)
+        lines += normalize.advice(self.normalize_rewards, self.reward_scale)
+        return lines if self.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
 
 
 class Network(nnx.Module):
     """psi, and the layer of the config's head."""
 
-    def __init__(self, env: Environment, config: Config, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, env: Environment, config: Any, *, rngs: nnx.Rngs) -> None:
         """Make both for the environment's spaces."""
         self.psi = torso(env.observation_space, config, rngs=rngs)
         self.head = heads.of(config).layer(self.psi.features, num_actions(env), rngs)
@@ -37,9 +85,7 @@ class State(rollout.State):
     optimizer_state: PyTree
 
 
-def init(
-    env: Environment, config: Config, key: Key[Array, ""], optimizer: optax.GradientTransformation
-) -> dict[str, Any]:
+def init(env: Environment, config: Any, key: Key[Array, ""], optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """Make the network: fields of `State`."""
     made = Network(env, config, rngs=nnx.Rngs(key))
     network, params = nnx.split(computing_in(made, config.compute_dtype))
@@ -47,22 +93,7 @@ def init(
     return {"network": network, "params": params, "average_params": params, "optimizer_state": optimizer_state}
 
 
-def check(config: Config) -> None:
-    """Raise `ConfigError` for what contradicts itself in the hyperparameters of any head that the config knows."""
-    for head in heads.HEADS.values():
-        if all(isinstance(config, group) for group in head.configs):
-            head(config).check()
-
-
-def advice(config: Config) -> list[str]:
-    """Lines on settings that mislead in any of the loops."""
-    lines = exploration.advice(config.eps_start, config.eps_end, config.exploration_fraction)
-    lines += averaging.advice(config.weight_averaging, config.gradient_steps)
-    lines += normalize.advice(config.normalize_rewards, config.reward_scale)
-    return lines if config.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
-
-
-def optimizer(config: Config, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
+def optimizer(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
     """`rule` with the config's schedule of step sizes, after clipping by the global norm; small arrays as one vector."""
     end = config.learning_rate * config.learning_rate_end
     duration = config.learning_rate_fraction * config.gradient_steps
@@ -72,7 +103,7 @@ def optimizer(config: Config, rule: Callable[..., optax.GradientTransformation])
 
 
 def gradient_step(
-    config: Config, state: Any, optimizer: optax.GradientTransformation, loss: Callable[..., Any], *arguments: Any
+    config: Any, state: Any, optimizer: optax.GradientTransformation, loss: Callable[..., Any], *arguments: Any
 ) -> tuple[Any, tuple[Array, Array], Any]:
     """One step on `loss(params, *arguments) -> (value, measured)`: state, (value, gradient norm), measured."""
     (value, measured), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *arguments)
@@ -88,19 +119,19 @@ def gradient_step(
     return state, (value, optax.tree.norm(gradient)), measured
 
 
-def metrics(config: Config, state: State, measured: tuple[Array, ...]) -> Metrics:
+def metrics(config: Any, state: State, measured: tuple[Array, ...]) -> Metrics:
     """Means of (loss, gradient norm, q, TD error), and the epsilon by which the iteration acted."""
     loss, gradient_norm, q, td_error = (x.mean() for x in measured)
     epsilon = epsilon_at(config, state.env_steps - config.steps_per_iteration)
     return Metrics(loss=loss, gradient_norm=gradient_norm, q=q, td_error=td_error, epsilon=epsilon)
 
 
-def predict(network: Any, obs: Shaped[Array, "B *obs"], tau: Taus, config: Config) -> Any:
+def predict(network: Any, obs: Shaped[Array, "B *obs"], tau: Taus, config: Any) -> Any:
     """What the head says at a batch of observations."""
     return heads.of(config).predict(network.head, jax.vmap(network.psi)(obs), [tau])[0]
 
 
-def means(predictions: Any, config: Config) -> Float[Array, "B A"]:
+def means(predictions: Any, config: Any) -> Float[Array, "B A"]:
     """Q of a batch of predictions."""
     q: Float[Array, "B A"] = jax.vmap(heads.of(config).mean)(predictions)
     return q
@@ -113,7 +144,7 @@ def successors(
     legal: Bool[Array, "B A"] | None,
     tau: Taus,
     tau_action: Taus,
-    config: Config,
+    config: Any,
 ) -> tuple[Any, Float[Array, "B A"]]:
     """What a network says of the returns from x' at tau, and the values by which another, or the same, chooses a* there.
 
@@ -131,14 +162,14 @@ def successors(
     return predictions, exploration.masked(means(choosing, config), legal)
 
 
-def epsilon_at(config: Config, env_steps: Int[Array, ""]) -> Float[Array, ""]:
+def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
     """Probability of a random action by the schedule, in the iteration in which `env_steps` stands."""
     steps, duration = config.steps_per_iteration, config.exploration_fraction * config.total_timesteps
     begun = env_steps if steps == config.num_envs else env_steps // steps * steps
     return exploration.linear_schedule(config.eps_start, config.eps_end, duration, begun)
 
 
-def acting(config: Config, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
+def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
     """Epsilon-greedy on Q."""
     head = heads.of(config)
 
@@ -152,12 +183,12 @@ def acting(config: Config, state: Any, epsilon: Float[Array, ""] | float) -> Pol
     return Policy(act)
 
 
-def policy(env: Environment, config: Config, state: State) -> Policy:
+def policy(env: Environment, config: Any, state: State) -> Policy:
     """The policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
     return acting(config, averaging.averaged(state), config.eval_epsilon)
 
 
-def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
     """Z_tau(x, .) of the averaged weights, for one observation; observation and Z in the environment's units.
 
     Raises:

@@ -5,12 +5,14 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from quantilax.losses import SoftPolicy
 from quantilax.networks import ActionHead
+from quantilax.pytree import ConfigError
 from quantilax.types import Config
 
 Layer: TypeAlias = Any
@@ -56,6 +58,8 @@ class Head:
     name: ClassVar[str]
     configs: ClassVar[tuple[type, ...]] = ()
     """Groups of its own hyperparameters; the configs that know it are composed of them."""
+    regresses_quantiles: ClassVar[bool] = False
+    """Its loss is the quantile Huber loss, with the config's kappa."""
     quantiles: Any = None
     """(layer, psi, tau) -> quantiles at any fractions, (N, A); None: only the mean is learned."""
     soft_lambda_returns: Any = None
@@ -66,21 +70,14 @@ class Head:
         self.config = config
 
     def check(self) -> None:
-        """Raise `ConfigError` where its own hyperparameters contradict each other."""
+        """Raise `ConfigError` where its own hyperparameters contradict each other or what it learns."""
+        kappa = getattr(self.config, "kappa", 1.0)
+        if self.regresses_quantiles and not isinstance(kappa, jax.core.Tracer) and np.isinf(kappa).any():
+            raise ConfigError(f"kappa: must be finite, got {kappa}")
 
     @property
     def support(self) -> tuple[Any, Any] | None:
         """Bounds of what can be learned; None: there are none."""
-        return None
-
-    @property
-    def kappa(self) -> Any:
-        """Kappa of its quantile Huber loss; None: it has none."""
-        return None
-
-    @property
-    def acting_draws(self) -> int | None:
-        """Number of fractions of `draw_acting`; None: it draws none."""
         return None
 
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -58,13 +58,9 @@ class ImplicitQuantilesHead(OfQuantiles):
     name, configs = "implicit_quantile", (ImplicitQuantiles,)
 
     def check(self) -> None:
-        """Raise `ConfigError` where the risk measure is not defined."""
+        """Raise `ConfigError` where the risk measure is not defined, too."""
+        super().check()
         risk.check(self.config.risk, self.config.risk_eta)
-
-    @property
-    def acting_draws(self) -> int:
-        """K."""
-        return self.config.num_quantile_samples
 
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
         """f(psi(x) * phi(tau))."""

@@ -14,7 +14,7 @@ optimiser of its own. Neither loss has a gradient in what the other trains.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,11 +79,7 @@ class ProposedHead(Head):
     """Z at proposed fractions."""
 
     name, configs = "proposed", (Fractions,)
-
-    @property
-    def kappa(self) -> Any:
-        """That of the config."""
-        return self.config.kappa
+    regresses_quantiles = True
 
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
         """f(psi(x) * phi(tau)) as in IQN, and the proposal."""

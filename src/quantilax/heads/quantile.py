@@ -6,7 +6,6 @@ Source: Dabney, Rowland, Bellemare & Munos (2018), https://arxiv.org/abs/1710.10
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +31,7 @@ class Quantiles(Huber):
 class OfQuantiles(Head):
     """A target is a set of quantiles, or of draws: what heads share that learn by quantile regression."""
 
-    @property
-    def kappa(self) -> Any:
-        """That of the config."""
-        return self.config.kappa
+    regresses_quantiles = True
 
     def mean(self, prediction: Prediction) -> Float[Array, "*A"]:
         """Mean of the quantiles."""
@@ -58,7 +54,7 @@ class OfQuantiles(Head):
     def loss(self, taken: Prediction, target: Float[Array, "N_prime"]) -> Scalar:
         """`sum_i 1/N' sum_j rho^kappa_{tau_i}(y_j - Z_i(x, a))`."""
         assert taken.tau is not None
-        return losses.quantile_regression(taken.Y, taken.tau, target, self.kappa)
+        return losses.quantile_regression(taken.Y, taken.tau, target, self.config.kappa)
 
     def errors(self, taken: Prediction, target: Float[Array, "N_prime"]) -> Float[Array, "N N_prime"]:
         """delta of each pair."""
@@ -82,7 +78,8 @@ class QuantileHead(OfQuantiles):
     name, configs = "quantile", (Quantiles,)
 
     def check(self) -> None:
-        """Raise `ConfigError` for dueling streams of quantiles that may not cross."""
+        """Raise `ConfigError` for dueling streams of quantiles that may not cross, too."""
+        super().check()
         if self.config.non_crossing and self.config.dueling:
             raise ConfigError(
                 "dueling: quantiles of a sum of two streams may cross, which non_crossing rules out; set one to false"
