@@ -93,7 +93,7 @@ def repeating(policy: Policy, epsilon: Number, num_actions: int, longest: int) -
     """Return the policy with random actions that go on: it remembers them, and forgets them at an episode's end.
 
     Args:
-        policy: what is done otherwise; it explores no more by itself. With `longest` 1 it is returned as it is.
+        policy: what is done otherwise; it explores no more by itself.
         epsilon, num_actions, longest: of `begin_repeats`.
     """
 
@@ -107,8 +107,6 @@ def repeating(policy: Policy, epsilon: Number, num_actions: int, longest: int) -
         return jnp.where(repeats.left > 0, repeats.action, action), (repeats._replace(left=left), inner)
 
     nothing = jnp.zeros((), jnp.int32)
-    if longest == 1:
-        return policy
     return Policy(act, (Repeats(nothing, nothing), policy.carry), before)
 
 

@@ -101,17 +101,23 @@ def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | flo
 
 
 class SoftPolicy(NamedTuple):
-    """`pi = softmax(q / t)`."""
+    """`pi = softmax(q / t)` over the actions that can be taken."""
 
     t_log_pi: Float[Array, "A"]
-    """`t ln pi`; 0 where q is -inf, of actions that cannot be taken."""
+    """`t ln pi`; 0 of actions that cannot be taken."""
     pi: Float[Array, "A"]
 
 
-def soft_policy(q: Float[Array, "A"], temperature: Float[Array, ""] | float) -> SoftPolicy:
-    """The softmax policy of q; t > 0."""
+def soft_policy(q: Float[Array, "A"], temperature: Float[Array, ""] | float, masked: bool = True) -> SoftPolicy:
+    """The softmax policy of q; t > 0.
+
+    Args:
+        q: values; -inf for actions that cannot be taken.
+        temperature: t.
+        masked: whether there may be such actions; False leaves out of the program what is for them.
+    """
     t_log_pi = scaled_log_softmax(q, temperature)
-    return SoftPolicy(jnp.where(q > -jnp.inf, t_log_pi, 0.0), jnp.exp(t_log_pi / temperature))
+    return SoftPolicy(jnp.where(q > -jnp.inf, t_log_pi, 0.0) if masked else t_log_pi, jnp.exp(t_log_pi / temperature))
 
 
 def support(v_min: Float[Array, ""] | float, v_max: Float[Array, ""] | float, n: int) -> Float[Array, "n"]:
@@ -196,6 +202,7 @@ def munchausen_lambda_returns(
     temperature: Float[Array, ""] | float,
     alpha: Float[Array, ""] | float,
     l0: Float[Array, ""] | float,
+    masked: bool = True,
 ) -> Float[Array, "T"]:
     """Lambda-returns of the softmax policy `pi = softmax(q / t)`, with its log-probability added to the reward.
 
@@ -209,12 +216,13 @@ def munchausen_lambda_returns(
             actions that cannot be taken.
         action: a_t.
         temperature, alpha, l0: t > 0, alpha in [0, 1], l0 <= 0.
+        masked: as for `soft_policy`.
 
     Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1, with the lambda-returns of
     Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
     """
-    t_log_pi_next, pi = jax.vmap(soft_policy, in_axes=(0, None))(q_next, temperature)
-    v = (pi * (jnp.where(pi > 0, q_next, 0.0) - t_log_pi_next)).sum(axis=-1)
+    t_log_pi_next, pi = jax.vmap(lambda q: soft_policy(q, temperature, masked))(q_next)
+    v = (pi * ((jnp.where(pi > 0, q_next, 0.0) if masked else q_next) - t_log_pi_next)).sum(axis=-1)
     t_log_pi = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_before, temperature)
     t_log_pi = jnp.take_along_axis(t_log_pi, action[:, None], axis=-1)[:, 0]
     bonus = alpha * jnp.clip(t_log_pi, l0, 0)

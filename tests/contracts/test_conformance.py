@@ -136,7 +136,7 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
         if switches.first_cosine != THEIR_WAY.first_cosine:
             patches.enter_context(mock.patch.object(heads, "cosines", cosines))
         value, gradient = jax.value_and_grad(loss)(params)
-        _, y = q_learning.learning_from(in_units(params, cfg.kappa), cfg, state, batch, jax.random.key(0))
+        _, y = q_learning.SIGNALS.compared(in_units(params, cfg.kappa), cfg, state, batch, jax.random.key(0))
     plain = nnx.to_pure_dict(gradient)
     found = {f"{n_step}.targets": y / cfg.kappa, f"{n_step}.loss": value}
     for layer, path in LAYERS.items():

@@ -35,7 +35,7 @@ CHANGES = {
 RLAX_HAS = ["dqn", "c51", "qrdqn"]
 EVERY = [*RLAX_HAS, "iqn", "fqf", "hl_gauss"]
 """Q-learning by each head, under a name of its own or under that of the head."""
-loss_function, targets_function = jax.jit(q_learning.loss), jax.jit(q_learning.learning_from)
+loss_function, targets_function = jax.jit(q_learning.loss), jax.jit(q_learning.SIGNALS.compared)
 
 
 def agent(name, **changes):
@@ -222,7 +222,7 @@ def test_munchausen_without_bonus_and_temperature_has_the_hard_targets(algo, sta
     config = replace(algo.config, munchausen=True, munchausen_alpha=0.0, munchausen_temperature=1e-6)
     # Not jitted: with XLA's optimizations off, as here, q is computed twice, and differs by a rounding of the size of t.
     key = jax.random.key(0)
-    hard, soft = (q_learning.learning_from(state.params, c, state, batch(), key)[1] for c in (algo.config, config))
+    hard, soft = (q_learning.SIGNALS.compared(state.params, c, state, batch(), key)[1] for c in (algo.config, config))
     for a, b in zip(jax.tree.leaves(hard), jax.tree.leaves(soft), strict=True):
         assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from quantilax import ALGORITHMS, ConfigError, pytree
-from quantilax.algorithms import IQN
+from quantilax.algorithms import IQN, pqn
 from quantilax.signals import Signals
 from quantilax.studies import definition, diagnosis
 from quantilax.studies.diagnosis import diagnose

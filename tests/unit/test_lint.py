@@ -119,8 +119,12 @@ def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_other
 
 def test_every_float_is_alive_in_a_healthy_agent():
     alive = {name: set() for name, _ in HEALTHY.values()}
-    of_bins = "pqn", dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=3.0)
-    for name, changes in (*HEALTHY.values(), of_bins):
+    others = (
+        ("pqn", dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=3.0)),
+        ("pqn", dict(head="implicit_quantile", risk="cvar", risk_eta=0.5)),
+        ("pqn", dict(head="proposed", num_fractions=4)),
+    )
+    for name, changes in (*HEALTHY.values(), *others):
         reaches = Programs(tiny(name, **changes), lambda _: None).base.reaches
         alive[name] |= {field for field, outputs in reaches.items() if CURVE in outputs}
     assert alive == {name: set(pytree.float_fields(ALGORITHMS[name].config)) for name in alive}

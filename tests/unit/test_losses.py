@@ -296,7 +296,7 @@ def test_soft_targets_and_soft_lambda_returns_of_actions_that_cannot_be_taken_ar
     config = QRDQN(munchausen=True, munchausen_temperature=0.3, num_quantiles=4)
     Z = jax.random.normal(jax.random.key(1), (4, 3))
     two, three = (
-        q_learning.target_of(config, Prediction(Z[:, : len(q)]), q, before, step())
+        q_learning.target_of(config, Prediction(Z[:, : len(q)]), q, before, step()._replace(next_legal=jnp.isfinite(q)))
         for q, before in ((q_next[0], q_before[0]), (with_a_third(q_next)[0], with_a_third(q_before)[0]))
     )
     assert_allclose(three, two, rtol=1e-6)

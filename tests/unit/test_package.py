@@ -71,6 +71,7 @@ BELOW = {
         "pytree",
     },
     "studies": {
+        "heads",
         "signals",
         "runs",
         "agent",

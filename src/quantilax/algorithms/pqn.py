@@ -59,7 +59,7 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
     )
 
     head: str = field(  # type: ignore[misc]
-        "scalar", "what is learned of the return: its mean or its distribution", choices=tuple(HEADS)
+        "scalar", "what is learned of the return: its mean or its distribution", choices=HEADS
     )
 
     eps_end: float = default(Exploration, "eps_end", 0.05)
@@ -176,7 +176,8 @@ def lambda_targets(config: Config, state: State, transitions: Transition, key: K
     if config.munchausen:
         q_before = exploration.masked(means(predict(network, flat.obs, None, config), config), flat.legal)
         q_next, q_before = (q.reshape(T, E, -1) for q in (q_next, q_before))
-        return head.soft_lambda_returns(steps, q_next, q_before, transitions.action)
+        masked = transitions.next_legal is not None
+        return head.soft_lambda_returns(steps, q_next, q_before, transitions.action, masked)
     chosen = jax.vmap(lambda Z, q: Z.taken(q.argmax()))(Z_next, q_next)
     chosen = jax.tree.map(lambda x: x.reshape(T, E, *x.shape[1:]), chosen)
     return head.lambda_returns(key_returns, steps, chosen)

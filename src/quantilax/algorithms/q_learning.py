@@ -93,6 +93,8 @@ class Config(values.Config, Replay, Target):
         super().check()
         n, envs = self.n_step, self.num_envs
         steps = "one step" if n == 1 else f"n_step={n} steps"
+        if self.munchausen and heads.of(self).soft_target is None:
+            raise ConfigError(f"munchausen: not defined for head={self.head}; choose another head or set it to false")
         if self.munchausen and self.double:
             raise ConfigError(
                 "double: has no meaning with munchausen, whose targets select no action; set one to false"
@@ -161,7 +163,9 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Make the networks (target = online), reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     learner = values.init(env, config, key_params, optimizer(config))
-    random = exploration.repeating(rollout.random_action(env), 1.0, num_actions(env), config.exploration_repeats)
+    random = rollout.random_action(env)
+    if config.exploration_repeats > 1:
+        random = exploration.repeating(random, 1.0, num_actions(env), config.exploration_repeats)
     begun = rollout.begin(env, config, key_reset, random.carry)
     envs = begun["envs"]
     ring = replay.init(rollout.transition_spec(env), envs.obs, config.buffer_size, config.n_step, envs.legal)
@@ -190,8 +194,9 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 def act(env: Environment, config: Config, state: State) -> Policy:
     """How training acts: epsilon-greedy on Q, with random actions that go on if `exploration_repeats` says so."""
     epsilon, longest = epsilon_at(config, state.env_steps), config.exploration_repeats
-    policy = behaviour(config, state, epsilon if longest == 1 else 0.0)
-    return exploration.repeating(policy, epsilon, num_actions(env), longest)
+    if longest == 1:
+        return behaviour(config, state, epsilon)
+    return exploration.repeating(behaviour(config, state, 0.0), epsilon, num_actions(env), longest)
 
 
 def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
@@ -309,7 +314,8 @@ def target_of(
         return head.target(reward, discount, successor.taken(jnp.argmax(q_next)))
     t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
     bonus = losses.scaled_log_softmax(q_before, t)[transition.action]
-    return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, losses.soft_policy(q_next, t))
+    pi = losses.soft_policy(q_next, t, masked=transition.next_legal is not None)
+    return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, pi)
 
 
 def experience(config: Config, state: State) -> signals.Experience:

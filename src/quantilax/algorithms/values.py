@@ -25,16 +25,8 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
     head: ClassVar[str]
     squared_error: ClassVar[bool] = False
     """A mean is learned by the squared error, whatever kappa is."""
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Environment steps of an iteration."""
-        raise NotImplementedError
-
-    @property
-    def gradient_steps(self) -> int:
-        """Gradient steps of the whole run."""
-        raise NotImplementedError
+    steps_per_iteration: ClassVar[Any]
+    gradient_steps: ClassVar[Any]
 
     @property
     def support(self) -> tuple[float, float] | None:
@@ -43,9 +35,16 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
-        heads.of(self).check()
-        if self.gradient_steps > MAX_INT32:
-            raise ConfigError(f"num_epochs: {self.gradient_steps} gradient steps are more than {MAX_INT32}; lower it")
+        head = heads.of(self)
+        missing = [group.__name__ for group in head.configs if not isinstance(self, group)]
+        if missing:
+            raise ConfigError(
+                f"head: {head.name} needs hyperparameters that this algorithm has not ({', '.join(missing)}); choose an"
+                " algorithm whose config class extends them"
+            )
+        head.check()
+        if (steps := self.gradient_steps) > MAX_INT32:
+            raise ConfigError(f"num_epochs: {steps} gradient steps are more than {MAX_INT32}; lower it")
 
     def figures(self, updates_per_step: float, **own: Any) -> dict[str, Any]:
         """`derived` of a loop, with figures of its own."""

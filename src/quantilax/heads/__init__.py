@@ -9,8 +9,9 @@ from quantilax.heads.implicit_quantile import ImplicitQuantilesHead
 from quantilax.heads.proposed import ProposedHead
 from quantilax.heads.quantile import QuantileHead
 from quantilax.heads.scalar import ScalarHead
+from quantilax.pytree import ConfigError
 
-__all__ = ["CONFIGS", "HEADS", "Head", "of"]
+__all__ = ["CONFIGS", "HEADS", "Head", "of", "register"]
 
 HEADS: dict[str, type[Head]] = {
     head.name: head
@@ -20,6 +21,18 @@ HEADS: dict[str, type[Head]] = {
 _GROUPS = tuple(dict.fromkeys(group for head in HEADS.values() for group in head.configs))
 CONFIGS: tuple[type, ...] = tuple(g for g in _GROUPS if not any(g in other.__mro__[1:] for other in _GROUPS))
 """Groups of the hyperparameters of all heads, each once, without those that another extends."""
+
+
+def register(head: type[Head]) -> type[Head]:
+    """Add a head of your own, so that `head` may be its name; also as a decorator of its class.
+
+    Its groups of hyperparameters must be in the config. `q_learning` and `pqn` have `CONFIGS`; a group of your own
+    needs a config class of your own, see docs/guides/custom-head.md.
+    """
+    if head.name in HEADS:
+        raise ConfigError(f"head '{head.name}' is registered already; choose another name")
+    HEADS[head.name] = head
+    return head
 
 
 def of(config: Any) -> Head:

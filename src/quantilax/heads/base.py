@@ -10,7 +10,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from quantilax.losses import SoftPolicy
 from quantilax.networks import ActionHead
 from quantilax.pytree import ConfigError
 from quantilax.types import Config
@@ -50,7 +49,7 @@ class Steps(NamedTuple):
 class Head:
     """What is learned of the return, with the hyperparameters of a config; functions are of one example.
 
-    A head of one's own has `layer`, `mean`, `target`, `soft_target`, `expected`, `loss` and `lambda_returns`. The rest
+    A head of one's own has `layer`, `mean`, `target`, `expected`, `loss` and `lambda_returns`. The rest
     has the form here unless it says otherwise: a layer of numbers that stand for something fixed, of which nothing is
     drawn. Symbols in shapes: `A` actions, `n` numbers per action, `N` fractions.
     """
@@ -62,8 +61,11 @@ class Head:
     """Its loss is the quantile Huber loss, with the config's kappa."""
     quantiles: Any = None
     """(layer, psi, tau) -> quantiles at any fractions, (N, A); None: only the mean is learned."""
+    soft_target: Any = None
+    """(reward, discount, prediction of all actions at x', soft policy) -> what is learned of
+    `reward + discount sum_a pi(a) (Z(x', a) - t ln pi(a))`; None: not defined."""
     soft_lambda_returns: Any = None
-    """(steps, q_next, q_before, action) -> `lambda_returns` of the soft policy; None: not defined."""
+    """(steps, q_next, q_before, action, masked) -> `lambda_returns` of the soft policy; None: not defined."""
 
     def __init__(self, config: Config) -> None:
         """Bind it to a config."""
@@ -117,10 +119,6 @@ class Head:
 
     def target(self, reward: Scalar, discount: Scalar, successor: Any) -> Any:
         """What is learned, `reward + discount Z(x', a*)`, of the prediction of a* at x'."""
-        raise NotImplementedError
-
-    def soft_target(self, reward: Scalar, discount: Scalar, successor: Any, policy: SoftPolicy) -> Any:
-        """The same of `reward + discount sum_a pi(a) (Z(x', a) - t ln pi(a))`, of the prediction of all actions at x'."""
         raise NotImplementedError
 
     def expected(self, target: Any) -> Scalar:

@@ -1,5 +1,7 @@
 """Scalar: the mean of the return, Q (Mnih et al. 2015, https://doi.org/10.1038/nature14236)."""
 
+from functools import partial
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -33,10 +35,16 @@ class OfMeans(Head):
         return G
 
     def soft_lambda_returns(
-        self, steps: Steps, q_next: Float[Array, "T E A"], q_before: Float[Array, "T E A"], action: Int[Array, "T E"]
+        self,
+        steps: Steps,
+        q_next: Float[Array, "T E A"],
+        q_before: Float[Array, "T E A"],
+        action: Int[Array, "T E"],
+        masked: bool,
     ) -> Float[Array, "T E"]:
         """G of the softmax policy."""
-        c, of_column = self.config, jax.vmap(losses.munchausen_lambda_returns, (*[1] * 6, *[None] * 3), 1)
+        c, soft = self.config, partial(losses.munchausen_lambda_returns, masked=masked)
+        of_column = jax.vmap(soft, (*[1] * 6, *[None] * 3), 1)
         numbers = c.munchausen_temperature, c.munchausen_alpha, c.munchausen_clip
         G: Float[Array, "T E"] = of_column(
             steps.reward, steps.discount, q_next, q_before, action, steps.trace, *numbers
