@@ -61,7 +61,7 @@ class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
     """Hyperparameters of Q-learning with any head."""
 
     head: str = field(  # type: ignore[misc]
-        "implicit_quantile", "what is learned of the return", choices=tuple(HEADS)
+        "implicit_quantile", "what is learned of the return", choices=HEADS
     )
 
 

@@ -57,7 +57,7 @@ class Config(Loop, Optimiser, Munchausen, *heads.CONFIGS, Exploration, Task, Net
         0.95, "lambda of the returns: 0 is one step, 1 is Monte Carlo within the T steps", ge=0, le=1
     )
 
-    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=tuple(HEADS))
+    head: str = field("scalar", "what is learned of the return: its mean or its distribution", choices=HEADS)
 
     eps_end: float = default(Exploration, "eps_end", 0.05)
     exploration_fraction: float = default(Exploration, "exploration_fraction", 0.2)

@@ -103,6 +103,10 @@ class Config(Loop, Replay, Optimiser, Target, Munchausen, Exploration, Task, Net
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
         values.check(self)
+        if self.munchausen and HEADS[self.head].soft_target is None:
+            raise ConfigError(
+                f"munchausen: not defined for head={self.head}; choose another head or set munchausen to false"
+            )
         if self.munchausen and self.double:
             raise ConfigError(
                 "double: has no meaning with munchausen, whose targets select no action; set one to false"
@@ -336,6 +340,7 @@ def target_of(
     t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
     t_log_pi, pi = losses.soft_policy(q_next, t)
     bonus = losses.scaled_log_softmax(q_before, t)[transition.action]
+    assert head.soft_target is not None
     return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, t_log_pi, pi, config)
 
 

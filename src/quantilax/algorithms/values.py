@@ -49,10 +49,16 @@ def init(
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` for what contradicts itself in the hyperparameters of any head that the config knows."""
+    """Raise `ConfigError` for a contradiction in the hyperparameters of any head, or if those of the chosen one are missing."""
     for head in HEADS.values():
-        if all(isinstance(config, group) for group in head.configs):
+        missing = [group.__name__ for group in head.configs if not isinstance(config, group)]
+        if not missing:
             head.check(config)
+        elif head.name == config.head:
+            raise ConfigError(
+                f"head: {head.name} needs hyperparameters that this algorithm's config lacks ({', '.join(missing)});"
+                " choose an algorithm whose config class extends them"
+            )
 
 
 def advice(config: Config) -> list[str]:
@@ -64,12 +70,17 @@ def advice(config: Config) -> list[str]:
 
 
 def optimizer(config: Config, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
+    """`scheduled`, and what the head adds to it."""
+    return HEADS[config.head].optimizer(scheduled(config, rule), config)
+
+
+def scheduled(config: Config, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
     """`rule` with the config's schedule of step sizes, after clipping by the global norm; small arrays as one vector."""
     end = config.learning_rate * config.learning_rate_end
     duration = config.learning_rate_fraction * config.gradient_steps
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return HEADS[config.head].optimizer(packing.packed(optax.chain(clip, rule(schedule))), config)
+    return packing.packed(optax.chain(clip, rule(schedule)))
 
 
 def gradient_step(

@@ -38,8 +38,6 @@ class Head(NamedTuple):
     """
 
     name: str
-    configs: tuple[type, ...]
-    """Groups of its own hyperparameters; the configs that know it are composed of them."""
     layer: Callable[..., nnx.Module]
     """(features, num_actions, config, rngs=) -> the layer after psi."""
     predict: Callable[..., list[Any]]
@@ -48,15 +46,17 @@ class Head(NamedTuple):
     """(prediction, config) -> Q."""
     target: Callable[[Float[Array, ""], Float[Array, ""], Any, Config], Any]
     """(reward, discount, prediction at x' of a*, config) -> what is learned: `reward + discount Z(x', a*)`."""
-    soft_target: Callable[..., Any]
-    """(reward, discount, prediction at x', t ln pi, pi, config) -> the same of
-    `reward + discount sum_a pi(a) (Z(x', a) - t ln pi(a))`."""
     expected: Callable[[Any, Config], Float[Array, ""]]
     """(target, config) -> its mean."""
     loss: Callable[[Any, Any, Config], Float[Array, ""]]
     """(prediction of the action, target, config) -> the loss."""
     lambda_returns: Callable[..., Any]
     """(key, reward, discount, predictions at x' of a*, trace, config) -> targets of T steps in E environments."""
+    configs: tuple[type, ...] = ()
+    """Groups of its own hyperparameters; the configs that know it are composed of them."""
+    soft_target: Callable[..., Any] | None = None
+    """(reward, discount, prediction at x', t ln pi, pi, config) -> what is learned with `munchausen`:
+    `reward + discount sum_a pi(a) (Z(x', a) - t ln pi(a))`; None: not defined."""
     soft_lambda_returns: Callable[..., Any] | None = None
     """(reward, discount, q_next, q_before, action, trace, config) -> the same, of T steps in E environments with the soft
     policy; None: not defined."""
