@@ -51,7 +51,7 @@ _ROOMS = {
     "pytree": ("ConfigError",),
     "runs": ("RunError", "load", "resume", "run"),
     "studies.definition": ("Study",),
-    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Record", "TimeStep", "Transition"),
+    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Policy", "Record", "TimeStep", "Transition"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

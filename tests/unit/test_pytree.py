@@ -93,7 +93,7 @@ def values(f: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
     """Any value that a field may take, by its annotation, bounds and choices."""
     bounds = f.metadata["bounds"]
     if f.metadata["choices"]:
-        return st.sampled_from(f.metadata["choices"])
+        return st.sampled_from(list(f.metadata["choices"]))
     if annotation is bool:
         return st.booleans()
     if annotation is float:

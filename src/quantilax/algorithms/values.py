@@ -93,12 +93,17 @@ def init(env: Environment, config: Any, key: Key[Array, ""], optimizer: optax.Gr
 
 
 def optimizer(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
+    """`scheduled`, and what the head adds to it."""
+    return heads.of(config).optimizer(scheduled(config, rule))
+
+
+def scheduled(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
     """`rule` with the config's schedule of step sizes, after clipping by the global norm; small arrays as one vector."""
     end = config.learning_rate * config.learning_rate_end
     duration = config.learning_rate_fraction * config.gradient_steps
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return heads.of(config).optimizer(packing.packed(optax.chain(clip, rule(schedule))))
+    return packing.packed(optax.chain(clip, rule(schedule)))
 
 
 def gradient_step(

@@ -168,7 +168,7 @@ class Programs:
     def heads_of(self, name: str) -> list[str]:
         """Other heads that the config may have, of whose hyperparameters this field is one."""
         others = alternatives(self.agent, "head") if "head" in self.statics else []
-        return [h for h in others if any(name in group.__dataclass_fields__ for group in heads.HEADS[h].configs)]
+        return [h for h in others if any(name in group.__dataclass_fields__ for group in heads.HEADS[h].configs)]  # type: ignore[attr-defined]
 
     def choices(self, **changes: Any) -> Iterator[tuple[str, Any]]:
         """Every other value of each choice, with further fields changed."""
