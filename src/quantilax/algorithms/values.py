@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
@@ -35,14 +36,18 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
 
     def check(self) -> None:
         """Raise `ConfigError` for fields that contradict each other."""
-        head = heads.of(self)
-        missing = [group.__name__ for group in head.configs if not isinstance(self, group)]
-        if missing:
-            raise ConfigError(
-                f"head: {head.name} needs hyperparameters that this algorithm has not ({', '.join(missing)}); choose an"
-                " algorithm whose config class extends them"
-            )
-        head.check()
+        for head in heads.HEADS.values():
+            missing = [group.__name__ for group in head.configs if not isinstance(self, group)]
+            if not missing:
+                head(self).check()
+            elif head.name == self.head:
+                raise ConfigError(
+                    f"head: {head.name} needs hyperparameters that this algorithm has not ({', '.join(missing)}); choose"
+                    " an algorithm whose config class extends them"
+                )
+        kappa = getattr(self, "kappa", 1.0)
+        if heads.of(self).regresses_quantiles and not isinstance(kappa, jax.core.Tracer) and np.isinf(kappa).any():
+            raise ConfigError(f"kappa: must be finite with head={self.head}, got {kappa}")
         if (steps := self.gradient_steps) > MAX_INT32:
             raise ConfigError(f"num_epochs: {steps} gradient steps are more than {MAX_INT32}; lower it")
 

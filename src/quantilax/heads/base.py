@@ -5,13 +5,11 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from quantilax.networks import ActionHead
-from quantilax.pytree import ConfigError
 from quantilax.types import Config
 
 Layer: TypeAlias = Any
@@ -72,10 +70,7 @@ class Head:
         self.config = config
 
     def check(self) -> None:
-        """Raise `ConfigError` where its own hyperparameters contradict each other or what it learns."""
-        kappa = getattr(self.config, "kappa", 1.0)
-        if self.regresses_quantiles and not isinstance(kappa, jax.core.Tracer) and np.isinf(kappa).any():
-            raise ConfigError(f"kappa: must be finite, got {kappa}")
+        """Raise `ConfigError` where its own hyperparameters contradict each other."""
 
     @property
     def support(self) -> tuple[Any, Any] | None:

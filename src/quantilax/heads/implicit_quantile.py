@@ -58,8 +58,7 @@ class ImplicitQuantilesHead(OfQuantiles):
     name, configs = "implicit_quantile", (ImplicitQuantiles,)
 
     def check(self) -> None:
-        """Raise `ConfigError` where the risk measure is not defined, too."""
-        super().check()
+        """Raise `ConfigError` where the risk measure is not defined."""
         risk.check(self.config.risk, self.config.risk_eta)
 
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -78,8 +78,7 @@ class QuantileHead(OfQuantiles):
     name, configs = "quantile", (Quantiles,)
 
     def check(self) -> None:
-        """Raise `ConfigError` for dueling streams of quantiles that may not cross, too."""
-        super().check()
+        """Raise `ConfigError` for dueling streams of quantiles that may not cross."""
         if self.config.non_crossing and self.config.dueling:
             raise ConfigError(
                 "dueling: quantiles of a sum of two streams may cross, which non_crossing rules out; set one to false"
