@@ -1,6 +1,7 @@
 """The registry of algorithms: a name, a loop and a head.
 
 `iqn` is Q-learning with implicit quantiles; `q_learning` and `pqn` take any head, by the hyperparameter `head`.
+The classes are the hyperparameters of each, and `PAPER` is what its publication used on Atari.
 """
 
 from quantilax import heads
@@ -13,42 +14,42 @@ from quantilax.types import Algorithm
 
 @dataclass
 class DQN(q_learning.Config, Huber):
-    """Hyperparameters of DQN; `PAPER` is what Mnih et al. (2015) used on Atari."""
+    """DQN: Q-learning of means (Mnih et al. 2015, https://doi.org/10.1038/nature14236)."""
 
     head, PAPER = "scalar", published.DQN
 
 
 @dataclass
 class C51(q_learning.Config, categorical.Categorical):
-    """Hyperparameters of C51; `PAPER` is what Bellemare et al. (2017) used on Atari."""
+    """C51: Q-learning with atoms (Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887)."""
 
     head, PAPER = "categorical", published.C51
 
 
 @dataclass
 class QRDQN(q_learning.Config, quantile.Quantiles):
-    """Hyperparameters of QR-DQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
+    """QR-DQN: Q-learning with quantiles (Dabney, Rowland, Bellemare & Munos 2018, https://arxiv.org/abs/1710.10044)."""
 
     head, PAPER = "quantile", published.QRDQN
 
 
 @dataclass
 class IQN(q_learning.Config, implicit_quantile.ImplicitQuantiles):
-    """Hyperparameters of IQN; `PAPER` is what Dabney et al. (2018) used on Atari."""
+    """IQN: Q-learning with implicit quantiles (Dabney, Ostrovski, Silver & Munos 2018, https://arxiv.org/abs/1806.06923)."""
 
     head, PAPER = "implicit_quantile", published.IQN
 
 
 @dataclass
 class FQF(q_learning.Config, proposed.Fractions):
-    """Hyperparameters of FQF; `PAPER` is what Yang et al. (2019) used on Atari."""
+    """FQF: Q-learning with proposed fractions (Yang et al. 2019, https://arxiv.org/abs/1911.02140)."""
 
     head, PAPER = "proposed", published.FQF
 
 
 @dataclass
 class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
-    """Hyperparameters of Q-learning with any head."""
+    """Q-learning from a replay with a target network, by any head."""
 
     head: str = field(  # type: ignore[misc]
         "implicit_quantile", "what is learned of the return", choices=HEADS

@@ -37,7 +37,7 @@ from quantilax.types import Algorithm, Environment, Metrics, Policy, Transition
 
 @dataclass
 class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
-    """Hyperparameters of PQN; `PAPER` is what Gallici et al. (2024) used on Atari."""
+    """PQN: parallelised Q-learning without replay or target network (Gallici et al. 2024, https://arxiv.org/abs/2407.04811)."""
 
     PAPER: ClassVar[dict[str, Any]] = published.PQN
     squared_error: ClassVar[bool] = True
