@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import algorithms, arguments, envs, pytree, rollout, switches, train
+from quantilax import algorithms, arguments, envs, pytree, switches, train
+from quantilax.learning import rollout
 from quantilax.pytree import ConfigError
 from quantilax.types import (
     Algorithm,

@@ -22,7 +22,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import exploration, heads, normalize, rollout, switches
+from quantilax import heads, switches
+from quantilax.learning import exploration, normalize, rollout
 from quantilax.types import Algorithm, Config, Environment, Legal, Observation, Policy, State, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32

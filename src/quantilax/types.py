@@ -24,7 +24,7 @@ Action: TypeAlias = Shaped[Array, "*action"]
 
 
 class Policy(NamedTuple):
-    """How to act, in one environment; `quantilax.rollout` plays it in several."""
+    """How to act, in one environment; `quantilax.learning.rollout` plays it in several."""
 
     act: Callable[[Observation, Carry, Key[Array, ""], Legal], tuple[Action, Carry]]
     """(observation, carry, key, legal) -> (action, carry)."""
@@ -209,9 +209,10 @@ class Algorithm(NamedTuple):
     The config class is a `quantilax.pytree.dataclass` with the fields of `quantilax.hyperparameters.Loop`, `gamma` and
     `bootstrap_truncated`, the properties `warmup_steps` (environment steps that `init` takes), `steps_per_iteration` and
     `gradient_steps` (of the whole run), and the methods `check()` (raises `ConfigError` for fields that contradict each
-    other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead). The
-    state class extends `quantilax.rollout.State`; where it has a `replay` or `target_params`, their fill and distance are
-    measured.
+    other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead).
+
+    The state class extends `quantilax.learning.rollout.State`; where it has a `replay` or `target_params`, their fill and
+    distance are measured.
     """
 
     name: str

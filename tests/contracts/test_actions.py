@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree, replay, rollout
+from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree, replay
 from quantilax.envs.sticky import StickyActions
+from quantilax.learning import rollout
 from quantilax.types import Policy, no_action
 
 

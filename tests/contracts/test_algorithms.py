@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, rollout, train
+from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, train
 from quantilax.agent import _train, create
 from quantilax.algorithms import pqn, q_learning
 from quantilax.envs.probes import Corridor
-from quantilax.exploration import mean_repeats
 from quantilax.heads import HEADS
+from quantilax.learning import rollout
+from quantilax.learning.exploration import mean_repeats
 from quantilax.networks import TORSOS
 from tests.conftest import TINY, each, tiny
 from tests.trees import assert_same_bits, raw, weights_norm

@@ -7,7 +7,7 @@ import pytest
 
 from quantilax import IQN
 from quantilax.algorithms import q_learning
-from quantilax.packing import PACKED
+from quantilax.learning.packing import PACKED
 from quantilax.studies import inert
 from tests.conftest import each, tiny
 

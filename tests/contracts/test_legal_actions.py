@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import ALGORITHMS, Box, ConfigError, Discrete, TimeStep, envs, exploration, pytree, rollout, train
+from quantilax import ALGORITHMS, Box, ConfigError, Discrete, TimeStep, envs, pytree, train
 from quantilax.agent import create
 from quantilax.algorithms import q_learning, values
 from quantilax.envs.sticky import StickyActions
 from quantilax.heads import HEADS
+from quantilax.learning import exploration, rollout
 from tests.conftest import TINY, tiny
 
 A = 5

@@ -13,9 +13,10 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
-from quantilax import PQN, ConfigError, ConfigWarning, fractions, heads, rollout, train
+from quantilax import PQN, ConfigError, ConfigWarning, fractions, heads, train
 from quantilax.algorithms import pqn, values
 from quantilax.heads import HLGaussHead
+from quantilax.learning import rollout
 from tests.conftest import tiny
 
 HEADS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import exploration, rollout
 from quantilax.envs.probes import TimeLimit
+from quantilax.learning import exploration, rollout
 from quantilax.types import Policy
 
 

@@ -13,9 +13,10 @@ import scipy.integrate
 import scipy.stats
 from flax import nnx
 
-from quantilax import ALGORITHMS, Agent, ConfigError, heads, rollout
+from quantilax import ALGORITHMS, Agent, ConfigError, heads
 from quantilax.agent import create
 from quantilax.heads.base import Steps
+from quantilax.learning import rollout
 from quantilax.runs import extensions
 from tests import guides
 

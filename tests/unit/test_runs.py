@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 
 import quantilax
-from quantilax import ConfigError, RunError, rollout
+from quantilax import ConfigError, RunError
+from quantilax.learning import rollout
 from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints, training
 from quantilax.runs import directory as directories
 from quantilax.runs import evaluate as evaluate_run

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ConfigWarning, rollout, signals, train
+from quantilax import ConfigWarning, signals, train
 from quantilax.envs.probes import Corridor, Terminal, TimeLimit
+from quantilax.learning import rollout
 from quantilax.types import Policy
 from tests.conftest import tiny
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, devices, envs, rollout, train
+from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, devices, envs, train
+from quantilax.learning import rollout
 from quantilax.types import Policy
 from tests.conftest import tiny
 

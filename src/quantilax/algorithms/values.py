@@ -11,9 +11,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from quantilax import averaging, exploration, heads, hyperparameters, normalize, packing, rollout
+from quantilax import heads, hyperparameters
 from quantilax.heads.base import Taus
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
+from quantilax.learning import averaging, exploration, normalize, packing, rollout
 from quantilax.networks import computing_in, torso
 from quantilax.pytree import MAX_INT32, ConfigError, dataclass
 from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observation, Policy, num_actions
@@ -85,7 +86,7 @@ class State(rollout.State):
     network: nnx.GraphDef
     """The network's structure: no leaves, the same for every seed."""
     average_params: PyTree
-    """What evaluation runs, see `quantilax.averaging`."""
+    """What evaluation runs, see `quantilax.learning.averaging`."""
     optimizer_state: PyTree
 
 

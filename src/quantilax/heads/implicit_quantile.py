@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from quantilax import fractions, risk
+from quantilax import fractions
 from quantilax.heads.base import Features, Layer, Prediction, Taus
 from quantilax.heads.quantile import OfQuantiles
 from quantilax.hyperparameters import Huber
+from quantilax.learning import risk
 from quantilax.networks import ImplicitQuantileHead, in_one_pass
 from quantilax.pytree import dataclass, field
 

@@ -22,10 +22,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from quantilax import fractions, losses, packing
+from quantilax import fractions, losses
 from quantilax.heads.base import Features, Head, Layer, Scalar, Steps, Taus
 from quantilax.heads.quantile import mixture
 from quantilax.hyperparameters import Huber
+from quantilax.learning import packing
 from quantilax.losses import SoftPolicy
 from quantilax.networks import FractionProposal, ImplicitQuantileHead
 from quantilax.pytree import dataclass, field

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from quantilax import rollout, switches
+from quantilax import switches
 from quantilax.agent import Agent
+from quantilax.learning import rollout
 from quantilax.replay.ring import BLOCK, Ring
 from quantilax.runs.directory import RunDirectory
 from quantilax.runs.errors import RunError

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from quantilax import exploration, normalize
 from quantilax.envs.vector import Mapped
+from quantilax.learning import exploration, normalize
 from quantilax.pytree import ConfigError, dataclass
 from quantilax.types import (
     Action,
