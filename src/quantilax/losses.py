@@ -8,6 +8,7 @@
 | kappa | `kappa` | where the Huber loss turns from a parabola into a line |
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -183,13 +184,17 @@ def lambda_returns(
 
     Source: Sutton (1988); for Q-learning Gallici et al. (2024), https://arxiv.org/abs/2407.04811, section 3.
     """
+    return _backward(lambda g, r, d, v, p: r + d * ((1 - p) * v + p * g), value[-1], reward, discount, value, trace)
 
-    def backward(g: Float[Array, ""], step: tuple[Float[Array, ""], ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        r, d, v, lambda_ = step
-        g = r + d * ((1 - lambda_) * v + lambda_ * g)
+
+def _backward(mix: Callable[..., Array], last: Array, *steps: Array) -> Array:
+    """G_t = mix(G_{t+1}, *steps at t), from the last step to the first; G_T is given."""
+
+    def backward(g: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        g = mix(g, *step)
         return g, g
 
-    return jax.lax.scan(backward, value[-1], (reward, discount, value, trace), reverse=True)[1]
+    return jax.lax.scan(backward, last, steps, reverse=True)[1]
 
 
 def munchausen_lambda_returns(
@@ -250,13 +255,9 @@ def lambda_return_draws(
 
     Source: Nam, Kim & Park (2021), https://arxiv.org/abs/2105.11366: SR(lambda).
     """
-
-    def backward(g: Float[Array, "n"], step: tuple[Array, ...]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-        r, d, z, lambda_, u = step
-        g = r + d * jnp.where(u < lambda_, g, z)
-        return g, g
-
-    return jax.lax.scan(backward, draws[-1], (reward, discount, draws, trace, u), reverse=True)[1]
+    return _backward(
+        lambda g, r, d, z, p, u: r + d * jnp.where(u < p, g, z), draws[-1], reward, discount, draws, trace, u
+    )
 
 
 def categorical_lambda_returns(
@@ -276,9 +277,7 @@ def categorical_lambda_returns(
         support: the atoms z, equally spaced.
     """
 
-    def backward(p: Float[Array, "M"], step: tuple[Array, ...]) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
-        r, d, p_next, lambda_ = step
-        p = categorical_projection(r + d * support, (1 - lambda_) * p_next + lambda_ * p, support)
-        return p, p
+    def mix(G: Array, r: Array, d: Array, p_next: Array, lambda_: Array) -> Array:
+        return categorical_projection(r + d * support, (1 - lambda_) * p_next + lambda_ * G, support)
 
-    return jax.lax.scan(backward, probabilities[-1], (reward, discount, probabilities, trace), reverse=True)[1]
+    return _backward(mix, probabilities[-1], reward, discount, probabilities, trace)

@@ -56,9 +56,7 @@ class Config(values.Config, Replay, Target):
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
     exploration_repeats: int = field(
-        1,
-        "the most steps for which a random action is repeated, n with chances in proportion to n^-2; 1: epsilon-greedy",
-        ge=1,
+        1, "the most steps of a random action, n with chances in proportion to n^-2; 1: epsilon-greedy", ge=1
     )
     dueling: bool = field(False, "a stream for the state's value and one for the actions' advantages")
     noisy: bool = field(False, "layers of f with learned noise, which explores; epsilon is best 0 then")
