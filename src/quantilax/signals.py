@@ -153,8 +153,8 @@ class Learning(NamedTuple):
 
     is_replay: bool
     """What it learns from is kept in the state; else an iteration is collected, observed and thrown away."""
-    draw: Callable[[Config, State, Key[Array, ""], int], PyTree]
-    """(config, state, key, n) -> a batch of n, as training draws them."""
+    draw: Callable[[Config, State, Key[Array, ""], int], tuple[PyTree, Any]]
+    """(config, state, key, n) -> (a batch of n, as training draws them; where they lie)."""
     loss: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Float[Array, ""], Any]]
     """(params, config, state, batch, key) -> (mean loss, whatever else is measured)."""
     compared: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Any, Any]]
@@ -166,7 +166,6 @@ class Learning(NamedTuple):
     """(config, state, epsilon, noise=True) -> how training acts; without noise it draws the same fractions."""
     epsilon: Callable[[Config, State], Float[Array, ""] | float]
     """Share of random actions now."""
-    batch_size: Callable[[Config], int]
 
 
 class Learner(NamedTuple):
@@ -182,7 +181,7 @@ class Learner(NamedTuple):
 
     def draw(self, key: Key[Array, ""], size: int) -> PyTree:
         """A batch, as training draws them."""
-        return self.learning.draw(self.config, self.state, key, size)
+        return self.learning.draw(self.config, self.state, key, size)[0]
 
     def loss(self, params: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
         """Mean loss."""
@@ -398,7 +397,7 @@ def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[st
 
     def one(_: None, key: Key[Array, ""]) -> tuple[None, dict[str, Any]]:
         key_draw, key_loss = jax.random.split(key)
-        batch = learner.draw(key_draw, learner.learning.batch_size(learner.config))
+        batch = learner.draw(key_draw, learner.config.batch_size)
         loss, gradient = jax.value_and_grad(learner.loss)(learner.params, batch, key_loss)
         norm = optax.tree.norm(gradient)
         updates, _ = optimizer.update(gradient, learner.state.optimizer_state, learner.params)

@@ -412,7 +412,7 @@ def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso)
     obs = square.reset(jax.random.key(1))[1]
     assert int(jax.jit(algo.policy(state))(obs, jax.random.key(2))) in (0, 1)
     if hasattr(state, "replay"):
-        assert state.replay.observations.obs.dtype == jnp.uint8
+        assert state.replay.observations.dtype == jnp.uint8
 
 
 @pytest.mark.parametrize("name", each())

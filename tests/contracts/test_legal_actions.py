@@ -130,7 +130,7 @@ def test_the_steps_in_the_replay_are_legal_and_have_their_masks_at_cuts_too(chan
     algo = tiny("dqn", Doors(), **changes)
     state, _ = algo.train(jax.random.key(0))
     assert (np.asarray(state.replay.rows.reward) >= 0).all()
-    batch = q_learning.SIGNALS.draw(algo.config, state, jax.random.key(1), 256)
+    batch = q_learning.draw(algo.config, state, jax.random.key(1), 256)[0]
     assert_array_equal(batch.legal, np.asarray(batch.obs) > 0.5)
     goes_on = ~np.asarray(batch.terminated)
     assert np.asarray(batch.truncated)[goes_on].any()
@@ -141,7 +141,7 @@ def test_the_steps_in_the_replay_are_legal_and_have_their_masks_at_cuts_too(chan
 def test_targets_are_those_of_the_legal_actions_at_the_successor(changes):
     algo = tiny("dqn", Doors(), gamma=0.9, munchausen_temperature=0.5, **changes)
     state, _ = algo.train(jax.random.key(0))
-    config, batch = algo.config, q_learning.SIGNALS.draw(algo.config, state, jax.random.key(1), 64)
+    config, batch = algo.config, q_learning.draw(algo.config, state, jax.random.key(1), 64)[0]
     networks = state.params, state.target_params, state.params
     _, y = jax.jit(q_learning.compared, static_argnums=())(config, state.network, networks, batch, jax.random.key(2))
 

@@ -8,7 +8,7 @@ import pytest
 from quantilax import ALGORITHMS, ConfigError
 from quantilax.agent import create
 from quantilax.heads import HEADS
-from tests.conftest import TINY
+from tests.conftest import TINY, each
 from tests.trees import raw
 
 LOOPS = ("q_learning", "pqn")
@@ -47,7 +47,7 @@ def test_every_loop_learns_with_every_head(loop, head):
     assert np.isfinite(Z).all()
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", each(HEADS, first=("categorical", "proposed")))
 @pytest.mark.parametrize("changes", [dict(munchausen=True), RAINBOW], ids=["munchausen", "rainbow"])
 def test_every_head_has_every_refinement_of_q_learning(head, changes):
     state, record = pair("q_learning", head, **changes).records(jax.random.key(0))

@@ -147,7 +147,7 @@ def test_the_replay_keeps_a_byte_per_cell_and_channel():
     settings = TINY["iqn"] | dict(buffer_size=10_000, num_envs=10, torso="minatar")
     algo = IQN.create(env="Breakout-MinAtar", **settings)
     ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
-    assert ring.observations.obs.dtype == jnp.bool_
+    assert ring.observations.dtype == jnp.bool_
     # 1,000 iterations; a 32nd and three more slots of 400 bytes; action and reward of 4, two flags and an offset.
     stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((ring.rows, ring.observations)))
     assert stored == 10_000 * 11 + (1_000 + 31 + 3) * 10 * 400
@@ -158,7 +158,7 @@ def test_a_game_is_learned_from_and_an_mlp_advised_against():
     env = with_limit(envs.make("Breakout-MinAtar"), 20)
     state, record = IQN.create(env=env, **TINY["iqn"] | dict(torso="minatar")).records(jax.random.key(0))
     assert bool(record.finite.all())
-    assert state.replay.observations.obs.dtype == jnp.bool_
+    assert state.replay.observations.dtype == jnp.bool_
     assert int(record.lengths.max()) <= 20
     with pytest.warns(ConfigWarning, match="torso=mlp flattens .*; set torso to minatar"):
         IQN.create(env=env, **TINY["iqn"])

@@ -256,7 +256,7 @@ def test_a_worker_knows_what_files_of_the_user_define_though_it_has_no_such_file
     worker = Hand()
     assert worker.begin(*handed) == machines.facts()
     (agent,) = worker.worker.groups[0].agents.values()
-    assert (agent.algorithm.name, agent.env.name, agent.algorithm.step.__module__) == ("mine", "mine-v0", "base")
+    assert (agent.algorithm.name, agent.env.name, agent.algorithm.update.__module__) == ("mine", "mine-v0", "base")
 
 
 def test_a_file_of_the_user_that_fails_in_a_worker_is_named_with_its_line():

@@ -79,6 +79,11 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
         return self.num_envs * self.num_steps
 
     @property
+    def batch_size(self) -> int:
+        """Steps in a minibatch."""
+        return self.steps_per_iteration // self.num_minibatches
+
+    @property
     def gradient_steps(self) -> int:
         """Gradient steps of the whole run."""
         return self.total_timesteps // self.steps_per_iteration * self.num_epochs * self.num_minibatches
@@ -87,7 +92,7 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
         """Figures that follow from the config, see docs/guides/derived.md."""
         return self.figures(
             self.num_epochs * self.num_minibatches / self.steps_per_iteration,
-            minibatch_size=self.steps_per_iteration // self.num_minibatches,
+            minibatch_size=self.batch_size,
             samples_replayed_per_env_step=float(self.num_epochs),
         )
 
@@ -221,11 +226,10 @@ def compared(params: PyTree, config: Config, state: State, rows: Rows, key: Key[
     return jax.vmap(lambda Z, action: Z.taken(action))(predictions, rows.action), rows.target
 
 
-def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> Rows:
-    """Draw some of what was observed."""
+def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[Rows, Int[Array, "B"]]:
+    """Draw some of what was observed: the rows, and where they lie."""
     index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
-    rows: Rows = jax.tree.map(lambda x: x[index], state.rows)
-    return rows
+    return jax.tree.map(lambda x: x[index], state.rows), index
 
 
 def experience(config: Config, state: State) -> signals.Experience:
@@ -236,15 +240,15 @@ def experience(config: Config, state: State) -> signals.Experience:
     return signals.Experience(seen.action, seen.reward, seen.terminated, seen.truncated, is_there)
 
 
-SIGNALS = signals.Learning(
-    is_replay=False,
-    draw=draw,
-    loss=loss,
-    compared=compared,
-    experience=experience,
-    optimizer=optimizer,
-    behaviour=lambda config, state, epsilon, noise=True: values.acting(config, state, epsilon),
-    epsilon=lambda config, state: epsilon_at(config, state.env_steps),
-    batch_size=lambda config: config.steps_per_iteration // config.num_minibatches,
-)
+def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
+    """Epsilon-greedy on Q; there is no noise."""
+    return values.acting(config, state, epsilon)
+
+
+def explores(config: Config, state: State) -> Float[Array, ""]:
+    """Epsilon now."""
+    return epsilon_at(config, state.env_steps)
+
+
+SIGNALS = signals.Learning(False, draw, loss, compared, experience, optimizer, behaviour, explores)
 ALGORITHM = Algorithm("pqn", Config, init, act, observe, update, policy, quantiles, SIGNALS)

@@ -326,19 +326,17 @@ def experience(config: Config, state: State) -> signals.Experience:
     return signals.Experience(rows.action, rewards, rows.terminated, rows.truncated, is_there)
 
 
-SIGNALS = signals.Learning(
-    is_replay=True,
-    draw=lambda *arguments: draw(*arguments)[0],
-    loss=loss,
-    compared=lambda params, config, state, *rest: compared(
-        config, state.network, (params, state.target_params, params), *rest
-    ),
-    experience=experience,
-    optimizer=optimizer,
-    behaviour=behaviour,
-    epsilon=lambda c, state: exploration.share_of_repeats(epsilon_at(c, state.env_steps), c.exploration_repeats),
-    batch_size=lambda config: config.batch_size,
-)
+def learned(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
+    """`compared` without noise."""
+    return compared(config, state.network, (params, state.target_params, params), batch, key)
+
+
+def explores(config: Config, state: State) -> Float[Array, ""] | float:
+    """Share of random actions now."""
+    return exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
+
+
+SIGNALS = signals.Learning(True, draw, loss, learned, experience, optimizer, behaviour, explores)
 
 
 def algorithm(name: str, config: type) -> Algorithm:

@@ -70,7 +70,7 @@ def make(name: str) -> Environment:
 @switches.standard()
 def masks(env: Environment) -> bool:
     """Say whether an environment tells which actions are legal."""
-    return len(jax.eval_shape(env.reset, jax.random.key(0))) == 3
+    return len(jax.eval_shape(env.reset, jax.eval_shape(jax.random.key, 0))) == 3
 
 
 @switches.standard()

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8, UInt32
 
 from quantilax import pytree
 from quantilax.types import NStep, Observation, Transition
@@ -31,11 +31,16 @@ BLOCK = 128
 
 
 class Seen(NamedTuple):
-    """What is stored in a slot."""
+    """What is stored in a slot where there are masks; else the observation by itself."""
 
     obs: Observation
-    legal: Bool[Array, "*batch A"] | None
-    """The actions that may be taken there; None: all."""
+    legal: Bool[Array, "*batch A"]
+    """The actions that may be taken there."""
+
+
+def seen(obs: Observation, legal: Bool[Array, "*batch A"] | None) -> PyTree:
+    """Return what a slot stores."""
+    return obs if legal is None else Seen(obs, legal)
 
 
 class Rows(NamedTuple):
@@ -54,8 +59,8 @@ class Ring:
     """The newest steps of E environments; iterations and slots are counted from the first one on."""
 
     rows: Rows
-    observations: Seen
-    """Each leaf (L, E, *obs), of the observation's own dtype."""
+    observations: PyTree
+    """What `seen` makes of observations; each leaf (L, E, *obs), of the observation's own dtype."""
     anchors: UInt32[Array, "blocks E"]
     """Slot of the first step of iterations 0 .. 127, 128 .. 255, ..., the newest blocks over the oldest."""
     cursor: UInt32[Array, "E"]
@@ -101,7 +106,7 @@ def init(
             truncated=zeros(example.truncated.dtype),
             offset=zeros(jnp.uint8),
         ),
-        observations=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype).at[0].set(x), Seen(obs, legal)),
+        observations=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype).at[0].set(x), seen(obs, legal)),
         anchors=jnp.zeros((iterations // BLOCK + 2, num_envs), jnp.uint32),
         cursor=jnp.zeros(num_envs, jnp.uint32),
         iterations=jnp.zeros((), jnp.int32),
@@ -148,7 +153,7 @@ def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array,
         ring,
         rows=rows,
         observations=jax.tree.map(
-            write, ring.observations, Seen(transition.next_obs, transition.next_legal), Seen(obs, legal)
+            write, ring.observations, seen(transition.next_obs, transition.next_legal), seen(obs, legal)
         ),
         anchors=anchors,
         cursor=ring.cursor + 1 + cut,
@@ -189,16 +194,17 @@ def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Fl
         jax.tree.map(lambda x, at=at: x[at % slots, env], ring.observations)
         for at in (slot, slot + m.astype(slot.dtype))
     )
+    (obs, legal), (next_obs, next_legal) = (x if isinstance(x, Seen) else (x, None) for x in (first, following))
     return NStep(
-        obs=first.obs,
+        obs=obs,
         action=ring.rows.action[iteration % steps, env],
         reward=jnp.where(used, gamma**j * reward, 0).sum(axis=1),
-        next_obs=following.obs,
+        next_obs=next_obs,
         terminated=(terminated & used).any(axis=1),
         truncated=(truncated & used).any(axis=1),
         steps=m,
-        legal=first.legal,
-        next_legal=following.legal,
+        legal=legal,
+        next_legal=next_legal,
     )
 
 
