@@ -317,7 +317,7 @@ def test_training_copies_no_replay_in_its_loops():
     algo = tiny("fqf", buffer_size=54_321, n_step=3, prioritized=True)
     algorithm, env, config = algo.arguments()
     ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
-    rows, slots = ring.rows.reward.shape[0], ring.observations.obs.shape[0]
+    rows, slots = ring.rows.reward.shape[0], ring.observations.shape[0]
     program = jax.jit(partial(train.train, algorithm, env, config)).lower(jax.random.key(0)).compile()
     assert copies_in_loops(program, rows) == copies_in_loops(program, slots) == 0
     assert copies_in_loops(program, -(-rows * 4 // 32)) == 0  # rows of the sum tree

@@ -347,7 +347,7 @@ def test_warm_up_fills_the_replay_with_random_actions_and_counts_its_steps():
 def test_the_replay_holds_what_the_environment_gave_also_with_normalisation():
     algo = tiny("iqn", normalize_observations=True, normalize_rewards=True)
     ring = algo.train(jax.random.key(0))[0].replay
-    assert set(np.unique(ring.observations.obs)) == {0.0, 1.0}
+    assert set(np.unique(ring.observations)) == {0.0, 1.0}
     assert set(np.unique(ring.rows.reward)) <= {0.0, 1.0}
 
 
@@ -356,7 +356,7 @@ def test_training_copies_no_replay_in_its_loops(n, prioritized):  # bug 10, and 
     algo = tiny("iqn", buffer_size=54_321, n_step=n, prioritized=prioritized)
     algorithm, env, config = algo.arguments()
     ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
-    rows, slots = ring.rows.reward.shape[0], ring.observations.obs.shape[0]
+    rows, slots = ring.rows.reward.shape[0], ring.observations.shape[0]
     assert 54_321 / 4 < rows < slots
     for seeds in (None, 3):
         run, key = partial(train.train, algorithm, env, config), jax.random.key(0)

@@ -14,7 +14,7 @@ from quantilax.algorithms import q_learning, values
 from quantilax.envs.sticky import StickyActions
 from quantilax.heads import HEADS
 from quantilax.learning import exploration, rollout
-from tests.conftest import TINY, tiny
+from tests.conftest import TINY, each, tiny
 
 A = 5
 
@@ -112,7 +112,7 @@ def test_random_actions_that_go_on_stop_where_they_are_not_legal_any_more():
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", each(HEADS, first=("implicit_quantile", "proposed")))
 def test_every_pair_acts_legally_while_it_learns_and_when_it_is_evaluated(loop, head):
     algo = learner(loop, head, eval_epsilon=0.3, eps_end=0.2)
     state, record = algo.records(jax.random.key(0))
