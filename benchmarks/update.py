@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks.workload import TEST_3
 from quantilax import IQN
-from quantilax.algorithms import iqn
+from quantilax.algorithms import q_learning
 
 STEPS = 100
 WIDTH = 64
@@ -50,7 +50,7 @@ def updates(settings: dict[str, Any]) -> Callable[[], Any]:
 
     def run(config: Any, state: Any) -> Any:
         keys = jax.random.split(state.key, STEPS)
-        return jax.lax.scan(lambda s, key: (iqn.update(config, s, key)[0], None), state, keys)[0].params
+        return jax.lax.scan(lambda s, key: (q_learning.step(config, s, key)[0], None), state, keys)[0].params
 
     return compiled(run, config, algo.init(jax.random.key(0)))
 

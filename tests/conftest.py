@@ -132,6 +132,7 @@ TINY: dict[str, dict[str, Any]] = {
     "qrdqn": OFF_POLICY | dict(num_quantiles=5),
     "iqn": OFF_POLICY | dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),
     "fqf": OFF_POLICY | dict(num_fractions=4, num_cosines=8, fraction_learning_rate=1e-3),
+    "q_learning": OFF_POLICY | dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=2.0),
     "pqn": dict(
         total_timesteps=256,
         eval_freq=64,
@@ -150,9 +151,12 @@ def tiny(name: str, env: Any = "probe/corridor", **changes: Any) -> Agent:
     return create(ALGORITHMS[name], env, {**TINY[name], **changes})
 
 
-@pytest.fixture(params=list(ALGORITHMS))
+@pytest.fixture(params=each(first=("iqn", "fqf", "pqn")))
 def name(request: pytest.FixtureRequest) -> str:
-    """Each registered algorithm's name."""
+    """Each registered algorithm's name; in `make test` each loop, and the head with an optimiser of its own.
+
+    tests/contracts/test_loops_and_heads.py has every pair.
+    """
     return request.param
 
 

@@ -24,4 +24,4 @@ def assert_same_bits(a, b):
 def weights_norm(algo, state, key):
     """An `eval_callback`: what is computed from the state, and what is drawn."""
     norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params)))
-    return {"norm": norm, "drawn": jax.random.normal(key, (3,)), "action": algo.policy(state)(state.obs[0], key)}
+    return {"norm": norm, "drawn": jax.random.normal(key, (3,)), "action": algo.policy(state)(state.envs.obs[0], key)}

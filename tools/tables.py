@@ -35,28 +35,35 @@ MOVED: dict[str, type] = {
     "noisy": hyperparameters.Network,
     "num_steps": hyperparameters.Loop,
     "num_minibatches": hyperparameters.Loop,
+    "lambda_": hyperparameters.Loop,
 }
-"""Groups in whose table a field stands that a config has of its own; the others have one by themselves."""
-OWN = "The distribution"
+"""Groups in whose table a loop's own fields stand; those of heads have one by themselves."""
+HEAD = "The head"
 
 LINKS = {
-    "metrics": ("metrics", "algorithms/iqn.md#metrics"),
+    "metrics": ("metrics", "algorithms/q_learning.md#metrics"),
     "signals": ("signals", "diagnosis.md#signals"),
-    "n_step": ("several steps", "algorithms/iqn.md#several-steps-to-the-bootstrap"),
-    "prioritized": ("prioritized replay", "algorithms/iqn.md#prioritized-replay"),
+    "n_step": ("several steps", "algorithms/q_learning.md#several-steps-to-the-bootstrap"),
+    "prioritized": ("prioritized replay", "algorithms/q_learning.md#prioritized-replay"),
     "weight_averaging": ("averaged weights", "decisions/0020-averaged-weights.md"),
-    "target_update_freq": ("the target network", "algorithms/iqn.md#the-target-network"),
-    "munchausen": ("soft targets", "algorithms/iqn.md#munchausen"),
-    "exploration_repeats": ("exploration that lasts", "algorithms/iqn.md#exploration-that-lasts"),
+    "target_update_freq": ("the target network", "algorithms/q_learning.md#the-target-network"),
+    "double": ("double selection", "algorithms/q_learning.md#double-selection"),
+    "munchausen": ("Munchausen", "algorithms/q_learning.md#munchausen"),
+    "exploration_repeats": ("exploration that lasts", "algorithms/q_learning.md#exploration-that-lasts"),
     "normalize_rewards": ("the scale of rewards", "stability.md#the-scale-of-rewards"),
     "torso": ("torsos", "guides/torsos.md"),
     "spectral_norm": ("spectral norm", "guides/torsos.md#spectral-norm"),
     "compute_dtype": ("bfloat16", "guides/gpu.md#bfloat16"),
     "fraction_entropy": ("deviations", "algorithms/fqf.md#deviations-from-the-paper"),
-    "noisy": ("noisy layers", "algorithms/iqn.md#noisy-layers"),
+    "dueling": ("dueling streams", "algorithms/q_learning.md#dueling-streams"),
+    "noisy": ("noisy layers", "algorithms/q_learning.md#noisy-layers"),
     "fraction_learning_rate": ("what moving fractions do", "algorithms/fqf.md#what-moving-fractions-do"),
     "weigh_targets": ("uneven targets", "algorithms/fqf.md#uneven-targets"),
-    "head": ("heads", "algorithms/pqn.md#heads"),
+    "tau_sampling": ("fractions", "algorithms/iqn.md#fractions"),
+    "risk": ("acting with risk", "algorithms/iqn.md#acting-with-risk"),
+    "non_crossing": ("quantiles that never cross", "algorithms/qrdqn.md#quantiles-that-never-cross"),
+    "hl_gauss_sigma": ("HL-Gauss", "algorithms/q_learning.md#hl-gauss"),
+    "head": ("heads", "algorithms/q_learning.md#heads"),
 }
 """Words and place, below docs/, of what explains a field."""
 
@@ -64,23 +71,26 @@ LINKS = {
 def tables(name: str) -> str:
     """Return the tables of an algorithm's page."""
     config = ALGORITHMS[name].config
-    rows: dict[str, list[str]] = {title: [] for title in [*list(GROUPS.values())[:5], OWN, *list(GROUPS.values())[5:]]}
-    for f in dataclasses.fields(config):
+    rows: dict[str, list[str]] = {title: [] for title in [*list(GROUPS.values())[:5], HEAD, *list(GROUPS.values())[5:]]}
+    for f in sorted(dataclasses.fields(config), key=lambda f: f.name != "head"):  # the head before its own fields
         groups = [MOVED[f.name]] if f.name in MOVED else [g for g in GROUPS if f.name in pytree.defaults(g)]
-        rows[GROUPS[groups[0]] if groups else OWN].append(row(name, config, f))
-    head = "| field | kind | default | published | range | meaning |\n|---|---|---|---|---|---|\n"
-    return "".join(f"\n### {title}\n\n{head}{''.join(lines)}" for title, lines in rows.items() if lines) + "\n"
+        rows[GROUPS[groups[0]] if groups else HEAD].append(row(name, config, f))
+    has_paper = bool(config.PAPER)  # type: ignore[attr-defined]
+    columns = ["field", "kind", "default", *(["published"] if has_paper else []), "range", "meaning"]
+    top = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    return "".join(f"\n### {title}\n\n{top}{''.join(lines)}" for title, lines in rows.items() if lines) + "\n"
 
 
 def row(name: str, config: type, f: dataclasses.Field[Any]) -> str:
     """Return a field's row."""
     kind = "leaf" if f.name in pytree.float_fields(config) else "static"
-    published = config.PAPER.get(f.name)  # type: ignore[attr-defined]
+    paper = config.PAPER  # type: ignore[attr-defined]
+    published = f"`{written(paper[f.name])}`" if f.name in paper else "-"
     cells = (
         f"`{f.name}`",
         kind,
         f"`{written(f.default)}`",
-        "-" if published is None else f"`{written(published)}`",
+        *([published] if paper else []),
         span(f),
         f.metadata["doc"] + link(name, f.name),
     )
@@ -101,7 +111,8 @@ def link(name: str, field: str) -> str:
         return ""
     words, target = LINKS[field]
     page, _, heading = target.partition("#")
-    for there in (f"algorithms/{name}.md", page) if heading else (page,):  # of the page itself, where it has it
+    is_of_the_loop = page == "algorithms/q_learning.md"  # the page itself may say more of it
+    for there in (f"algorithms/{name}.md", page) if is_of_the_loop else (page,):
         text = (PAGES.parent / there).read_text()
         if not heading or heading in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings(text)}:
             path = os.path.relpath(PAGES.parent / there, PAGES)

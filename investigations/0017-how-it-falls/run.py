@@ -17,8 +17,9 @@ import numpy as np
 import yaml
 from jaxtyping import Array, Key, PyTree
 
-from quantilax import averaging, devices, rollout
+from quantilax import devices
 from quantilax.agent import Agent
+from quantilax.learning import averaging, rollout
 from quantilax.runs.configs import load_section
 from quantilax.types import Policy, State
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Key
 from matplotlib.figure import Figure
 from scipy.stats import mannwhitneyu, wilcoxon
 
-from quantilax import rollout
+from quantilax.learning import rollout
 from quantilax.runs.configs import load_section
 
 HERE = Path(__file__).parent

@@ -5,13 +5,14 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning
+    from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning, QLearning
     from quantilax.algorithms import ALGORITHMS, register
     from quantilax.envs import make
     from quantilax.pytree import ConfigError
     from quantilax.runs import RunError, load, resume, run
     from quantilax.studies.definition import Study
-    from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep, Transition
+    from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep
+    from quantilax.types import Transition as Transition
 
     __version__: str
 
@@ -31,11 +32,11 @@ __all__ = [
     "Discrete",
     "Environment",
     "Metrics",
+    "QLearning",
     "Record",
     "RunError",
     "Study",
     "TimeStep",
-    "Transition",
     "load",
     "make",
     "register",
@@ -44,13 +45,13 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "agent": ("C51", "DQN", "FQF", "IQN", "PQN", "QRDQN", "Agent", "ConfigWarning"),
+    "agent": ("C51", "DQN", "FQF", "IQN", "PQN", "QRDQN", "QLearning", "Agent", "ConfigWarning"),
     "algorithms": ("ALGORITHMS", "register"),
     "envs": ("make",),
     "pytree": ("ConfigError",),
     "runs": ("RunError", "load", "resume", "run"),
     "studies.definition": ("Study",),
-    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Record", "TimeStep", "Transition"),
+    "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Policy", "Record", "TimeStep", "Transition"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import algorithms, arguments, envs, pytree, rollout, switches, train
+from quantilax import algorithms, arguments, envs, pytree, switches, train
+from quantilax.learning import rollout
 from quantilax.pytree import ConfigError
 from quantilax.types import (
     Algorithm,
     Discrete,
     Environment,
     EvalCallback,
+    Legal,
     Metrics,
     Observation,
-    Policy,
     Record,
     State,
     as_key,
@@ -78,7 +79,7 @@ def _evaluate(
 @partial(jax.jit, static_argnums=0)
 @switches.standard()
 def _step(algorithm: Algorithm, env: Environment, config: Any, state: State) -> tuple[State, Metrics]:
-    return algorithm.step(env, config, state)
+    return train.step(algorithm, env, config, state)
 
 
 @pytree.dataclass
@@ -115,21 +116,26 @@ class Agent:
         """Run one iteration: collect once per environment, then the gradient steps."""
         return _step(*self.arguments(), arguments.one_state(state))
 
-    def policy(self, state: State) -> Policy:
+    def policy(self, state: State) -> Callable[..., Int[Array, ""]]:
         """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more.
+
+        Of an environment with masks it is (observation, key, legal) -> action.
 
         Observations may be arrays or lists of the space's shape. Those of a space of integers or bools are never made of
         floats: a picture scaled to 0..1 is refused. Under `jax.jit` the checks add nothing to the program.
 
         Raises:
-            ConfigError: a state of several runs; from the policy: another shape, or numbers that the space does not have.
+            ConfigError: a state of several runs; from the policy: another shape, or numbers that the space does not have; no
+                mask or one that does not fit.
         """
-        state = arguments.one_state(state)
+        state, masks = arguments.one_state(state), envs.masks(self.env)
 
         @switches.standard()
-        def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"]) -> Int[Array, ""]:
+        def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"], legal: Legal = None) -> Int[Array, ""]:
+            legal = arguments.as_legal(self.env.action_space, masks, legal)
             obs = arguments.as_observation(self.env.observation_space, obs)
-            return self.algorithm.policy(self.env, self.config, state)(obs, as_key(key))
+            policy = self.algorithm.policy(self.env, self.config, state)
+            return policy.act(obs, policy.carry, as_key(key), legal)[0]
 
         return act
 
@@ -280,3 +286,4 @@ QRDQN = Creator(algorithms.get("qrdqn"))
 IQN = Creator(algorithms.get("iqn"))
 FQF = Creator(algorithms.get("fqf"))
 PQN = Creator(algorithms.get("pqn"))
+QLearning = Creator(algorithms.get("q_learning"))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from quantilax.pytree import MAX_INT32, ConfigError, shown
-from quantilax.types import Box, State
+from quantilax.types import Box, Discrete, Legal, State
 
 
 def as_observation(space: Box, obs: Any) -> Shaped[Array, "*obs"]:
@@ -32,6 +32,26 @@ def as_observations(space: Box, obs: Any) -> Shaped[Array, "*batch obs"]:
         wanted = ", ".join(["...", *map(str, space.shape)])
         raise ConfigError(f"obs: expected observations of shape ({wanted}), got shape {given.shape}")
     return _as_numbers(space, given)
+
+
+def as_legal(space: Discrete | Box, masks: bool, legal: Any) -> Legal:
+    """Return the mask of legal actions as an array, or raise `ConfigError`.
+
+    Args:
+        space: the actions.
+        masks: whether the environment has masks.
+        legal: what was given; None: nothing.
+    """
+    if not masks or not isinstance(space, Discrete):
+        if legal is not None:
+            raise ConfigError("legal: the environment has no masks of legal actions; leave it out")
+        return None
+    if legal is None:
+        raise ConfigError("legal: the environment has masks of legal actions; pass that of the observation")
+    given = _as_array("legal", legal)
+    if given.shape != (space.n,) or not jnp.issubdtype(given.dtype, jnp.bool_):
+        raise ConfigError(f"legal: expected {space.n} bools, one per action, got {given.dtype} of shape {given.shape}")
+    return jnp.asarray(given)
 
 
 def as_fractions(taus: Any) -> Float[Array, "N"]:

@@ -53,7 +53,7 @@ class Replay:
     prioritized: bool = field(False, "draw transitions by priority, of their last error, instead of evenly")
     priority_exponent: float = field(0.5, "alpha of the priorities; 0: even", ge=0, le=1)
     importance_exponent: float = field(
-        0.4, "beta, how far weights make up for it at first; it rises linearly to 1 at the end", ge=0, le=1
+        0.4, "beta, how far weights undo it at first; 1 at the end, linearly", ge=0, le=1
     )
 
 
@@ -62,25 +62,12 @@ class Optimiser:
     """Step sizes, clipping, and the average of the weights."""
 
     learning_rate: float = field(1e-3, "first step size of Adam", ge=0)
-    learning_rate_end: float = field(
-        1.0, "share of `learning_rate` left at the end of its linear fall; 1: constant", ge=0, le=1
-    )
-    learning_rate_fraction: float = field(
-        1.0, "share of the gradient steps over which the learning rate falls; then it stays", gt=0, le=1
-    )
+    learning_rate_end: float = field(1.0, "share of the step size left after its linear fall; 1: constant", ge=0, le=1)
+    learning_rate_fraction: float = field(1.0, "share of the gradient steps over which it falls", gt=0, le=1)
     weight_averaging: float = field(
-        0.0,
-        "share that the weights' average keeps of itself in a gradient step; evaluations, `policy` and `quantiles` use"
-        " the average; 0: the last weights",
-        ge=0,
-        lt=1,
+        0.0, "share that the average of the weights, which is evaluated, keeps in a gradient step", ge=0, lt=1
     )
-    max_grad_norm: float = field(
-        float("inf"),
-        "the gradient's global norm is clipped to it, before the optimiser; .inf: never",
-        gt=0,
-        finite=False,
-    )
+    max_grad_norm: float = field(float("inf"), "the gradient's global norm is clipped to it", gt=0, finite=False)
 
 
 @dataclass
@@ -97,26 +84,24 @@ class Munchausen:
     """Targets of the softmax policy pi, its log-probability added to the reward."""
 
     munchausen: bool = field(False, "targets of the softmax policy, its log-probability added to the reward")
-    munchausen_alpha: float = field(
-        0.9, "alpha, share of t ln pi(a given x) added to the reward; 0: no bonus; 0.9 in the paper", ge=0, le=1
-    )
+    munchausen_alpha: float = field(0.9, "alpha, share of t ln pi(a given x) added to the reward", ge=0, le=1)
     # Below 1e-6, exp(q / t) makes infinities of what q is rounded by.
     munchausen_temperature: float = field(
-        0.03,
-        "t of the softmax policy, in units of return; 0.03 in the paper, with rewards in [-1, 1]",
-        ge=1e-6,
-        le=MOST,
+        0.03, "t of the softmax policy, in units of return; the paper's, for rewards in [-1, 1]", ge=1e-6, le=MOST
     )
-    munchausen_clip: float = field(
-        -1.0, "l0, the least that t ln pi(a given x) counts, in units of return; -1 in the paper", le=0
-    )
+    munchausen_clip: float = field(-1.0, "l0, the least that t ln pi(a given x) counts, in units of return", le=0)
 
 
 @dataclass
 class Huber:
-    """The loss of quantile regression."""
+    """The loss of a mean, and that of quantile regression."""
 
-    kappa: float = field(1.0, "where the Huber loss becomes linear, in units of return as it is learned", ge=LEAST)
+    kappa: float = field(
+        1.0,
+        "where the Huber loss turns linear, in learned units; .inf: squared error, of means",
+        ge=LEAST,
+        finite=False,
+    )
 
 
 @dataclass
@@ -137,14 +122,11 @@ class Task:
         True, "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
     )
     reward_scale: float = field(
-        1.0,
-        "what rewards are multiplied by before anything is learned from them; `quantiles` undoes it",
-        ge=LEAST,
-        le=MOST,
+        1.0, "what rewards are multiplied by before they are learned from; `quantiles` undoes it", ge=LEAST, le=MOST
     )
     normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far, clipped at 10")
     normalize_rewards: bool = field(
-        False, "learn from rewards over the std of discounted returns so far, times `reward_scale`"
+        False, "learn from rewards over the std of discounted returns, times `reward_scale`"
     )
 
 
@@ -152,18 +134,12 @@ class Task:
 class Network:
     """psi, the torso, and f, what makes numbers of its features."""
 
-    torso: str = field(
-        "mlp", "what psi does before its dense layers: nothing, or convolutions of that name", choices=TORSOS
-    )
+    torso: str = field("mlp", "what psi does before its dense layers: nothing or convolutions", choices=TORSOS)
     torso_sizes: tuple[int, ...] = field((64, 64), "widths of the dense layers of psi", ge=1)
     head_sizes: tuple[int, ...] = field((64,), "widths of the hidden layers of f", ge=1)
-    activation: str = field("relu", "activation of psi and f", choices=tuple(ACTIVATIONS))
+    activation: str = field("relu", "activation of psi and f", choices=ACTIVATIONS)
     layer_norm: bool = field(False, "LayerNorm before each activation of psi and f")
-    spectral_norm: bool = field(
-        False, "kernels of the residual blocks of psi (`torso: impala`) are divided by their spectral norm"
-    )
+    spectral_norm: bool = field(False, "divide kernels of residual blocks (`torso: impala`) by their spectral norm")
     compute_dtype: str = field(
-        "float32",
-        "type of number in which the layers compute; `bfloat16` is for GPUs",
-        choices=tuple(COMPUTE_DTYPES),
+        "float32", "type in which layers compute; `bfloat16` is for GPUs", choices=COMPUTE_DTYPES
     )

@@ -8,11 +8,12 @@
 | kappa | `kappa` | where the Huber loss turns from a parabola into a line |
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-
-from quantilax.types import NStep
 
 
 def huber(u: Float[Array, "*shape"], kappa: Float[Array, ""] | float = 1.0) -> Float[Array, "*shape"]:
@@ -87,48 +88,6 @@ def entropy(log_p: Float[Array, "N"]) -> Float[Array, ""]:
     return -jnp.sum(jnp.exp(log_p) * log_p)
 
 
-def targets(
-    Z_next: Float[Array, "N_prime A"], q_next: Float[Array, "A"], transition: NStep, gamma: Float[Array, ""] | float
-) -> Float[Array, "N_prime"]:
-    """`R + gamma^m d Z_next(., a*)`, a* the best action by `q_next`: of one transition over m steps.
-
-    Args:
-        Z_next: numbers of the target network at x', one row for an expected value.
-        q_next: values of the network that selects, at x'.
-        transition: R, m and d = 1 - terminated.
-        gamma: discount per step.
-    """
-    a_star = jnp.argmax(q_next)
-    return transition.reward + gamma**transition.steps * transition.discount * Z_next[:, a_star]
-
-
-def munchausen_targets(
-    Z_next: Float[Array, "N_prime A"],
-    q_next: Float[Array, "A"],
-    q_before: Float[Array, "A"],
-    transition: NStep,
-    gamma: Float[Array, ""] | float,
-    temperature: Float[Array, ""] | float,
-    alpha: Float[Array, ""] | float,
-    l0: Float[Array, ""] | float,
-) -> Float[Array, "N_prime"]:
-    """`R + alpha [t ln pi(a|x)]_{l0}^0 + gamma^m d sum_a' pi(a'|x') (Z_next(., a') - t ln pi(a'|x'))`, pi = softmax(q / t).
-
-    Args:
-        Z_next, q_next: of the target network at x'.
-        q_before: of the target network at x.
-        transition, gamma: as in `targets`.
-        temperature, alpha, l0: t > 0, alpha in [0, 1], l0 <= 0.
-
-    Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1 and appendix B.1.
-    """
-    t_log_pi = scaled_log_softmax(q_next, temperature)
-    future = (Z_next - t_log_pi) @ jnp.exp(t_log_pi / temperature)  # (N',)
-    bonus = scaled_log_softmax(q_before, temperature)[transition.action]
-    reward = transition.reward + alpha * jnp.clip(bonus, l0, 0)
-    return reward + gamma**transition.steps * transition.discount * future
-
-
 def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | float) -> Float[Array, "A"]:
     """`t ln pi`, where `pi = softmax(q / t)`; near `q - max q` for small t, and exact there.
 
@@ -140,6 +99,26 @@ def scaled_log_softmax(q: Float[Array, "A"], temperature: Float[Array, ""] | flo
     """
     advantage = q - jax.lax.stop_gradient(q.max())
     return advantage - temperature * jax.nn.logsumexp(advantage / temperature)
+
+
+class SoftPolicy(NamedTuple):
+    """`pi = softmax(q / t)` over the actions that can be taken."""
+
+    t_log_pi: Float[Array, "A"]
+    """`t ln pi`; 0 of actions that cannot be taken."""
+    pi: Float[Array, "A"]
+
+
+def soft_policy(q: Float[Array, "A"], temperature: Float[Array, ""] | float, masked: bool = True) -> SoftPolicy:
+    """The softmax policy of q; t > 0.
+
+    Args:
+        q: values; -inf for actions that cannot be taken.
+        temperature: t.
+        masked: whether there may be such actions; False leaves out of the program what is for them.
+    """
+    t_log_pi = scaled_log_softmax(q, temperature)
+    return SoftPolicy(jnp.where(q > -jnp.inf, t_log_pi, 0.0) if masked else t_log_pi, jnp.exp(t_log_pi / temperature))
 
 
 def support(v_min: Float[Array, ""] | float, v_max: Float[Array, ""] | float, n: int) -> Float[Array, "n"]:
@@ -205,13 +184,17 @@ def lambda_returns(
 
     Source: Sutton (1988); for Q-learning Gallici et al. (2024), https://arxiv.org/abs/2407.04811, section 3.
     """
+    return _backward(lambda g, r, d, v, p: r + d * ((1 - p) * v + p * g), value[-1], reward, discount, value, trace)
 
-    def backward(g: Float[Array, ""], step: tuple[Float[Array, ""], ...]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        r, d, v, lambda_ = step
-        g = r + d * ((1 - lambda_) * v + lambda_ * g)
+
+def _backward(mix: Callable[..., Array], last: Array, *steps: Array) -> Array:
+    """G_t = mix(G_{t+1}, *steps at t), from the last step to the first; G_T is given."""
+
+    def backward(g: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        g = mix(g, *step)
         return g, g
 
-    return jax.lax.scan(backward, value[-1], (reward, discount, value, trace), reverse=True)[1]
+    return jax.lax.scan(backward, last, steps, reverse=True)[1]
 
 
 def munchausen_lambda_returns(
@@ -224,24 +207,27 @@ def munchausen_lambda_returns(
     temperature: Float[Array, ""] | float,
     alpha: Float[Array, ""] | float,
     l0: Float[Array, ""] | float,
+    masked: bool = True,
 ) -> Float[Array, "T"]:
     """Lambda-returns of the softmax policy `pi = softmax(q / t)`, with its log-probability added to the reward.
 
     `G_t = r_t + alpha [b_t]_{l0}^0 + discount_t [(1 - trace_t) v_t + trace_t (G_{t+1} - b_{t+1})]`, `b_t = t ln pi(a_t|x_t)`,
     with `v_t = sum_a pi(a|x_{t+1}) (q_next_t(a) - t ln pi(a|x_{t+1}))`, and `v_{T-1}` for what follows the last step. With a
-    trace of 0 it is `munchausen_targets`.
+    trace of 0 it is the target of M-DQN.
 
     Args:
         reward, discount, trace: as for `lambda_returns`.
-        q_next, q_before: values at x_{t+1}, the true successor, and at x_t, of the network before the update.
+        q_next, q_before: values at x_{t+1}, the true successor, and at x_t, of the network before the update; -inf for
+            actions that cannot be taken.
         action: a_t.
-        temperature, alpha, l0: as for `munchausen_targets`.
+        temperature, alpha, l0: t > 0, alpha in [0, 1], l0 <= 0.
+        masked: as for `soft_policy`.
 
     Source: Vieillard, Pietquin & Geist (2020), https://arxiv.org/abs/2007.14430, equation 1, with the lambda-returns of
     Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
     """
-    t_log_pi_next = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_next, temperature)
-    v = (jnp.exp(t_log_pi_next / temperature) * (q_next - t_log_pi_next)).sum(axis=-1)
+    t_log_pi_next, pi = jax.vmap(lambda q: soft_policy(q, temperature, masked))(q_next)
+    v = (pi * ((jnp.where(pi > 0, q_next, 0.0) if masked else q_next) - t_log_pi_next)).sum(axis=-1)
     t_log_pi = jax.vmap(scaled_log_softmax, in_axes=(0, None))(q_before, temperature)
     t_log_pi = jnp.take_along_axis(t_log_pi, action[:, None], axis=-1)[:, 0]
     bonus = alpha * jnp.clip(t_log_pi, l0, 0)
@@ -269,13 +255,9 @@ def lambda_return_draws(
 
     Source: Nam, Kim & Park (2021), https://arxiv.org/abs/2105.11366: SR(lambda).
     """
-
-    def backward(g: Float[Array, "n"], step: tuple[Array, ...]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-        r, d, z, lambda_, u = step
-        g = r + d * jnp.where(u < lambda_, g, z)
-        return g, g
-
-    return jax.lax.scan(backward, draws[-1], (reward, discount, draws, trace, u), reverse=True)[1]
+    return _backward(
+        lambda g, r, d, z, p, u: r + d * jnp.where(u < p, g, z), draws[-1], reward, discount, draws, trace, u
+    )
 
 
 def categorical_lambda_returns(
@@ -295,9 +277,7 @@ def categorical_lambda_returns(
         support: the atoms z, equally spaced.
     """
 
-    def backward(p: Float[Array, "M"], step: tuple[Array, ...]) -> tuple[Float[Array, "M"], Float[Array, "M"]]:
-        r, d, p_next, lambda_ = step
-        p = categorical_projection(r + d * support, (1 - lambda_) * p_next + lambda_ * p, support)
-        return p, p
+    def mix(G: Array, r: Array, d: Array, p_next: Array, lambda_: Array) -> Array:
+        return categorical_projection(r + d * support, (1 - lambda_) * p_next + lambda_ * G, support)
 
-    return jax.lax.scan(backward, probabilities[-1], (reward, discount, probabilities, trace), reverse=True)[1]
+    return _backward(mix, probabilities[-1], reward, discount, probabilities, trace)

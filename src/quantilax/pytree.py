@@ -21,7 +21,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -55,7 +55,7 @@ def field(
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
     finite: bool = True,
     static: bool | None = None,
 ) -> Any:
@@ -65,7 +65,7 @@ def field(
         default: the value where none is given; a field without one is required.
         doc: meaning and unit, in one sentence.
         gt, ge, lt, le: bounds, checked for every number in it.
-        choices: the strings it may be.
+        choices: the strings it may be, read at each check: a registry may grow.
         finite: refuse infinities.
         static: overrules the annotation (for an opaque object that belongs into the treedef).
     """

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import normalize, rollout, switches
-from quantilax.envs.vector import Mapped
-from quantilax.types import Environment, Observation, Policy, Transition, num_actions
+from quantilax import heads, switches
+from quantilax.learning import exploration, normalize, rollout
+from quantilax.types import Algorithm, Config, Environment, Legal, Observation, Policy, State, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
 """|R| is their product."""
@@ -147,93 +148,117 @@ class Experience(NamedTuple):
     is_there: Bool[Array, "*rows"]
 
 
-class Learner(NamedTuple):
-    """What an algorithm hands to `measure`; unless told otherwise observations are normalised, values in learned units."""
+class Learning(NamedTuple):
+    """What a loop that learns by a head hands over, `Algorithm.signals`; the rest is in its config, state and head."""
 
+    is_replay: bool
+    """What it learns from is kept in the state; else an iteration is collected, observed and thrown away."""
+    draw: Callable[[Config, State, Key[Array, ""], int], tuple[PyTree, Any]]
+    """(config, state, key, n) -> (a batch of n, as training draws them; where they lie)."""
+    loss: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Float[Array, ""], Any]]
+    """(params, config, state, batch, key) -> (mean loss, whatever else is measured)."""
+    compared: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Any, Any]]
+    """(params, config, state, batch, key) -> (predictions of the actions taken, targets)."""
+    experience: Callable[[Config, State], Experience]
+    """All that it can learn from now."""
+    optimizer: Callable[[Config], optax.GradientTransformation]
+    behaviour: Callable[..., Policy]
+    """(config, state, epsilon, noise=True) -> how training acts; without noise it draws the same fractions."""
+    epsilon: Callable[[Config, State], Float[Array, ""] | float]
+    """Share of random actions now."""
+
+
+class Learner(NamedTuple):
+    """A loop with its config, state and head; observations are normalised, values in learned units."""
+
+    learning: Learning
+    config: Config
+    state: State
+    head: heads.Head
     params: PyTree
-    average_params: PyTree
-    """What evaluation runs: `_of_episodes` looks at its values."""
     target_params: PyTree
     """None: there is no target network."""
-    draw: Callable[[Key[Array, ""], int], PyTree]
-    """(key, n) -> a batch of n, as training draws them."""
-    loss: Callable[[PyTree, PyTree, Key[Array, ""]], Float[Array, ""]]
-    """(params, batch, key) -> mean loss."""
-    errors: Callable[[PyTree, PyTree, Key[Array, ""]], tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]]
-    """(params, batch, key) -> (target less estimate of each pair of fractions, Q of the actions taken)."""
-    quantiles: Callable[[PyTree, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None
-    """(params, observation, tau) -> Z; None: not distributional."""
-    values: Callable[[PyTree, Observation], Float[Array, "A"]]
-    """(params, observation) -> Q."""
-    features: Callable[[PyTree, Observation], Float[Array, "F"]]
-    """(params, observation) -> psi, after its last activation."""
-    behave: Policy
-    """How training acts now, on an observation of the environment."""
-    greedy: Policy
-    """The same without exploration: with the same key it draws the same fractions."""
-    experience: Experience
-    """All that it can learn from now."""
-    is_replay: bool
-    """`experience` is a replay, so that the number of its episodes says something."""
-    optimizer: optax.GradientTransformation
-    optimizer_state: PyTree
-    """Of one Adam; what is not trained by it is in no signal of Adam."""
-    gradient_steps: Int[Array, ""]
-    adam_eps: Float[Array, ""] | float
-    max_grad_norm: Float[Array, ""] | float
-    batch_size: int
-    num_quantile_samples: int | None
-    """K of the acting policy; None: it draws no fractions."""
-    kappa: Float[Array, ""] | float | None
-    """None: the loss is no Huber loss."""
-    gamma: Float[Array, ""] | float
-    bootstrap_truncated: bool
-    """False: it learns from a cut as from an end, and that is how what is measured here looks at cuts too."""
-    normalizer: normalize.Normalizer
+
+    def draw(self, key: Key[Array, ""], size: int) -> PyTree:
+        """A batch, as training draws them."""
+        return self.learning.draw(self.config, self.state, key, size)[0]
+
+    def loss(self, params: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Mean loss."""
+        return self.learning.loss(params, self.config, self.state, batch, key)[0]
+
+    def errors(
+        self, params: PyTree, batch: PyTree, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
+        """Target less estimate of each pair that the loss compares, and Q of the actions taken."""
+        predictions, targets = self.learning.compared(params, self.config, self.state, batch, key)
+        return jax.vmap(self.head.errors)(predictions, targets), jax.vmap(self.head.mean)(predictions)
+
+    def values(self, params: PyTree, obs: Observation) -> Float[Array, "A"]:
+        """Q of one observation; where it is a mean over drawn fractions, over their midpoints."""
+        network = nnx.merge(self.state.network, params)
+        return self.head.mean(self.head.predict(network.head, network.psi(obs), [midpoints(NUM_FRACTIONS)])[0])
+
+    def quantiles(self, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """Z of one observation, of heads that learn it."""
+        network = nnx.merge(self.state.network, params)
+        Z: Float[Array, "N A"] = self.head.quantiles(network.head, network.psi(obs), tau)
+        return Z
 
 
 @switches.unchecked()
 def measure(
-    env: Environment, learner: Learner, episodes: rollout.Episodes, reference_key: Key[Array, ""], key: Key[Array, ""]
+    env: Environment,
+    algorithm: Algorithm,
+    config: Config,
+    state: State,
+    episodes: rollout.Episodes,
+    reference_key: Key[Array, ""],
+    key: Key[Array, ""],
 ) -> Signals:
     """Measure all signals.
 
     Args:
-        env: that of training.
-        learner: what the algorithm knows.
+        env, algorithm, config, state: those of training.
         episodes: those of the evaluation.
         reference_key: the same at each evaluation of a run.
         key: another one at each.
     """
+    learning: Learning = algorithm.signals
+    if not learning.is_replay:
+        key_collect, key_observe, key = jax.random.split(key, 3)
+        _, collected = rollout.collect(env, config, partial(algorithm.act, env), state, key_collect)
+        state = algorithm.observe(config, state, collected, key_observe)
+    target_params = getattr(state, "target_params", None)
+    learner = Learner(learning, config, state, heads.of(config), state.params, target_params)
     key_reference, key_explore = jax.random.split(reference_key)
     key_gradient, key_updates, key_errors = jax.random.split(key, 3)
     raw = reference(env, key_reference)
-    if not learner.bootstrap_truncated:
+    if not config.bootstrap_truncated:  # it learns from a cut as from an end, and that is how cuts are looked at here
         raw, episodes = raw.ended_where_truncated(), episodes._replace(last=episodes.last.ended_where_truncated())
-    R = normalize.transitions(learner.normalizer, raw)
+    R = normalize.transitions(state.normalizer, raw)
+    experience = learning.experience(config, state)
     return Signals(
         **_of_the_gradient(learner, key_gradient),
         **_of_updates(learner, R, key_updates),
-        **_of_values(learner, R, episodes),
+        **_of_values(learner, R, episodes, experience),
         **_of_errors(learner, R, key_errors),
-        **_of_experience(learner.experience, num_actions(env), learner.is_replay),
-        exploration=_exploration(learner, raw.obs, key_explore),
-        **_of_episodes(learner._replace(params=learner.average_params), episodes, env.max_episode_steps),
-        **_of_features(jax.vmap(partial(learner.features, learner.params))(R.obs)),
+        **_of_experience(experience, num_actions(env), learning.is_replay),
+        exploration=_exploration(learner, raw, key_explore),
+        **_of_episodes(learner._replace(params=state.average_params), episodes, env.max_episode_steps),
+        **_of_features(jax.vmap(nnx.merge(state.network, state.params).psi)(R.obs)),
     )
 
 
 def reference(env: Environment, key: Key[Array, ""]) -> Transition:
     """R: `REFERENCE_ENVS` x `REFERENCE_STEPS` transitions of random actions, on one axis, as the environment gives them."""
+    policy = rollout.random_action(env)
 
-    act = rollout.random_action(env)
-
-    def one(carry: tuple[PyTree, Observation], key: Key[Array, ""]) -> tuple[tuple[PyTree, Observation], Transition]:
-        env_state, obs, transition = rollout.collect(env, act, *carry, key)
-        return (env_state, obs), transition
+    def one(envs: rollout.Envs, key: Key[Array, ""]) -> tuple[rollout.Envs, Transition]:
+        return rollout.step(env, policy, envs, key)
 
     key_reset, key_steps = jax.random.split(key)
-    start = Mapped(env=env).reset(jax.random.split(key_reset, REFERENCE_ENVS))
+    start = rollout.reset(env, jax.random.split(key_reset, REFERENCE_ENVS))
     _, transitions = jax.lax.scan(one, start, jax.random.split(key_steps, REFERENCE_STEPS))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
 
@@ -270,24 +295,25 @@ def rms(x: Float[Array, "*shape"]) -> Float[Array, ""]:
 
 
 def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
-    """Best less second-best value; NaN where there is one action."""
+    """Best less second-best value, -inf where an action is not legal; NaN where there is one action."""
     if q.shape[0] < 2:
         return jnp.full((), jnp.nan)
     best, second = jax.lax.top_k(q, 2)[0]
-    return best - second
+    return jnp.where(second > -jnp.inf, best - second, jnp.nan)
 
 
-def decision_snr(Z: Float[Array, "N A"], num_samples: int) -> Float[Array, ""]:
+def decision_snr(Z: Float[Array, "N A"], num_samples: int, legal: Legal = None) -> Float[Array, ""]:
     """Action gap over the standard error that K drawn fractions give it: gap / sqrt(Var_tau[Z_1 - Z_2] / K).
 
-    Z_1 and Z_2 are those of the two best actions. K independent fractions without a risk distortion are meant, whatever
+    Z_1 and Z_2 are those of the two best legal actions; NaN where there is one. K independent fractions are meant, whatever
     `acting_tau_sampling` and `risk` say: stratified ones have less noise, midpoints none.
     """
     if Z.shape[1] < 2:
         return jnp.full((), jnp.nan)
-    best, second = jax.lax.top_k(Z.mean(axis=0), 2)[1]
+    q, (best, second) = jax.lax.top_k(exploration.masked(Z.mean(axis=0), legal), 2)
     difference = Z[:, best] - Z[:, second]
-    return difference.mean() / jnp.sqrt(difference.var() / num_samples + SMALL)
+    snr = difference.mean() / jnp.sqrt(difference.var() / num_samples + SMALL)
+    return jnp.where(q[1] > -jnp.inf, snr, jnp.nan)
 
 
 def calibration(Z: Float[Array, "E N"], tau: Float[Array, "N"], G: Float[Array, "E"]) -> Float[Array, ""]:
@@ -349,15 +375,16 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
-    adam = optax.tree.get(learner.optimizer_state, "ScaleByAdamState")
+    eps = getattr(learner.config, "adam_eps", 1e-8)  # optax's own, where the config has none
+    adam = optax.tree.get(learner.state.optimizer_state, "ScaleByAdamState")
     m, v = _as_vector(adam.mu), _as_vector(adam.nu)
-    corrected = v / (1 - 0.999 ** jnp.maximum(learner.gradient_steps, 1))
+    corrected = v / (1 - 0.999 ** jnp.maximum(learner.state.gradient_steps, 1))
     scale = jnp.where(v > 0, jnp.sqrt(corrected), jnp.nan)
     return {
         "gradient_signal": signal,
         "gradient_noise": noise,
-        "adam_below_eps": nanmean((scale < learner.adam_eps).astype(jnp.float32), v > 0),
-        "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), learner.adam_eps), jnp.nan),
+        "adam_below_eps": nanmean((scale < eps).astype(jnp.float32), v > 0),
+        "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), eps), jnp.nan),
         "adam_scale": jnp.nanmedian(scale),
     }
 
@@ -365,26 +392,27 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
 def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str, Any]:
     values = jax.vmap(learner.values, in_axes=(None, 0))
     q = values(learner.params, R.obs)
-    greedy = q.argmax(axis=-1)
+    greedy = _greedy(q, R.legal)
+    optimizer, max_grad_norm = learner.learning.optimizer(learner.config), learner.config.max_grad_norm
 
     def one(_: None, key: Key[Array, ""]) -> tuple[None, dict[str, Any]]:
         key_draw, key_loss = jax.random.split(key)
-        batch = learner.draw(key_draw, learner.batch_size)
+        batch = learner.draw(key_draw, learner.config.batch_size)
         loss, gradient = jax.value_and_grad(learner.loss)(learner.params, batch, key_loss)
         norm = optax.tree.norm(gradient)
-        updates, _ = learner.optimizer.update(gradient, learner.optimizer_state, learner.params)
+        updates, _ = optimizer.update(gradient, learner.state.optimizer_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
         before, after = (  # at the fractions of the step itself; of noisy networks at others, and without the noise
             learner.errors(p, batch, jax.random.clone(key_loss))[0].mean(axis=(1, 2)) for p in (learner.params, params)
         )
         q_after = values(params, R.obs)
         return None, {
-            "clip_share": (norm > learner.max_grad_norm).astype(jnp.float32),
-            "clip_factor": jnp.minimum(1.0, learner.max_grad_norm / (norm + SMALL)),
+            "clip_share": (norm > max_grad_norm).astype(jnp.float32),
+            "clip_factor": jnp.minimum(1.0, max_grad_norm / (norm + SMALL)),
             "update_ratio": optax.tree.norm(updates) / optax.tree.norm(learner.params),
             "overshoot": overshoot(before, after),
             "loss_ratio": learner.loss(params, batch, jax.random.clone(key_loss)) / (loss + SMALL),
-            "policy_churn": jnp.mean(q_after.argmax(axis=-1) != greedy),
+            "policy_churn": jnp.mean(_greedy(q_after, R.legal) != greedy),
             "value_churn": jnp.abs(q_after - q).mean() / rms(q),
         }
 
@@ -392,12 +420,11 @@ def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[st
     return {name: x.mean() for name, x in rows.items()}
 
 
-def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes) -> dict[str, Any]:
+def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, experience: Experience) -> dict[str, Any]:
     values = jax.vmap(learner.values, in_axes=(None, 0))
     q = values(learner.params, R.obs)
     scale = rms(q)
-    start = values(learner.params, normalize.observations(learner.normalizer, episodes.first.obs))
-    experience = learner.experience
+    start = values(learner.params, normalize.observations(learner.state.normalizer, episodes.first.obs))
     largest = jnp.max(jnp.where(experience.is_there, jnp.abs(experience.reward), 0.0))
     taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
     beyond = jnp.where(R.terminated, jnp.abs(taken - R.reward), -jnp.inf).max() / scale
@@ -406,9 +433,11 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes) -> d
         "reference_q_target": None,
         "target_lag": None,
         "target_disagreement": None,
-        "action_gap": jax.vmap(gap)(q).mean() / scale,
+        "action_gap": jnp.nanmean(jax.vmap(gap)(exploration.masked(q, R.legal))) / scale,
         "decision_snr": None,
-        "value_bound": jnp.maximum(jnp.abs(q).max(), jnp.abs(start).max()) * (1 - learner.gamma) / (largest + SMALL),
+        "value_bound": jnp.maximum(jnp.abs(q).max(), jnp.abs(start).max())
+        * (1 - learner.config.gamma)
+        / (largest + SMALL),
         "doomed_q": jnp.where(R.terminated.any(), beyond, jnp.nan),
         "crossing": None,
     }
@@ -416,14 +445,15 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes) -> d
         q_target = values(learner.target_params, R.obs)
         found["reference_q_target"] = q_target.mean()
         found["target_lag"] = jnp.abs(q - q_target).mean() / scale
-        found["target_disagreement"] = jnp.mean(q.argmax(axis=-1) != q_target.argmax(axis=-1))
-    if learner.quantiles is not None:
+        found["target_disagreement"] = jnp.mean(_greedy(q, R.legal) != _greedy(q_target, R.legal))
+    if learner.head.quantiles is not None:
         tau = midpoints(NUM_FRACTIONS)
         Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, R.obs, tau)  # (|R|, N, A)
-        if learner.num_quantile_samples is not None:
-            snr = jax.vmap(decision_snr, in_axes=(0, None))(Z, learner.num_quantile_samples)
-            found["decision_snr"] = jnp.median(snr)
-        chosen = jnp.take_along_axis(Z, q.argmax(axis=-1)[:, None, None], axis=2)[..., 0]  # (|R|, N)
+        drawn, _ = learner.head.draw_acting(jax.random.key(0))
+        if drawn is not None:
+            snr = jax.vmap(decision_snr, in_axes=(0, None, 0))(Z, drawn.shape[0], R.legal)
+            found["decision_snr"] = jnp.nanmedian(snr)
+        chosen = jnp.take_along_axis(Z, _greedy(q, R.legal)[:, None, None], axis=2)[..., 0]  # (|R|, N)
         found["crossing"] = jnp.mean(jnp.diff(chosen, axis=1) < 0)
     return found
 
@@ -432,17 +462,18 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
     values = jax.vmap(learner.values, in_axes=(None, 0))
     q = values(learner.params, R.obs)
     bootstrap = learner.params if learner.target_params is None else learner.target_params
-    target = R.reward + learner.gamma * R.discount * values(bootstrap, R.next_obs).max(axis=-1)
+    q_next = exploration.masked(values(bootstrap, R.next_obs), R.next_legal)
+    target = R.reward + learner.config.gamma * R.discount * q_next.max(axis=-1)
     taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
 
     key_draw, key_loss = jax.random.split(key)
     delta, q_batch = learner.errors(learner.params, learner.draw(key_draw, PARTS * PART), key_loss)
-    magnitude = jnp.abs(delta)
+    magnitude, has_kappa = jnp.abs(delta), learner.head.regresses_quantiles
     return {
         "reference_error": jnp.abs(target - taken).mean() / rms(q),
         "replay_error": jnp.abs(delta.mean(axis=(1, 2))).mean() / rms(q_batch),
-        "huber_share": None if learner.kappa is None else jnp.mean(magnitude > learner.kappa),
-        "huber_scale": None if learner.kappa is None else magnitude.mean() / learner.kappa,
+        "huber_share": jnp.mean(magnitude > learner.config.kappa) if has_kappa else None,
+        "huber_scale": magnitude.mean() / learner.config.kappa if has_kappa else None,
     }
 
 
@@ -458,26 +489,36 @@ def _of_experience(experience: Experience, actions: int, is_replay: bool) -> dic
     }
 
 
-def _exploration(learner: Learner, obs: Observation, key: Key[Array, ""]) -> Float[Array, ""]:
-    keys = jax.random.split(key, (DRAWS, jax.tree.leaves(obs)[0].shape[0]))
-    taken, greedy = (
-        jax.vmap(jax.vmap(policy), in_axes=(None, 0))(obs, jax.random.clone(keys))  # (draws, |R|)
-        for policy in (learner.behave, learner.greedy)
-    )
-    return jnp.mean(taken != greedy)
+def _exploration(learner: Learner, raw: Transition, key: Key[Array, ""]) -> Float[Array, ""]:
+    config, state, learning = learner.config, learner.state, learner.learning
+    keys = jax.random.split(key, (DRAWS, raw.reward.shape[0]))
+
+    def actions(policy: Policy) -> Int[Array, "draws R"]:
+        def one(obs: Observation, key: Key[Array, ""], legal: Bool[Array, "A"] | None) -> Int[Array, ""]:
+            return policy.act(obs, policy.carry, key, legal)[0]
+
+        return jax.vmap(jax.vmap(one), in_axes=(None, 0, None))(raw.obs, jax.random.clone(keys), raw.legal)
+
+    taken = actions(learning.behaviour(config, state, learning.epsilon(config, state)))
+    return jnp.mean(taken != actions(learning.behaviour(config, state, 0.0, noise=False)))
+
+
+def _greedy(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"] | None) -> Int[Array, "*batch"]:
+    return exploration.masked(q, legal).argmax(axis=-1)
 
 
 def _of_episodes(
     learner: Learner, episodes: rollout.Episodes, max_episode_steps: Int[Array, ""] | int
 ) -> dict[str, Any]:
-    first, last = (normalize.transitions(learner.normalizer, x) for x in (episodes.first, episodes.last))
+    first, last = (normalize.transitions(learner.state.normalizer, x) for x in (episodes.first, episodes.last))
     values = jax.vmap(learner.values, in_axes=(None, 0))
 
     def of_taken(step: Transition) -> Float[Array, "E"]:
         return jnp.take_along_axis(values(learner.params, step.obs), step.action[:, None], axis=1)[:, 0]
 
-    cut = learner.gamma**episodes.lengths * last.discount * values(learner.params, last.next_obs).max(axis=-1)
-    G = normalize.rewards(learner.normalizer, episodes.discounted) + cut
+    q_cut = exploration.masked(values(learner.params, last.next_obs), last.next_legal).max(axis=-1)
+    cut = learner.config.gamma**episodes.lengths * last.discount * q_cut
+    G = normalize.rewards(learner.state.normalizer, episodes.discounted) + cut
     scale = rms(G)
     start, beyond = of_taken(first), of_taken(last) - last.reward
     reached = episodes.lengths >= max_episode_steps
@@ -494,7 +535,7 @@ def _of_episodes(
         "spread_predicted": None,
         "spread_observed": quartile_range(G) / scale,
     }
-    if learner.quantiles is not None:
+    if learner.head.quantiles is not None:
         tau = jnp.concatenate([midpoints(NUM_FRACTIONS), jnp.array([0.25, 0.75])])
         Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, first.obs, tau)
         Z = jnp.take_along_axis(Z, first.action[:, None, None], axis=2)[..., 0]  # (E, N + 2)

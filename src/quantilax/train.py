@@ -5,6 +5,8 @@ program; `quantilax.devices.fit` runs the same segments one by one. The length o
 every length, and the evaluation before training (length 0), are one compiled program.
 """
 
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from quantilax import normalize, rollout, switches
+from quantilax import signals, switches
+from quantilax.learning import normalize, rollout
 from quantilax.networks import torsos
 from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
@@ -99,6 +102,13 @@ initial = jax.jit(init, static_argnums=0)
 """`init`; one trace of it serves `state_bytes` and the programs of `quantilax.devices`."""
 
 
+def step(algorithm: Algorithm, env: Environment, config: Config, state: State) -> tuple[State, Metrics]:
+    """One iteration of training: act for `steps_per_iteration` environment steps, observe them, update."""
+    key, key_collect, key_update, key_observe = jax.random.split(state.key, 4)
+    state, transitions = rollout.collect(env, config, partial(algorithm.act, env), replace(state, key=key), key_collect)
+    return algorithm.update(config, algorithm.observe(config, state, transitions, key_observe), key_update)
+
+
 @switches.standard()
 def segment(
     algorithm: Algorithm,
@@ -118,7 +128,7 @@ def segment(
 
     def iteration(i: Int[Array, ""], carry: tuple[State, Metrics | None]) -> tuple[State, Metrics | None]:
         state, mean = carry
-        state, metrics = algorithm.step(env, config, state)
+        state, metrics = step(algorithm, env, config, state)
         return _strong(state), jax.tree.map(
             lambda m, x: m + (x - m) / (i + 1), mean, metrics if config.metrics else None
         )
@@ -128,7 +138,7 @@ def segment(
     metrics = None if mean is None else measured(mean, state, iterations)
 
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
-    policy, signals, learned_returns = algorithm.policy(env, config, state), None, None
+    policy, measured_signals, learned_returns = algorithm.policy(env, config, state), None, None
     has_support = getattr(config, "support", None) is not None
     if has_support or measures_signals(algorithm, config):
         episodes = rollout.watch(env, policy, key, config.eval_episodes, config.gamma)
@@ -140,7 +150,7 @@ def segment(
                     learned_returns = jnp.where(moments.moments.number > 0, learned_returns, jnp.nan)
         if measures_signals(algorithm, config):
             keys = signal_keys(state)
-            signals = _strong(algorithm.signals(env, config, state, episodes, *keys))  # type: ignore[misc]
+            measured_signals = _strong(signals.measure(env, algorithm, config, state, episodes, *keys))
     else:
         lengths, returns = rollout.evaluate(env, policy, key, config.eval_episodes)
     callback = None
@@ -154,7 +164,7 @@ def segment(
         finite=all_finite(state.params),
         metrics=metrics,
         callback=callback,
-        signals=signals,
+        signals=measured_signals,
         learned_returns=learned_returns,
     )
     return state, record

@@ -16,8 +16,22 @@ EnvState: TypeAlias = PyTree
 State: TypeAlias = Any
 Config: TypeAlias = Any
 
-Policy: TypeAlias = Callable[[Observation, Key[Array, ""]], Shaped[Array, "*action"]]
-"""(observation, key) -> action, for one observation."""
+Carry: TypeAlias = PyTree
+"""What a policy remembers of an episode, such as the memory of a recurrent torso; () where it remembers nothing."""
+Legal: TypeAlias = Bool[Array, "A"] | None
+"""Mask of the actions that may be taken; None: all of them."""
+Action: TypeAlias = Shaped[Array, "*action"]
+
+
+class Policy(NamedTuple):
+    """How to act, in one environment; `quantilax.learning.rollout` plays it in several."""
+
+    act: Callable[[Observation, Carry, Key[Array, ""], Legal], tuple[Action, Carry]]
+    """(observation, carry, key, legal) -> (action, carry)."""
+    carry: Carry = ()
+    """What it remembers before the first step of an episode."""
+    before: Callable[[Carry, Key[Array, ""], Bool[Array, "E A"] | None], Carry] | None = None
+    """(carry, key, legal) -> carry, all with the leading axis E: what is drawn for E environments at once, before they act."""
 
 
 class Discrete(NamedTuple):
@@ -54,6 +68,10 @@ class TimeStep(NamedTuple):
     """The episode ended by its own rules: nothing follows, the return to come is 0."""
     truncated: Bool[Array, ""]
     """The episode was cut off (a time limit): the return to come is that of `next_obs`."""
+    legal: Legal = None
+    """The actions that may be taken at `obs`, one at least; None: all, always."""
+    next_legal: Legal = None
+    """The same at `next_obs`; anything where that terminated. None where `legal` is."""
 
 
 class Transition(NamedTuple):
@@ -66,6 +84,10 @@ class Transition(NamedTuple):
     next_obs: Observation
     terminated: Bool[Array, "*batch"]
     truncated: Bool[Array, "*batch"]
+    legal: Bool[Array, "*batch A"] | None = None
+    """The actions that could be taken at `obs`."""
+    next_legal: Bool[Array, "*batch A"] | None = None
+    """The same at `next_obs`."""
 
     @property
     def discount(self) -> Float[Array, "*batch"]:
@@ -96,6 +118,10 @@ class NStep(NamedTuple):
     steps: Int[Array, "*batch"]
     weight: Float[Array, "*batch"] | None = None
     """Of the example in the loss, where it was drawn by priority; None: 1."""
+    legal: Bool[Array, "*batch A"] | None = None
+    """The actions that could be taken at `obs`."""
+    next_legal: Bool[Array, "*batch A"] | None = None
+    """The same at `next_obs`."""
 
     @property
     def discount(self) -> Float[Array, "*batch"]:
@@ -127,8 +153,8 @@ class Environment(Protocol):
     def max_episode_steps(self) -> Int[Array, ""] | int:
         """No episode is longer than this; evaluation relies on it to end."""
 
-    def reset(self, key: Key[Array, ""]) -> tuple[EnvState, Observation]:
-        """Begin an episode."""
+    def reset(self, key: Key[Array, ""]) -> tuple[EnvState, Observation] | tuple[EnvState, Observation, Legal]:
+        """Begin an episode: (state, observation), and the mask of legal actions where time steps have one."""
 
     def step(self, key: Key[Array, ""], state: EnvState, action: Array) -> tuple[EnvState, TimeStep]:
         """Take one step, and reset after a last one."""
@@ -176,32 +202,36 @@ EvalCallback: TypeAlias = Callable[["Algorithm", Environment, Config, State, Key
 
 
 class Algorithm(NamedTuple):
-    """An algorithm is a config and four pure functions; see `quantilax.algorithms`.
+    """An algorithm is a config and pure functions; `quantilax.train` composes them to a loop.
 
-    The config class is a `quantilax.pytree.dataclass` with the fields `num_envs`, `total_timesteps`, `eval_freq`,
-    `eval_episodes` and `metrics`, the properties `warmup_steps` (environment steps that `init` takes) and `steps_per_iteration`
-    (environment steps that `step` takes), and the methods `check()` (raises `ConfigError` for fields that contradict each
-    other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead). The state
-    class has the fields `params`, `normalizer`, `env_steps`, `gradient_steps` and `evaluation_key`; where it has a `replay`
-    or `target_params`, their fill and distance are measured.
+    An iteration takes `steps_per_iteration` environment steps by `act`, shows them to `observe`, and ends with `update`.
+
+    The config class is a `quantilax.pytree.dataclass` with the fields of `quantilax.hyperparameters.Loop`, `gamma` and
+    `bootstrap_truncated`, the properties `warmup_steps` (environment steps that `init` takes), `steps_per_iteration` and
+    `gradient_steps` (of the whole run), and the methods `check()` (raises `ConfigError` for fields that contradict each
+    other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead).
+
+    The state class extends `quantilax.learning.rollout.State`; where it has a `replay` or `target_params`, their fill and
+    distance are measured.
     """
 
     name: str
     config: type
     init: Callable[[Environment, Config, Key[Array, ""]], State]
     """Networks, replay, environments, warm-up included."""
-    step: Callable[[Environment, Config, State], tuple[State, Metrics]]
-    """One iteration: collect once per environment, then the gradient steps."""
+    act: Callable[[Environment, Config, State], Policy]
+    """How training acts."""
+    observe: Callable[[Config, State, Transition, Key[Array, ""]], State]
+    """(config, state, transitions, key) -> state: takes in what an iteration collected, leading axes (T, E)."""
+    update: Callable[[Config, State, Key[Array, ""]], tuple[State, Metrics]]
+    """The gradient steps of an iteration."""
     policy: Callable[[Environment, Config, State], Policy]
     """The policy that evaluation runs."""
     quantiles: Callable[[Config, State, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None = None
     """(config, state, observation, fractions) -> Z, for one observation; None: the algorithm is not distributional."""
-    signals: Callable[[Environment, Config, State, PyTree, Key[Array, ""], Key[Array, ""]], PyTree] | None = None
-    """(env, config, state, episodes, reference_key, key) -> `quantilax.signals.Signals`; None: it measures none.
-
-    Episodes are a `quantilax.rollout.Episodes`; the first key is the same at each evaluation of a run. It is called where the
-    config has a field `signals` that is true.
-    """
+    signals: Any = None
+    """A `quantilax.signals.Learning`, what signals are measured with where the config's `signals` is true; None: they
+    cannot be."""
 
 
 def no_action(space: Discrete | Box) -> Array:

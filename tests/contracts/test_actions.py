@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree, replay, rollout
+from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree, replay
 from quantilax.envs.sticky import StickyActions
-from quantilax.envs.vector import Mapped
-from quantilax.types import no_action
+from quantilax.learning import rollout
+from quantilax.types import Policy, no_action
 
 
 @pytree.dataclass
@@ -56,17 +56,16 @@ def paid(env, transition):
 
 def collected(env, steps, num_envs=4, capacity=40):
     """The transitions of random actions, leading axes (steps, num_envs), and a ring with the newest of them."""
-    env_state, obs = Mapped(env=env).reset(jax.random.split(jax.random.key(0), num_envs))
+    start = rollout.reset(env, jax.random.split(jax.random.key(0), num_envs))
     spec = rollout.transition_spec(env)
-    ring = replay.init(spec, obs, capacity)
 
     def one(carry, key):
-        env_state, obs, ring = carry
-        env_state, obs, transition = rollout.collect(env, rollout.random_action(env), env_state, obs, key)
-        return (env_state, obs, replay.add(ring, transition, obs)), transition
+        at, ring = carry
+        at, transition = rollout.step(env, rollout.random_action(env), at, key)
+        return (at, replay.add(ring, transition, at.obs)), transition
 
-    keys = jax.random.split(jax.random.key(1), steps)
-    (_, _, ring), transitions = jax.jit(lambda carry: jax.lax.scan(one, carry, keys))((env_state, obs, ring))
+    keys, carry = jax.random.split(jax.random.key(1), steps), (start, replay.init(spec, start.obs, capacity))
+    (_, ring), transitions = jax.jit(lambda carry: jax.lax.scan(one, carry, keys))(carry)
     return transitions, ring, spec
 
 
@@ -99,10 +98,10 @@ def test_the_replay_gives_each_action_with_its_own_observation_and_reward(env):
 
 @pytest.mark.parametrize("env", BOTH, ids=lambda env: env.name)
 def test_evaluation_plays_whole_episodes(env):
-    def best(obs, key):
-        return jnp.clip(obs, -1, 2) if isinstance(env.action_space, Box) else jnp.int32(4)
+    def best(obs, carry, key, legal):
+        return (jnp.clip(obs, -1, 2) if isinstance(env.action_space, Box) else jnp.int32(4)), carry
 
-    lengths, returns = rollout.evaluate(env, best, jax.random.key(0), 20)
+    lengths, returns = rollout.evaluate(env, Policy(best), jax.random.key(0), 20)
     assert lengths.tolist() == [3] * 20
     if isinstance(env.action_space, Discrete):
         assert returns.tolist() == [12.0] * 20
@@ -121,6 +120,20 @@ def test_sticky_actions_repeat_the_action_before_or_at_first_that_of_zeros(env):
     (_, last), _ = StickyActions(env=env, probability=0.0).step(jax.random.key(1), state, action)
     assert last.dtype == no_action(env.action_space).dtype
     np.testing.assert_array_equal(last, action)
+
+
+def test_what_a_policy_remembers_begins_anew_with_each_episode():
+    def count(obs, carry, key, legal):
+        return carry, carry + 1
+
+    policy = Policy(count, carry=jnp.zeros((), jnp.int32))
+    _, returns = rollout.evaluate(Count(), policy, jax.random.key(0), 4)
+    assert returns.tolist() == [0.0 + 1 + 2] * 4  # each action pays its own number
+    start = rollout.reset(Count(), jax.random.split(jax.random.key(0), 4), policy.carry)
+    keys = jax.random.split(jax.random.key(1), 7)
+    end, seen = jax.lax.scan(lambda at, key: rollout.step(Count(), policy, at, key), start, keys)
+    np.testing.assert_array_equal(seen.action[:, 0], [0, 1, 2, 0, 1, 2, 0])
+    assert end.carry.tolist() == [1] * 4
 
 
 def test_boxes_of_gymnax_have_its_bounds():

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, offpolicy, pytree, train
+from quantilax import ALGORITHMS, ConfigError, ConfigWarning, Metrics, pytree, train
 from quantilax.agent import _train, create
-from quantilax.algorithms import pqn
+from quantilax.algorithms import pqn, q_learning
 from quantilax.envs.probes import Corridor
-from quantilax.exploration import mean_repeats
+from quantilax.heads import HEADS
+from quantilax.learning import rollout
+from quantilax.learning.exploration import mean_repeats
 from quantilax.networks import TORSOS
 from tests.conftest import TINY, each, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
@@ -70,7 +72,7 @@ def test_different_seeds_differ_in_weights_and_experience(algo):
     a, b = (algo.init(jax.random.key(seed)) for seed in (0, 1))
     assert any(not np.array_equal(x, y) for x, y in zip(raw(a.params), raw(b.params), strict=True))
     a, b = (algo.train(jax.random.key(seed))[0] for seed in (0, 1))
-    experience = "replay" if hasattr(a, "replay") else "env_state"
+    experience = "replay" if hasattr(a, "replay") else "envs"
     differ = [
         not np.array_equal(x, y) for x, y in zip(raw(getattr(a, experience)), raw(getattr(b, experience)), strict=True)
     ]
@@ -189,10 +191,11 @@ def test_random_actions_are_repeated_in_training_as_in_the_warm_up_where_that_is
     state, *often = same_as_before(**random, exploration_repeats=20)
     # A step goes on with a repeat of mean length m with probability 1 - 1/m, else any of two actions is taken.
     assert_allclose(often, 1 - 0.5 / mean_repeats(20), atol=0.1)
-    assert state.repeats.left.shape == (10,)
+    (repeats, _) = state.envs.carry
+    assert repeats.left.shape == (10,)
 
     state, *_ = same_as_before(eps_start=0.0, eps_end=0.0, exploration_repeats=20)
-    assert not state.repeats.left.any()  # those of the warm-up have ended with their episodes
+    assert not state.envs.carry[0].left.any()  # those of the warm-up have ended with their episodes
 
 
 def test_an_unknown_field_is_refused_with_a_suggestion(name):
@@ -229,7 +232,7 @@ def test_what_follows_from_a_config_is_told(algo):
     assert_allclose(derived["updates_per_env_step"], derived["gradient_steps"] / (steps[-1] - steps[0]))
 
 
-@pytest.mark.parametrize("optimizer", [offpolicy.adam, pqn.optimizer], ids=["adam", "radam"])
+@pytest.mark.parametrize("optimizer", [q_learning.optimizer, pqn.optimizer], ids=["adam", "radam"])
 def test_the_learning_rate_falls_over_a_share_of_the_gradient_steps_and_stays(optimizer):
     name = "pqn" if optimizer is pqn.optimizer else "iqn"
     config = tiny(name, learning_rate_end=0.2, learning_rate_fraction=0.5).config
@@ -311,9 +314,9 @@ def test_policy_evaluation_and_quantiles_are_of_the_averaged_weights(algo):
     others = jax.tree.map(lambda x: jax.random.normal(key, x.shape), state.params)
     averaged, learned = replace(state, average_params=others), replace(state, params=others)
     both = replace(averaged, params=others)
-    obs = jax.vmap(algo.env.reset)(jax.random.split(key, 5))[1]
+    obs = rollout.reset(algo.env, jax.random.split(key, 5)).obs
     answers = [algo.evaluate, jax.jit(lambda state, key: jax.vmap(algo.policy(state), (0, None))(obs, key))]
-    if algo.algorithm.quantiles is not None and getattr(algo.config, "head", None) != "scalar":
+    if HEADS[algo.config.head].quantiles is not None:
         answers.append(jax.jit(lambda state, key: algo.quantiles(state, obs, jnp.array([0.1, 0.9]))))
     for answer in answers:
         assert_same_bits(answer(averaged, key), answer(both, key))

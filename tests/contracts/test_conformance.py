@@ -18,7 +18,8 @@ from flax import nnx
 from numpy.testing import assert_allclose
 
 from quantilax import Box, Discrete
-from quantilax.algorithms import iqn
+from quantilax.algorithms import IQN, q_learning, values
+from quantilax.heads import implicit_quantile
 from quantilax.networks import heads
 from quantilax.replay import ring
 from quantilax.types import NStep, Transition
@@ -30,9 +31,9 @@ SPACES: Any = SimpleNamespace(
 )
 LAYERS = {
     "psi": ("psi", "layers", 0),
-    "phi": ("Z", "embedding", "linear"),
-    "hidden": ("Z", "f", "mlp", "layers", 0),
-    "out": ("Z", "f", "out"),
+    "phi": ("head", "embedding", "linear"),
+    "hidden": ("head", "f", "mlp", "layers", 0),
+    "out": ("head", "f", "out"),
 }
 """Where our network has each layer."""
 
@@ -55,8 +56,8 @@ class Switches(NamedTuple):
 THEIR_WAY = Switches()
 
 
-def config(n_step: int, switches: Switches) -> iqn.Config:
-    return iqn.Config(
+def config(n_step: int, switches: Switches) -> IQN:
+    return IQN(
         n_step=n_step,
         gamma=float(THEIRS["gamma"]),
         double=switches.online_selects,
@@ -71,9 +72,9 @@ def config(n_step: int, switches: Switches) -> iqn.Config:
     )
 
 
-def weights(name: str, cfg: iqn.Config) -> tuple[nnx.GraphDef, Any]:
+def weights(name: str, cfg: IQN) -> tuple[nnx.GraphDef, Any]:
     """Our network with one of their two sets of weights."""
-    graph, params = nnx.split(iqn.ImplicitQuantileNetwork(SPACES, cfg, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(values.Network(SPACES, cfg, rngs=nnx.Rngs(0)))
     plain = nnx.to_pure_dict(params)
     for layer, path in LAYERS.items():
         inner = plain
@@ -123,22 +124,21 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
     def cosines(tau, n):
         return jnp.cos(jnp.pi * tau[..., None] * (switches.first_cosine + jnp.arange(n)))
 
+    state: Any = SimpleNamespace(network=graph, target_params=target_params)
+
     def loss(params: Any) -> Any:
-        value, _ = iqn.batch_loss(in_units(params, cfg.kappa), target_params, graph, batch, jax.random.key(0), cfg)
+        value, _ = q_learning.loss(in_units(params, cfg.kappa), cfg, state, batch, jax.random.key(0))
         value = value / cfg.kappa * (1 if switches.divided_by_kappa else cfg.kappa)
         return value * (N_PRIME / N if switches.mean_over_tau else 1)
 
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(iqn.fractions, "draw", return_value=fractions))
+        patches.enter_context(mock.patch.object(implicit_quantile.fractions, "draw", return_value=fractions))
         if switches.first_cosine != THEIR_WAY.first_cosine:
             patches.enter_context(mock.patch.object(heads, "cosines", cosines))
         value, gradient = jax.value_and_grad(loss)(params)
-        _, _, Z_next, Z_action, _ = iqn.forward(
-            in_units(params, cfg.kappa), target_params, graph, batch, jax.random.key(0), cfg
-        )
-    y = jax.vmap(iqn.targets, in_axes=(0, 0, None, 0, None))(Z_next, Z_action, None, batch, cfg) / cfg.kappa
+        _, y = q_learning.SIGNALS.compared(in_units(params, cfg.kappa), cfg, state, batch, jax.random.key(0))
     plain = nnx.to_pure_dict(gradient)
-    found = {f"{n_step}.targets": y, f"{n_step}.loss": value}
+    found = {f"{n_step}.targets": y / cfg.kappa, f"{n_step}.loss": value}
     for layer, path in LAYERS.items():
         inner = plain
         for step in path:

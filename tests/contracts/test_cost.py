@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from quantilax import IQN
-from quantilax.algorithms import iqn
-from quantilax.packing import PACKED
+from quantilax.algorithms import q_learning
+from quantilax.learning.packing import PACKED
 from quantilax.studies import inert
 from tests.conftest import each, tiny
 
@@ -25,7 +25,7 @@ def cost(**settings) -> dict[str, float]:
     _, _, config = algo.arguments()
     state = jax.eval_shape(algo.init, jax.random.key(0))
     program = (
-        jax.jit(iqn.update).lower(config, state, jax.eval_shape(jax.random.key, 0)).compile(inert.QUICKLY_COMPILED)
+        jax.jit(q_learning.step).lower(config, state, jax.eval_shape(jax.random.key, 0)).compile(inert.QUICKLY_COMPILED)
     )
     return program.cost_analysis()
 

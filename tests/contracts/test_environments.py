@@ -183,7 +183,7 @@ def test_a_gymnax_environment_object_trains():
 
     env, _ = gymnax.make("CartPole-v1")
     state, _ = IQN.create(env=env, **SMALL).train(jax.random.key(0))
-    assert state.obs.shape == (10, 4)
+    assert state.envs.obs.shape == (10, 4)
 
 
 class WithoutStep:

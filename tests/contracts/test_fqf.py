@@ -10,9 +10,10 @@ import optax
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
 
-from quantilax import train
-from quantilax.algorithms import fqf
+from quantilax import heads, train
+from quantilax.algorithms import q_learning
 from quantilax.types import NStep
 from tests.conftest import tiny
 from tests.hlo import copies_in_loops
@@ -24,6 +25,11 @@ def perturbed(params, seed):
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return treedef.unflatten([x + 0.7 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+def parts(params):
+    """What has a name in the paper."""
+    return {"psi": params["psi"], "Z": params["head"]["Z"], "proposal": params["head"]["proposal"]}
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def batch(terminated=False, steps=1):
 
 
 def loss_of(state, params, b, config):
-    return jax.jit(fqf.batch_loss)(params, state.target_params, state.network, b, jax.random.key(0), config)
+    return jax.jit(q_learning.loss)(params, config, state, b, jax.random.key(0))
 
 
 gradient_of = jax.jit(jax.grad(lambda params, state, b, config: loss_of(state, params, b, config)[0]))
@@ -62,15 +68,16 @@ class Numpy:
 
     def Z(self, psi, tau):
         embedding, (hidden, out) = (
-            self.p["Z"]["embedding"]["linear"], (self.p["Z"]["f"]["mlp"]["layers"][0], self.p["Z"]["f"]["out"])
-        )  # fmt: skip
+            self.p["head"]["Z"]["embedding"]["linear"],
+            (self.p["head"]["Z"]["f"]["mlp"]["layers"][0], self.p["head"]["Z"]["f"]["out"]),
+        )
         cos = np.cos(np.pi * np.outer(tau, np.arange(1, 9)))
         phi = np.maximum(cos @ embedding["kernel"] + embedding["bias"], 0)
         h = np.maximum((psi * phi) @ hidden["kernel"] + hidden["bias"], 0)
         return h @ out["kernel"] + out["bias"]
 
     def shares(self, psi):
-        layer = self.p["proposal"]["linear"]
+        layer = self.p["head"]["proposal"]["linear"]
         logits = psi @ layer["kernel"] + layer["bias"]
         p = np.exp(logits - logits.max())
         return p / p.sum()
@@ -86,9 +93,18 @@ class Numpy:
 def numpy_targets(target, online, b, i, config):
     """(tau', targets) of one transition."""
     _, tau_prime, Z_next = target.at(b.next_obs[i])
+    d = config.gamma ** int(b.steps[i]) * (1 - float(b.terminated[i]))
+    if config.munchausen:
+        _, tau_before, Z_before = target.at(b.obs[i])
+        t = config.munchausen_temperature
+        log_pi, log_pi_next = (
+            log_softmax(np.diff(f) @ Z / t) for f, Z in ((tau_before, Z_before), (tau_prime, Z_next))
+        )
+        bonus = config.munchausen_alpha * max(t * log_pi[int(b.action[i])], config.munchausen_clip)
+        soft = ((Z_next - t * log_pi_next) * np.exp(log_pi_next)).sum(axis=1)
+        return tau_prime, float(b.reward[i]) + bonus + d * soft
     _, tau_selects, Z_selects = (online if config.double else target).at(b.next_obs[i])
     a_star = sum((tau_selects[j + 1] - tau_selects[j]) * Z_selects[j] for j in range(N)).argmax()
-    d = config.gamma ** int(b.steps[i]) * (1 - float(b.terminated[i]))
     return tau_prime, float(b.reward[i]) + d * Z_next[:, a_star]
 
 
@@ -122,6 +138,16 @@ def test_the_loss_is_the_papers_but_for_the_weights_of_targets(algo, state, doub
     assert_allclose(td_error, expected[:, 2], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("temperature", "clip"), [(0.03, -1.0), (0.5, -1.0), (0.5, -0.1)])
+def test_the_loss_with_munchausen_has_soft_targets_between_the_same_fractions(algo, state, temperature, clip):
+    changes = dict(munchausen=True, munchausen_temperature=temperature, munchausen_clip=clip)
+    config, b = replace(algo.config, **changes), batch()
+    value, (_, td_error, _) = loss_of(state, state.params, b, config)
+    expected = np.array([numpy_loss(state, b, i, config) for i in range(B)])
+    assert_allclose(value, expected[:, 0].mean(), rtol=1e-4)
+    assert_allclose(td_error, expected[:, 2], rtol=1e-3, atol=1e-5)
+
+
 def test_double_changes_which_network_selects(algo, state):
     values = [loss_of(state, state.params, batch(), replace(algo.config, double=d))[0] for d in (False, True)]
     assert not np.allclose(*values, rtol=1e-3)
@@ -129,7 +155,7 @@ def test_double_changes_which_network_selects(algo, state):
 
 def test_the_proposal_is_moved_by_the_gradient_of_the_paper_and_by_nothing_else(algo, state):
     b, config = batch(), algo.config
-    gradient = gradient_of(state.params, state, b, config)["proposal"]["linear"]
+    gradient = parts(gradient_of(state.params, state, b, config))["proposal"]["linear"]
     online = Numpy(state.params)
     kernel, bias = 0.0, 0.0
     for i in range(B):
@@ -148,7 +174,7 @@ def test_the_proposal_is_moved_by_the_gradient_of_the_paper_and_by_nothing_else(
 
 def test_all_else_is_moved_by_quantile_regression_at_these_fractions_alone(algo, state):
     b, config = batch(), algo.config
-    gradient = gradient_of(state.params, state, b, config)
+    gradient = parts(gradient_of(state.params, state, b, config))
     online, target = Numpy(state.params), Numpy(state.target_params)
     tau_hat = jnp.array([(tau[1:] + tau[:-1]) / 2 for _, tau, _ in map(online.at, b.obs)], jnp.float32)
     tau_prime, y = (
@@ -159,12 +185,12 @@ def test_all_else_is_moved_by_quantile_regression_at_these_fractions_alone(algo,
 
     def loss(params):
         network = nnx.merge(state.network, params)
-        z = jax.vmap(lambda x, tau, a: network.Z(network.psi(x), tau)[:, a])(b.obs, tau_hat, b.action)  # (B, N)
+        z = jax.vmap(lambda x, tau, a: network.head.Z(network.psi(x), tau)[:, a])(b.obs, tau_hat, b.action)  # (B, N)
         delta = y[:, None, :] - z[:, :, None]
         huber = jnp.where(jnp.abs(delta) <= 0.7, delta**2 / 2, 0.7 * (jnp.abs(delta) - 0.35))
         return (widths * jnp.abs(tau_hat[:, :, None] - (delta < 0)) * huber / 0.7).sum(axis=(1, 2)).mean()
 
-    expected = jax.grad(loss)(state.params)
+    expected = parts(jax.grad(loss)(state.params))
     for name in ("psi", "Z"):
         for got, want in zip(jax.tree.leaves(gradient[name]), jax.tree.leaves(expected[name]), strict=True):
             assert np.abs(want).max() > 1e-3
@@ -184,7 +210,8 @@ def test_fractions_of_a_network_rise_from_0_to_1_and_q_is_the_sum_weighted_by_th
     obs = jax.random.normal(jax.random.key(1), (50, 6))
     state = replace(state, average_params=state.params)
     online = nnx.merge(state.network, state.params)
-    _, tau, Z = online(jax.vmap(online.psi)(obs))
+    (proposal,) = heads.of(algo.config).predict(online.head, jax.vmap(online.psi)(obs), [None])
+    tau, Z = proposal.tau, proposal.Y
     assert tau.shape == (50, N + 1)
     assert (np.diff(tau) > 0).all()
     assert_array_equal(tau[:, [0, -1]], np.broadcast_to([0, 1], (50, 2)))
@@ -203,17 +230,20 @@ class ByHand(nnx.Module):
     """Fractions 0, .9, 1; Z of action 0 is tau, of action 1 always .6."""
 
     def __init__(self):
-        self.proposal = nnx.Param(jnp.zeros(1))
+        self.unused = nnx.Param(jnp.zeros(1))
 
     def psi(self, obs):
         return jnp.zeros(1)
 
+    @property
+    def head(self):
+        return self
+
+    def proposal(self, psi):
+        return jnp.log(jnp.broadcast_to(jnp.array([0.9, 0.1]), (*psi.shape[:-1], 2)))
+
     def Z(self, psi, tau):
         return jnp.stack([tau, jnp.full_like(tau, 0.6)], axis=-1)
-
-    def __call__(self, psi):
-        tau = jnp.broadcast_to(jnp.array([0.0, 0.9, 1.0]), (*psi.shape[:-1], 3))
-        return jnp.log(jnp.diff(tau)), tau, self.Z(psi, (tau[..., 1:] + tau[..., :-1]) / 2)
 
 
 def test_widths_of_fractions_count_in_acting_and_in_a_star():
@@ -233,8 +263,8 @@ def first_step(algo, state):
     """The gradient step of one batch: (change of each parameter, its gradient)."""
     b, config = batch(), algo.config
     gradient = gradient_of(state.params, state, b, config)
-    optimizer = fqf.optimizer(config)
-    return optimizer.update(gradient, optimizer.init(state.params))[0], gradient
+    optimizer = q_learning.optimizer(config)
+    return parts(optimizer.update(gradient, optimizer.init(state.params))[0]), parts(gradient)
 
 
 def test_the_proposal_takes_steps_of_rmsprop_and_the_rest_of_adam(state):
@@ -253,11 +283,11 @@ def test_the_proposal_takes_steps_of_rmsprop_and_the_rest_of_adam(state):
 def test_each_learning_rate_moves_its_own_part(still, moving):
     algo = tiny("fqf", **{still: 0.0})
     start = algo.init(jax.random.key(0))
-    state, _ = jax.jit(fqf.update)(algo.config, start, jax.random.key(1))
+    state, _ = jax.jit(q_learning.step)(algo.config, start, jax.random.key(1))
     for name in ("psi", "Z", "proposal"):
         same = [
             np.array_equal(a, b)
-            for a, b in zip(*(jax.tree.leaves(s.params[name]) for s in (start, state)), strict=True)
+            for a, b in zip(*(jax.tree.leaves(parts(s.params)[name]) for s in (start, state)), strict=True)
         ]
         expected = (name == "proposal") == (moving == "proposal")
         assert all(same) != expected
@@ -266,20 +296,21 @@ def test_each_learning_rate_moves_its_own_part(still, moving):
 def test_the_targets_proposal_moves_with_the_target():
     algo = tiny("fqf", target_update_freq=2, polyak=0.0)
     state = algo.init(jax.random.key(0))
-    update = jax.jit(fqf.update)
+    update = jax.jit(q_learning.step)
     once, _ = update(algo.config, state, jax.random.key(1))
     twice, _ = update(algo.config, once, jax.random.key(2))
-    kernel = [s.target_params["proposal"]["linear"]["kernel"][...] for s in (state, once, twice)]
+    kernel = [parts(s.target_params)["proposal"]["linear"]["kernel"][...] for s in (state, once, twice)]
     assert_array_equal(kernel[0], kernel[1])
-    assert_array_equal(kernel[2], twice.params["proposal"]["linear"]["kernel"][...])
+    assert_array_equal(kernel[2], parts(twice.params)["proposal"]["linear"]["kernel"][...])
     assert not np.array_equal(kernel[1], kernel[2])
 
 
 def test_psi_and_z_begin_as_those_of_iqn_do():
     ours, iqns = (tiny(name).init(jax.random.key(3)).params for name in ("fqf", "iqn"))
-    for name in ("psi", "Z"):
-        for a, b in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(iqns[name]), strict=True):
-            assert_array_equal(a, b)
+    for a, b in ((ours["psi"], iqns["psi"]), (ours["head"]["Z"], iqns["head"])):
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            assert_array_equal(x, y)
 
 
 def test_training_copies_no_replay_in_its_loops():
@@ -296,6 +327,6 @@ def test_adams_signals_are_those_of_adam_and_not_of_the_proposals_optimiser(algo
     algo = algo.replace(signals=True)
     state, record = algo.records(jax.random.key(0))
     v = np.asarray(optax.tree.get(state.optimizer_state, "ScaleByAdamState").nu, np.float64)
-    assert v.size == sum(x.size for name in ("psi", "Z") for x in jax.tree.leaves(state.params[name]))
+    assert v.size == sum(x.size for name in ("psi", "Z") for x in jax.tree.leaves(parts(state.params)[name]))
     scale = np.sqrt(v[v > 0] / (1 - 0.999 ** int(state.gradient_steps)))
     assert_allclose(record.signals.adam_scale[-1], np.median(scale), rtol=1e-3)

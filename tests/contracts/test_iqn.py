@@ -11,8 +11,8 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax
 
-from quantilax import IQN, ConfigError, ConfigWarning, fractions, offpolicy, replay, train
-from quantilax.algorithms import iqn
+from quantilax import IQN, ConfigError, ConfigWarning, fractions, replay, train
+from quantilax.algorithms import q_learning
 from quantilax.types import NStep
 from tests.conftest import tiny
 from tests.hlo import copies_in_loops
@@ -51,9 +51,9 @@ def numpy_network(params):
     def Z(x, tau):
         psi = np.maximum(dense(p["psi"]["layers"][0], np.asarray(x, np.float64)), 0)
         cos = np.cos(np.pi * np.outer(tau, np.arange(1, 9)))
-        phi = np.maximum(dense(p["Z"]["embedding"]["linear"], cos), 0)
-        hidden = np.maximum(dense(p["Z"]["f"]["mlp"]["layers"][0], psi * phi), 0)
-        return dense(p["Z"]["f"]["out"], hidden)
+        phi = np.maximum(dense(p["head"]["embedding"]["linear"], cos), 0)
+        hidden = np.maximum(dense(p["head"]["f"]["mlp"]["layers"][0], psi * phi), 0)
+        return dense(p["head"]["f"]["out"], hidden)
 
     return Z
 
@@ -90,7 +90,7 @@ NUMBERS = 4, 3, 5
 
 
 def loss_of_one(state, t, key, config):
-    return iqn.batch_loss(state.params, state.target_params, state.network, batch_of(t), key, config)[0]
+    return q_learning.loss(state.params, config, state, batch_of(t), key)[0]
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -142,7 +142,8 @@ def test_double_changes_which_network_selects(algo, state):
 
 def loss_of(algo, state, batch):
     def value(params, target_params):
-        return iqn.batch_loss(params, target_params, state.network, batch, jax.random.key(0), algo.config)[0]
+        known = replace(state, target_params=target_params)
+        return q_learning.loss(params, algo.config, known, batch, jax.random.key(0))[0]
 
     return value
 
@@ -186,7 +187,7 @@ def test_the_target_equals_the_online_network_at_step_0(algo):  # bugs 2 and 3: 
 
 def targets_by_hand(algo, updates):
     """Run single updates and move the target as the config's comment says."""
-    state, update = algo.init(jax.random.key(0)), jax.jit(iqn.update)
+    state, update = algo.init(jax.random.key(0)), jax.jit(q_learning.step)
     expected = state.params
     for n in range(1, updates + 1):
         state, _ = update(algo.config, state, jax.random.key(n))
@@ -212,7 +213,7 @@ def test_the_target_moves_with_gradient_steps_not_with_iterations(algo):  # bug 
 
 
 def test_gradients_are_clipped_by_their_global_norm():  # bug 4
-    optimizer = offpolicy.adam(tiny("iqn", max_grad_norm=5.0).config)
+    optimizer = q_learning.optimizer(tiny("iqn", max_grad_norm=5.0).config)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     _, state = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params))
     moments = [x for x in jax.tree.leaves(state) if x.shape == (2,)]
@@ -223,14 +224,14 @@ def test_gradients_are_clipped_by_their_global_norm():  # bug 4
 
 def test_the_epsilon_of_adam_and_the_learning_rate_reach_the_step():
     config = tiny("iqn", max_grad_norm=float("inf"), learning_rate=0.1, learning_rate_end=1.0, adam_eps=3.0).config
-    optimizer = offpolicy.adam(config)
+    optimizer = q_learning.optimizer(config)
     updates, _ = optimizer.update(jnp.array([4.0]), optimizer.init(jnp.zeros(1)))
     assert_allclose(updates, -0.1 * 4 / (4 + 3.0), rtol=1e-5)  # Adam's first step: lr g / (|g| + eps)
 
 
 def test_the_learning_rate_falls_linearly_to_its_end():
     algo = tiny("iqn", learning_rate=1.0, learning_rate_end=0.2, adam_eps=1e-8)
-    optimizer, n = offpolicy.adam(algo.config), algo.config.gradient_steps
+    optimizer, n = q_learning.optimizer(algo.config), algo.config.gradient_steps
     state, sizes = optimizer.init(jnp.zeros(1)), []
     for _ in range(n + 1):
         updates, state = optimizer.update(jnp.array([1.0]), state)
@@ -273,17 +274,18 @@ class ByHand(nnx.Module):
     def psi(self, obs):
         return jnp.zeros(1)
 
-    def Z(self, psi, tau):
+    def head(self, psi, tau):
         return jnp.stack([-1 + 3 * tau, jnp.full_like(tau, 0.4)], axis=-1) + self.unused[...] * 0
 
 
-def test_a_star_is_the_argmax_of_the_mean_not_of_each_quantile():  # bug 8
+def test_a_star_is_the_argmax_of_the_mean_not_of_each_quantile(state):  # bug 8
     # Action 0 has mean .5, action 1 always .4: every target is a quantile of action 0, also where it lies below .4.
     algo = tiny("iqn", num_quantile_samples=4000, num_tau_prime_samples=50, num_tau_samples=1, gamma=1.0)
     graphdef, params = nnx.split(ByHand())
     t = transition()._replace(reward=jnp.array(0.0))
     key = jax.random.key(0)
-    value, (z, *_) = iqn.batch_loss(params, params, graphdef, batch_of(t), key, algo.config)
+    state = replace(state, network=graphdef, target_params=params)
+    value, (z, *_) = q_learning.loss(params, algo.config, state, batch_of(t), key)
     (tau,), (tau_prime,), _ = fractions.draw(key, "uniform", (1,), (1, 50, 4000))
     delta = (-1 + 3 * np.asarray(tau_prime)) - 0.4  # Z(x, a=1) = .4
     huber = np.where(np.abs(delta) <= 1, 0.5 * delta**2, np.abs(delta) - 0.5)
@@ -300,7 +302,7 @@ def test_each_example_draws_its_own_fractions_unless_they_are_shared(algo, state
     taus = fractions.draw(key, sampler, () if share else (8,), NUMBERS)
     sets = [[np.broadcast_to(tau, (8, tau.shape[-1]))[i] for tau in taus] for i in range(8)]
     assert len({s[0].tobytes() for s in sets}) == (1 if share or sampler == "midpoints" else 8)
-    value, _ = iqn.batch_loss(state.params, state.target_params, state.network, batch_of(*batch), key, config)
+    value, _ = q_learning.loss(state.params, config, state, batch_of(*batch), key)
     expected = np.mean([numpy_loss(state, t, s, config) for t, s in zip(batch, sets, strict=True)])
     assert_allclose(value, expected, rtol=1e-4)
 
@@ -370,8 +372,8 @@ def test_an_update_learns_from_n_steps_of_the_replay_with_its_own_discount(monke
     algo = tiny("iqn", n_step=3, gamma=0.5, normalize_rewards=normalize_rewards)
     state, _ = algo.train(jax.random.key(0))
     ring, seen = state.replay, []
-    monkeypatch.setattr(iqn, "batch_loss", lambda params, *args: seen.append(args[2]) or loss_of_params(params))
-    iqn.update(algo.config, state, jax.random.key(1))
+    monkeypatch.setattr(q_learning, "loss", lambda params, *args: seen.append(args[2]) or loss_of_params(params))
+    q_learning.step(algo.config, state, jax.random.key(1))
     batch = replay.sample(ring, jax.random.split(jax.random.key(1))[0], algo.config.batch_size, 0.5)
     assert set(np.unique(batch.steps)) > {3}
     assert_array_equal(seen[0].steps, batch.steps)

@@ -149,7 +149,7 @@ def test_the_replay_keeps_a_byte_per_cell_and_channel():
     ring = jax.eval_shape(algo.init, jax.random.key(0)).replay
     assert ring.observations.dtype == jnp.bool_
     # 1,000 iterations; a 32nd and three more slots of 400 bytes; action and reward of 4, two flags and an offset.
-    stored = sum(x.size * x.dtype.itemsize for x in (*jax.tree.leaves(ring.rows), ring.observations))
+    stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((ring.rows, ring.observations)))
     assert stored == 10_000 * 11 + (1_000 + 31 + 3) * 10 * 400
     assert stored / 10_000 < 425  # float32: some 1,665
 

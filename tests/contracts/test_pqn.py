@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
-from quantilax import PQN, ConfigError, ConfigWarning, train
-from quantilax.algorithms import pqn
-from quantilax.heads import hl_gauss
+from quantilax import PQN, ConfigError, ConfigWarning, fractions, heads, train
+from quantilax.algorithms import pqn, values
+from quantilax.heads import HLGaussHead
+from quantilax.learning import rollout
 from tests.conftest import tiny
 
 HEADS = {
@@ -23,9 +25,16 @@ HEADS = {
     "quantile": dict(num_quantiles=5, kappa=0.4),
     "implicit_quantile": dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),
     "categorical": dict(num_atoms=7, v_min=-2.0, v_max=3.0),
+    "proposed": dict(num_fractions=4, num_cosines=8, fraction_learning_rate=1e-3, kappa=0.4),
 }
 DISTRIBUTIONS = list(HEADS)[2:]
-collect, lambda_targets = jax.jit(pqn.collect), jax.jit(pqn.lambda_targets)
+lambda_targets = jax.jit(pqn.lambda_targets)
+
+
+@jax.jit
+def collect(env, config, state, key):
+    """What an iteration collects with random actions."""
+    return rollout.collect(env, config, lambda config, state: values.acting(config, state, 1.0), state, key)
 
 
 def with_head(head, **changes):
@@ -39,7 +48,7 @@ def algo():
 
 
 def y_values(state, obs, tau=None):
-    """What the network gives for a batch, (B, n, A)."""
+    """What the network gives for a batch, (B, n, A), with a head that proposes no fractions."""
     network = nnx.merge(state.network, state.params)
     one = (lambda x: network.head(network.psi(x))) if tau is None else (lambda x: network.head(network.psi(x), tau))
     return np.asarray(jax.vmap(one)(obs), np.float64)
@@ -52,7 +61,7 @@ def q_values(state, obs):
 def collected(algo):
     """A state, and what it collects with random actions: some episodes end, some are cut."""
     state = algo.init(jax.random.key(0))
-    state, t = collect(algo.env, algo.config, state, jnp.array(1.0), jax.random.key(1))
+    state, t = collect(algo.env, algo.config, state, jax.random.key(1))
     assert t.terminated.any()
     assert t.truncated.any()
     return state, t
@@ -95,31 +104,31 @@ def test_targets_with_munchausen_are_soft_lambda_returns_cut_at_the_end_of_episo
             assert_allclose(targets[s, e], g, rtol=1e-4, atol=1e-5)
 
 
-def test_munchausen_is_refused_with_a_head_for_distributions():
+@pytest.mark.parametrize("head", DISTRIBUTIONS)
+def test_munchausen_is_refused_with_a_head_for_distributions(head):
     with pytest.raises(
-        ConfigError, match="munchausen: not defined here for the returns of head=quantile; set head to scalar"
+        ConfigError, match=f"munchausen: not defined here for the returns of head={head}; set head to scalar"
     ):
-        with_head("quantile", munchausen=True)
+        with_head(head, munchausen=True)
 
 
 def test_each_step_is_learned_from_once_per_epoch_in_an_order_of_its_own(algo, monkeypatch):
     config = algo.config
     n, size = config.steps_per_iteration, config.derived()["minibatch_size"]
     assert size * config.num_minibatches == n
-    collect = pqn.collect
+    state, t = collected(algo)
+    observed = jax.jit(pqn.observe)(config, state, t, jax.random.key(2))
+    assert_array_equal(observed.rows.obs, np.reshape(t.obs, (n, -1)))
+    assert_array_equal(observed.rows.action, np.ravel(t.action))
 
-    def collect_and_begin_a_list(*inputs):
-        state, transitions = collect(*inputs)
-        return replace(state, params=jnp.full(config.num_epochs * n, -1)), transitions
-
-    def note(config, state, rows, key):
+    def note(config, state, optimizer, loss, _, given, rows, key):
         seen = jax.lax.dynamic_update_slice(state.params, rows, (state.gradient_steps * size,))
-        return replace(state, params=seen, gradient_steps=state.gradient_steps + 1), (jnp.zeros(()),) * 4
+        noted = replace(state, params=seen, gradient_steps=state.gradient_steps + 1)
+        return noted, (jnp.zeros(()),) * 2, (jnp.zeros(size),) * 2
 
-    monkeypatch.setattr(pqn, "collect", collect_and_begin_a_list)
-    monkeypatch.setattr(pqn, "rows_of", lambda *_: jnp.arange(n))
-    monkeypatch.setattr(pqn, "update", note)
-    state, _ = pqn.step(algo.env, config, algo.init(jax.random.key(0)))
+    monkeypatch.setattr(values, "gradient_step", note)
+    begun = replace(observed, params=jnp.full(config.num_epochs * n, -1), rows=jnp.arange(n))
+    state, _ = pqn.update(config, begun, jax.random.key(0))
     assert int(state.gradient_steps) == config.num_epochs * config.num_minibatches
     epochs = np.asarray(state.params).reshape(config.num_epochs, n)
     assert len(epochs) > 1
@@ -167,40 +176,131 @@ def test_quantile_targets_without_lambda_are_the_successors_quantiles_and_with_l
         assert_allclose(whole[i], g, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("head", "draws"), [("quantile", 400), ("implicit_quantile", 100)])  # of 5 and of 64 chains
+def with_uneven_fractions(state):
+    """The proposal begins with even ones."""
+    network = nnx.merge(state.network, state.params)
+    kernel = network.head.proposal.linear.kernel
+    kernel[...] = jax.random.normal(jax.random.key(7), kernel.shape)
+    return replace(state, params=nnx.state(network))
+
+
+def steps_of(algo, state, obs):
+    """(widths, Z) of the step functions of proposed fractions for a batch: (B, N), (B, N, A)."""
+    network = nnx.merge(state.network, state.params)
+    (proposal,) = heads.of(algo.config).predict(network.head, jax.vmap(network.psi)(obs), [None])
+    return np.diff(np.asarray(proposal.tau, np.float64)), np.asarray(proposal.Y, np.float64)
+
+
+def learned_means(algo, state, obs):
+    """Q for a batch, written out for each head, (B, A)."""
+    if algo.config.head == "proposed":
+        widths, Z = steps_of(algo, state, obs)
+        assert widths.std() > 0.05
+        return np.einsum("bn,bna->ba", widths, Z)
+    tau = None if algo.config.head == "quantile" else (jnp.arange(512) + 0.5) / 512
+    return y_values(state, obs, tau).mean(axis=1)
+
+
+@pytest.mark.parametrize(  # draws of 5, 64 and 32 chains
+    ("head", "draws"), [("quantile", 400), ("implicit_quantile", 100), ("proposed", 150)]
+)
 def test_the_mean_of_the_drawn_targets_is_the_lambda_return_of_the_means(head, draws):
-    algo = with_head(head, num_quantile_samples=512, num_tau_prime_samples=64)
+    algo = with_head(head, num_quantile_samples=512, num_tau_prime_samples=64, num_fractions=32)
     state, t = collected(algo)
-    targets = jax.jit(jax.vmap(partial(pqn.lambda_targets, algo.config, state, t)))
-    drawn = np.asarray(targets(jax.random.split(jax.random.key(3), draws)), np.float64).mean(axis=(0, -1))
+    if head == "proposed":
+        state = with_uneven_fractions(state)
+    head_of = heads.of(algo.config)
+
+    @jax.jit
+    @jax.vmap
+    def means_of_targets(key):
+        G = pqn.lambda_targets(algo.config, state, t, key)
+        return jax.vmap(jax.vmap(head_of.expected))(G)
+
+    keys = jax.random.split(jax.random.key(3), draws)
+    drawn = np.asarray(means_of_targets(keys), np.float64).mean(axis=0)
     ended = np.asarray(t.terminated | t.truncated)
-    tau = None if head == "quantile" else (jnp.arange(512) + 0.5) / 512
     for e in range(algo.config.num_envs):
-        g, values = None, y_values(state, t.next_obs[:, e], tau).mean(axis=1).max(axis=-1)
+        g, best = None, learned_means(algo, state, t.next_obs[:, e]).max(axis=-1)
         for i in reversed(range(algo.config.num_steps)):
-            v = values[i]
+            v = best[i]
             last = g is None or ended[i, e]
             g = float(t.reward[i, e]) + 0.9 * (1 - float(t.terminated[i, e])) * (v if last else 0.3 * v + 0.7 * g)
             assert_allclose(drawn[i, e], g, atol=0.03)
 
 
+def test_targets_of_proposed_fractions_without_lambda_are_draws_from_the_successors_step_function():
+    algo = with_head("proposed", lambda_=0.0)
+    state, t = collected(algo)
+    state, draws = with_uneven_fractions(state), 500
+    keys = jax.random.split(jax.random.key(3), draws)
+    y, tau = jax.jit(jax.vmap(partial(pqn.lambda_targets, algo.config, state, t)))(keys)
+    assert_array_equal(tau, np.broadcast_to(np.linspace(0, 1, 5, dtype=np.float32), tau.shape))  # all count alike
+    y = np.moveaxis(np.asarray(y), 0, 2).reshape(*t.reward.shape, -1)  # (T, E, draws N)
+    for e in range(algo.config.num_envs):
+        widths, Z = steps_of(algo, state, t.next_obs[:, e])
+        a_star = np.einsum("tn,tna->ta", widths, Z).argmax(axis=-1)
+        for i in range(algo.config.num_steps):
+            outcomes = float(t.reward[i, e]) + 0.9 * (1 - float(t.terminated[i, e])) * Z[i, :, a_star[i]]
+            off = np.abs(y[i, e][:, None] - outcomes)
+            assert off.min(axis=1).max() < 1e-5
+            if not t.terminated[i, e]:
+                assert_allclose((off < 1e-5).mean(axis=0), widths[i], atol=0.06)
+
+
+class ByHand(nnx.Module):
+    """A network that gives Y whatever it sees, and proposes the widths .2, .3 and .5."""
+
+    def __init__(self, Y):
+        self.Y = nnx.Param(jnp.asarray(Y, jnp.float32))
+
+    def psi(self, obs):
+        return obs
+
+    @property
+    def head(self):
+        return self
+
+    def __call__(self, psi, tau=None):
+        return jnp.broadcast_to(self.Y[...], (*psi.shape[:-1], *self.Y.shape))
+
+    def Z(self, psi, tau):
+        return self(psi)[..., : tau.shape[-1], :]
+
+    def proposal(self, psi):
+        return jnp.log(jnp.broadcast_to(jnp.array([0.2, 0.3, 0.5]), (*psi.shape[:-1], 3)))
+
+
 def test_the_loss_of_each_head_is_that_of_its_paper():
-    Y, action = np.array([[0.3, -1.0], [2.0, 0.5], [-0.4, 1.5]]), jnp.array(1)
-    tau, y = np.array([0.2, 0.5, 0.9]), np.array([1.0, -0.6])
+    Y, action = np.array([[0.3, -1.0], [2.0, 0.5], [-0.4, 1.5]]), 1
+    y, key = np.array([1.0, -0.6]), jax.random.key(0)
 
     def loss(head, Y, target, **changes):
         config = with_head(head, **changes).config
-        return pqn.loss(jnp.asarray(Y), jnp.asarray(tau), action, jnp.asarray(target), config)
+        network, params = nnx.split(ByHand(Y))
+        target = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32)[None], target)
+        rows = pqn.Rows(jnp.zeros((1, 6)), jnp.array([action]), target)
+        value, (q, error) = pqn.loss(params, config, SimpleNamespace(network=network), rows, key)
+        return value, (q[0], error[0])
 
     value, (q, error) = loss("scalar", Y[:1], 3.0)
     assert_allclose([value, q, error], [8.0, -1.0, 4.0], rtol=1e-6)  # (3 + 1)^2 / 2
 
-    for head in ("quantile", "implicit_quantile"):
-        value, (q, error) = loss(head, Y, y, kappa=0.4)
-        delta = y[None, :] - Y[:, 1:]  # (N, N')
-        huber = np.where(np.abs(delta) <= 0.4, delta**2 / 2, 0.4 * (np.abs(delta) - 0.2))
+    delta = y[None, :] - Y[:, 1:]  # (N, N')
+    huber = np.where(np.abs(delta) <= 0.4, delta**2 / 2, 0.4 * (np.abs(delta) - 0.2))
+    (drawn,) = fractions.draw(key, "uniform", (1,), (3,))
+    taus = {"quantile": np.array([1, 3, 5]) / 6, "implicit_quantile": np.asarray(drawn[0])}
+    for head, tau in taus.items():
+        value, (q, error) = loss(head, Y, y, kappa=0.4, num_quantiles=3, num_tau_samples=3)
         assert_allclose(value, (np.abs(tau[:, None] - (delta < 0)) * huber / 0.4).mean(axis=1).sum(), rtol=1e-5)
         assert_allclose([q, error], [1 / 3, abs(0.2 - 1 / 3)], rtol=1e-5)
+
+    targets = heads.proposed.Targets(y, np.array([0, 0.5, 1]))
+    value, (q, error) = loss("proposed", Y, targets, num_fractions=3, fraction_entropy=0.1)
+    p, tau = np.array([0.2, 0.3, 0.5]), np.array([0.1, 0.35, 0.75])
+    of_quantiles = (np.abs(tau[:, None] - (delta < 0)) * huber / 0.4).mean(axis=1).sum()
+    assert_allclose(value, of_quantiles + 0.1 * (np.log(3) + p @ np.log(p)), rtol=1e-5)
+    assert_allclose([q, error], [0.7, 0.5], rtol=1e-5)  # .2 * -1 + .3 * .5 + .5 * 1.5
 
     value, (q, error) = loss("hl_gauss", Y, 0.4, num_atoms=3, v_min=-1.0, v_max=1.0, hl_gauss_sigma=0.75)
     cdf = scipy.stats.norm.cdf([-1.5, -0.5, 0.5, 1.5], 0.4, 0.75)  # ends of the bins around -1, 0, 1
@@ -219,11 +319,11 @@ def test_the_loss_of_each_head_is_that_of_its_paper():
 def test_the_histogram_of_hl_gauss_sums_to_one_and_its_mean_is_the_target_but_at_the_ends(v_min, v_max):
     config = with_head("hl_gauss", num_atoms=51, v_min=v_min, v_max=v_max).config
     inside = np.linspace(v_min, v_max, 51)[3:-3] + 0.1
-    p = np.asarray(jax.vmap(lambda g: hl_gauss.histogram(g, config))(jnp.float32(inside)), np.float64)
+    p = np.asarray(jax.vmap(lambda g: HLGaussHead(config).histogram(g))(jnp.float32(inside)), np.float64)
     assert_allclose(p.sum(axis=1), 1, atol=1e-6)
     assert_allclose(p @ np.linspace(v_min, v_max, 51), np.float32(inside), atol=2e-3)
-    beyond = hl_gauss.histogram(jnp.float32(v_max + 100), config)
-    assert_allclose(beyond, hl_gauss.histogram(jnp.float32(v_max), config))
+    beyond = HLGaussHead(config).histogram(jnp.float32(v_max + 100))
+    assert_allclose(beyond, HLGaussHead(config).histogram(jnp.float32(v_max)))
     assert int(beyond.argmax()) == 50
 
 
@@ -236,13 +336,13 @@ def test_soft_returns_go_with_hl_gauss():
 def test_the_gradient_does_not_flow_through_the_target(head):
     algo = with_head(head)
     state, t = collected(algo)
-    obs, action, target = jax.jit(pqn.rows_of)(algo.config, state, t, jax.random.key(2))
+    rows = jax.jit(pqn.observe)(algo.config, state, t, jax.random.key(2)).rows
 
     def value(params, target):
-        return pqn.batch_loss(params, state.network, (obs, action, target), jax.random.key(3), algo.config)[0]
+        return pqn.loss(params, algo.config, state, rows._replace(target=target), jax.random.key(3))[0]
 
-    of_params, of_target = jax.jit(jax.grad(value, argnums=(0, 1)))(state.params, target)
-    assert not np.asarray(of_target).any()
+    of_params, of_target = jax.jit(jax.grad(value, argnums=(0, 1)))(state.params, rows.target)
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(of_target))
     assert any(np.asarray(x).any() for x in jax.tree.leaves(of_params))
 
 
@@ -283,7 +383,7 @@ def test_the_scalar_head_has_no_quantiles_and_says_which_have():
     state = algo.init(jax.random.key(0))
     with pytest.raises(
         ConfigError,
-        match="head: scalar learns expected values, no quantiles; choose quantile, implicit_quantile or categorical",
+        match="head: scalar learns expected values, no quantiles; choose categorical, quantile, implicit_quantile or prop",
     ):
         algo.quantiles(state, jnp.ones(6), jnp.array([0.5]))
 

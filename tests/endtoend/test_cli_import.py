@@ -1,46 +1,83 @@
-"""An algorithm of a user in a file of their own: the guide as written, and files that cannot serve."""
+"""Python files of a user: the guides to an algorithm and a head of one's own as written, and files that cannot serve."""
 
-import re
+import runpy
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from tests import guides
 from tests.endtoend.conftest import Call, process
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "custom-algorithm.md"
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What the files of a test registered in this process is forgotten."""
+    with guides.unregistering():
+        yield
 
 
-@pytest.fixture(scope="module")
-def guide() -> dict[str, str]:
-    """The files that the guide asks for, and its commands."""
-    text = GUIDE.read_text()
-    files = {m[1]: m[2] for m in re.finditer(r"```\w+ title=\"([\w.]+)\"\n(.*?)```", text, re.DOTALL)}
-    return files | {"commands": re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]}
-
-
-def test_the_guide_to_an_algorithm_of_ones_own_works_as_written(guide, call: Call, tmp_path):
+def test_the_guide_to_an_algorithm_of_ones_own_works_as_written_and_the_algorithm_solves_cartpole(call: Call, tmp_path):
     command = partial(process, tmp_path, tmp_path / "cache")
-    for name in ("double_dqn.py", "mine.yaml"):
-        (tmp_path / name).write_text(guide[name])
-    commands = [line.split()[1:] for line in guide["commands"].splitlines()]
+    for name, text in guides.files("custom-algorithm.md").items():
+        (tmp_path / name).write_text(text)
+    commands = guides.commands("custom-algorithm.md")
     assert [c[2] for c in commands] == ["train", "resume", "evaluate"]
     for arguments in commands:
         ended = command(*arguments)
         assert ended.status == 0, ended.stderr
-    curve = pl.read_parquet(tmp_path / "runs" / "double" / "evaluations.parquet").filter(seed=0)
-    assert curve["env_step"].to_list() == [1000, 2000, 4000, 6000]
+    curves = pl.read_parquet(tmp_path / "runs" / "awr" / "evaluations.parquet")
+    for seed in (0, 1):
+        curve = curves.filter(seed=seed)
+        assert curve["env_step"].to_list() == list(range(0, 122_881, 10_240))
+        assert curve["return_mean"][0] < 100
+        assert curve["return_mean"][-3] > 450  # where the first command ended
+        assert curve["return_mean"][-1] > 450
 
-    ours = call("train", "mine.yaml", "double_dqn", "algorithm=dqn", "double=true", "--out", "runs/ours")
-    assert ours.status == 0, ours.stderr
-    ours = pl.read_parquet(tmp_path / "runs" / "ours" / "evaluations.parquet")
-    np.testing.assert_allclose(curve["q"][:3], ours["q"], rtol=1e-4)  # the same target, written by other hands
-
-    ended = call("evaluate", "runs/double")
+    ended = call("evaluate", "runs/awr")
     assert ended.status == 2
-    assert "unknown algorithm 'double_dqn'" in ended.stderr
+    assert "unknown algorithm 'awr'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_guide_to_a_head_of_ones_own_works_as_written_and_the_head_learns_mean_and_deviation_in_both_loops(
+    call: Call, tmp_path, capsys, forgotten
+):
+    for name, text in guides.files("custom-head.md").items():
+        (tmp_path / name).write_text(text)
+    *of_the_head, of_its_own = guides.commands("custom-head.md")
+    assert [c[2:] for c in of_the_head] == [
+        ["train", "gaussian.yaml", loop, "--out", f"runs/{loop}"] for loop in ("q_learning", "pqn")
+    ]
+    for arguments in of_the_head:
+        ended = call(*arguments)
+        assert ended.status == 0, ended.stderr
+    runpy.run_path(str(tmp_path / "moments.py"))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [loop for loop, *_ in printed] == ["q_learning", "pqn"]
+
+    L = np.arange(1, 1_000)
+    p, returns = 0.3 * 0.7 ** (L - 1), (1 - 0.9**L) / (1 - 0.9)
+    mean = p @ returns
+    deviation = np.sqrt(p @ (returns - mean) ** 2)
+    for _, *learned in printed:
+        np.testing.assert_allclose(np.array(learned, float), (mean, deviation), rtol=0.06)
+
+    ended = call(*of_its_own)
+    assert ended.status == 0, ended.stderr
+
+
+def test_a_run_with_a_head_of_ones_own_is_refused_without_its_file(call: Call, tmp_path):
+    (tmp_path / "gaussian.py").write_text(guides.files("custom-head.md")["gaussian.py"])
+    settings = ("head=gaussian", "num_tau_samples=2")
+    with guides.unregistering():
+        ended = call("--import", "gaussian.py", "train", "tiny.yaml", "algorithm=q_learning", *settings, "--out", "run")
+        assert ended.status == 0, ended.stderr
+    ended = call("evaluate", "run")
+    assert ended.status == 2
+    assert "head: unknown value 'gaussian'; did you mean 'hl_gauss'?" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

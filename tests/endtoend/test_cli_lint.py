@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantilax.algorithms import iqn
+from quantilax.algorithms import IQN
 from quantilax.studies import inert
 from tests.endtoend.conftest import TINY, Call, process, tree
 
@@ -42,7 +42,7 @@ def test_findings_beyond_notes_end_with_status_1_and_stand_in_a_table_warnings_a
     call: Call, monkeypatch
 ):
     examined = {"risk", "risk_eta", "munchausen", "munchausen_alpha", "prioritized", "priority_exponent"}
-    monkeypatch.setattr(inert, "LOOP", tuple(set(iqn.Config.__dataclass_fields__) - examined))  # each takes a trace
+    monkeypatch.setattr(inert, "LOOP", tuple(set(IQN.__dataclass_fields__) - examined))  # each takes a trace
     fields = ("risk_eta=0.5", "target_update_freq=2", "batch_size=8")
     ended = call("lint", "tiny.yaml", "--no-confirm", *SOUND, *fields)
     assert (ended.status, ended.stderr) == (1, "")

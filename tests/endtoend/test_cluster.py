@@ -34,11 +34,11 @@ import quantilax
 IQN = quantilax.ALGORITHMS["iqn"]
 
 
-def step(env, config, state):
-    return IQN.step(env, config, state)
+def update(config, state, key):
+    return IQN.update(config, state, key)
 
 
-quantilax.register(IQN._replace(name="mine", step=step))
+quantilax.register(IQN._replace(name="mine", update=update))
 """
 
 QUANTILAX = [sys.executable, "-W", "error", "-m", "quantilax.cli"]

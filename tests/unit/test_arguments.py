@@ -148,7 +148,7 @@ def test_the_checks_add_nothing_to_a_program():
         return AGENT.policy(state)(obs, key)
 
     def unchecked(state, obs, key):
-        return AGENT.algorithm.policy(AGENT.env, AGENT.config, state)(obs, key)
+        return AGENT.algorithm.policy(AGENT.env, AGENT.config, state).act(obs, (), key, None)[0]
 
     obs = jax.ShapeDtypeStruct((2,), jnp.float32)
     programs = [str(jax.make_jaxpr(f)(STATE, obs, KEY)) for f in (checked, unchecked)]

@@ -544,7 +544,7 @@ WRONG = {
     "another step": lambda c: {**c, "env_step": 250},
     "a list": lambda c: [],
     "a word": lambda c: "checkpoint",
-    "a later format": lambda c: {**c, "format": 3},
+    "a later format": lambda c: {**c, "format": 4},
     "a format that is no number": lambda c: {**c, "format": {"x": []}},
     "no blocks": lambda c: {k: v for k, v in c.items() if k != "blocks"},
     "no leaves": lambda c: {**c, "leaves": []},
@@ -574,7 +574,7 @@ WRONG = {
     "evaluations without names": lambda c: with_evaluations(c, leaves=[]),
     "a mean return in words": lambda c: {**c, "return_mean": "high"},
     "a step in words": lambda c: {**c, "env_step": "300"},
-    "versions in words": lambda c: {**c, "versions": "7.7", "format": 3},
+    "versions in words": lambda c: {**c, "versions": "7.7", "format": 4},
 }
 
 

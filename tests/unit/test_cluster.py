@@ -208,17 +208,17 @@ def test_a_worker_with_other_devices_than_the_study_is_laid_on_refuses(planned):
 MINE = """
 import gymnax
 import quantilax
-from base import step  # of a file that is named after this one
+from base import update  # of a file that is named after this one
 
 gymnax.register("mine-v0", gymnax.environments.CartPole)
-quantilax.register(quantilax.ALGORITHMS["iqn"]._replace(name="mine", step=step))
+quantilax.register(quantilax.ALGORITHMS["iqn"]._replace(name="mine", update=update))
 """
 BASE = """
 import quantilax
 
 
-def step(env, config, state):
-    return quantilax.ALGORITHMS["iqn"].step(env, config, state)
+def update(config, state, key):
+    return quantilax.ALGORITHMS["iqn"].update(config, state, key)
 """
 
 
@@ -256,7 +256,7 @@ def test_a_worker_knows_what_files_of_the_user_define_though_it_has_no_such_file
     worker = Hand()
     assert worker.begin(*handed) == machines.facts()
     (agent,) = worker.worker.groups[0].agents.values()
-    assert (agent.algorithm.name, agent.env.name, agent.algorithm.step.__module__) == ("mine", "mine-v0", "base")
+    assert (agent.algorithm.name, agent.env.name, agent.algorithm.update.__module__) == ("mine", "mine-v0", "base")
 
 
 def test_a_file_of_the_user_that_fails_in_a_worker_is_named_with_its_line():

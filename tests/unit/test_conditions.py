@@ -49,15 +49,15 @@ def test_source_that_computes_counts_and_source_that_handles_runs_does_not(packa
 
 def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
-    file.write_text("def step(env, config, state): ...\n")
+    file.write_text("def update(config, state, key): ...\n")
     spec = importlib.util.spec_from_file_location("mine_for_a_digest", file)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     algo = tiny("iqn")
-    mine = create(algo.algorithm._replace(step=module.step), algo.env, TINY["iqn"])
+    mine = create(algo.algorithm._replace(update=module.update), algo.env, TINY["iqn"])
     without, before = conditions.code(algo), conditions.code(mine)
-    file.write_text("def step(env, config, state): return state\n")
+    file.write_text("def update(config, state, key): return state\n")
     assert before not in (without, conditions.code(mine))
     assert conditions.code(algo) == without
 

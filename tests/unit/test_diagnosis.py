@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 import yaml
 
-from quantilax import ConfigError, pytree
-from quantilax.algorithms import c51, dqn, fqf, iqn, pqn, qrdqn
+from quantilax import ALGORITHMS, ConfigError, pytree
+from quantilax.algorithms import IQN, pqn
 from quantilax.signals import Signals
 from quantilax.studies import definition, diagnosis
 from quantilax.studies.diagnosis import diagnose
@@ -18,7 +18,7 @@ from quantilax.studies.rules import RULES, healthy, quantities
 from tests.studies import GOOD, store
 
 STEPS = [1000 * i for i in range(11)]
-CONFIG = pytree.to_dict(iqn.Config(batch_size=16))
+CONFIG = pytree.to_dict(IQN(batch_size=16))
 CARTPOLE = str(Path(__file__).parents[2] / "configs" / "gymnax" / "cartpole.yaml")
 
 
@@ -114,7 +114,7 @@ def test_a_change_is_one_of_the_configs_fields_with_another_value_that_it_may_ha
         return
     assert set(found.change) <= set(found.config)
     assert all(CONFIG[field] != value or cause == "exploration" for field, value in found.change.items())
-    pytree.replace(iqn.Config(), **found.change)  # it may have them
+    pytree.replace(IQN(), **found.change)  # it may have them
 
 
 def test_a_change_is_told_as_the_command_line_takes_it():
@@ -208,17 +208,17 @@ def proposed(config, **columns) -> dict:
     return one.study
 
 
-@pytest.mark.parametrize("algorithm", [c51, dqn, fqf, iqn, pqn, qrdqn], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=list(ALGORITHMS))
 def test_a_study_is_proposed_for_every_algorithm_and_from_what_was_measured_alone(algorithm):
-    config = pytree.to_dict(algorithm.Config())
+    config = pytree.to_dict(algorithm.config())
     nothing = dict.fromkeys(Signals._fields, math.nan)
     absent = dict.fromkeys(("huber_scale", "replay_episodes", "reference_q_target"), math.nan)
-    for columns in (absent, nothing, *([{}] if algorithm is iqn else [])):
+    for columns in (absent, nothing, *([{}] if algorithm.config is IQN else [])):
         study = proposed(config, **columns)
         cells = [{f: v} for f, values in study.get("one_at_a_time", {}).items() for v in values]
         for change in (*cells, *study.get("named", {}).values()):
             assert all(config[field] != value for field, value in change.items())
-            pytree.from_dict(algorithm.Config, {**config, **change})
+            pytree.from_dict(algorithm.config, {**config, **change})
     rate = config["learning_rate"]
     varied = proposed(config, **nothing)["one_at_a_time"]["learning_rate"]
     assert varied == pytest.approx([rate / 10, rate * 3])

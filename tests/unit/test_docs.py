@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 import yaml
 
-from quantilax import ALGORITHMS, pytree, statistics
+from quantilax import ALGORITHMS, ConfigError, pytree, statistics
 from quantilax.envs.probes import PROBES
+from quantilax.heads import HEADS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -37,6 +38,45 @@ def test_the_tables_of_hyperparameters_are_what_the_configs_say():
         [sys.executable, str(ROOT / "tools" / "tables.py"), "--check"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_page_of_q_learning_has_each_head_with_its_hyperparameters():
+    listed = rows(DOCS / "algorithms" / "q_learning.md")
+    for name, head in HEADS.items():
+        fields = {field for group in head.configs for field in pytree.defaults(group)}
+        assert set(re.findall(r"`(\w+)`", listed[name][-1])) == fields
+
+
+def is_accepted(algorithm, **settings):
+    try:
+        pytree.from_dict(ALGORITHMS[algorithm].config, settings).check()
+    except ConfigError:
+        return False
+    return True
+
+
+def test_the_page_of_q_learning_tells_what_goes_with_what():
+    page = (DOCS / "algorithms" / "q_learning.md").read_text()
+    section = page.partition("### What goes with what\n")[2].partition("\n## ")[0]
+    top, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.partition("\n\n`double`")[0].strip().splitlines()
+    ]
+    assert top == ["", *(f"`{head}`" for head in HEADS)]
+    told = {row: [{"yes": True, "no": False}[cell] for cell in cells] for row, *cells in lines}
+    assert told == {
+        "Q-learning": [is_accepted("q_learning", head=head) for head in HEADS],
+        "Q-learning with `munchausen`": [is_accepted("q_learning", head=head, munchausen=True) for head in HEADS],
+        "[PQN](pqn.md)": [is_accepted("pqn", head=head) for head in HEADS],
+        "PQN with `munchausen`": [is_accepted("pqn", head=head, munchausen=True) for head in HEADS],
+        "`algo.quantiles`": [head.quantiles is not None for head in HEADS.values()],
+    }
+    for refused in (
+        {"munchausen": True, "double": True},
+        {"munchausen": True, "n_step": 2},
+        {"head": "quantile", "non_crossing": True, "dueling": True},
+    ):
+        assert not is_accepted("q_learning", **refused)
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import exploration
+from quantilax.envs.probes import TimeLimit
+from quantilax.learning import exploration, rollout
+from quantilax.types import Policy
 
 
 @pytest.mark.parametrize(("step", "epsilon"), [(0, 1.0), (250, 0.55), (500, 0.1), (9999, 0.1)])
@@ -27,20 +29,47 @@ def test_epsilon_greedy_takes_the_best_action_with_its_probability(epsilon):
     assert_allclose(share, [epsilon / 4, best, epsilon / 4, epsilon / 4], atol=5 * np.sqrt(0.25 / n))
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_of_the_legal_actions_the_best_is_taken_or_any_with_equal_chances(epsilon):
+    q, legal, n = jnp.array([0.0, 5.0, 1.0, -1.0]), jnp.array([True, False, True, True]), 20_000
+    actions = jax.vmap(lambda key: exploration.epsilon_greedy(key, q, epsilon, legal))(
+        jax.random.split(jax.random.key(0), n)
+    )
+    share = np.bincount(actions, minlength=4) / n
+    assert share[1] == 0
+    assert_allclose(share, [epsilon / 3, 0, 1 - epsilon + epsilon / 3, epsilon / 3], atol=5 * np.sqrt(0.25 / n))
+
+
+def test_values_are_masked_but_where_no_action_is_legal():
+    legal = jnp.array([[True, False], [False, False]])
+    assert exploration.masked(jnp.array([[1.0, 2.0], [3.0, 4.0]]), legal).tolist() == [[1, -np.inf], [3, 4]]
+
+
+@pytest.mark.parametrize("u", [0.0, 0.49, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))])
+def test_a_legal_action_lies_at_its_share_of_them(u):
+    legal = jnp.array([False, True, False, True, False])
+    assert int(exploration.legal_action(jnp.float32(u), legal)) == (1 if u < 0.5 else 3)
+
+
 LONGEST, ENVS, STEPS = 10, 20_000, 60
+NOT_RANDOM = -1
+ELSE = Policy(lambda obs, carry, key, legal: (jnp.full((), NOT_RANDOM), carry))
+"""What is done where no random action goes on."""
 
 
-def played(epsilon, longest=LONGEST, done=None):
-    """Where a random action was taken, and which, (steps, environments); epsilon and done by the step."""
+def played(epsilon, longest=LONGEST, episode=STEPS + 1):
+    """Where a random action was taken, and which, (steps, environments); epsilon by the step, episodes of one length."""
+    env = TimeLimit(limit=episode)
 
-    def step(repeats, t):
-        key = jax.random.fold_in(jax.random.key(0), t)
-        repeats = exploration.begin_repeats(key, repeats, epsilon(t), 3, longest)
-        ended = jnp.full(ENVS, False if done is None else done(t))
-        return exploration.end_step(repeats, ended), (repeats.left > 0, repeats.action)
+    def step(envs, t):
+        policy = exploration.repeating(ELSE, epsilon(t), 3, longest)
+        return rollout.step(env, policy, envs, jax.random.fold_in(jax.random.key(0), t))
 
-    _, (where, action) = jax.lax.scan(step, exploration.no_repeats(ENVS), jnp.arange(STEPS))
-    return np.asarray(where), np.asarray(action)
+    envs = rollout.reset(
+        env, jax.random.split(jax.random.key(1), ENVS), exploration.repeating(ELSE, 0.0, 3, longest).carry
+    )
+    action = np.asarray(jax.lax.scan(step, envs, jnp.arange(STEPS))[1].action)
+    return action != NOT_RANDOM, action
 
 
 def at_first(t):
@@ -68,9 +97,20 @@ def test_the_share_of_repeated_steps_is_the_one_that_is_told(epsilon):
 
 
 def test_a_repeat_ends_with_its_episode():
-    where, _ = played(at_first, done=lambda t: t == 2)
+    where, _ = played(at_first, episode=3)
     assert where[2].mean() > 0.1
     assert not where[3:].any()
+
+
+def test_a_repeat_ends_where_its_action_is_not_legal_any_more():
+    repeats = exploration.Repeats(jnp.array([0, 1, 1]), jnp.array([3, 3, 0]))
+    legal = jnp.array([[True, False], [True, False], [True, False]])
+    going, ended = (
+        exploration.begin_repeats(repeats, jax.random.key(0), epsilon, 2, LONGEST, legal) for epsilon in (0.0, 1.0)
+    )
+    assert going.left.tolist() == [3, 0, 0]
+    assert (ended.left[1:] > 0).all()
+    assert ended.action.tolist() == [0, 0, 0]
 
 
 def test_repeats_of_one_step_are_epsilon_greedy():

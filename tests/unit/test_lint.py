@@ -15,7 +15,7 @@ import pytest
 
 from quantilax import ALGORITHMS, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
-from quantilax.algorithms import iqn
+from quantilax.algorithms import IQN, q_learning
 from quantilax.envs.probes import Corridor
 from quantilax.studies import inert
 from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_program
@@ -24,24 +24,25 @@ from quantilax.studies.ranges import ranges
 from tests.conftest import TINY, each, tiny
 from tests.unit.test_torsos import Pixels
 
-as_it_should_be = iqn.batch_loss
+as_it_should_be = q_learning.compared
 
 
-def blind_step(env, config, state):
-    """IQN's step with the mistake of a library: the online network stands where the target network should."""
+def blind_update(config, state, key):
+    """IQN's update with the mistake of a library: the online network stands where the target network should."""
 
-    def blind_loss(params, target_params, *rest):
-        return as_it_should_be(params, jax.lax.stop_gradient(params), *rest)
+    def blind(config, network, networks, *rest):
+        online, _, selector = networks
+        return as_it_should_be(config, network, (online, jax.lax.stop_gradient(online), selector), *rest)
 
-    with mock.patch.object(iqn, "batch_loss", blind_loss):
-        return iqn.step(env, config, state)
+    with mock.patch.object(q_learning, "compared", blind):
+        return q_learning.update(config, state, key)
 
 
-BLIND = iqn.ALGORITHM._replace(name="iqn_blind", step=blind_step)
+BLIND = ALGORITHMS["iqn"]._replace(name="iqn_blind", update=blind_update)
 
 
 @pytree.dataclass
-class Config(iqn.Config):
+class Config(IQN):
     """IQN's, with fields that nobody reads."""
 
     unread: float = pytree.field(0.5, "of no use")
@@ -50,7 +51,7 @@ class Config(iqn.Config):
     unread_array: Any = pytree.field(None, "of no use, and no number")
 
 
-FORGETFUL = iqn.ALGORITHM._replace(name="forgetful", config=Config)
+FORGETFUL = ALGORITHMS["iqn"]._replace(name="forgetful", config=Config)
 
 
 def agent(algorithm, env="probe/corridor", **changes) -> Agent:
@@ -109,7 +110,7 @@ def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
     return inert.findings(programs, given, trial, lambda _: None)
 
 
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize("name", each(first=("iqn",)))
 def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_others_say(name):
     found, unknown = by_program(programs_of(name))
     assert unknown == []
@@ -118,8 +119,12 @@ def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_other
 
 def test_every_float_is_alive_in_a_healthy_agent():
     alive = {name: set() for name, _ in HEALTHY.values()}
-    of_bins = "pqn", dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=3.0)
-    for name, changes in (*HEALTHY.values(), of_bins):
+    others = (
+        ("pqn", dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=3.0)),
+        ("pqn", dict(head="implicit_quantile", risk="cvar", risk_eta=0.5)),
+        ("pqn", dict(head="proposed", num_fractions=4)),
+    )
+    for name, changes in (*HEALTHY.values(), *others):
         reaches = Programs(tiny(name, **changes), lambda _: None).base.reaches
         alive[name] |= {field for field, outputs in reaches.items() if CURVE in outputs}
     assert alive == {name: set(pytree.float_fields(ALGORITHMS[name].config)) for name in alive}
@@ -193,13 +198,13 @@ def test_what_brings_a_field_to_life_is_told_and_a_field_that_was_chosen_is_a_wa
 
 def test_fields_that_differ_from_their_defaults_count_as_chosen():
     assert set(_chosen(tiny("iqn"))) == set(TINY["iqn"]) - {"num_epochs"}, "2 is the default"
-    assert _chosen(create(iqn.ALGORITHM, "probe/corridor", {"gamma": 0.99, "risk_eta": 0.5})) == ["risk_eta"]
+    assert _chosen(create(ALGORITHMS["iqn"], "probe/corridor", {"gamma": 0.99, "risk_eta": 0.5})) == ["risk_eta"]
 
 
 def test_static_fields_without_effect_are_found_with_what_brings_them_to_life(examined):
     # Without layers there is nothing to activate or to normalise.
-    examined(iqn.ALGORITHM, "activation", "layer_norm", "torso_sizes")
-    programs = Programs(agent(iqn.ALGORITHM, torso_sizes=[], head_sizes=[]), lambda _: None)
+    examined(ALGORITHMS["iqn"], "activation", "layer_norm", "torso_sizes")
+    programs = Programs(agent(ALGORITHMS["iqn"], torso_sizes=[], head_sizes=[]), lambda _: None)
     found = {one.name: one for one in by_program(programs)[0]}
     assert {"activation", "layer_norm"} <= set(found)
     assert found["activation"].enabled_by == found["layer_norm"].enabled_by == ("torso_sizes", (1,))
@@ -221,7 +226,7 @@ def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined
 
 
 def test_what_a_value_hides_is_told_by_curves_and_called_no_proof(examined):
-    examined(iqn.ALGORITHM, *pytree.float_fields(iqn.Config))
+    examined(ALGORITHMS["iqn"], *pytree.float_fields(IQN))
     # With epsilon constant the length of its schedule is of no matter: the program cannot see that.
     found = lint(tiny("iqn", Corridor(cells=2), eps_start=0.1, eps_end=0.1, total_timesteps=2400, eval_freq=1200))
     (finding,) = (f for f in found if "changes neither curve nor weights" in f.finding)
@@ -247,7 +252,7 @@ def test_curves_that_contradict_the_program_are_told_and_not_hidden(plain, monke
 
 
 def test_what_the_algorithm_and_the_loop_advise_is_among_the_findings():
-    one = agent(iqn.ALGORITHM, batch_size=8, eval_freq=70, eps_end=0.5)
+    one = agent(ALGORITHMS["iqn"], batch_size=8, eval_freq=70, eps_end=0.5)
     found = list(_advice(one))
     for line in train.advice(one.env, one.config):
         (finding,) = (f for f in found if line.startswith(f.finding))
@@ -313,7 +318,7 @@ SOUND = dict(
 )  # fmt: skip
 def test_each_rule_speaks_beyond_its_border_and_not_before(changes, field, severity, words):
     with warnings.catch_warnings(action="ignore", category=ConfigWarning):
-        found = list(ranges(create(iqn.ALGORITHM, "CartPole-v1", {**SOUND, **changes})))
+        found = list(ranges(create(ALGORITHMS["iqn"], "CartPole-v1", {**SOUND, **changes})))
     assert [(f.field, f.severity, f.evidence) for f in found] == ([(field, severity, "by arithmetic")] if field else [])
     assert all(words in f.finding and f.remedy for f in found)
 

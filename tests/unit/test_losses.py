@@ -11,6 +11,8 @@ from numpy.testing import assert_allclose
 from scipy.special import log_softmax, logsumexp, rel_entr
 
 from quantilax import losses
+from quantilax.algorithms import DQN, QRDQN, q_learning
+from quantilax.heads.base import Prediction
 from quantilax.types import NStep
 
 with warnings.catch_warnings():  # its dependencies warn on import; that is why it is an oracle only
@@ -249,14 +251,68 @@ def test_lambda_returns_agree_with_rlax():
     assert_allclose(losses.lambda_returns(*arguments, trace), oracle, rtol=1e-5, atol=1e-6)
 
 
+def step(action=0, reward=0.0, terminated=False, steps=1):
+    """A transition without its observations."""
+    ends = jnp.array(terminated), jnp.array(False)
+    return NStep(None, jnp.array(action), jnp.float32(reward), None, *ends, jnp.array(steps, jnp.int32))
+
+
+def test_hard_targets_are_those_of_the_action_of_largest_value():
+    # 2 + 0.5^3 Z(., 1); at an end 2.
+    Z = Prediction(jnp.array([[8.0, 16.0], [0.0, -8.0]]), jnp.array([0.25, 0.75]))
+    config = QRDQN(gamma=0.5, num_quantiles=2)
+    for terminated, expected in ((False, [4.0, 1.0]), (True, [2.0, 2.0])):
+        y = q_learning.target_of(config, Z, jnp.array([-1.0, 1.0]), None, step(0, 2.0, terminated, steps=3))
+        assert y.tolist() == expected
+
+
+def test_the_soft_policy_gives_no_chance_to_values_of_minus_infinity():
+    for t in (1e-6, 0.03, 2.0):
+        q = jnp.array([-jnp.inf, 1.0, -jnp.inf, 1.5])
+        t_log_pi, pi = jax.jit(losses.soft_policy)(q, t)
+        assert np.isfinite(t_log_pi).all()
+        assert np.asarray(t_log_pi)[[0, 2]].tolist() == np.asarray(pi)[[0, 2]].tolist() == [0, 0]
+        alone = losses.soft_policy(jnp.array([1.0, 1.5]), t)
+        for found, expected in zip((t_log_pi, pi), alone, strict=True):
+            assert_allclose(np.asarray(found)[[1, 3]], expected, rtol=1e-6)
+        assert_allclose(pi.sum(), 1, rtol=1e-6)
+        only = losses.soft_policy(jnp.array([-jnp.inf, -3.0]), t)
+        assert [x.tolist() for x in only] == [[0, 0], [0, 1]]
+
+
+def test_soft_targets_and_soft_lambda_returns_of_actions_that_cannot_be_taken_are_those_without_them():
+    q_next, q_before = jax.random.normal(jax.random.key(0), (2, 5, 2))
+
+    def with_a_third(q):
+        return jnp.concatenate([q, jnp.full((5, 1), -jnp.inf)], axis=1)
+
+    action, trace, numbers = jnp.array([0, 1, 1, 1, 0]), jnp.full(5, 0.75), (0.3, 0.9, -1.0)
+    two, three = (
+        losses.munchausen_lambda_returns(REWARD, DISCOUNT, *values, action, trace, *numbers)
+        for values in ((q_next, q_before), (with_a_third(q_next), with_a_third(q_before)))
+    )
+    assert_allclose(three, two, rtol=1e-6)
+
+    config = QRDQN(munchausen=True, munchausen_temperature=0.3, num_quantiles=4)
+    Z = jax.random.normal(jax.random.key(1), (4, 3))
+    two, three = (
+        q_learning.target_of(config, Prediction(Z[:, : len(q)]), q, before, step()._replace(next_legal=jnp.isfinite(q)))
+        for q, before in ((q_next[0], q_before[0]), (with_a_third(q_next)[0], with_a_third(q_before)[0]))
+    )
+    assert_allclose(three, two, rtol=1e-6)
+
+
 def test_soft_lambda_returns_are_munchausen_targets_without_lambda_and_plain_ones_without_temperature_and_bonus():
     q_next, q_before = jax.random.normal(jax.random.key(0), (2, 5, 3))
     action = jnp.array([0, 2, 1, 1, 0])
     soft = losses.munchausen_lambda_returns(REWARD, DISCOUNT, q_next, q_before, action, jnp.zeros(5), 0.3, 0.9, -1.0)
+    numbers = dict(munchausen_temperature=0.3, munchausen_alpha=0.9, munchausen_clip=-1.0)
     for t in range(5):
-        one = NStep(None, action[t], REWARD[t], None, jnp.array(False), jnp.array(False), jnp.ones((), jnp.int32))
-        oracle = losses.munchausen_targets(q_next[t][None], q_next[t], q_before[t], one, DISCOUNT[t], 0.3, 0.9, -1.0)
-        assert_allclose(soft[t], oracle[0], rtol=1e-5, atol=1e-6)
+        config = DQN(gamma=float(DISCOUNT[t]), munchausen=True, **numbers)
+        oracle = q_learning.target_of(
+            config, Prediction(q_next[t][None]), q_next[t], q_before[t], step(action[t], REWARD[t])
+        )
+        assert_allclose(soft[t], oracle, rtol=1e-5, atol=1e-6)
 
     greedy, trace = q_before.argmax(axis=-1), jnp.full(5, 0.75)
     hard = losses.munchausen_lambda_returns(REWARD, DISCOUNT, q_next, q_before, greedy, trace, 1e-6, 0.0, -1.0)

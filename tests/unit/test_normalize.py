@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import normalize
+from quantilax.learning import normalize
 from quantilax.types import Transition
 
 

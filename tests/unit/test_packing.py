@@ -10,7 +10,7 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax.packing import PACKED, pack, packed, unpack
+from quantilax.learning.packing import PACKED, pack, packed, unpack
 from quantilax.runs.configs import load_section, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "gymnax"

@@ -18,7 +18,8 @@ from quantilax import ALGORITHMS, pytree
 from quantilax.hyperparameters import default
 from quantilax.pytree import ConfigError
 
-DQN, C51, QRDQN, IQN, FQF, PQN = (ALGORITHMS[name].config for name in ("dqn", "c51", "qrdqn", "iqn", "fqf", "pqn"))
+DQN, C51, QRDQN, IQN, FQF, QLEARNING, PQN = (algorithm.config for algorithm in ALGORITHMS.values())
+
 OFF_POLICY = {
     "adam_eps",
     "eps_end",
@@ -37,29 +38,28 @@ OFF_POLICY = {
     "weight_averaging",
 }
 MUNCHAUSEN = {"munchausen_alpha", "munchausen_clip", "munchausen_temperature"}
+OF_HEADS = {"fraction_entropy", "fraction_learning_rate", "hl_gauss_sigma", "kappa", "risk_eta", "v_max", "v_min"}
 FLOATS = {
     DQN: OFF_POLICY | MUNCHAUSEN | {"kappa"},
-    C51: OFF_POLICY | {"v_max", "v_min"},
-    QRDQN: OFF_POLICY | {"kappa"},
+    C51: OFF_POLICY | MUNCHAUSEN | {"v_max", "v_min"},
+    QRDQN: OFF_POLICY | MUNCHAUSEN | {"kappa"},
     IQN: OFF_POLICY | MUNCHAUSEN | {"kappa", "risk_eta"},
-    FQF: OFF_POLICY | {"fraction_entropy", "fraction_learning_rate", "kappa"},
+    FQF: OFF_POLICY | MUNCHAUSEN | {"fraction_entropy", "fraction_learning_rate", "kappa"},
+    QLEARNING: OFF_POLICY | MUNCHAUSEN | OF_HEADS,
     PQN: MUNCHAUSEN
+    | OF_HEADS
     | {
         "eps_end",
         "eps_start",
         "eval_epsilon",
         "exploration_fraction",
         "gamma",
-        "hl_gauss_sigma",
-        "kappa",
         "lambda_",
         "learning_rate",
         "learning_rate_end",
         "learning_rate_fraction",
         "max_grad_norm",
         "reward_scale",
-        "v_max",
-        "v_min",
         "weight_averaging",
     },
 }
@@ -93,7 +93,7 @@ def values(f: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
     """Any value that a field may take, by its annotation, bounds and choices."""
     bounds = f.metadata["bounds"]
     if f.metadata["choices"]:
-        return st.sampled_from(f.metadata["choices"])
+        return st.sampled_from(list(f.metadata["choices"]))
     if annotation is bool:
         return st.booleans()
     if annotation is float:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import Transition, envs, replay, rollout
+from quantilax import Transition, envs, replay
+from quantilax.learning import rollout
 from tests.hlo import copies_in_loops
 
 GAMMA = 0.9

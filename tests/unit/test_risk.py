@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax.risk import DISTORTIONS
+from quantilax.learning.risk import DISTORTIONS
 
 TAU = jnp.array([0.1, 0.5, 0.9])
 

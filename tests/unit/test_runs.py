@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 
 import quantilax
-from quantilax import ConfigError, RunError, rollout
+from quantilax import ConfigError, RunError
+from quantilax.learning import rollout
 from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints, training
 from quantilax.runs import directory as directories
 from quantilax.runs import evaluate as evaluate_run
@@ -128,7 +129,8 @@ def test_a_loaded_agent_acts_and_evaluates_as_the_run_did(finished):
     algo, state, policy = quantilax.load(finished)  # the first seed
     _, record = tiny("iqn").records(jax.random.key(3))
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
-    lengths, returns = jax.jit(lambda state, key: rollout.evaluate(algo.env, algo.policy(state), key, 4))(state, key)
+    of_run = algo.algorithm.policy(algo.env, algo.config, state)
+    lengths, returns = jax.jit(lambda key: rollout.evaluate(algo.env, of_run, key, 4))(key)
     np.testing.assert_array_equal(returns, record.returns[-1])
     np.testing.assert_array_equal(lengths, record.lengths[-1])
     assert int(policy(jnp.zeros(6).at[2].set(1), jax.random.key(0))) in (0, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantilax.algorithms.iqn import Config
+from quantilax.algorithms import IQN
 from quantilax.runs import load_section
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,10 +25,10 @@ def test_iqn_research_holds_the_published_values():
         "total_timesteps", "eval_freq", "num_envs", "num_epochs", "target_update_freq", "exploration_fraction",
         "torso", "torso_sizes",
     }  # fmt: skip
-    for name, published in Config.PAPER.items():
+    for name, published in IQN.PAPER.items():
         if name not in translated:
             assert getattr(config, name) == published, name
-    assert config.num_epochs / config.num_envs == Config.PAPER["num_epochs"]
+    assert config.num_epochs / config.num_envs == IQN.PAPER["num_epochs"]
     derived = config.derived()
     assert config.target_update_freq / derived["updates_per_env_step"] == 10_000
     assert derived["epsilon_end_at_env_step"] == 1_000_000

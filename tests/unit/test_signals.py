@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ConfigWarning, rollout, signals, train
+from quantilax import ConfigWarning, signals, train
 from quantilax.envs.probes import Corridor, Terminal, TimeLimit
+from quantilax.learning import rollout
+from quantilax.types import Policy
 from tests.conftest import tiny
 
 
@@ -87,7 +89,8 @@ def test_damping_is_what_epsilon_leaves_of_a_step():
 
 
 def test_watching_plays_the_episodes_that_evaluating_plays(algo):
-    policy, key = algo.policy(algo.init(jax.random.key(0))), jax.random.key(3)
+    algorithm, env, config = algo.arguments()
+    policy, key = algorithm.policy(env, config, algo.init(jax.random.key(0))), jax.random.key(3)
     lengths, returns = rollout.evaluate(algo.env, policy, key, 5)
     watched = rollout.watch(algo.env, policy, key, 5, 0.9)
     assert lengths.tolist() == watched.lengths.tolist()
@@ -95,18 +98,16 @@ def test_watching_plays_the_episodes_that_evaluating_plays(algo):
 
 
 def test_watching_keeps_the_discounted_return_the_first_step_and_the_last():
-    def act(obs, key):
-        return jnp.zeros((), jnp.int32)
-
+    policy = Policy(lambda obs, carry, key, legal: (jnp.zeros((), jnp.int32), carry))
     # Two steps, the second pays 3: gamma * 3.
-    episodes = rollout.watch(Terminal(reward=3.0), act, jax.random.key(0), 2, 0.5)
+    episodes = rollout.watch(Terminal(reward=3.0), policy, jax.random.key(0), 2, 0.5)
     assert episodes.discounted.tolist() == [1.5, 1.5]
     assert episodes.first.obs.tolist() == [[1, 0]] * 2
     assert episodes.last.obs.tolist() == [[0, 1]] * 2
     assert episodes.last.next_obs.tolist() == [[0, 0]] * 2
     assert episodes.last.terminated.all()
     # Four steps of 1, cut off: 1 + 1/2 + 1/4 + 1/8.
-    episodes = rollout.watch(TimeLimit(limit=4), act, jax.random.key(0), 2, 0.5)
+    episodes = rollout.watch(TimeLimit(limit=4), policy, jax.random.key(0), 2, 0.5)
     assert episodes.discounted.tolist() == [1.875, 1.875]
     assert episodes.last.truncated.all()
     assert not episodes.last.terminated.any()
@@ -172,7 +173,7 @@ def test_what_is_in_the_replay_is_counted(trained):
 def measure(trained):
     """(config, state, episodes, key, key) -> signals, compiled once."""
     algorithm, env, _ = trained[0].arguments()
-    return jax.jit(partial(algorithm.signals, env))
+    return jax.jit(partial(signals.measure, env, algorithm))
 
 
 @pytest.fixture(scope="module")

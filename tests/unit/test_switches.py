@@ -287,10 +287,10 @@ def test_a_signal_while_tracing_is_acted_on_right_after():
 def test_where_a_trace_fails_no_thread_still_compiles():
     algorithm, env, config = tiny("pqn").arguments()
 
-    def step(*_):
+    def update(*_):
         raise TypeError("shapes")
 
     before = threading.active_count()
     with pytest.raises(TypeError, match="shapes"):
-        devices.trace_fit(algorithm._replace(step=step), env, config, devices.run_keys([0]))
+        devices.trace_fit(algorithm._replace(update=update), env, config, devices.run_keys([0]))
     assert threading.active_count() == before

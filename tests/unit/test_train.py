@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, devices, envs, rollout, train
+from quantilax import IQN, PQN, Box, ConfigError, ConfigWarning, Discrete, TimeStep, devices, envs, train
+from quantilax.learning import rollout
+from quantilax.types import Policy
 from tests.conftest import tiny
 
 
@@ -59,7 +61,7 @@ def test_more_evaluations_than_any_curve_needs_are_refused():
 
 
 def always(action):
-    return lambda obs, key: jnp.array(action)
+    return Policy(lambda obs, carry, key, legal: (jnp.array(action), carry))
 
 
 def test_an_evaluation_counts_each_episode_once_to_its_end():
@@ -101,10 +103,10 @@ def test_the_check_of_the_memory_and_the_program_share_a_trace_of_init(one_devic
         traced.append(arguments)
         return algo.algorithm.init(*arguments)
 
-    def step(*_):
+    def update(*_):
         raise KeyboardInterrupt  # of the program, only the trace of `init` is wanted
 
-    algorithm, (_, env, config) = algo.algorithm._replace(init=init, step=step), algo.arguments()
+    algorithm, (_, env, config) = algo.algorithm._replace(init=init, update=update), algo.arguments()
     train.state_bytes(algorithm, env, config)
     with pytest.raises(KeyboardInterrupt):
         devices.compile_fit(algorithm, env, config, jax.random.split(jax.random.key(0), 1))
@@ -115,16 +117,16 @@ def test_what_is_to_be_done_while_compiling_begins_once_all_is_traced(one_device
     algorithm, env, config = tiny("pqn").arguments()
     done, events = threading.Event(), []
 
-    def step(*arguments):
+    def update(*arguments):
         events.append("traced")
-        return algorithm.step(*arguments)
+        return algorithm.update(*arguments)
 
     def beside():
         events.append("beside")
         done.set()
 
     keys = jax.random.split(jax.random.key(0), 1)
-    devices.compile_fit(algorithm._replace(step=step), env, config, keys, while_compiling=beside)
+    devices.compile_fit(algorithm._replace(update=update), env, config, keys, while_compiling=beside)
     assert done.wait(10)
     assert events[-1] == "beside"
     assert set(events[:-1]) == {"traced"}

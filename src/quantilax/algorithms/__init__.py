@@ -1,11 +1,69 @@
-"""The registry of algorithms: one file and one line each."""
+"""The registry of algorithms: a name, a loop and a head.
 
-from quantilax.algorithms import c51, dqn, fqf, iqn, pqn, qrdqn
-from quantilax.pytree import ConfigError, did_you_mean
+`iqn` is Q-learning with implicit quantiles; `q_learning` and `pqn` take any head, by the hyperparameter `head`.
+The classes are the hyperparameters of each, and `PAPER` is what its publication used on Atari.
+"""
+
+from quantilax import heads
+from quantilax.algorithms import pqn, published, q_learning
+from quantilax.heads import HEADS, categorical, implicit_quantile, proposed, quantile
+from quantilax.hyperparameters import Huber
+from quantilax.pytree import ConfigError, dataclass, did_you_mean, field
 from quantilax.types import Algorithm
 
+
+@dataclass
+class DQN(q_learning.Config, Huber):
+    """DQN: Q-learning of means (Mnih et al. 2015, https://doi.org/10.1038/nature14236)."""
+
+    head, PAPER = "scalar", published.DQN
+
+
+@dataclass
+class C51(q_learning.Config, categorical.Categorical):
+    """C51: Q-learning with atoms (Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887)."""
+
+    head, PAPER = "categorical", published.C51
+
+
+@dataclass
+class QRDQN(q_learning.Config, quantile.Quantiles):
+    """QR-DQN: Q-learning with quantiles (Dabney, Rowland, Bellemare & Munos 2018, https://arxiv.org/abs/1710.10044)."""
+
+    head, PAPER = "quantile", published.QRDQN
+
+
+@dataclass
+class IQN(q_learning.Config, implicit_quantile.ImplicitQuantiles):
+    """IQN: Q-learning with implicit quantiles (Dabney, Ostrovski, Silver & Munos 2018, https://arxiv.org/abs/1806.06923)."""
+
+    head, PAPER = "implicit_quantile", published.IQN
+
+
+@dataclass
+class FQF(q_learning.Config, proposed.Fractions):
+    """FQF: Q-learning with proposed fractions (Yang et al. 2019, https://arxiv.org/abs/1911.02140)."""
+
+    head, PAPER = "proposed", published.FQF
+
+
+@dataclass
+class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
+    """Q-learning from a replay with a target network, by any head."""
+
+    head: str = field(  # type: ignore[misc]
+        "implicit_quantile", "what is learned of the return", choices=HEADS
+    )
+
+
 ALGORITHMS: dict[str, Algorithm] = {
-    module.ALGORITHM.name: module.ALGORITHM for module in (dqn, c51, qrdqn, iqn, fqf, pqn)
+    "dqn": q_learning.algorithm("dqn", DQN),
+    "c51": q_learning.algorithm("c51", C51),
+    "qrdqn": q_learning.algorithm("qrdqn", QRDQN),
+    "iqn": q_learning.algorithm("iqn", IQN),
+    "fqf": q_learning.algorithm("fqf", FQF),
+    "q_learning": q_learning.algorithm("q_learning", QLearning),
+    "pqn": pqn.ALGORITHM,
 }
 
 

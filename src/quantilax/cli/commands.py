@@ -586,9 +586,10 @@ def list_() -> None:
     console = _console(80, highlight=False)
     console.print("[bold]algorithms[/bold]")
     for name, algorithm in algorithms.ALGORITHMS.items():
-        module = sys.modules[algorithm.init.__module__]
-        told = next(iter((module.__doc__ or "").splitlines()), "")
-        console.print(f"  {name:6} {told}".rstrip(), soft_wrap=True, markup=False)
+        told, module = algorithm.config.__doc__ or "", sys.modules[algorithm.init.__module__]
+        if told.startswith(f"{algorithm.config.__name__}("):  # a dataclass's own, where nothing was written
+            told = module.__doc__ or ""
+        console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True, markup=False)
     for library, names in envs.names().items():
         console.print(f"[bold]environments of {library}[/bold]")
         for name in names:

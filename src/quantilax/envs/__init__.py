@@ -11,10 +11,11 @@ from quantilax.envs import probes
 from quantilax.pytree import MAX_INT32, ConfigError, did_you_mean, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
-__all__ = ["as_environment", "make", "names"]
+__all__ = ["as_environment", "make", "masks", "names"]
 
 MAX_ACTIONS = 2**24
 """A random action is made of a uniform float, which has no more values."""
+MASKS = ("legal", "next_legal")
 MEMBERS = ("name", "observation_space", "action_space", "max_episode_steps", "reset", "step")
 
 
@@ -64,6 +65,12 @@ def make(name: str) -> Environment:
     from quantilax.envs import gymnax  # takes seconds: only for those who need it
 
     return gymnax.make(name)
+
+
+@switches.standard()
+def masks(env: Environment) -> bool:
+    """Say whether an environment tells which actions are legal."""
+    return len(jax.eval_shape(env.reset, jax.eval_shape(jax.random.key, 0))) == 3
 
 
 @switches.standard()
@@ -121,13 +128,13 @@ def _check_contract(env: Environment) -> None:
     def one_step(env: Environment, key: jax.Array) -> Any:
         _check_spaces(env)
         key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
-        state, obs = env.reset(key)
+        state, obs, *legal = env.reset(key)
         action = no_action(actions)
-        return (state, obs), env.step(key_step, state, action)
+        return (state, obs, *legal), env.step(key_step, state, action)
 
     try:
         leaves = jax.tree.map(jnp.asarray, env)  # in training they are traced, whatever they are here
-        (state, obs), (next_state, time_step) = jax.eval_shape(one_step, leaves, jax.random.key(0))
+        (state, obs, *legal), (next_state, time_step) = jax.eval_shape(one_step, leaves, jax.random.key(0))
     except ConfigError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
@@ -137,7 +144,20 @@ def _check_contract(env: Environment) -> None:
         raise ConfigError(f"env: {env.name}'s step must return (state, quantilax.types.TimeStep)")
     if _kinds(state) != _kinds(next_state):
         raise ConfigError(f"env: {env.name}'s state changes its structure, shapes or dtypes from reset to step")
+    of_masks: list[tuple[str, Any, tuple[int, ...], Any]] = []
+    told = {"reset's mask": legal[0] if legal else None, **{f"TimeStep.{x}": getattr(time_step, x) for x in MASKS}}
+    if any(mask is not None for mask in told.values()):
+        if not isinstance(actions, Discrete):
+            raise ConfigError(f"env: {env.name} has masks of legal actions, which real-valued actions cannot have")
+        missing = [label for label, mask in told.items() if mask is None]
+        if missing:
+            raise ConfigError(
+                f"env: {env.name}: {missing[0]} is missing, and others are there; with masks reset returns (state,"
+                " observation, mask) and a TimeStep has legal and next_legal"
+            )
+        of_masks = [(label, mask, (actions.n,), np.bool_) for label, mask in told.items()]
     for label, value, shape, kind in (
+        *of_masks,
         ("reset's observation", obs, space.shape, space.number),
         ("TimeStep.obs", time_step.obs, space.shape, space.number),
         ("TimeStep.next_obs", time_step.next_obs, space.shape, space.number),

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Int, Key
 
 from quantilax import pytree
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
@@ -17,7 +17,8 @@ from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 class StickyActions:
     """An environment whose last action is repeated with `probability`; its observations do not show it.
 
-    The action before the first is 0. As in MinAtar, the last action outlives the end of an episode.
+    The action before the first is 0. As in MinAtar, the last action outlives the end of an episode. Where the environment
+    has masks, a last action that is not legal any more is not taken again.
     """
 
     env: Environment
@@ -43,17 +44,18 @@ class StickyActions:
         """That of the environment."""
         return self.env.max_episode_steps
 
-    def reset(self, key: Key[Array, ""]) -> tuple[tuple[PyTree, Array], PyTree]:
+    def reset(self, key: Key[Array, ""]) -> Any:
         """Begin an episode."""
-        state, obs = self.env.reset(key)
-        return (state, no_action(self.env.action_space)), obs
+        state, obs, *legal = self.env.reset(key)
+        return ((state, no_action(self.env.action_space), *legal), obs, *legal)
 
-    def step(
-        self, key: Key[Array, ""], state: tuple[PyTree, Array], action: Any
-    ) -> tuple[tuple[PyTree, Array], TimeStep]:
+    def step(self, key: Key[Array, ""], state: Any, action: Any) -> tuple[Any, TimeStep]:
         """Take one step with this action or the last."""
         key, key_sticky = jax.random.split(key)
-        inner, last = state
-        action = jnp.where(jax.random.bernoulli(key_sticky, self.probability), last, action).astype(last.dtype)
+        inner, last, *legal = state
+        repeats = jax.random.bernoulli(key_sticky, self.probability)
+        if legal:
+            repeats &= legal[0][last]
+        action = jnp.where(repeats, last, action).astype(last.dtype)
         inner, time_step = self.env.step(key, inner, action)
-        return (inner, action), time_step
+        return (inner, action, *([time_step.legal] if legal else [])), time_step

@@ -6,7 +6,7 @@ A library that is batched by nature can fulfil `VectorEnv` itself; one environme
 from typing import Protocol
 
 import jax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
 from quantilax import pytree
 from quantilax.types import Environment, Observation, TimeStep
@@ -15,8 +15,8 @@ from quantilax.types import Environment, Observation, TimeStep
 class VectorEnv(Protocol):
     """E environments as one; every array has the leading axis E. As `Environment` otherwise."""
 
-    def reset(self, keys: Key[Array, "E"]) -> tuple[PyTree, Observation]:
-        """Begin an episode in each: (states, observations)."""
+    def reset(self, keys: Key[Array, "E"]) -> tuple[PyTree, Observation, Bool[Array, "E A"] | None]:
+        """Begin an episode in each: (states, observations, masks of legal actions)."""
 
     def step(self, keys: Key[Array, "E"], state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
         """Take one step in each, with automatic resets: (states, time steps)."""
@@ -28,9 +28,10 @@ class Mapped:
 
     env: Environment
 
-    def reset(self, keys: Key[Array, "E"]) -> tuple[PyTree, Observation]:
+    def reset(self, keys: Key[Array, "E"]) -> tuple[PyTree, Observation, Bool[Array, "E A"] | None]:
         """Begin an episode in each."""
-        return jax.vmap(self.env.reset)(keys)
+        state, obs, *legal = jax.vmap(self.env.reset)(keys)
+        return state, obs, legal[0] if legal else None
 
     def step(self, keys: Key[Array, "E"], state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
         """Take one step in each."""

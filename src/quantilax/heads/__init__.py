@@ -1,13 +1,40 @@
 """Heads: what is learned of the return, one file each, and a line in the registry."""
 
-from quantilax.heads import categorical, hl_gauss, implicit_quantile, quantile, scalar
-from quantilax.heads.types import Head
+from typing import Any
 
-__all__ = ["CONFIGS", "HEADS", "Head"]
+from quantilax.heads.base import Head
+from quantilax.heads.categorical import CategoricalHead
+from quantilax.heads.hl_gauss import HLGaussHead
+from quantilax.heads.implicit_quantile import ImplicitQuantilesHead
+from quantilax.heads.proposed import ProposedHead
+from quantilax.heads.quantile import QuantileHead
+from quantilax.heads.scalar import ScalarHead
+from quantilax.pytree import ConfigError
 
-HEADS: dict[str, Head] = {
-    module.HEAD.name: module.HEAD for module in (scalar, quantile, implicit_quantile, categorical, hl_gauss)
+__all__ = ["CONFIGS", "HEADS", "Head", "of", "register"]
+
+HEADS: dict[str, type[Head]] = {
+    head.name: head
+    for head in (ScalarHead, CategoricalHead, QuantileHead, ImplicitQuantilesHead, ProposedHead, HLGaussHead)
 }
 
-CONFIGS: tuple[type, ...] = tuple(dict.fromkeys(config for head in HEADS.values() for config in head.configs))
-"""Groups of the hyperparameters of all heads, each once."""
+_GROUPS = tuple(dict.fromkeys(group for head in HEADS.values() for group in head.configs))
+CONFIGS: tuple[type, ...] = tuple(g for g in _GROUPS if not any(g in other.__mro__[1:] for other in _GROUPS))
+"""Groups of the hyperparameters of all heads, each once, without those that another extends."""
+
+
+def register(head: type[Head]) -> type[Head]:
+    """Add a head of your own, so that `head` may be its name; also as a decorator of its class.
+
+    Its groups of hyperparameters must be in the config. `q_learning` and `pqn` have `CONFIGS`; a group of your own
+    needs a config class of your own, see docs/guides/custom-head.md.
+    """
+    if head.name in HEADS:
+        raise ConfigError(f"head '{head.name}' is registered already; choose another name")
+    HEADS[head.name] = head
+    return head
+
+
+def of(config: Any) -> Head:
+    """Return the head that a config names."""
+    return HEADS[config.head](config)

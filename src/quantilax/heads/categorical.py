@@ -1,6 +1,7 @@
-"""Categorical: probabilities of M atoms, by cross-entropy (Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887).
+"""Categorical: probabilities p_i of M atoms z_i (C51; Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887).
 
-Y are logits; z_1, ..., z_M, the support, go from `v_min` to `v_max`.
+Y are logits; z_1, ..., z_M, the support, go from `v_min` to `v_max`. The target is `Phi(r + g z)` with the probabilities
+p(x', a*), Phi the projection onto the support, and the loss its cross-entropy with p(x, a).
 """
 
 from typing import Any
@@ -11,12 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, losses
-from quantilax.heads import fixed
-from quantilax.heads.types import Head, Network
+from quantilax.heads.base import Features, Head, Layer, Prediction, Scalar, Steps
 from quantilax.hyperparameters import LEAST, MOST
-from quantilax.networks import ActionHead
+from quantilax.losses import SoftPolicy
 from quantilax.pytree import ConfigError, dataclass, field
-from quantilax.types import Config, Observation
 
 
 @dataclass
@@ -27,97 +26,84 @@ class Categorical:
     v_min: float = field(-10.0, "least return that the support has, in the units that are learned")
     v_max: float = field(10.0, "greatest return that the support has, in the units that are learned")
 
-    def check_support(self) -> None:
+
+class OfAtoms(Head):
+    """Logits of atoms: what heads share that learn a histogram."""
+
+    def check(self) -> None:
         """Raise `ConfigError` for a support that is empty, or whose atoms floats of 32 bits do not tell apart."""
-        if any(isinstance(v, jax.core.Tracer) or np.ndim(v) for v in (self.v_min, self.v_max)):  # in a sweep
+        c = self.config
+        if any(isinstance(v, jax.core.Tracer) or np.ndim(v) for v in (c.v_min, c.v_max)):  # in a sweep
             return
-        if self.v_min >= self.v_max:
-            raise ConfigError(f"v_min: {self.v_min} is not below v_max={self.v_max}; lower it")
-        for name, v in (("v_min", self.v_min), ("v_max", self.v_max)):
+        if c.v_min >= c.v_max:
+            raise ConfigError(f"v_min: {c.v_min} is not below v_max={c.v_max}; lower it")
+        for name, v in (("v_min", c.v_min), ("v_max", c.v_max)):
             if abs(v) > MOST:
                 raise ConfigError(f"{name}: must be >= {-MOST} and <= {MOST}, got {v}; change reward_scale")
-        low, high = np.float32(self.v_min), np.float32(self.v_max)
-        atoms = low + (high - low) * np.linspace(0, 1, self.num_atoms, dtype=np.float32)
+        low, high = np.float32(c.v_min), np.float32(c.v_max)
+        atoms = low + (high - low) * np.linspace(0, 1, c.num_atoms, dtype=np.float32)
         if not (np.diff(atoms) >= LEAST).all():
             raise ConfigError(
-                f"v_min: {self.num_atoms} atoms from {self.v_min} to {self.v_max} are too close for floats of 32 bits to"
+                f"v_min: {c.num_atoms} atoms from {c.v_min} to {c.v_max} are too close for floats of 32 bits to"
                 " tell them apart; lower num_atoms or widen the support"
             )
 
+    @property
+    def support(self) -> tuple[Any, Any]:
+        """`v_min` and `v_max`."""
+        return self.config.v_min, self.config.v_max
 
-def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ActionHead:
-    """Return a layer of M logits per action."""
-    return fixed.layer(config.num_atoms, features, num_actions, config, rngs)
+    @property
+    def atoms(self) -> Float[Array, "M"]:
+        """z_1, ..., z_M."""
+        return losses.support(self.config.v_min, self.config.v_max, self.config.num_atoms)
 
+    def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A layer of M logits per action."""
+        return self.action_layer(self.config.num_atoms, features, num_actions, rngs)
 
-def support(config: Config) -> Float[Array, "M"]:
-    """z_1, ..., z_M."""
-    return losses.support(config.v_min, config.v_max, config.num_atoms)
-
-
-def mean(Y: Float[Array, "M A"], config: Config) -> Float[Array, "A"]:
-    """`sum_i z_i p_i`."""
-    return support(config) @ jax.nn.softmax(Y, axis=0)
-
-
-def loss(
-    y: Float[Array, "M"], q: Float[Array, ""], tau: Float[Array, "M"], target: Float[Array, "M"], config: Config
-) -> Float[Array, ""]:
-    """Cross-entropy with the target's probabilities."""
-    return -(target @ jax.nn.log_softmax(y))
+    def mean(self, prediction: Prediction) -> Float[Array, "*A"]:
+        """`sum_i z_i p_i`."""
+        return self.atoms @ jax.nn.softmax(prediction.Y, axis=0)
 
 
-def expected(target: Float[Array, "*batch M"], config: Config) -> Float[Array, "*batch"]:
-    """`sum_i z_i p_i` of the target."""
-    return target @ support(config)
+class CategoricalHead(OfAtoms):
+    """Probabilities of the atoms."""
 
+    name, configs = "categorical", (Categorical,)
 
-def errors(
-    y: Float[Array, "B M"], q: Float[Array, "B"], target: Float[Array, "B M"], config: Config
-) -> Float[Array, "B 1 1"]:
-    """Mean of the target less q."""
-    return (expected(target, config) - q)[:, None, None]
+    def target(self, reward: Scalar, discount: Scalar, successor: Prediction) -> Float[Array, "M"]:
+        """Probabilities of `Phi(reward + discount z)`, those of z being p(x', a*)."""
+        p = jax.nn.softmax(successor.Y)
+        return losses.categorical_projection(reward + discount * self.atoms, p, self.atoms)
 
+    def soft_target(
+        self, reward: Scalar, discount: Scalar, successor: Prediction, policy: SoftPolicy
+    ) -> Float[Array, "M"]:
+        """Of the mixture over a ~ pi: probabilities of `Phi(reward + discount (z - t ln pi(a)))`, of z being p(x', a)."""
+        atoms = reward + discount * (self.atoms[:, None] - policy.t_log_pi)  # (M, A)
+        p = policy.pi * jax.nn.softmax(successor.Y, axis=0)
+        return losses.categorical_projection(atoms.ravel(), p.ravel(), self.atoms)
 
-def lambda_returns(
-    key: Key[Array, ""],
-    reward: Float[Array, "T E"],
-    discount: Float[Array, "T E"],
-    Z: Float[Array, "T E M"],
-    trace: Float[Array, "T E"],
-    config: Config,
-) -> Float[Array, "T E M"]:
-    """Probabilities of the mixture of returns, projected at each step."""
-    of_column = jax.vmap(losses.categorical_lambda_returns, in_axes=(1, 1, 1, 1, None), out_axes=1)
-    G: Float[Array, "T E M"] = of_column(reward, discount, jax.nn.softmax(Z, axis=-1), trace, support(config))
-    return G
+    def expected(self, target: Float[Array, "M"]) -> Scalar:
+        """`sum_i z_i p_i` of the target."""
+        return target @ self.atoms
 
+    def loss(self, taken: Prediction, target: Float[Array, "M"]) -> Scalar:
+        """Cross-entropy with the target's probabilities."""
+        return -(target @ jax.nn.log_softmax(taken.Y))
 
-def quantiles(network: Network, x: Observation, tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
-    """The least atom whose P(Z <= z) is tau."""
-    Y = fixed.outputs(network, x[None])[0]
-    return fractions.of_atoms(jax.nn.softmax(Y, axis=0), support(config), tau)
+    def priority(self, taken: Prediction, target: Float[Array, "M"]) -> Scalar:
+        """The target's Kullback-Leibler divergence from p(x, a), as Hessel et al. (2018) have it."""
+        return losses.kl_divergence(target, jax.nn.log_softmax(taken.Y))
 
+    def lambda_returns(self, key: Key[Array, ""], steps: Steps, successors: Prediction) -> Float[Array, "T E M"]:
+        """Probabilities of the mixture of returns, projected at each step."""
+        of_column = jax.vmap(losses.categorical_lambda_returns, in_axes=(1, 1, 1, 1, None), out_axes=1)
+        p = jax.nn.softmax(successors.Y, axis=-1)
+        G: Float[Array, "T E M"] = of_column(steps.reward, steps.discount, p, steps.trace, self.atoms)
+        return G
 
-def bounds(config: Config) -> tuple[Any, Any]:
-    """`v_min` and `v_max`."""
-    return config.v_min, config.v_max
-
-
-HEAD = Head(
-    name="categorical",
-    configs=(Categorical,),
-    check=Categorical.check_support,
-    layer=layer,
-    mean=mean,
-    learned=fixed.learned,
-    successor=fixed.successor(mean),
-    acting=fixed.acting(mean),
-    values=fixed.values(mean),
-    loss=loss,
-    expected=expected,
-    errors=errors,
-    lambda_returns=lambda_returns,
-    quantiles=quantiles,
-    support=bounds,
-)
+    def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """The least atom whose P(Z <= z) is tau."""
+        return fractions.of_atoms(jax.nn.softmax(self.outputs(layer, psi), axis=0), self.atoms, tau)

@@ -1,6 +1,6 @@
 """HL-Gauss: the mean of the return as a histogram smoothed by a Gaussian (Farebrother et al. 2024, https://arxiv.org/abs/2403.03950).
 
-Y are logits of M bins around the atoms z_1, ..., z_M of the categorical head; `Q = sum_i z_i softmax(Y)_i`. A target is a
+Y are logits of M bins around the atoms z_1, ..., z_M of the categorical head, and `Q = sum_i z_i softmax(Y)_i`. A target is a
 number, as with the scalar head. Its histogram has the mass that a Gaussian around it leaves to each bin, and the loss is the
 cross-entropy with that histogram. The bins reach half an atom beyond the support, where the paper's end at it.
 """
@@ -8,12 +8,13 @@ cross-entropy with that histogram. The bins reach half an atom beyond the suppor
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from quantilax.heads import categorical, scalar
+from quantilax.heads.base import Prediction, Scalar
+from quantilax.heads.categorical import Categorical, OfAtoms
+from quantilax.heads.scalar import OfMeans
 from quantilax.hyperparameters import LEAST
 from quantilax.pytree import dataclass, field
-from quantilax.types import Config
 
 
 @dataclass
@@ -25,47 +26,22 @@ class HLGauss:
     )
 
 
-def histogram(target: Float[Array, ""], config: Config) -> Float[Array, "M"]:
-    """`p_i = Phi((i + 1/2 - b) / sigma) - Phi((i - 1/2 - b) / sigma)`, over their sum; b is the target's place in the support.
+class HLGaussHead(OfMeans, OfAtoms):
+    """Q, by the histogram of a target."""
 
-    Args:
-        target: beyond the support it counts as the support's end.
-        config: support and sigma.
-    """
-    z = categorical.support(config)
-    n = z.shape[0]
-    b = (jnp.clip(target, z[0], z[-1]) - z[0]) / (z[-1] - z[0]) * (n - 1)
-    below = norm.cdf((jnp.arange(n + 1) - 0.5 - b) / config.hl_gauss_sigma)
-    return jnp.diff(below) / (below[-1] - below[0])
+    name, configs = "hl_gauss", (Categorical, HLGauss)
 
+    def histogram(self, target: Scalar) -> Float[Array, "M"]:
+        """`p_i = Phi((i + 1/2 - b) / sigma) - Phi((i - 1/2 - b) / sigma)`, over their sum; b is the target's place.
 
-def loss(
-    y: Float[Array, "M"], q: Float[Array, ""], tau: Float[Array, "M"], target: Float[Array, ""], config: Config
-) -> Float[Array, ""]:
-    """Cross-entropy with the target's histogram."""
-    return -(histogram(target, config) @ jax.nn.log_softmax(y))
+        A target beyond the support counts as the support's end.
+        """
+        z = self.atoms
+        n = z.shape[0]
+        b = (jnp.clip(target, z[0], z[-1]) - z[0]) / (z[-1] - z[0]) * (n - 1)
+        below = norm.cdf((jnp.arange(n + 1) - 0.5 - b) / self.config.hl_gauss_sigma)
+        return jnp.diff(below) / (below[-1] - below[0])
 
-
-def lambda_returns(
-    key: Key[Array, ""],
-    reward: Float[Array, "T E"],
-    discount: Float[Array, "T E"],
-    Z: Float[Array, "T E M"],
-    trace: Float[Array, "T E"],
-    config: Config,
-) -> Float[Array, "T E"]:
-    """G of every step, from the means of Z."""
-    v = categorical.expected(jax.nn.softmax(Z, axis=-1), config)
-    return scalar.lambda_returns(key, reward, discount, v[..., None], trace, config)
-
-
-HEAD = categorical.HEAD._replace(
-    name="hl_gauss",
-    configs=(categorical.Categorical, HLGauss),
-    loss=loss,
-    expected=scalar.expected,
-    errors=scalar.errors,
-    lambda_returns=lambda_returns,
-    quantiles=None,
-    soft_lambda_returns=scalar.soft_lambda_returns,
-)
+    def loss(self, taken: Prediction, target: Scalar) -> Scalar:
+        """Cross-entropy with the target's histogram."""
+        return -(self.histogram(target) @ jax.nn.log_softmax(taken.Y))

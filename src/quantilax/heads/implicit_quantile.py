@@ -1,90 +1,91 @@
-"""Implicit quantiles: Z_tau at any fraction tau (Dabney et al. 2018, https://arxiv.org/abs/1806.06923).
+"""Implicit quantiles: IQN's Z_tau at any fraction tau (Dabney, Ostrovski, Silver & Munos 2018, https://arxiv.org/abs/1806.06923).
 
-Each example of a loss has N fractions of its own, its target N' and the choice of an action K, all uniform.
+| symbol | here | meaning |
+|---|---|---|
+| psi(x), phi(tau) | `psi`, `layer.embedding` | features of the observation, embedding of a fraction |
+| Z_tau(x, a) | `Y` | quantile of the return at fraction tau: `f(psi(x) * phi(tau))_a`, (N, A) |
+| tau, tau', tau'' | `"tau"`, `"tau_prime"`, `"tau_action"` | N, N' and K fractions that `draw` gives |
+| beta | `risk` | distortion of the fractions that a policy acts on |
+
+Algorithm 1, of one transition (x, a, r, x') with discount g; mean, target and loss are those of `quantile`:
+
+    a* = argmax_a 1/K sum_k Z_{tau''_k}(x', a)                                `mean`, at "tau_action"
+    y_j = r + g Z_{tau'_j}(x', a*)                                            `target`, at "tau_prime"
+    loss = sum_i 1/N' sum_j rho^kappa_{tau_i}(y_j - Z_{tau_i}(x, a))          `loss`, at "tau"
 """
 
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions
-from quantilax.heads import quantile
-from quantilax.heads.types import Network
+from quantilax.heads.base import Features, Layer, Prediction, Taus
+from quantilax.heads.quantile import OfQuantiles
 from quantilax.hyperparameters import Huber
+from quantilax.learning import risk
 from quantilax.networks import ImplicitQuantileHead, in_one_pass
 from quantilax.pytree import dataclass, field
-from quantilax.types import Config, Observation
 
 
 @dataclass
 class ImplicitQuantiles(Huber):
-    """Numbers of fractions, their embedding, and kappa."""
+    """Numbers of fractions, how they are drawn and embedded, and kappa."""
 
     num_tau_samples: int = field(8, "N, fractions in the loss", ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions in the target", ge=1)
-    num_quantile_samples: int = field(
-        32, "K, fractions in the mean that chooses an action, in acting and in targets", ge=1
+    num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action", ge=1)
+    tau_sampling: str = field("uniform", "how fractions are drawn in the loss", choices=fractions.SAMPLERS)
+    share_tau: bool = field(False, "the examples of a batch share one draw of fractions")
+    acting_tau_sampling: str = field("uniform", "how those of the acting policy are drawn", choices=fractions.SAMPLERS)
+    risk: str = field("neutral", "distortion of the acting policy's fractions", choices=risk.DISTORTIONS)
+    risk_eta: float = field(
+        1.0, "eta, strength of the distortion: cvar (0, 1], cpw (0, 100]; wang and power: < 0 averse, > 0 seeks risk"
     )
     num_cosines: int = field(64, "n, cosines in the embedding of a fraction", ge=1)
 
 
-def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ImplicitQuantileHead:
-    """Return f(psi(x) * phi(tau))."""
-    sizes, cosines = config.head_sizes, config.num_cosines
-    return ImplicitQuantileHead(features, num_actions, sizes, cosines, config.activation, config.layer_norm, rngs=rngs)
+class ImplicitQuantilesHead(OfQuantiles):
+    """Z at any fractions."""
 
+    name, configs = "implicit_quantile", (ImplicitQuantiles,)
 
-def outputs(network: Network, obs: Observation, *taus: Float[Array, "B N"]) -> list[Float[Array, "B N A"]]:
-    """Z of a batch at each of the given sets of fractions."""
-    return in_one_pass(network.head, jax.vmap(network.psi)(obs), *taus)
+    def check(self) -> None:
+        """Raise `ConfigError` where the risk measure is not defined."""
+        risk.check(self.config.risk, self.config.risk_eta)
 
+    def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
+        """f(psi(x) * phi(tau))."""
+        c = self.config
+        sizes, activation = (c.head_sizes, c.num_cosines), (c.activation, c.layer_norm)
+        return ImplicitQuantileHead(features, num_actions, *sizes, *activation, c.dueling, c.noisy, rngs=rngs)
 
-def learned(
-    network: Network, obs: Observation, key: Key[Array, ""], config: Config
-) -> tuple[Float[Array, "B N A"], Float[Array, "B N"]]:
-    """Z at N fractions."""
-    (tau,) = fractions.draw(key, "uniform", obs.shape[:1], (config.num_tau_samples,))
-    (Z,) = outputs(network, obs, tau)
-    return Z, tau
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], *uses: str) -> list[Taus]:
+        """Fractions for each use, of every example its own or of all the same (`share_tau`)."""
+        c = self.config
+        numbers = {
+            "tau": c.num_tau_samples,
+            "tau_prime": c.num_tau_prime_samples,
+            "tau_action": c.num_quantile_samples,
+        }
+        shape = () if c.share_tau else shape
+        return list(fractions.draw(key, c.tau_sampling, shape, tuple(numbers[use] for use in uses)))
 
+    def draw_acting(self, key: Key[Array, ""]) -> tuple[Float[Array, "K"], Key[Array, ""]]:
+        """beta(tau), K of them: a policy maximises the mean over these."""
+        key_tau, key = jax.random.split(key)
+        (tau,) = fractions.draw(key_tau, self.config.acting_tau_sampling, (), (self.config.num_quantile_samples,))
+        return risk.DISTORTIONS[self.config.risk](tau, self.config.risk_eta), key
 
-def successor(
-    network: Network, obs: Observation, key: Key[Array, ""], config: Config
-) -> tuple[Float[Array, "B N_prime A"], Float[Array, "B A"]]:
-    """Z at N' fractions, and the mean over K others."""
-    numbers = config.num_tau_prime_samples, config.num_quantile_samples
-    Z, Z_action = outputs(network, obs, *fractions.draw(key, "uniform", obs.shape[:1], numbers))
-    return Z, jax.vmap(lambda z: quantile.mean(z, config))(Z_action)
+    def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
+        """Z at each of several sets of fractions, in one pass."""
+        return [
+            Prediction(Z, jnp.broadcast_to(tau, Z.shape[:-1]))
+            for Z, tau in zip(in_one_pass(layer, psi, *taus), taus, strict=True)
+        ]
 
-
-def acting(
-    network: Network, x: Observation, key: Key[Array, ""], config: Config
-) -> tuple[Float[Array, "A"], Key[Array, ""]]:
-    """Mean over K fractions."""
-    key_tau, key = jax.random.split(key)
-    (tau,) = fractions.draw(key_tau, "uniform", (), (config.num_quantile_samples,))
-    return quantile.mean(network.head(network.psi(x), tau), config), key
-
-
-def quantiles(network: Network, x: Observation, tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
-    """Z at tau."""
-    (Z,) = outputs(network, x[None], tau[None])
-    return Z[0]
-
-
-def values(network: Network, x: Observation, tau: Float[Array, "N"], config: Config) -> Float[Array, "A"]:
-    """Mean over tau."""
-    return quantile.mean(quantiles(network, x, tau, config), config)
-
-
-HEAD = quantile.HEAD._replace(
-    name="implicit_quantile",
-    configs=(ImplicitQuantiles,),
-    layer=layer,
-    learned=learned,
-    successor=successor,
-    acting=acting,
-    values=values,
-    quantiles=quantiles,
-    acting_draws=lambda config: config.num_quantile_samples,
-)
+    def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """Z at tau."""
+        return self.predict(layer, psi, [tau])[0].Y

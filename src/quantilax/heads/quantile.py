@@ -1,16 +1,23 @@
-"""Quantile: N quantiles at fixed fractions, the midpoints (Dabney et al. 2018, https://arxiv.org/abs/1710.10044)."""
+"""Quantile: N quantiles theta_i at the fixed fractions `tau_i = (2 i - 1) / 2 N` (QR-DQN).
+
+The loss is IQN's at these fractions. With `non_crossing` the quantiles are monotone in tau, see `networks.monotone`.
+
+Source: Dabney, Rowland, Bellemare & Munos (2018), https://arxiv.org/abs/1710.10044.
+"""
+
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, losses
-from quantilax.heads import fixed
-from quantilax.heads.types import Head, Network
+from quantilax.heads.base import Features, Head, Layer, Prediction, Scalar, Steps, Taus
 from quantilax.hyperparameters import Huber
-from quantilax.networks import ActionHead
-from quantilax.pytree import dataclass, field
-from quantilax.types import Config, Observation
+from quantilax.losses import SoftPolicy
+from quantilax.networks import monotone
+from quantilax.pytree import ConfigError, dataclass, field
 
 
 @dataclass
@@ -18,69 +25,76 @@ class Quantiles(Huber):
     """The quantiles, and kappa."""
 
     num_quantiles: int = field(32, "N, quantiles of each action", ge=1)
+    non_crossing: bool = field(False, "a head whose quantiles never cross (Zhou et al. 2020)")
 
 
-def layer(features: int, num_actions: int, config: Config, rngs: nnx.Rngs) -> ActionHead:
-    """Return a layer of N quantiles per action."""
-    return fixed.layer(config.num_quantiles, features, num_actions, config, rngs)
+class OfQuantiles(Head):
+    """A target is a set of quantiles, or of draws: what heads share that learn by quantile regression."""
+
+    regresses_quantiles = True
+
+    def mean(self, prediction: Prediction) -> Float[Array, "*A"]:
+        """Mean of the quantiles."""
+        return prediction.Y.mean(axis=0)
+
+    def target(self, reward: Scalar, discount: Scalar, successor: Prediction) -> Float[Array, "N_prime"]:
+        """`y_j = reward + discount Z_j(x', a*)`."""
+        return reward + discount * successor.Y
+
+    def soft_target(
+        self, reward: Scalar, discount: Scalar, successor: Prediction, policy: SoftPolicy
+    ) -> Float[Array, "N_prime"]:
+        """`y_j = reward + discount sum_a pi(a) (Z_j(x', a) - t ln pi(a))`."""
+        return reward + discount * ((successor.Y - policy.t_log_pi) @ policy.pi)
+
+    def expected(self, target: Float[Array, "N_prime"]) -> Scalar:
+        """Mean of the y_j."""
+        return target.mean(axis=-1)
+
+    def loss(self, taken: Prediction, target: Float[Array, "N_prime"]) -> Scalar:
+        """`sum_i 1/N' sum_j rho^kappa_{tau_i}(y_j - Z_i(x, a))`."""
+        assert taken.tau is not None
+        return losses.quantile_regression(taken.Y, taken.tau, target, self.config.kappa)
+
+    def errors(self, taken: Prediction, target: Float[Array, "N_prime"]) -> Float[Array, "N N_prime"]:
+        """delta of each pair."""
+        return target[None, :] - taken.Y[:, None]
+
+    def lambda_returns(self, key: Key[Array, ""], steps: Steps, successors: Prediction) -> Float[Array, "T E N_prime"]:
+        """Draws from the mixture of returns, from the quantiles of each successor."""
+        return mixture(key, steps, successors.Y)
 
 
-def mean(Y: Float[Array, "N A"], config: Config) -> Float[Array, "A"]:
-    """Mean of the quantiles."""
-    return Y.mean(axis=0)
-
-
-def loss(
-    y: Float[Array, "N"], q: Float[Array, ""], tau: Float[Array, "N"], target: Float[Array, "N_prime"], config: Config
-) -> Float[Array, ""]:
-    """`sum_i 1/N' sum_j rho^kappa_{tau_i}(target_j - y_i)`."""
-    return losses.quantile_regression(y, tau, target, config.kappa)
-
-
-def expected(target: Float[Array, "*batch N_prime"], config: Config) -> Float[Array, "*batch"]:
-    """Mean of the draws."""
-    return target.mean(axis=-1)
-
-
-def errors(
-    y: Float[Array, "B N"], q: Float[Array, "B"], target: Float[Array, "B N_prime"], config: Config
-) -> Float[Array, "B N N_prime"]:
-    """delta of each pair."""
-    return target[:, None, :] - y[:, :, None]
-
-
-def lambda_returns(
-    key: Key[Array, ""],
-    reward: Float[Array, "T E"],
-    discount: Float[Array, "T E"],
-    Z: Float[Array, "T E N_prime"],
-    trace: Float[Array, "T E"],
-    config: Config,
-) -> Float[Array, "T E N_prime"]:
-    """Draws from the mixture of returns."""
-    of_column = jax.vmap(losses.lambda_return_draws, in_axes=1, out_axes=1)
-    G: Float[Array, "T E N_prime"] = of_column(reward, discount, Z, trace, jax.random.uniform(key, Z.shape))
+def mixture(key: Key[Array, ""], steps: Steps, Z: Float[Array, "T E n"]) -> Float[Array, "T E n"]:
+    """Draws from the mixture of returns, from draws of each successor's."""
+    u, of_column = jax.random.uniform(key, Z.shape), jax.vmap(losses.lambda_return_draws, in_axes=1, out_axes=1)
+    G: Float[Array, "T E n"] = of_column(steps.reward, steps.discount, Z, steps.trace, u)
     return G
 
 
-def quantiles(network: Network, x: Observation, tau: Float[Array, "N"], config: Config) -> Float[Array, "N A"]:
-    """The step function through the quantiles."""
-    return fractions.of_quantiles(fixed.outputs(network, x[None])[0], tau)
+class QuantileHead(OfQuantiles):
+    """Theta, at the midpoints."""
 
+    name, configs = "quantile", (Quantiles,)
 
-HEAD = Head(
-    name="quantile",
-    configs=(Quantiles,),
-    layer=layer,
-    mean=mean,
-    learned=fixed.learned,
-    successor=fixed.successor(mean),
-    acting=fixed.acting(mean),
-    values=fixed.values(mean),
-    loss=loss,
-    expected=expected,
-    errors=errors,
-    lambda_returns=lambda_returns,
-    quantiles=quantiles,
-    kappa=lambda config: config.kappa,
-)
+    def check(self) -> None:
+        """Raise `ConfigError` for dueling streams of quantiles that may not cross."""
+        if self.config.non_crossing and self.config.dueling:
+            raise ConfigError(
+                "dueling: quantiles of a sum of two streams may cross, which non_crossing rules out; set one to false"
+            )
+
+    def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A layer of N quantiles per action, or of what makes N monotone ones."""
+        return self.action_layer(self.config.num_quantiles + 2 * self.config.non_crossing, features, num_actions, rngs)
+
+    def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
+        """Theta, at the midpoints."""
+        Y = self.outputs(layer, psi)
+        if self.config.non_crossing:
+            Y = monotone(Y) if psi.ndim == 1 else jax.vmap(monotone)(Y)
+        return [Prediction(Y, jnp.broadcast_to(fractions.midpoints(Y[..., 0]), Y.shape[:-1]))] * len(taus)
+
+    def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """The step function through the quantiles."""
+        return fractions.of_quantiles(self.predict(layer, psi, [None])[0].Y, tau)

@@ -1,80 +1,71 @@
-"""Scalar: the mean of the return, Q, by the squared error."""
+"""Scalar: the mean of the return, Q (Mnih et al. 2015, https://doi.org/10.1038/nature14236)."""
 
 from functools import partial
 
 import jax
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from quantilax import losses
-from quantilax.heads import fixed
-from quantilax.heads.types import Head
-from quantilax.types import Config
+from quantilax.heads.base import Head, Prediction, Scalar, Steps
+from quantilax.hyperparameters import Huber
+from quantilax.losses import SoftPolicy
 
 
-def mean(Y: Float[Array, "1 A"], config: Config) -> Float[Array, "A"]:
-    """Q."""
-    return Y.mean(axis=0)
+class OfMeans(Head):
+    """A target is a number: what heads share that learn the mean only."""
+
+    def target(self, reward: Scalar, discount: Scalar, successor: Prediction) -> Scalar:
+        """`y = reward + discount Q(x', a*)`."""
+        return reward + discount * self.mean(successor)
+
+    def soft_target(self, reward: Scalar, discount: Scalar, successor: Prediction, policy: SoftPolicy) -> Scalar:
+        """`y = reward + discount sum_a pi(a) (Q(x', a) - t ln pi(a))`."""
+        return reward + discount * ((self.mean(successor) - policy.t_log_pi) @ policy.pi)
+
+    def expected(self, target: Scalar) -> Scalar:
+        """y."""
+        return target
+
+    def lambda_returns(self, key: Key[Array, ""], steps: Steps, successors: Prediction) -> Float[Array, "T E"]:
+        """G of every step."""
+        v = jax.vmap(jax.vmap(self.mean))(successors)
+        of_column = jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)
+        G: Float[Array, "T E"] = of_column(steps.reward, steps.discount, v, steps.trace)
+        return G
+
+    def soft_lambda_returns(
+        self,
+        steps: Steps,
+        q_next: Float[Array, "T E A"],
+        q_before: Float[Array, "T E A"],
+        action: Int[Array, "T E"],
+        masked: bool,
+    ) -> Float[Array, "T E"]:
+        """G of the softmax policy."""
+        c, soft = self.config, partial(losses.munchausen_lambda_returns, masked=masked)
+        of_column = jax.vmap(soft, (*[1] * 6, *[None] * 3), 1)
+        numbers = c.munchausen_temperature, c.munchausen_alpha, c.munchausen_clip
+        G: Float[Array, "T E"] = of_column(
+            steps.reward, steps.discount, q_next, q_before, action, steps.trace, *numbers
+        )
+        return G
 
 
-def loss(
-    y: Float[Array, "1"], q: Float[Array, ""], tau: Float[Array, "1"], target: Float[Array, ""], config: Config
-) -> Float[Array, ""]:
-    """`(q - target)^2 / 2`."""
-    return 0.5 * (q - target) ** 2
+class ScalarHead(OfMeans):
+    """Q, by the Huber loss, or by the squared error where the loop has it so."""
 
+    name, configs = "scalar", (Huber,)
 
-def expected(target: Float[Array, "*batch"], config: Config) -> Float[Array, "*batch"]:
-    """A target is a mean."""
-    return target
+    def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A layer of one number per action."""
+        return self.action_layer(1, features, num_actions, rngs)
 
+    def mean(self, prediction: Prediction) -> Float[Array, "*A"]:
+        """Q."""
+        return prediction.Y.mean(axis=0)
 
-def errors(
-    y: Float[Array, "B 1"], q: Float[Array, "B"], target: Float[Array, "B"], config: Config
-) -> Float[Array, "B 1 1"]:
-    """Target less q."""
-    return (target - q)[:, None, None]
-
-
-def lambda_returns(
-    key: Key[Array, ""],
-    reward: Float[Array, "T E"],
-    discount: Float[Array, "T E"],
-    Z: Float[Array, "T E 1"],
-    trace: Float[Array, "T E"],
-    config: Config,
-) -> Float[Array, "T E"]:
-    """G of every step."""
-    return jax.vmap(losses.lambda_returns, in_axes=1, out_axes=1)(reward, discount, Z[..., 0], trace)
-
-
-def soft_lambda_returns(
-    reward: Float[Array, "T E"],
-    discount: Float[Array, "T E"],
-    q_next: Float[Array, "T E A"],
-    q_before: Float[Array, "T E A"],
-    action: Int[Array, "T E"],
-    trace: Float[Array, "T E"],
-    config: Config,
-) -> Float[Array, "T E"]:
-    """G of the softmax policy."""
-    fixed_numbers = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
-    of_column = jax.vmap(losses.munchausen_lambda_returns, in_axes=(*[1] * 6, *[None] * 3), out_axes=1)
-    G: Float[Array, "T E"] = of_column(reward, discount, q_next, q_before, action, trace, *fixed_numbers)
-    return G
-
-
-HEAD = Head(
-    name="scalar",
-    configs=(),
-    layer=partial(fixed.layer, 1),
-    mean=mean,
-    learned=fixed.learned,
-    successor=fixed.successor(mean),
-    acting=fixed.acting(mean),
-    values=fixed.values(mean),
-    loss=loss,
-    expected=expected,
-    errors=errors,
-    lambda_returns=lambda_returns,
-    soft_lambda_returns=soft_lambda_returns,
-)
+    def loss(self, taken: Prediction, target: Scalar) -> Scalar:
+        """Of `delta = y - Q(x, a)`."""
+        delta = target - self.mean(taken)
+        return 0.5 * delta**2 if self.config.squared_error else losses.huber(delta, self.config.kappa)

@@ -30,6 +30,19 @@ BLOCK = 128
 """Iterations with one anchor: each moves the cursor by two slots at most, so that a slot less its anchor fits into a byte."""
 
 
+class Seen(NamedTuple):
+    """What is stored in a slot where there are masks; else the observation by itself."""
+
+    obs: Observation
+    legal: Bool[Array, "*batch A"]
+    """The actions that may be taken there."""
+
+
+def seen(obs: Observation, legal: Bool[Array, "*batch A"] | None) -> PyTree:
+    """Return what a slot stores."""
+    return obs if legal is None else Seen(obs, legal)
+
+
 class Rows(NamedTuple):
     """What is stored of a step besides its observation."""
 
@@ -47,7 +60,7 @@ class Ring:
 
     rows: Rows
     observations: PyTree
-    """Each leaf (L, E, *obs), of the observation's own dtype."""
+    """What `seen` makes of observations; each leaf (L, E, *obs), of the observation's own dtype."""
     anchors: UInt32[Array, "blocks E"]
     """Slot of the first step of iterations 0 .. 127, 128 .. 255, ..., the newest blocks over the oldest."""
     cursor: UInt32[Array, "E"]
@@ -61,7 +74,13 @@ class Ring:
     """The most steps in a sampled transition."""
 
 
-def init(example: Transition, obs: Observation, capacity: int, n_step: int = 1) -> Ring:
+def init(
+    example: Transition,
+    obs: Observation,
+    capacity: int,
+    n_step: int = 1,
+    legal: Bool[Array, "E A"] | None = None,
+) -> Ring:
     """Return a ring without steps.
 
     Args:
@@ -69,6 +88,7 @@ def init(example: Transition, obs: Observation, capacity: int, n_step: int = 1) 
         obs: the observations to act on first, leading axis E.
         capacity: steps of all environments together, E * n_step or more; the storage is in whole iterations.
         n_step: the most steps in a sampled transition.
+        legal: the actions that may be taken first, of an environment with masks.
     """
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     iterations = -(-capacity // num_envs)  # T
@@ -86,7 +106,7 @@ def init(example: Transition, obs: Observation, capacity: int, n_step: int = 1) 
             truncated=zeros(example.truncated.dtype),
             offset=zeros(jnp.uint8),
         ),
-        observations=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype).at[0].set(x), obs),
+        observations=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype).at[0].set(x), seen(obs, legal)),
         anchors=jnp.zeros((iterations // BLOCK + 2, num_envs), jnp.uint32),
         cursor=jnp.zeros(num_envs, jnp.uint32),
         iterations=jnp.zeros((), jnp.int32),
@@ -96,12 +116,12 @@ def init(example: Transition, obs: Observation, capacity: int, n_step: int = 1) 
     )
 
 
-def add(ring: Ring, transition: Transition, obs: Observation) -> Ring:
+def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array, "E A"] | None = None) -> Ring:
     """Write one step of each environment over the oldest ones.
 
     Args:
         transition: leading axis E; its `obs` are those that the ring was last given to act on.
-        obs: the observations to act on next, after automatic resets.
+        obs, legal: the observations to act on next, after automatic resets, and the actions that may be taken there.
     """
     (steps, num_envs), slots = ring.rows.offset.shape, jax.tree.leaves(ring.observations)[0].shape[0]
     env = jnp.arange(num_envs)
@@ -132,7 +152,9 @@ def add(ring: Ring, transition: Transition, obs: Observation) -> Ring:
     ring = replace(
         ring,
         rows=rows,
-        observations=jax.tree.map(write, ring.observations, transition.next_obs, obs),
+        observations=jax.tree.map(
+            write, ring.observations, seen(transition.next_obs, transition.next_legal), seen(obs, legal)
+        ),
         anchors=anchors,
         cursor=ring.cursor + 1 + cut,
         iterations=ring.iterations + 1,
@@ -168,14 +190,21 @@ def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Fl
     used = j < m[:, None]  # (B, n); an end among them is that of the last
 
     slot = _slot(ring, iteration, env)  # no step before the last one is cut off: the successor lies m slots on
+    first, following = (
+        jax.tree.map(lambda x, at=at: x[at % slots, env], ring.observations)
+        for at in (slot, slot + m.astype(slot.dtype))
+    )
+    (obs, legal), (next_obs, next_legal) = (x if isinstance(x, Seen) else (x, None) for x in (first, following))
     return NStep(
-        obs=jax.tree.map(lambda x: x[slot % slots, env], ring.observations),
+        obs=obs,
         action=ring.rows.action[iteration % steps, env],
         reward=jnp.where(used, gamma**j * reward, 0).sum(axis=1),
-        next_obs=jax.tree.map(lambda x: x[(slot + m.astype(slot.dtype)) % slots, env], ring.observations),
+        next_obs=next_obs,
         terminated=(terminated & used).any(axis=1),
         truncated=(truncated & used).any(axis=1),
         steps=m,
+        legal=legal,
+        next_legal=next_legal,
     )
 
 

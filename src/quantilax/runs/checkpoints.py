@@ -38,7 +38,7 @@ from quantilax import replay
 from quantilax.runs.errors import CheckpointError, reason
 from quantilax.runs.files import flush
 
-FORMAT = 2
+FORMAT = 3
 """Raised when older programs could not read what newer ones write."""
 KEEP = 3
 """Checkpoints kept, beside the best."""
@@ -215,7 +215,7 @@ def _content(path: Path, env_step: int) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has format {content.get('format')} and this version reads {FORMAT}; use quantilax"
-            f" {versions(content).get('quantilax', '?')}, which wrote it"
+            f" {versions(content).get('quantilax', '?')}, which wrote it, at the commit that run.json names"
         )
     for name, kind in REQUIRED.items():
         if not isinstance(content.get(name), kind):

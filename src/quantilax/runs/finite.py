@@ -4,19 +4,18 @@ The evidence is looked for only once something is wrong: in the replay, in runni
 algorithm keeps no steps (PQN), in steps that the environment is played on with random actions.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from quantilax import rollout, switches
+from quantilax import switches
 from quantilax.agent import Agent
+from quantilax.learning import rollout
 from quantilax.replay.ring import BLOCK, Ring
 from quantilax.runs.directory import RunDirectory
 from quantilax.runs.errors import RunError
-from quantilax.types import Environment, Observation, Record, State
+from quantilax.types import Environment, Record, State
 
 STEPS = 1_000
 """How many steps each environment is played on."""
@@ -70,7 +69,7 @@ def fault_of_environment(agent: Agent, state: State, record: Record, i: int) -> 
     returns = np.asarray(record.returns)[i]
     if not np.isfinite(returns).all():
         return f"a reward that made an episode of the evaluation return {returns[~np.isfinite(returns)][0]}"
-    if replay is None and hasattr(state, "env_state"):
+    if replay is None and hasattr(state, "envs"):
         return _played_on(agent, state, i)
     return None
 
@@ -127,9 +126,9 @@ def _alibi(state: State, i: int) -> str:
 
 def _played_on(agent: Agent, state: State, i: int) -> str | None:
     """Play the environments of seed i on with random actions: what they gave that is not finite; None if all is."""
-    env_state, obs, key = jax.tree.map(lambda x: x[i], (state.env_state, state.obs, state.evaluation_key))
+    envs, key = jax.tree.map(lambda x: x[i], (state.envs._replace(carry=()), state.evaluation_key))
     _, env, _ = agent.arguments()
-    firsts = jax.device_get(_play(env, env_state, obs, jax.random.fold_in(key, 2**31 - 1)))
+    firsts = jax.device_get(_play(env, envs, jax.random.fold_in(key, 2**31 - 1)))
     for what, first in zip(("a reward", "an observation"), firsts, strict=True):
         if first < STEPS:
             return (
@@ -139,22 +138,18 @@ def _played_on(agent: Agent, state: State, i: int) -> str | None:
 
 
 @jax.jit
-def _play(
-    env: Environment, env_state: Any, obs: Observation, key: Key[Array, ""]
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def _play(env: Environment, envs: rollout.Envs, key: Key[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Return the first steps whose reward, and whose observations, are not finite; `STEPS` where all are."""
+    policy = rollout.random_action(env)
 
-    act = rollout.random_action(env)
-
-    def one(carry: Any, key: Key[Array, ""]) -> tuple[Any, tuple[Array, Array]]:
-        env_state, obs = carry
-        env_state, obs, seen = rollout.collect(env, act, env_state, obs, key)
-        observations = jax.tree.leaves((seen.obs, seen.next_obs, obs))
-        return (env_state, obs), (
+    def one(envs: rollout.Envs, key: Key[Array, ""]) -> tuple[rollout.Envs, tuple[Array, Array]]:
+        envs, seen = rollout.step(env, policy, envs, key)
+        observations = jax.tree.leaves((seen.obs, seen.next_obs, envs.obs))
+        return envs, (
             ~jnp.isfinite(seen.reward).all(),
             ~jnp.stack([jnp.isfinite(x).all() for x in observations]).all(),
         )
 
-    bad = jax.lax.scan(one, (env_state, obs), jax.random.split(key, STEPS))[1]
+    bad = jax.lax.scan(one, envs, jax.random.split(key, STEPS))[1]
     reward, observation = (jnp.where(x.any(), x.argmax(), STEPS) for x in bad)
     return reward, observation

@@ -1,11 +1,13 @@
 """Taking up what a run learned: its agent, state and policy, and how good the policy is."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from quantilax import switches, train
 from quantilax.agent import Agent
@@ -13,7 +15,7 @@ from quantilax.pytree import ConfigError
 from quantilax.runs import checkpoints, paths
 from quantilax.runs.conditions import check_config, check_environment, load_agent
 from quantilax.runs.directory import RunDirectory
-from quantilax.types import Policy, State
+from quantilax.types import State
 
 
 class Loaded(NamedTuple):
@@ -22,8 +24,8 @@ class Loaded(NamedTuple):
     algo: Agent
     state: State
     """Of one seed."""
-    policy: Policy
-    """(observation, key) -> action, as evaluations play it."""
+    policy: Callable[..., Array]
+    """(observation, key) -> action, as evaluations play it; see `Agent.policy`."""
 
 
 def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None = None, env: Any = None) -> Loaded:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import pytree, switches, train
+from quantilax import heads, pytree, switches, train
 from quantilax.agent import Agent
 from quantilax.pytree import ConfigError
 from quantilax.studies.dependence import dependence, fingerprint
@@ -161,9 +161,20 @@ class Programs:
                 self._known[key] = None
         return self._known[key]
 
-    def other_values(self, name: str) -> Iterator[Any]:
-        """Other values of a static field that have a program."""
-        return (value for value in alternatives(self.agent, name) if self.of(**{name: value}) is not None)
+    def other_values(self, name: str, **changes: Any) -> Iterator[Any]:
+        """Other values of a static field that have a program, with further fields changed."""
+        return (value for value in alternatives(self.agent, name) if self.of(**{name: value}, **changes) is not None)
+
+    def heads_of(self, name: str) -> list[str]:
+        """Other heads that the config may have, of whose hyperparameters this field is one."""
+        others = alternatives(self.agent, "head") if "head" in self.statics else []
+        return [h for h in others if any(name in group.__dataclass_fields__ for group in heads.HEADS[h].configs)]  # type: ignore[attr-defined]
+
+    def choices(self, **changes: Any) -> Iterator[tuple[str, Any]]:
+        """Every other value of each choice, with further fields changed."""
+        names = [name for name in self.statics if name not in LOOP and name not in changes]
+        names = [name for name in names if isinstance(getattr(self.agent.config, name), str)]
+        yield from ((name, value) for name in names for value in self.other_values(name, **changes))
 
     def variants(self) -> Iterator[tuple[str, Any]]:
         """Fields and values that may bring a leaf to life: one other value of each static field, then all choices."""
@@ -194,6 +205,8 @@ class Inert(NamedTuple):
     """Another field and a value of it with which this one reaches the curve."""
     other: Any
     """A value to compare curves with; None where there is none."""
+    head: str | None = None
+    """Another head that it takes beside `enabled_by`."""
 
 
 def by_program(programs: Programs) -> tuple[list[Inert], list[str]]:
@@ -205,9 +218,13 @@ def by_program(programs: Programs) -> tuple[list[Inert], list[str]]:
     found, unknown = [], []
     for name, reaches in base.reaches.items():
         if CURVE not in reaches and name not in LOOP:
-            enabled = next(((n, v) for n, v in programs.variants() if _reaches_curve(programs, name, n, v)), None)
-            other = next(iter(alternatives(agent, name)), None)
-            found.append(Inert(name, tuple(sorted(reaches)), enabled, other))
+            enabled = next(((n, v) for n, v in programs.variants() if _reaches_curve(programs, name, {n: v})), None)
+            other, head = next(iter(alternatives(agent, name)), None), None
+            if enabled is None:
+                with_head = ((h, one) for h in programs.heads_of(name) for one in programs.choices(head=h))
+                both = (x for x in with_head if _reaches_curve(programs, name, {"head": x[0], x[1][0]: x[1][1]}))
+                head, enabled = next(both, (None, None))
+            found.append(Inert(name, tuple(sorted(reaches)), enabled, other, head))
     for name in programs.statics:
         if name in LOOP:
             continue
@@ -223,8 +240,8 @@ def by_program(programs: Programs) -> tuple[list[Inert], list[str]]:
     return sorted(found, key=lambda inert: order.index(inert.name)), unknown
 
 
-def _reaches_curve(programs: Programs, leaf: str, name: str, value: Any) -> bool:
-    variant = programs.of(**{name: value})
+def _reaches_curve(programs: Programs, leaf: str, changes: dict[str, Any]) -> bool:
+    variant = programs.of(**changes)
     return variant is not None and CURVE in variant.reaches.get(leaf, ())
 
 
@@ -376,7 +393,8 @@ def _inert_finding(
     if inert.enabled_by is not None:
         other_field, other_value = inert.enabled_by
         severity: Severity = "warning" if given else "note"
-        remedy = f"it takes effect with {other_field}={_shown(other_value)}, for one; else leave it out"
+        with_head = "" if inert.head is None else f"head={inert.head} and "
+        remedy = f"it takes effect with {with_head}{other_field}={_shown(other_value)}, for one; else leave it out"
     else:
         severity = "error"
         finding += ", nor where other fields are changed one at a time"

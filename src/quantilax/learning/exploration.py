@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from quantilax.types import Action, Carry, Legal, Observation, Policy
+
 Number = Float[Array, ""] | float
 
 
@@ -25,47 +27,87 @@ def linear_schedule(start: Number, end: Number, duration: Number, step: Int[Arra
     return start + gone
 
 
-def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "A"], epsilon: Number) -> Int[Array, ""]:
-    """Choose the action of largest value or, with probability `epsilon`, any action with equal chances."""
+def masked(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"] | None) -> Float[Array, "*batch A"]:
+    """Return values of actions, -inf for those that are not legal.
+
+    Where none is, as the mask after an episode's end may have it, all count.
+    """
+    return q if legal is None else jnp.where(legal | ~legal.any(axis=-1, keepdims=True), q, -jnp.inf)
+
+
+def legal_action(u: Float[Array, ""], legal: Bool[Array, "A"]) -> Int[Array, ""]:
+    """Return one of the legal actions: the one at the share u of them, 0 <= u < 1."""
+    number = legal.sum()
+    place = jnp.minimum((u * number).astype(jnp.int32), number - 1)
+    return jnp.argmax(jnp.cumsum(legal) > place).astype(jnp.int32)
+
+
+def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "A"], epsilon: Number, legal: Legal = None) -> Int[Array, ""]:
+    """Choose the legal action of largest value or, with probability `epsilon`, any of them with equal chances."""
     explore, action = jax.random.uniform(key, (2,))  # one call of the generator; `action * A` never rounds up to A
-    random_action = (action * q.shape[-1]).astype(jnp.int32)
-    return jnp.where(explore < epsilon, random_action, jnp.argmax(q, axis=-1).astype(jnp.int32))
+    any_action = (action * q.shape[-1]).astype(jnp.int32) if legal is None else legal_action(action, legal)
+    return jnp.where(explore < epsilon, any_action, jnp.argmax(masked(q, legal), axis=-1).astype(jnp.int32))
 
 
 class Repeats(NamedTuple):
-    """Random actions that go on, one per environment."""
+    """A random action that goes on; with the leading axis E of environments."""
 
     action: Int[Array, "E"]
     left: Int[Array, "E"]
     """Steps for which it is still to be taken, the coming one included; 0: the greedy action is."""
 
 
-def no_repeats(num_envs: int) -> Repeats:
-    """Nothing has begun."""
-    return Repeats(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
-
-
-def begin_repeats(key: Key[Array, ""], repeats: Repeats, epsilon: Number, num_actions: int, longest: int) -> Repeats:
+def begin_repeats(
+    repeats: Repeats,
+    key: Key[Array, ""],
+    epsilon: Number,
+    num_actions: int,
+    longest: int,
+    legal: Bool[Array, "E A"] | None = None,
+) -> Repeats:
     """Where none goes on, begin one with probability `epsilon`: any action, for n steps with chances in proportion to n^-2.
 
     Args:
+        repeats: before the step; one whose action is not legal any more does not go on.
         key: consumed.
-        repeats: before the step.
         epsilon: probability.
         num_actions: each has equal chances.
         longest: the most steps; with 1 it is epsilon-greedy.
+        legal: masks of the actions that may be taken.
     """
     explore, action, duration = jax.random.uniform(key, (3, *repeats.left.shape))
     chances = 1.0 / np.arange(1, longest + 1) ** 2
     below = jnp.asarray(np.cumsum(chances[:-1]) / chances.sum(), jnp.float32)  # P(n <= 1), ..., P(n <= longest - 1)
     n = 1 + jnp.searchsorted(below, duration, side="right").astype(jnp.int32)
-    new = Repeats((action * num_actions).astype(jnp.int32), jnp.where(explore < epsilon, n, 0))
-    return jax.tree.map(lambda old, new: jnp.where(repeats.left > 0, old, new), repeats, new)
+    goes_on = repeats.left > 0
+    if legal is None:
+        any_action = (action * num_actions).astype(jnp.int32)
+    else:
+        any_action = jax.vmap(legal_action)(action, legal)
+        goes_on &= jnp.take_along_axis(legal, repeats.action[:, None], axis=1)[:, 0]
+    new = Repeats(any_action, jnp.where(explore < epsilon, n, 0))
+    return jax.tree.map(lambda old, new: jnp.where(goes_on, old, new), repeats, new)
 
 
-def end_step(repeats: Repeats, done: Bool[Array, "E"]) -> Repeats:
-    """One step fewer is left, and none where an episode has ended."""
-    return repeats._replace(left=jnp.where(done, 0, jnp.maximum(repeats.left - 1, 0)))
+def repeating(policy: Policy, epsilon: Number, num_actions: int, longest: int) -> Policy:
+    """Return the policy with random actions that go on: it remembers them, and forgets them at an episode's end.
+
+    Args:
+        policy: what is done otherwise; it explores no more by itself.
+        epsilon, num_actions, longest: of `begin_repeats`.
+    """
+
+    def before(carry: Carry, key: Key[Array, ""], legal: Bool[Array, "E A"] | None) -> Carry:
+        return begin_repeats(carry[0], key, epsilon, num_actions, longest, legal), carry[1]
+
+    def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
+        repeats, inner = carry
+        action, inner = policy.act(obs, inner, key, legal)
+        left = jnp.maximum(repeats.left - 1, 0)
+        return jnp.where(repeats.left > 0, repeats.action, action), (repeats._replace(left=left), inner)
+
+    nothing = jnp.zeros((), jnp.int32)
+    return Policy(act, (Repeats(nothing, nothing), policy.carry), before)
 
 
 def share_of_repeats(epsilon: Number, longest: int) -> Number:

@@ -1,0 +1,92 @@
+"""What publications used on Atari, by hyperparameter: the `PAPER` of each algorithm's config."""
+
+from typing import Any
+
+ALL: dict[str, Any] = {
+    "total_timesteps": 50_000_000,
+    "learning_rate_fraction": 1.0,
+    "weight_averaging": 0.0,
+    "gamma": 0.99,
+    "eps_start": 1.0,
+    "reward_scale": 1.0,
+    "torso": "nature",
+    "activation": "relu",
+    "compute_dtype": "float32",
+    **dict.fromkeys(("normalize_observations", "normalize_rewards", "spectral_norm"), False),
+}
+"""What all of them have alike."""
+
+REPLAY = ALL | {
+    "eval_freq": 250_000,
+    "eval_epsilon": 1e-3,
+    "num_envs": 1,
+    "num_epochs": 0.25,
+    "buffer_size": 1_000_000,
+    "fill_buffer": 50_000,
+    "batch_size": 32,
+    "n_step": 1,
+    "learning_rate": 5e-5,
+    "learning_rate_end": 1.0,
+    "adam_eps": 3.125e-4,
+    "max_grad_norm": float("inf"),
+    "target_update_freq": 10_000,
+    "polyak": 0.0,
+    "eps_end": 0.01,
+    "exploration_fraction": 0.02,
+    "exploration_repeats": 1,
+    "torso_sizes": (),
+    "head_sizes": (512,),
+    **dict.fromkeys(("prioritized", "double", "dueling", "noisy", "layer_norm"), False),
+}
+"""What DQN and its descendants share."""
+
+DQN = REPLAY | {"eval_epsilon": 0.05, "learning_rate": 2.5e-4, "kappa": 1.0, "eps_end": 0.1}
+del DQN["adam_eps"]  # its optimiser was RMSProp
+"""Mnih et al. (2015)."""
+
+C51 = REPLAY | {"learning_rate": 2.5e-4, "num_atoms": 51, "v_min": -10.0, "v_max": 10.0}
+"""Bellemare et al. (2017)."""
+
+QRDQN = REPLAY | {"num_quantiles": 200, "kappa": 1.0, "non_crossing": False}
+"""Dabney et al. (2018), https://arxiv.org/abs/1710.10044."""
+
+IQN = REPLAY | {
+    "num_tau_samples": 64,
+    "num_tau_prime_samples": 64,
+    "num_quantile_samples": 32,
+    "tau_sampling": "uniform",
+    "share_tau": False,
+    "acting_tau_sampling": "uniform",
+    "kappa": 1.0,
+    "risk": "neutral",
+    "num_cosines": 64,
+}
+"""Dabney et al. (2018), https://arxiv.org/abs/1806.06923."""
+
+FQF = REPLAY | {
+    "fraction_learning_rate": 2.5e-9,
+    "num_fractions": 32,
+    "fraction_entropy": 1e-3,
+    "weigh_targets": False,
+    "kappa": 1.0,
+    "num_cosines": 64,
+}
+"""Yang et al. (2019)."""
+
+PQN = ALL | {
+    "num_envs": 128,
+    "num_steps": 32,
+    "num_epochs": 2,
+    "num_minibatches": 32,
+    "learning_rate": 2.5e-4,
+    "learning_rate_end": 0.0,
+    "max_grad_norm": 10.0,
+    "lambda_": 0.65,
+    "head": "scalar",
+    "eps_end": 1e-3,
+    "exploration_fraction": 0.1,
+    "torso_sizes": (512,),
+    "head_sizes": (),
+    "layer_norm": True,
+}
+"""Gallici et al. (2024)."""

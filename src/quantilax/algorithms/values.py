@@ -1,0 +1,215 @@
+"""What the loops share that learn values of actions by a head: the network, its optimiser, acting."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from quantilax import heads, hyperparameters
+from quantilax.heads.base import Taus
+from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
+from quantilax.learning import averaging, exploration, normalize, packing, rollout
+from quantilax.networks import computing_in, torso
+from quantilax.pytree import MAX_INT32, ConfigError, dataclass
+from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observation, Policy, num_actions
+
+
+@dataclass
+class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Network):
+    """What the loops' configs share; an algorithm's own has a `head`, and the groups of its hyperparameters."""
+
+    head: ClassVar[str]
+    squared_error: ClassVar[bool] = False
+    """A mean is learned by the squared error, whatever kappa is."""
+    steps_per_iteration: ClassVar[Any]
+    gradient_steps: ClassVar[Any]
+
+    @property
+    def support(self) -> tuple[float, float] | None:
+        """Bounds of what the head can learn; None: there are none."""
+        return heads.of(self).support
+
+    def check(self) -> None:
+        """Raise `ConfigError` for fields that contradict each other."""
+        for head in heads.HEADS.values():
+            missing = [group.__name__ for group in head.configs if not isinstance(self, group)]
+            if not missing:
+                head(self).check()
+            elif head.name == self.head:
+                raise ConfigError(
+                    f"head: {head.name} needs hyperparameters that this algorithm has not ({', '.join(missing)}); choose"
+                    " an algorithm whose config class extends them"
+                )
+        kappa = getattr(self, "kappa", 1.0)
+        if heads.of(self).regresses_quantiles and not isinstance(kappa, jax.core.Tracer) and np.isinf(kappa).any():
+            raise ConfigError(f"kappa: must be finite with head={self.head}, got {kappa}")
+        if (steps := self.gradient_steps) > MAX_INT32:
+            raise ConfigError(f"num_epochs: {steps} gradient steps are more than {MAX_INT32}; lower it")
+
+    def figures(self, updates_per_step: float, **own: Any) -> dict[str, Any]:
+        """`derived` of a loop, with figures of its own."""
+        return {
+            "gradient_steps": self.gradient_steps,
+            "updates_per_env_step": updates_per_step,
+            **own,
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
+            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
+        }
+
+    def advice(self) -> list[str]:
+        """Lines on settings known to mislead, each with the remedy."""
+        lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
+        lines += averaging.advice(self.weight_averaging, self.gradient_steps)
+        lines += normalize.advice(self.normalize_rewards, self.reward_scale)
+        return lines if self.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
+
+
+class Network(nnx.Module):
+    """psi, and the layer of the config's head."""
+
+    def __init__(self, env: Environment, config: Any, *, rngs: nnx.Rngs) -> None:
+        """Make both for the environment's spaces."""
+        self.psi = torso(env.observation_space, config, rngs=rngs)
+        self.head = heads.of(config).layer(self.psi.features, num_actions(env), rngs)
+
+
+@dataclass
+class State(rollout.State):
+    """A network, the average of its weights, and the optimiser's moments."""
+
+    network: nnx.GraphDef
+    """The network's structure: no leaves, the same for every seed."""
+    average_params: PyTree
+    """What evaluation runs, see `quantilax.learning.averaging`."""
+    optimizer_state: PyTree
+
+
+def init(env: Environment, config: Any, key: Key[Array, ""], optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """Make the network: fields of `State`."""
+    made = Network(env, config, rngs=nnx.Rngs(key))
+    network, params = nnx.split(computing_in(made, config.compute_dtype))
+    optimizer_state = optimizer.init(params)
+    return {"network": network, "params": params, "average_params": params, "optimizer_state": optimizer_state}
+
+
+def optimizer(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
+    """`scheduled`, and what the head adds to it."""
+    return heads.of(config).optimizer(scheduled(config, rule))
+
+
+def scheduled(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
+    """`rule` with the config's schedule of step sizes, after clipping by the global norm; small arrays as one vector."""
+    end = config.learning_rate * config.learning_rate_end
+    duration = config.learning_rate_fraction * config.gradient_steps
+    schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return packing.packed(optax.chain(clip, rule(schedule)))
+
+
+def gradient_step(
+    config: Any, state: Any, optimizer: optax.GradientTransformation, loss: Callable[..., Any], *arguments: Any
+) -> tuple[Any, tuple[Array, Array], Any]:
+    """One step on `loss(params, *arguments) -> (value, measured)`: state, (value, gradient norm), measured."""
+    (value, measured), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *arguments)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state)
+    params = optax.apply_updates(state.params, updates)
+    state = replace(
+        state,
+        params=params,
+        average_params=averaging.update(state.average_params, params, config.weight_averaging),
+        optimizer_state=optimizer_state,
+        gradient_steps=state.gradient_steps + 1,
+    )
+    return state, (value, optax.tree.norm(gradient)), measured
+
+
+def metrics(config: Any, state: State, measured: tuple[Array, ...]) -> Metrics:
+    """Means of (loss, gradient norm, q, TD error), and the epsilon by which the iteration acted."""
+    loss, gradient_norm, q, td_error = (x.mean() for x in measured)
+    epsilon = epsilon_at(config, state.env_steps - config.steps_per_iteration)
+    return Metrics(loss=loss, gradient_norm=gradient_norm, q=q, td_error=td_error, epsilon=epsilon)
+
+
+def predict(network: Any, obs: Shaped[Array, "B *obs"], tau: Taus, config: Any) -> Any:
+    """What the head says at a batch of observations."""
+    return heads.of(config).predict(network.head, jax.vmap(network.psi)(obs), [tau])[0]
+
+
+def means(predictions: Any, config: Any) -> Float[Array, "B A"]:
+    """Q of a batch of predictions."""
+    q: Float[Array, "B A"] = jax.vmap(heads.of(config).mean)(predictions)
+    return q
+
+
+def successors(
+    target: Any,
+    selector: Any,
+    obs: Shaped[Array, "B *obs"],
+    legal: Bool[Array, "B A"] | None,
+    tau: Taus,
+    tau_action: Taus,
+    config: Any,
+) -> tuple[Any, Float[Array, "B A"]]:
+    """What a network says of the returns from x' at tau, and the values by which another, or the same, chooses a* there.
+
+    Args:
+        target, selector: the networks; in one pass if they are the same.
+        obs, legal: x', and the actions that may be taken there.
+        tau, tau_action: the fractions of each.
+        config: of the head.
+    """
+    if selector is not target:
+        predictions, choosing = predict(target, obs, tau, config), predict(selector, obs, tau_action, config)
+    else:
+        psi = jax.vmap(target.psi)(obs)
+        predictions, choosing = heads.of(config).predict(target.head, psi, [tau, tau_action])
+    return predictions, exploration.masked(means(choosing, config), legal)
+
+
+def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
+    """Probability of a random action by the schedule, in the iteration in which `env_steps` stands."""
+    steps, duration = config.steps_per_iteration, config.exploration_fraction * config.total_timesteps
+    begun = env_steps if steps == config.num_envs else env_steps // steps * steps
+    return exploration.linear_schedule(config.eps_start, config.eps_end, duration, begun)
+
+
+def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
+    """Epsilon-greedy on Q."""
+    head = heads.of(config)
+
+    def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
+        network = nnx.merge(state.network, state.params)
+        tau, key = head.draw_acting(key)
+        psi = network.psi(normalize.observations(state.normalizer, obs))
+        q = head.mean(head.predict(network.head, psi, [tau])[0])
+        return exploration.epsilon_greedy(key, q, epsilon, legal), carry
+
+    return Policy(act)
+
+
+def policy(env: Environment, config: Any, state: State) -> Policy:
+    """The policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
+    return acting(config, averaging.averaged(state), config.eval_epsilon)
+
+
+def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+    """Z_tau(x, .) of the averaged weights, for one observation; observation and Z in the environment's units.
+
+    Raises:
+        ConfigError: with a head that learns no distribution.
+    """
+    of_head = heads.of(config).quantiles
+    if of_head is None:
+        *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
+        raise ConfigError(
+            f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
+        )
+    network = nnx.merge(state.network, state.average_params)
+    psi = network.psi(normalize.observations(state.normalizer, obs))
+    return normalize.returns(state.normalizer, of_head(network.head, psi, tau))

@@ -1,0 +1,1 @@
+"""What loops share: steps of environments, exploration, normalisation, averages of weights, packing, risk."""

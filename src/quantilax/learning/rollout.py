@@ -1,0 +1,247 @@
+"""Steps of environments: `collect` for learning, `evaluate` for measuring."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from quantilax.envs.vector import Mapped
+from quantilax.learning import exploration, normalize
+from quantilax.pytree import ConfigError, dataclass
+from quantilax.types import (
+    Action,
+    Carry,
+    Config,
+    Discrete,
+    Environment,
+    Legal,
+    Observation,
+    Policy,
+    Transition,
+    no_action,
+    num_actions,
+)
+
+ADVICE_ON_TRUNCATION = (
+    "bootstrap_truncated=false teaches that the return ends at the time limit, which the observation does not show: values"
+    " of good states come out too small and noisy; set it to true"
+)
+"""For algorithms that have the field."""
+
+Seen: TypeAlias = tuple[Float[Array, "E"], Transition, Transition]
+
+
+class Envs(NamedTuple):
+    """Where E environments stand; every array has the leading axis E."""
+
+    state: PyTree
+    obs: Shaped[Array, "E *obs"]
+    """The observations to act on next."""
+    legal: Bool[Array, "E A"] | None
+    """The actions that may be taken next; None: all."""
+    carry: Carry
+    """What the policy remembers of each episode."""
+
+
+@dataclass
+class State:
+    """What each algorithm carries from one iteration to the next; its own class adds networks and what else it has."""
+
+    params: PyTree
+    envs: Envs
+    normalizer: normalize.Normalizer
+    key: Key[Array, ""]
+    evaluation_key: Key[Array, ""]
+    """Never split: evaluations fold the step into it, so they cannot disturb training."""
+    env_steps: Int[Array, ""]
+    gradient_steps: Int[Array, ""]
+
+
+def begin(env: Environment, config: Config, key: Key[Array, ""], carry: Carry = ()) -> dict[str, Any]:
+    """Reset the environments of training: the fields of `State` but for its parameters and keys.
+
+    Args:
+        env, config, key: of training.
+        carry: that of the policy by which training acts.
+    """
+    return {
+        "envs": reset(env, jax.random.split(key, config.num_envs), carry),
+        "normalizer": normalize.init(
+            env.observation_space.shape,
+            config.num_envs,
+            config.normalize_observations,
+            config.normalize_rewards,
+            config.reward_scale,
+        ),
+        "env_steps": jnp.zeros((), jnp.int32),
+        "gradient_steps": jnp.zeros((), jnp.int32),
+    }
+
+
+def reset(env: Environment, keys: Key[Array, "E"], carry: Carry = ()) -> Envs:
+    """Begin an episode in each of E environments; `carry` is that of the policy to come."""
+    carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (keys.shape[0], *jnp.shape(x))), carry)
+    return Envs(*Mapped(env=env).reset(keys), carries)
+
+
+def step(env: Environment, policy: Policy, envs: Envs, key: Key[Array, ""]) -> tuple[Envs, Transition]:
+    """Take one step in each of E environments.
+
+    Returns:
+        Where they stand then, after automatic resets; and the transitions, whose `next_obs` are the true successors.
+    """
+    num_envs, carry = jax.tree.leaves(envs.obs)[0].shape[0], envs.carry
+    if policy.before is not None:
+        key, key_before = jax.random.split(key)
+        carry = policy.before(carry, key_before, envs.legal)
+    keys_act, keys_step = jax.random.split(key, (2, num_envs))
+    action, carry = jax.vmap(policy.act)(envs.obs, carry, keys_act, envs.legal)
+    env_state, told = Mapped(env=env).step(keys_step, envs.state, action)
+    transition = Transition(
+        envs.obs, action, told.reward, told.next_obs, told.terminated, told.truncated, envs.legal, told.next_legal
+    )
+    forgotten = jax.tree.map(lambda first, x: jnp.broadcast_to(first, x.shape), policy.carry, carry)
+    carry = _where(told.terminated | told.truncated, forgotten, carry)
+    return Envs(env_state, told.obs, told.legal, carry), transition
+
+
+def collect(
+    env: Environment, config: Config, act: Callable[[Config, Any], Policy], state: Any, key: Key[Array, ""]
+) -> tuple[Any, Transition]:
+    """Take the environment steps of one iteration: the state, and transitions with leading axes (T, E).
+
+    Args:
+        env, config: of training.
+        act: (config, state) -> policy.
+        state: a `State`; its environments, moments and number of steps go on.
+        key: consumed.
+    """
+
+    def one(state: Any, key: Key[Array, ""]) -> tuple[Any, Transition]:
+        envs, transition = step(env, act(config, state), state.envs, key)
+        if not config.bootstrap_truncated:
+            transition = transition.ended_where_truncated()
+        normalizer = normalize.update(state.normalizer, transition, config.gamma)
+        steps = state.env_steps + config.num_envs
+        return replace(state, envs=envs, normalizer=normalizer, env_steps=steps), transition
+
+    length = config.steps_per_iteration // config.num_envs
+    if length == 1:
+        state, transition = one(state, key)
+        return state, jax.tree.map(lambda x: x[None], transition)
+    return jax.lax.scan(one, state, jax.random.split(key, length))
+
+
+def random_action(env: Environment) -> Policy:
+    """Return the policy that takes any legal action with equal chances.
+
+    Raises:
+        ConfigError: real-valued actions without bounds.
+    """
+    space = env.action_space
+    if not isinstance(space, Discrete) and not np.isfinite([np.min(space.low), np.max(space.high)]).all():
+        raise ConfigError(f"env: {env.name}'s actions have no bounds; give its action_space a low and a high")
+
+    def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
+        if isinstance(space, Discrete) and legal is not None:
+            return exploration.legal_action(jax.random.uniform(key), legal), carry
+        if isinstance(space, Discrete):
+            return jax.random.randint(key, (), 0, num_actions(env)), carry
+        return jax.random.uniform(key, space.shape, space.number, space.low, space.high), carry
+
+    return Policy(act)
+
+
+class Episodes(NamedTuple):
+    """Episodes of an evaluation, and what is needed to compare them with what a network expected of them."""
+
+    lengths: Int[Array, "E"]
+    returns: Float[Array, "E"]
+    """Undiscounted."""
+    discounted: Float[Array, "E"]
+    """sum_t gamma^t r_t, without what would follow a cut."""
+    first: Transition
+    """The first step of each."""
+    last: Transition
+    """The last step of each."""
+
+
+def evaluate(
+    env: Environment, policy: Policy, key: Key[Array, ""], episodes: int
+) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
+    """Play `episodes` episodes in parallel, each counted once, to its end: (lengths, returns), undiscounted."""
+    lengths, returns, _ = _play(env, policy, key, episodes, None, lambda seen, *_: seen)
+    return lengths, returns
+
+
+def watch(
+    env: Environment, policy: Policy, key: Key[Array, ""], episodes: int, gamma: Float[Array, ""] | float
+) -> Episodes:
+    """Play the episodes that `evaluate` plays, and keep more of them."""
+
+    def see(seen: Seen, transition: Transition, active: Bool[Array, "E"], t: Int[Array, ""]) -> Seen:
+        discounted, first, last = seen
+        discounted = discounted + jnp.where(active, gamma**t * transition.reward, 0.0)
+        return discounted, _where(t == 0, transition, first), _where(active, transition, last)
+
+    nothing = jax.tree.map(lambda x: jnp.zeros((episodes, *x.shape), x.dtype), transition_spec(env))
+    lengths, returns, seen = _play(env, policy, key, episodes, (jnp.zeros(episodes), nothing, nothing), see)
+    return Episodes(lengths, returns, *seen)
+
+
+def _play(
+    env: Environment, policy: Policy, key: Key[Array, ""], episodes: int, seen: Any, see: Callable[..., Any]
+) -> tuple[Int[Array, "E"], Float[Array, "E"], Any]:
+    """Lengths, returns and what `see` made of the steps: (seen, transition, active, t) -> seen."""
+
+    def unfinished(carry: tuple[Any, ...]) -> Array:
+        _, _, t, active, *_ = carry
+        return active.any() & (t < env.max_episode_steps)
+
+    def play(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        envs, key, t, active, lengths, returns, seen = carry
+        key, key_step = jax.random.split(key)
+        envs, transition = step(env, policy, envs, key_step)
+        returns = returns + jnp.where(active, transition.reward, 0.0)
+        lengths = lengths + active
+        seen = see(seen, transition, active, t)
+        active = active & ~(transition.terminated | transition.truncated)
+        return envs, key, t + 1, active, lengths, returns, seen
+
+    key_reset, key = jax.random.split(key)
+    carry = (
+        reset(env, jax.random.split(key_reset, episodes), policy.carry),
+        key,
+        jnp.zeros((), jnp.int32),
+        jnp.ones(episodes, bool),
+        jnp.zeros(episodes, jnp.int32),
+        jnp.zeros(episodes),
+        seen,
+    )
+    *_, lengths, returns, seen = jax.lax.while_loop(unfinished, play, carry)
+    return lengths, returns, seen
+
+
+def _where(mask: Bool[Array, "*E"], new: PyTree, old: PyTree) -> PyTree:
+    """Choose by a mask over the leading axis (or by one for all)."""
+    return jax.tree.map(lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o), new, old)
+
+
+def transition_spec(env: Environment) -> Transition:
+    """Shapes and dtypes of one transition of the environment, without running it."""
+
+    def one(key: Key[Array, ""]) -> Transition:
+        key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
+        env_state, obs, *mask = env.reset(key)
+        action = no_action(env.action_space)
+        _, told = env.step(key_step, env_state, action)
+        legal = mask[0] if mask else None
+        return Transition(
+            obs, action, told.reward, told.next_obs, told.terminated, told.truncated, legal, told.next_legal
+        )
+
+    return jax.eval_shape(one, jax.random.key(0))
