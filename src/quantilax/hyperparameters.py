@@ -53,7 +53,7 @@ class Replay:
     prioritized: bool = field(False, "draw transitions by priority, of their last error, instead of evenly")
     priority_exponent: float = field(0.5, "alpha of the priorities; 0: even", ge=0, le=1)
     importance_exponent: float = field(
-        0.4, "beta, how far weights undo it at first; 1 at the end, linearly", ge=0, le=1
+        0.4, "beta, how far weights correct for priorities at first; rises to 1 at the end", ge=0, le=1
     )
 
 
@@ -63,7 +63,7 @@ class Optimiser:
 
     learning_rate: float = field(1e-3, "first step size of Adam", ge=0)
     learning_rate_end: float = field(1.0, "share of the step size left after its linear fall; 1: constant", ge=0, le=1)
-    learning_rate_fraction: float = field(1.0, "share of the gradient steps over which it falls", gt=0, le=1)
+    learning_rate_fraction: float = field(1.0, "share of the gradient steps over which the step size falls", gt=0, le=1)
     weight_averaging: float = field(
         0.0, "share that the average of the weights, which is evaluated, keeps in a gradient step", ge=0, lt=1
     )

@@ -1,20 +1,20 @@
 """Masks of legal actions, from the environment to the last policy: no illegal action is taken, nor learned to be taken."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import ALGORITHMS, Box, ConfigError, Discrete, TimeStep, envs, pytree, train
+import quantilax
+from quantilax import ALGORITHMS, Box, ConfigError, Discrete, TimeStep, envs, pytree
 from quantilax.agent import create
 from quantilax.algorithms import q_learning, values
 from quantilax.envs.sticky import StickyActions
 from quantilax.heads import HEADS
 from quantilax.learning import exploration, rollout
 from tests.conftest import TINY, each, tiny
+from tests.trees import assert_same_bits
 
 A = 5
 
@@ -143,7 +143,7 @@ def test_targets_are_those_of_the_legal_actions_at_the_successor(changes):
     state, _ = algo.train(jax.random.key(0))
     config, batch = algo.config, q_learning.draw(algo.config, state, jax.random.key(1), 64)[0]
     networks = state.params, state.target_params, state.params
-    _, y = jax.jit(q_learning.compared, static_argnums=())(config, state.network, networks, batch, jax.random.key(2))
+    _, y = jax.jit(q_learning.compared)(config, state.network, networks, batch, jax.random.key(2))
 
     def q(params, obs):
         network = q_learning.nnx.merge(state.network, params)
@@ -275,8 +275,17 @@ def test_masks_of_real_valued_actions_are_refused():
         envs.as_environment(Continuous())
 
 
-def test_resuming_keeps_the_masks(one_device):
-    algo = tiny("dqn", Doors())
-    spec = train.state_spec(*algo.arguments())
-    assert spec.envs.legal.shape == (algo.config.num_envs, A)
-    assert SimpleNamespace(**vars(spec)).replay.observations.legal.dtype == bool
+def test_a_run_with_masks_that_was_stopped_goes_on_to_the_same_end(tmp_path):
+    def stop(state, record):
+        if record.env_step[0] == 120:
+            raise ZeroDivisionError
+
+    algo = tiny("dqn", Doors(), exploration_repeats=3)
+    quantilax.run(algo, tmp_path / "whole", [0], quiet=True)
+    with pytest.raises(ZeroDivisionError):
+        quantilax.run(algo, tmp_path / "stopped", [0], callback=stop, quiet=True)
+    quantilax.resume(tmp_path / "stopped", env=Doors(), quiet=True)
+    whole, resumed = (quantilax.load(tmp_path / name, env=Doors()).state for name in ("whole", "stopped"))
+    assert whole.envs.legal.shape == (algo.config.num_envs, A)
+    assert_array_equal(whole.replay.observations.legal, np.asarray(whole.replay.observations.obs) > 0.5)
+    assert_same_bits(whole, resumed)

@@ -1,5 +1,7 @@
 """Every loop with every head: each learns, is measured and evaluated; what is not defined is refused in one line."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,8 @@ def test_a_named_pair_has_no_other_head(name):
         ("q_learning", dict(munchausen=True, n_step=3), "n_step: 3 with munchausen is not defined"),
         ("q_learning", dict(head="quantile", non_crossing=True, dueling=True), "dueling: quantiles of a sum of two"),
         ("q_learning", dict(head="categorical", v_min=3.0), "v_min: 3.0 is not below v_max=2.0"),
+        ("q_learning", dict(kappa=math.inf), "kappa: must be finite with head=implicit_quantile, got inf"),
+        ("pqn", dict(head="proposed", kappa=math.inf), "kappa: must be finite with head=proposed, got inf"),
         ("q_learning", dict(risk="cvar", risk_eta=2.0), "risk_eta: must be > 0 and <= 1 for risk 'cvar'"),
         ("pqn", dict(head="implicit_quantile", risk="cvar", risk_eta=2.0), "risk_eta: must be > 0 and <= 1"),
     ],

@@ -195,9 +195,14 @@ def test_a_registered_head_is_a_value_of_the_field_and_what_it_lacks_is_refused(
         create(ALGORITHMS[loop], "probe/corridor", {"head": "beta_gaussian"})
 
 
-def test_a_head_whose_name_is_taken_is_refused(gaussian):
+def test_a_head_whose_name_is_taken_or_that_lacks_a_method_is_refused(gaussian):
     with pytest.raises(ConfigError, match="head 'gaussian' is registered already; choose another name"):
         heads.register(gaussian.GaussianHead)
+    with pytest.raises(
+        ConfigError, match="head 'half' has no expected, lambda_returns, layer, loss, mean, target; see"
+    ):
+        heads.register(type("Half", (heads.Head,), {"name": "half"}))
+    assert "half" not in heads.HEADS
     with pytest.raises(ConfigError, match="head 'scalar' is registered already"):
         heads.register(type("Other", (heads.Head,), {"name": "scalar"}))
 

@@ -310,7 +310,8 @@ def target_of(
     head, reward = heads.of(config), transition.reward
     discount = config.gamma**transition.steps * transition.discount
     if q_before is None:
-        return head.target(reward, discount, successor.taken(jnp.argmax(q_next)))
+        a_star = jnp.argmax(q_next)
+        return head.target(reward, discount, successor.taken(a_star))
     t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
     bonus = losses.scaled_log_softmax(q_before, t)[transition.action]
     pi = losses.soft_policy(q_next, t, masked=transition.next_legal is not None)

@@ -28,6 +28,7 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
     squared_error: ClassVar[bool] = False
     """A mean is learned by the squared error, whatever kappa is."""
     steps_per_iteration: ClassVar[Any]
+    """A property of each loop's config, as is the next."""
     gradient_steps: ClassVar[Any]
 
     @property

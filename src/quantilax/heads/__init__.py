@@ -31,6 +31,11 @@ def register(head: type[Head]) -> type[Head]:
     """
     if head.name in HEADS:
         raise ConfigError(f"head '{head.name}' is registered already; choose another name")
+    missing = sorted(getattr(head, "__abstractmethods__", ()))
+    if missing:
+        raise ConfigError(
+            f"head '{head.name}' has no {', '.join(missing)}; see quantilax.heads.Head for what each does"
+        )
     HEADS[head.name] = head
     return head
 

@@ -1,5 +1,6 @@
 """What a head is: what is learned of the return, and how."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -44,7 +45,7 @@ class Steps(NamedTuple):
     """lambda; 0 where an episode ends."""
 
 
-class Head:
+class Head(ABC):
     """What is learned of the return, with the hyperparameters of a config; functions are of one example.
 
     A head of one's own has `layer`, `mean`, `target`, `expected`, `loss` and `lambda_returns`. The rest
@@ -69,7 +70,7 @@ class Head:
         """Bind it to a config."""
         self.config = config
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 most heads have nothing to check
         """Raise `ConfigError` where its own hyperparameters contradict each other."""
 
     @property
@@ -77,9 +78,9 @@ class Head:
         """Bounds of what can be learned; None: there are none."""
         return None
 
+    @abstractmethod
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
         """The layer after psi."""
-        raise NotImplementedError
 
     def action_layer(self, n: int, features: int, num_actions: int, rngs: nnx.Rngs) -> ActionHead:
         """A layer of n numbers per action."""
@@ -108,25 +109,25 @@ class Head:
         """A prediction at each of several sets of fractions, of one observation or of a batch."""
         return [Prediction(self.outputs(layer, psi))] * len(taus)
 
+    @abstractmethod
     def mean(self, prediction: Any) -> Float[Array, "*A"]:
         """Q."""
-        raise NotImplementedError
 
+    @abstractmethod
     def target(self, reward: Scalar, discount: Scalar, successor: Any) -> Any:
         """What is learned, `reward + discount Z(x', a*)`, of the prediction of a* at x'."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expected(self, target: Any) -> Scalar:
         """Mean of a target."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, taken: Any, target: Any) -> Scalar:
         """The loss of what is predicted of an action."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lambda_returns(self, key: Key[Array, ""], steps: Steps, successors: Any) -> Any:
         """Targets of T steps in E environments, of the predictions of a* at their successors."""
-        raise NotImplementedError
 
     def errors(self, taken: Any, target: Any) -> Float[Array, "N N_prime"]:
         """Target less estimate, of each pair that the loss compares; of the means where it compares no pairs."""
