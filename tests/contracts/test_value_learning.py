@@ -21,7 +21,7 @@ from quantilax.heads.base import Prediction
 from quantilax.networks import monotone
 from quantilax.replay import tree
 from quantilax.types import NStep
-from tests.conftest import OFF_POLICY, tiny
+from tests.conftest import OFF_POLICY, each, tiny
 
 with warnings.catch_warnings(action="ignore"):
     import rlax
@@ -45,7 +45,7 @@ def agent(name, **changes):
     return create(ALGORITHMS["q_learning"], "probe/corridor", {**OFF_POLICY, "head": name, **CHANGES[name], **changes})
 
 
-@pytest.fixture(params=EVERY)
+@pytest.fixture(params=each(EVERY, first=("dqn", "c51", "iqn", "hl_gauss")))
 def name(request):
     return request.param
 
