@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from quantilax import IQN
-from quantilax.runs import checkpoints, limits
+from quantilax.host import limits
+from quantilax.runs import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "gymnax" / "cartpole.yaml"

@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quantilax import statistics
+from quantilax.studies import tables
 from quantilax.studies.store import Store
 
 HERE = Path(__file__).parent
@@ -47,9 +47,9 @@ def draw(axes: Axes, name: str, records: pl.DataFrame) -> pl.DataFrame:
     """Draw a section: the interquartile mean over the seeds, its pointwise 95% interval, the lowest seed dotted.
 
     Returns:
-        The curve, as `quantilax.statistics.learning_curves` gives it.
+        The curve, as `quantilax.studies.tables.learning_curves` gives it.
     """
-    curve = statistics.learning_curves(records)
+    curve = tables.learning_curves(records)
     steps, lowest = curve["env_step"], [min(returns) for returns in curve["returns"]]
     (line,) = axes.plot(steps, curve["iqm"], label=f"{name} ({curve['n'][0]} seeds)")
     axes.fill_between(steps, curve["iqm_low"], curve["iqm_high"], color=line.get_color(), alpha=0.2, linewidth=0)

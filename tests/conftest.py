@@ -11,7 +11,7 @@ import pytest
 
 from quantilax import ALGORITHMS, Agent
 from quantilax.agent import create
-from quantilax.runs import limits
+from quantilax.host import limits
 
 jax.config.update("jax_num_cpu_devices", min(2, limits.scheduled_cores()))  # as the command line has it with two seeds
 jax.config.update("jax_disable_most_optimizations", True)

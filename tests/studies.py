@@ -34,7 +34,7 @@ NAN = float("nan")
 def store(
     path: Path,
     curves: Mapping[str, Mapping[int, Curve] | Sequence[Curve]],
-    cells: Mapping[str, dict[str, Any]] | None = None,
+    variants: Mapping[str, dict[str, Any]] | None = None,
     seeds: int = 6,
     solved: float | None = 475.0,
     first_seed: int = 0,
@@ -44,18 +44,18 @@ def store(
 
     Args:
         path: the directory.
-        curves: of each cell with results, by seed or in the order of the seeds from `first_seed` on.
-        cells: overrides of each cell but the base; if None, a `gamma` of its own for each cell in `curves`.
+        curves: of each variant with results, by seed or in the order of the seeds from `first_seed` on.
+        variants: overrides of each variant but the base; if None, a `gamma` of its own for each variant in `curves`.
         seeds, solved, first_seed: of the study.
         says: question and prediction.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     config = path.parent / "tiny.yaml"
     config.write_text(TINY)
-    if cells is None:
-        cells = {name: {"gamma": 0.5 + 0.01 * i} for i, name in enumerate(name for name in curves if name != "base")}
+    if variants is None:
+        variants = {name: {"gamma": 0.5 + 0.01 * i} for i, name in enumerate(name for name in curves if name != "base")}
     asked: dict[str, Any] = {"base": {"config": str(config), "section": "iqn"}, "solved": solved, **says}
-    asked |= {"cells": {"named": dict(cells)} if cells else None, "seeds": seeds, "first_seed": first_seed}
+    asked |= {"variants": {"named": dict(variants)} if variants else None, "seeds": seeds, "first_seed": first_seed}
     made = Store.create(path, definition.make(asked, "s"), jobs=2, width=1, starts=[START], status="finished")
     write(made, curves, first_seed)
     return made
@@ -63,10 +63,10 @@ def store(
 
 def write(there: Store, curves: Mapping[str, Mapping[int, Curve] | Sequence[Curve]], first_seed: int = 0) -> None:
     """Write runs into a study's directory."""
-    for cell, runs in curves.items():
+    for variant, runs in curves.items():
         by_seed = runs if isinstance(runs, Mapping) else dict(enumerate(runs, first_seed))
         rows = [
-            {"cell": cell, "seed": seed, "env_step": step, "return_mean": value, "finite": value == value}
+            {"variant": variant, "seed": seed, "env_step": step, "return_mean": value, "finite": value == value}
             for seed, curve in by_seed.items()
             for step, value in zip(STEPS, curve, strict=True)
         ]

@@ -18,8 +18,8 @@ import polars as pl
 import pytest
 from scipy.stats import binom, ttest_ind_from_stats
 
-from quantilax import statistics
-from quantilax.studies.benchmarks import HEADER, TITLES
+from quantilax.reports.benchmark_table import HEADER, TITLES
+from quantilax.studies import tables
 from quantilax.studies.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def rows():
     for line in lines[lines.index(HEADER) + 2 :]:
         if not line.startswith("|"):
             break
-        yield dict(zip(TITLES, (cell.strip() for cell in line.strip("| ").split(" | ")), strict=True))
+        yield dict(zip(TITLES, (variant.strip() for variant in line.strip("| ").split(" | ")), strict=True))
 
 
 TOO_LONG = ["`configs/gymnax/cartpole.yaml iqn_research`"]
@@ -49,9 +49,9 @@ def tonight(all_rows, day):
     return [row for row in all_rows if row not in long or row is turn]
 
 
-def share(cell):
+def share(variant):
     """Lower end of the interval of `96 of 100 (90% to 98%) ...`, and its upper end."""
-    return [int(number) / 100 for number in re.search(r"\((\d+)% to (\d+)%\)", cell).groups()]
+    return [int(number) / 100 for number in re.search(r"\((\d+)% to (\d+)%\)", variant).groups()]
 
 
 def chance_below_all(k, held_out):
@@ -62,12 +62,12 @@ def chance_below_all(k, held_out):
 def held_out_returns(row):
     """What the row's own seeds came to at the end, from the study's records."""
     command = row["command"].strip("`").split()
-    cell = command[command.index("--cell") + 1] if "--cell" in command else None
+    variant = command[command.index("--variant") + 1] if "--variant" in command else None
     directory = command[command.index("--out") + 1] if "--out" in command else command[2]
     records = Store.open(ROOT / directory / "validation").records()
-    names = records["cell"].unique().to_list()
-    cell = cell or next(name for name in names if name != "base" or len(names) == 1)
-    return at_the_end(records.filter(cell=cell))
+    names = records["variant"].unique().to_list()
+    variant = variant or next(name for name in names if name != "base" or len(names) == 1)
+    return at_the_end(records.filter(variant=variant))
 
 
 def at_the_end(records):
@@ -110,7 +110,7 @@ def test_a_validated_section_still_comes_to_what_its_row_says(row, tmp_path):
         assert len(final) == SEEDS
         assert chance_of_so_low(final, row) > CHANCE
         return
-    runs = statistics.outcomes(records, solved)
+    runs = tables.outcomes(records, solved)
     print(runs)
     ended, fell = int(runs["solved_at_end"].sum()), int(runs["fell"].sum())
     assert runs.height == SEEDS

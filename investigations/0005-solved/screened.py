@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from quantilax import statistics
+from quantilax.studies import tables
 
 records = pl.read_parquet(Path(__file__).with_name("screening.parquet"))
 for (name,), part in records.group_by("round", maintain_order=True):
@@ -13,8 +13,8 @@ for (name,), part in records.group_by("round", maintain_order=True):
         "| cell | seeds | first at 475 | solved for good | fell | lowest after 475 | lowest at the end | over the curve |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    summary = statistics.summary(part, 475)
-    outcomes = statistics.outcomes(part, 475)
+    summary = tables.summary(part, 475)
+    outcomes = tables.outcomes(part, 475)
     for row in summary.iter_rows(named=True):
         runs = outcomes.filter(cell=row["cell"])
         drop = runs["worst_drop"].drop_nulls().max() or 0.0

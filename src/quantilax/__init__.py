@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning, QLearning
     from quantilax.algorithms import ALGORITHMS, register
     from quantilax.envs import make
-    from quantilax.pytree import ConfigError
-    from quantilax.runs import RunError, load, resume, run
+    from quantilax.errors import ConfigError, RunError
+    from quantilax.runs import load, resume, run
     from quantilax.studies.definition import Study
     from quantilax.types import Algorithm, Box, Discrete, Environment, Metrics, Record, TimeStep
     from quantilax.types import Transition as Transition
@@ -48,8 +48,8 @@ _ROOMS = {
     "agent": ("C51", "DQN", "FQF", "IQN", "PQN", "QRDQN", "QLearning", "Agent", "ConfigWarning"),
     "algorithms": ("ALGORITHMS", "register"),
     "envs": ("make",),
-    "pytree": ("ConfigError",),
-    "runs": ("RunError", "load", "resume", "run"),
+    "errors": ("ConfigError", "RunError"),
+    "runs": ("load", "resume", "run"),
     "studies.definition": ("Study",),
     "types": ("Algorithm", "Box", "Discrete", "Environment", "Metrics", "Policy", "Record", "TimeStep", "Transition"),
 }

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import algorithms, arguments, envs, pytree, switches, train
+from quantilax.errors import ConfigError
 from quantilax.learning import rollout
-from quantilax.pytree import ConfigError
 from quantilax.types import (
     Algorithm,
     Discrete,

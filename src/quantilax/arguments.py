@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from quantilax.pytree import MAX_INT32, ConfigError, shown
+from quantilax.errors import ConfigError
+from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Legal, State
 
 

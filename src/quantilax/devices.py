@@ -4,6 +4,8 @@
 segments: it draws progress, writes files and can stop in between.
 """
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -16,7 +18,9 @@ from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key, PyTree
 
-from quantilax import switches, threads, train
+from quantilax import switches, train
+from quantilax.errors import ConfigError
+from quantilax.host import background, limits
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Record, State
 
 
@@ -169,7 +173,7 @@ def trace_fit(
     structure, laid = jax.tree.structure((env, config)), layout(len(keys))
     jitted_init, jitted_segment, sharding = jitted(structure, algorithm, per_run, laid, eval_callback)
     lowered_init = jitted_init.lower(env, config, keys)
-    compiled_init = threads.begin(lowered_init.compile) if with_init else None  # while Python traces the other
+    compiled_init = background.call(lowered_init.compile) if with_init else None  # while Python traces the other
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
     try:
         lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
@@ -182,7 +186,7 @@ def trace_fit(
     def compiled() -> Program:
         start = time.perf_counter()
         if while_compiling is not None:
-            threads.begin(while_compiling)
+            background.call(while_compiling)
         segment_program = lowered_segment.compile()
         return Program(
             init=None if compiled_init is None else switches.computing(compiled_init()),
@@ -215,3 +219,34 @@ def fit(
     for iterations in train.segment_iterations(config, since):
         state, record = program.segment(env, config, state, np.int32(iterations))
         yield state, record
+
+
+def check_memory(runs: int, algorithm: Algorithm, env: Environment, config: Config) -> None:
+    """Raise `ConfigError` where the states of all runs are larger than the memory that this process may use (CPU only)."""
+    needed = train.state_bytes(algorithm, env, config)["total"] * runs
+    if switches.platform() != "cpu":
+        return
+    there = limits.memory()
+    if needed > there:
+        raise ConfigError(
+            f"the state of {runs} seed(s) takes {needed / 2**30:.1f} GiB and this process may use"
+            f" {there / 2**30:.1f}; lower buffer_size or --seeds"
+        )
+
+
+def use_all_cores(num_seeds: int, elsewhere: bool = False, asked: bool = False) -> None:
+    """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
+
+    For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
+    say how many devices there are.
+
+    Args:
+        num_seeds: how many devices can be filled.
+        elsewhere: they are for other machines, which may have more cores than there are here.
+        asked: the user, or a run that was begun, wants that number: a quota of processor time does not lower it.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has begun to compute
+        there = limits.scheduled_cores() if asked else limits.usable_cores()
+        jax.config.update("jax_num_cpu_devices", num_seeds if elsewhere else min(there, num_seeds))

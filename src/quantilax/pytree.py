@@ -16,35 +16,23 @@ field is:
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from quantilax.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
 STATIC_TYPES = (int, bool, str, tuple)
 MAX_INT32 = 2**31 - 1
 """Where the programs' counters end."""
-
-
-MAX_MESSAGE = 2_000
-"""Characters of a message; a value that it repeats may have millions."""
-
-
-class ConfigError(ValueError):
-    """What a user asked for cannot be done: one line that names the field or file, what is wrong and the remedy."""
-
-    def __init__(self, message: str) -> None:
-        """Fold line breaks, of which names typed by users may have some, and cut short what they may have made of a value."""
-        message = " ".join(message.splitlines())
-        super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "...")
 
 
 def field(
@@ -184,13 +172,6 @@ def number(text: str) -> int | float:
     is_octal = not set(digits) & {"8", "9"}
     octal = f", or {sign}0o{digits} for the octal number {sign}{int(digits, 8)}" if is_octal else ""
     raise _MismatchError(f"expected {sign}{digits}{octal}")
-
-
-def did_you_mean(word: Any, known: Iterable[str], noun: str = "") -> str:
-    """Return `; did you mean 'x'?` for a near miss, else `; known noun: ...` with all there is."""
-    known = sorted(known)
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known {noun}: {', '.join(known)}"
 
 
 class _MismatchError(ValueError):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from quantilax.pytree import ConfigError
+from quantilax.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from quantilax import signals, switches
+from quantilax.errors import ConfigError
 from quantilax.learning import normalize, rollout
 from quantilax.networks import torsos
-from quantilax.pytree import ConfigError
 from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metrics, Record, State
 
 

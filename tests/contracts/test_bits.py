@@ -10,8 +10,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from quantilax import ALGORITHMS, ConfigWarning, devices, train
+from quantilax.checks import inert
 from quantilax.envs.probes import TimeLimit
-from quantilax.studies import inert
 from tests.conftest import TINY, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 

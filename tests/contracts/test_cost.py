@@ -7,8 +7,8 @@ import pytest
 
 from quantilax import IQN
 from quantilax.algorithms import q_learning
+from quantilax.checks import inert
 from quantilax.learning.packing import PACKED
-from quantilax.studies import inert
 from tests.conftest import each, tiny
 
 pytestmark = pytest.mark.optimized

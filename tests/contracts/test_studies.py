@@ -14,17 +14,18 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from quantilax import devices, runs, threads, train
-from quantilax.pytree import ConfigError
+from quantilax import devices, runs, train
+from quantilax.errors import ConfigError
+from quantilax.host import background
+from quantilax.host.interrupts import Stop
 from quantilax.runs import Interrupted, RunError
-from quantilax.runs.signals import Stop
-from quantilax.studies import definition, execution, forecast, unfinished
+from quantilax.studies import definition, execution, forecast, start, unfinished
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store
 from tests.endtoend.conftest import TINY, tree
 from tests.studies import GOOD, store
 
-CELLS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
+VARIANTS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def study(config: str, cells=CELLS, seeds=3, **overrides) -> definition.Study:
+def study(config: str, variants=VARIANTS, seeds=3, **overrides) -> definition.Study:
     base = {"config": config, "section": "iqn", "overrides": overrides}
-    return definition.make({"base": base, "cells": cells, "seeds": seeds}, "s")
+    return definition.make({"base": base, "variants": variants, "seeds": seeds}, "s")
 
 
 def run(asked: definition.Study, out: Path, **options) -> pl.DataFrame:
-    return without_time(execution.run(asked, out, quiet=True, **options).records())
+    return without_time(start.run(asked, out, quiet=True, **options).records())
 
 
 def without_time(records: pl.DataFrame) -> pl.DataFrame:
@@ -63,26 +64,26 @@ def whole(made, tmp_path) -> pl.DataFrame:
 
 
 def test_a_study_has_the_records_that_train_has_bit_for_bit(config, tmp_path, whole):
-    for cell, override in (("base", {}), ("far", {"gamma": 0.5}), ("big", {"batch_size": 24})):
+    for variant, override in (("base", {}), ("far", {"gamma": 0.5}), ("big", {"batch_size": 24})):
         agent = runs.load_section(Path(config), "iqn", override).create()
-        runs.run(agent, tmp_path / cell, range(3), quiet=True)
-        curve = pl.read_parquet(tmp_path / cell / "evaluations.parquet").sort("seed", "env_step")
-        mine = whole.filter(cell=cell)
+        runs.run(agent, tmp_path / variant, range(3), quiet=True)
+        curve = pl.read_parquet(tmp_path / variant / "evaluations.parquet").sort("seed", "env_step")
+        mine = whole.filter(variant=variant)
         for column in ("seed", "env_step", "return_mean", "length_mean", "loss", "q", "target_distance"):
             assert mine[column].to_list() == curve[column].to_list(), column
 
 
-def test_cells_with_one_treedef_share_a_program_and_others_do_not(config):
+def test_variants_with_one_treedef_share_a_program_and_others_do_not(config):
     asked = study(config)
     found, failures = execution.groups(asked)
     assert [list(group.agents) for group in found] == [["base", "fast", "far"], ["big"]]
     assert failures == []
 
 
-def test_a_row_stands_for_every_cell_seed_and_evaluation(whole):
-    assert whole.height == 4 * 3 * 4  # cells, seeds, rows of the curve (40, 100, 200, 300)
-    assert whole.select("cell", "seed", "env_step").is_unique().all()
-    assert whole["cell"].unique(maintain_order=True).to_list() == ["base", "fast", "far", "big"]
+def test_a_row_stands_for_every_variant_seed_and_evaluation(whole):
+    assert whole.height == 4 * 3 * 4  # variants, seeds, rows of the curve (40, 100, 200, 300)
+    assert whole.select("variant", "seed", "env_step").is_unique().all()
+    assert whole["variant"].unique(maintain_order=True).to_list() == ["base", "fast", "far", "big"]
     assert whole["finite"].all()
     assert whole["return_mean"].is_finite().all()
 
@@ -94,41 +95,41 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
     asked, done = study(config), []
     prepared = execution.Worker.prepared
 
-    def counting(worker, portion):
+    def counting(worker, batch):
         if len(done) == stop_after:
             raise KeyboardInterrupt
-        found = prepared(worker, portion)
-        done.extend([portion])
+        found = prepared(worker, batch)
+        done.extend([batch])
         return found
 
     monkeypatch.setattr(execution.Worker, "prepared", counting)
     with pytest.raises(Interrupted, match=r"runs are kept in .*; go on with the same command and --resume"):
-        execution.run(asked, tmp_path / "cut", quiet=True)
+        start.run(asked, tmp_path / "cut", quiet=True)
     before = Store.open(tmp_path / "cut")
     assert before.status == "interrupted"
     kept = before.finished()
-    assert len(kept) == sum(len(portion.runs) for portion in done)
+    assert len(kept) == sum(len(batch.runs) for batch in done)
 
     monkeypatch.setattr(execution.Worker, "prepared", prepared)
     again = []
     monkeypatch.setattr(execution.Worker, "evaluations", _noting(execution.Worker.evaluations, again))
     assert_frame_equal(run(asked, tmp_path / "cut", resume=True), whole)
-    repeated = {r for portion in again for r in portion.runs} & kept
+    repeated = {r for batch in again for r in batch.runs} & kept
     assert repeated == set()
     assert Store.open(tmp_path / "cut").status == "finished"
 
 
-def _noting(evaluations, portions):
-    def noting(worker, portion, *arguments):
-        portions.append(portion)
-        return evaluations(worker, portion, *arguments)
+def _noting(evaluations, batches):
+    def noting(worker, batch, *arguments):
+        batches.append(batch)
+        return evaluations(worker, batch, *arguments)
 
     return noting
 
 
 @pytest.fixture
 def trained(monkeypatch) -> list[int]:
-    """Iterations of every segment that is trained, in order; portions are kept after each."""
+    """Iterations of every segment that is trained, in order; batches are kept after each."""
     monkeypatch.setattr(unfinished, "EVERY", 0.0)
     monkeypatch.setattr(unfinished, "SHARE", 0.0)
     segments, fit = [], devices.fit
@@ -161,25 +162,25 @@ ONE = {"named": {"fast": {"learning_rate": 0.01}}}
 
 @pytest.fixture
 def cut(config, tmp_path, trained, monkeypatch) -> Path:
-    """A study whose second portion of two was interrupted after three of its four evaluations."""
+    """A study whose second batch of two was interrupted after three of its four evaluations."""
     with monkeypatch.context() as patched:
         _stop_after(patched, 7)
         with pytest.raises(Interrupted):
-            execution.run(study(config, ONE, seeds=2), tmp_path / "cut", quiet=True, jobs=2)
+            start.run(study(config, ONE, seeds=2), tmp_path / "cut", quiet=True, jobs=2)
     assert len(trained) == 7
     assert Store.open(tmp_path / "cut").finished() == {("base", 0), ("fast", 0)}
     trained.clear()
     return tmp_path / "cut"
 
 
-def test_a_portion_that_was_interrupted_goes_on_where_it_was_to_the_same_records(config, tmp_path, cut, trained, capfd):
-    execution.run(study(config, ONE, seeds=2), cut, resume=True)
+def test_a_batch_that_was_interrupted_goes_on_where_it_was_to_the_same_records(config, tmp_path, cut, trained, capfd):
+    start.run(study(config, ONE, seeds=2), cut, resume=True)
     assert "training goes on from environment step 200\n" in capfd.readouterr().err
     records = without_time(Store.open(cut).records())
     assert trained == [25]  # the last of four
     assert not (cut / unfinished.DIRECTORY).exists()
     assert_frame_equal(records, run(study(config, ONE, seeds=2), tmp_path / "whole", jobs=2))
-    seconds = Store.open(cut).records().filter(seed=1, cell="base")["seconds"].to_list()
+    seconds = Store.open(cut).records().filter(seed=1, variant="base")["seconds"].to_list()
     assert seconds == sorted(seconds)
     assert not (tmp_path / "whole" / unfinished.DIRECTORY).exists()
 
@@ -197,12 +198,12 @@ def _made_by_another(monkeypatch, how):
     monkeypatch.setattr(unfinished, "origin", lambda agent: {**origin(agent), **OTHERS[how][0]})
 
 
-@pytest.mark.parametrize("how", ["damaged", *OTHERS, "of other cells"])
-def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begin_anew(
+@pytest.mark.parametrize("how", ["damaged", *OTHERS, "of other variants"])
+def test_what_was_kept_of_a_batch_and_cannot_be_used_is_told_and_its_runs_begin_anew(
     config, tmp_path, cut, trained, monkeypatch, capfd, how
 ):
     (kept,) = (cut / unfinished.DIRECTORY).iterdir()
-    cells, line = ONE, ""
+    variants, line = ONE, ""
     if how == "damaged":
         for file in kept.glob("*.safetensors"):
             file.write_text("{")
@@ -211,13 +212,13 @@ def test_what_was_kept_of_a_portion_and_cannot_be_used_is_told_and_its_runs_begi
         _made_by_another(monkeypatch, how)
         line = OTHERS[how][1]
     else:
-        cells = {"named": {**ONE["named"], "far": {"gamma": 0.5}}}
-    records = run(study(config, cells, seeds=2), cut, resume=True)
-    assert len(trained) == 4 * (1 if cells == ONE else 2)
+        variants = {"named": {**ONE["named"], "far": {"gamma": 0.5}}}
+    records = run(study(config, variants, seeds=2), cut, resume=True)
+    assert len(trained) == 4 * (1 if variants == ONE else 2)
     told = capfd.readouterr().err
     assert (f"{line}" in told and "; its runs begin anew" in told) or not line
     assert not (cut / unfinished.DIRECTORY).exists()
-    assert_frame_equal(records, run(study(config, cells, seeds=2), tmp_path / "whole", jobs=2))
+    assert_frame_equal(records, run(study(config, variants, seeds=2), tmp_path / "whole", jobs=2))
 
 
 def test_runs_that_began_anew_are_kept_too_and_a_second_interruption_goes_on_from_there(
@@ -227,7 +228,7 @@ def test_runs_that_began_anew_are_kept_too_and_a_second_interruption_goes_on_fro
     with monkeypatch.context() as patched:
         _stop_after(patched, 2)  # before the step at which the state lies that cannot be used
         with pytest.raises(Interrupted):
-            execution.run(study(config, ONE, seeds=2), cut, quiet=True, resume=True)
+            start.run(study(config, ONE, seeds=2), cut, quiet=True, resume=True)
     trained.clear()
     records = run(study(config, ONE, seeds=2), cut, resume=True)
     assert len(trained) == 2  # of four
@@ -239,7 +240,7 @@ def test_a_state_that_does_not_fit_into_the_memory_is_told_and_its_runs_begin_an
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(unfinished.evaluations, "unpack", exhausted)
-    store = execution.run(study(config, ONE, seeds=2), cut, quiet=True, resume=True)
+    store = start.run(study(config, ONE, seeds=2), cut, quiet=True, resume=True)
     assert (store.failures(), len(store.finished()), len(trained)) == ([], 4, 4)
 
 
@@ -254,7 +255,7 @@ def test_a_group_that_fails_on_the_way_is_tried_again_from_where_it_was_kept(con
 
     with monkeypatch.context() as patched:
         patched.setattr(devices, "fit", failing)
-        store = execution.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
+        store = start.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
     assert [failure.reason for failure in store.failures()] == ["INTERNAL: the driver is gone"]
     assert store.status == "finished"
     trained.clear()
@@ -282,7 +283,7 @@ def test_after_an_interruption_in_a_living_process_nothing_more_is_written_and_t
 
     class Interrupting(Stop):
         def wait_for(self, function):
-            threads.begin(function)
+            background.call(function)
             assert held.wait(60)
             raise KeyboardInterrupt
 
@@ -299,7 +300,7 @@ def test_after_an_interruption_in_a_living_process_nothing_more_is_written_and_t
     assert tree(store.path) == before
 
 
-def test_checkpoints_take_a_twentieth_of_the_time_over_all_portions(tmp_path, monkeypatch):
+def test_checkpoints_take_a_twentieth_of_the_time_over_all_batches(tmp_path, monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr(unfinished.time, "monotonic", lambda: now[0])
 
@@ -322,7 +323,7 @@ def test_checkpoints_take_a_twentieth_of_the_time_over_all_portions(tmp_path, mo
     assert min(np.diff(saved)) >= 200.0
 
 
-def test_a_portion_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
+def test_a_batch_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
     config, tmp_path, trained, monkeypatch, capfd
 ):
     def full(*_, **more):
@@ -334,17 +335,17 @@ def test_a_portion_whose_state_cannot_be_kept_goes_on_and_that_is_told_once(
     assert told.count("cannot be written (No space left on device); the runs go on") == 1
 
 
-def test_a_short_portion_keeps_nothing(config, tmp_path, monkeypatch):
+def test_a_short_batch_keeps_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr(unfinished.checkpoints, "save", lambda *_, **more: pytest.fail("it was kept"))
     assert run(study(config, {}, seeds=1), tmp_path / "out").height == 4
 
 
 def test_a_study_run_piece_by_piece_has_the_same_records(config, tmp_path, whole):
-    few = {"named": {k: CELLS["named"][k] for k in ("far", "big")}}
+    few = {"named": {k: VARIANTS["named"][k] for k in ("far", "big")}}
     run(study(config, few, seeds=1), tmp_path / "grown")
     run(study(config, few, seeds=3), tmp_path / "grown", resume=True)
     grown = run(study(config), tmp_path / "grown", resume=True)
-    order = ["cell", "seed", "env_step"]
+    order = ["variant", "seed", "env_step"]
     assert_frame_equal(grown.sort(order), whole.sort(order))
     assert len(Store.open(tmp_path / "grown").facts["starts"]) == 3
 
@@ -360,22 +361,22 @@ def test_a_finished_study_that_is_resumed_trains_nothing_and_notes_no_start(conf
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_with_a_width_of_its_own_a_run_does_not_depend_on_what_else_is_in_its_portion(
+def test_with_a_width_of_its_own_a_run_does_not_depend_on_what_else_is_in_its_batch(
     config, tmp_path, monkeypatch, width, one_device
 ):
-    monkeypatch.setattr(execution, "layout", lambda *_: execution.Layout(1, width))
+    monkeypatch.setattr(execution, "layout", lambda *_: execution.BatchShape(1, width))
     several = run(study(config, {"named": {"far": {"gamma": 0.5}}}), tmp_path / "several")
     alone = run(study(config, {"named": {"far": {"gamma": 0.5}}}, seeds=[2]), tmp_path / "alone")
     assert_frame_equal(several.filter(seed=2), alone)
 
 
-def test_a_cell_that_cannot_be_built_is_reported_and_the_rest_goes_on(config, tmp_path, capfd):
-    cells = {"named": {"bad": {"buffer_size": 2}, "good": {"gamma": 0.5}}}
-    store = execution.run(study(config, cells, seeds=1), tmp_path / "out", quiet=True)
-    assert set(store.records()["cell"]) == {"base", "good"}
-    assert [failure.cell for failure in store.failures()] == ["bad"]
+def test_a_variant_that_cannot_be_built_is_reported_and_the_rest_goes_on(config, tmp_path, capfd):
+    variants = {"named": {"bad": {"buffer_size": 2}, "good": {"gamma": 0.5}}}
+    store = start.run(study(config, variants, seeds=1), tmp_path / "out", quiet=True)
+    assert set(store.records()["variant"]) == {"base", "good"}
+    assert [failure.variant for failure in store.failures()] == ["bad"]
     assert "buffer_size: 2 cannot hold one step" in store.failures()[0].reason
-    assert "warning: cell 'bad' cannot be run" in capfd.readouterr().err
+    assert "warning: variant 'bad' cannot be run" in capfd.readouterr().err
 
 
 def test_a_group_that_fails_on_the_way_is_reported_and_the_rest_goes_on(config, tmp_path, monkeypatch, capfd):
@@ -387,19 +388,19 @@ def test_a_group_that_fails_on_the_way_is_reported_and_the_rest_goes_on(config, 
         return traced(worker, group)
 
     monkeypatch.setattr(execution.Worker, "traced", failing)
-    store = execution.run(study(config, seeds=1), tmp_path / "out", quiet=True)
-    assert set(store.records()["cell"]) == {"base", "fast", "far"}
-    assert [(f.cell, f.reason[:18]) for f in store.failures()] == [("big", "RESOURCE_EXHAUSTED")]
+    store = start.run(study(config, seeds=1), tmp_path / "out", quiet=True)
+    assert set(store.records()["variant"]) == {"base", "fast", "far"}
+    assert [(f.variant, f.reason[:18]) for f in store.failures()] == [("big", "RESOURCE_EXHAUSTED")]
     monkeypatch.setattr(execution.Worker, "traced", traced)
-    store = execution.run(study(config, seeds=1), tmp_path / "out", quiet=True, resume=True)
+    store = start.run(study(config, seeds=1), tmp_path / "out", quiet=True, resume=True)
     assert store.failures() == []
-    assert set(store.records()["cell"]) == {"base", "fast", "far", "big"}
+    assert set(store.records()["variant"]) == {"base", "fast", "far", "big"}
 
 
 def test_a_run_that_breaks_has_no_return_from_there_on_and_ends_no_other(config, tmp_path):
-    cells = {"named": {"broken": {"learning_rate": 1e38, "adam_eps": 1e-16}}}
-    records = run(study(config, cells, seeds=2), tmp_path / "out")
-    broken, base = records.filter(cell="broken"), records.filter(cell="base")
+    variants = {"named": {"broken": {"learning_rate": 1e38, "adam_eps": 1e-16}}}
+    records = run(study(config, variants, seeds=2), tmp_path / "out")
+    broken, base = records.filter(variant="broken"), records.filter(variant="base")
     assert base["finite"].all()
     assert base["return_mean"].is_finite().all()
     assert not broken.filter(env_step=300)["finite"].any()
@@ -408,13 +409,13 @@ def test_a_run_that_breaks_has_no_return_from_there_on_and_ends_no_other(config,
 
 def test_what_is_needed_to_repeat_a_study_stands_beside_its_records(config, tmp_path):
     asked = study(config, {"named": {"far": {"gamma": 0.5}}}, seeds=1)
-    execution.run(asked, tmp_path / "out", quiet=True)
+    start.run(asked, tmp_path / "out", quiet=True)
     facts = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert facts["cells"]["far"]["gamma"] == 0.5
-    assert facts["cells"]["far"]["batch_size"] == 16
+    assert facts["variants"]["far"]["gamma"] == 0.5
+    assert facts["variants"]["far"]["batch_size"] == 16
     assert (facts["jobs"], facts["width"], facts["seeds"]) == (min(2, len(jax.local_devices())), 1, [0])
     assert {"command", "commit", "versions", "cores", "device", "date"} <= set(facts["starts"][0])
-    assert definition.load(tmp_path / "out" / "study.yaml").cells == asked.cells
+    assert definition.make(facts["asked"], "s").variants == asked.variants
 
 
 def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
@@ -422,7 +423,7 @@ def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
         run(study(config), out)
-    with pytest.raises(ConfigError, match="results of another study: cell 'base' has batch_size=16 there and 8 in"):
+    with pytest.raises(ConfigError, match="results of another study: variant 'base' has batch_size=16 there and 8 in"):
         run(study(config, batch_size=8), out, resume=True)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
@@ -430,10 +431,10 @@ def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
 def test_a_hyperparameter_that_came_after_a_studys_begin_stood_at_its_default(config, tmp_path, whole):
     file = tmp_path / "whole" / "study.json"
     facts = json.loads(file.read_text())
-    for cell in facts["cells"].values():
-        del cell["n_step"], cell["prioritized"]  # as if the study had been begun before there were such
+    for variant in facts["variants"].values():
+        del variant["n_step"], variant["prioritized"]  # as if the study had been begun before there were such
     file.write_text(json.dumps(facts))
-    with pytest.raises(ConfigError, match="results of another study: cell 'base' has n_step=1 there and 2 in"):
+    with pytest.raises(ConfigError, match="results of another study: variant 'base' has n_step=1 there and 2 in"):
         run(study(config, n_step=2), tmp_path / "whole", resume=True)
     assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
 
@@ -453,7 +454,7 @@ def test_a_directory_in_use_is_refused(config, tmp_path, whole):
 
 
 def test_a_damaged_part_of_the_records_is_named(config, tmp_path, whole):
-    part = sorted((tmp_path / "whole" / "records").iterdir())[1]
+    part = tmp_path / "whole" / "records.parquet"
     part.write_bytes(part.read_bytes()[:50])
     with pytest.raises(ConfigError, match=f"{part.name}: is damaged .*; put it elsewhere and go on with --resume"):
         run(study(config), tmp_path / "whole", resume=True)
@@ -463,7 +464,7 @@ def test_a_damaged_part_of_the_records_is_named(config, tmp_path, whole):
 
 def test_a_file_among_the_records_that_is_none_of_them_is_told(config, tmp_path):
     made = store(tmp_path / "s", {"base": [GOOD] * 6})
-    pl.DataFrame({"cell": ["base"], "seed": ["one"], "env_step": [0]}).write_parquet(
+    pl.DataFrame({"variant": ["base"], "seed": ["one"], "env_step": [0]}).write_parquet(
         made.path / "records/000007.parquet"
     )
     with pytest.raises(ConfigError, match="records: holds a file that is none of its own"):
@@ -489,9 +490,9 @@ def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
         ("looks", {"base": 20}),
         ("changes", [{"field": "prediction", "before": 1, "after": "x", "runs": 3}]),
         ("seeds", []),
-        ("cells", {"base": 1}),
-        ("cells", {"base": {"algorithm": "iqn"}}),
-        ("cells", {"base": {"env": "CartPole-v1"}}),
+        ("variants", {"base": 1}),
+        ("variants", {"base": {"algorithm": "iqn"}}),
+        ("variants", {"base": {"env": "CartPole-v1"}}),
     ],
 )
 def test_a_damaged_fact_of_study_json_is_named(config, tmp_path, key, value):
@@ -504,12 +505,11 @@ def test_a_damaged_fact_of_study_json_is_named(config, tmp_path, key, value):
 def test_a_study_killed_while_its_directory_was_made_begins_with_the_same_command(config, tmp_path):
     path = tmp_path / "out"
     (path / "records").mkdir(parents=True)
-    (path / "study.yaml").write_text("base:")
     (path / "study.json.partial").write_text("{")
     assert run(study(config, {}, seeds=1), path, resume=True).height == 4
 
 
-@pytest.mark.parametrize("mine", ["study.yaml", "records/000000.parquet"])
+@pytest.mark.parametrize("mine", ["notes.txt", "records/000000.parquet"])
 def test_a_file_of_the_users_own_is_not_taken_for_a_directory_cut_short(config, tmp_path, mine):
     (tmp_path / "out" / mine).parent.mkdir(parents=True)
     (tmp_path / "out" / mine).write_text("mine")
@@ -522,7 +522,7 @@ def test_a_failure_cut_short_is_no_traceback(config, tmp_path):
     store = Store.create(tmp_path / "s", study(config), jobs=1, width=1, starts=[], status="finished")
     store.failed(Failure("far", "out of memory"))
     with (tmp_path / "s" / "failures.jsonl").open("a") as stream:
-        stream.write('{"cell": "big", "rea')
+        stream.write('{"variant": "big", "rea')
     assert store.failures() == [Failure("far", "out of memory")]
 
 
@@ -530,11 +530,11 @@ def test_what_another_process_finished_before_the_lock_was_taken_is_neither_repe
     config, tmp_path, whole
 ):
     path = tmp_path / "whole"
-    planned, begun = execution.prepare(study(config, seeds=4), path, None, True)
-    execution.run(study(config, seeds=[0, 1, 2, 7]), path, quiet=True, resume=True)
+    planned, begun = start._prepare(study(config, seeds=4), path, None, True)
+    start.run(study(config, seeds=[0, 1, 2, 7]), path, quiet=True, resume=True)
     before = tree(path)
     with pytest.raises(ConfigError, match="another process has worked on it meanwhile; give the same command again"):
-        execution.carry_out(planned, begun, path, StudyProgress(1, quiet=True), lambda *_: pytest.fail("it trains"))
+        start._carry_out(planned, begun, begun, True, lambda *_: pytest.fail("it trains"))
     assert {**tree(path), "lock": None} == {**before, "lock": None}
 
 
@@ -584,15 +584,17 @@ def test_other_devices_than_a_study_was_begun_with_are_refused(config, tmp_path,
 
 
 def test_states_that_do_not_fit_into_the_memory_are_refused_with_the_remedy(config, tmp_path):
-    cells = {"named": {"huge": {"buffer_size": 2_000_000_000}}}
-    with pytest.raises(ConfigError, match=r"cell 'huge': the state of .* GiB and there are .*; lower its buffer_size"):
-        run(study(config, cells), tmp_path / "out")
+    variants = {"named": {"huge": {"buffer_size": 2_000_000_000}}}
+    with pytest.raises(
+        ConfigError, match=r"variant 'huge': the state of .* GiB and there are .*; lower its buffer_size"
+    ):
+        run(study(config, variants), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_numbers_are_floats_also_where_a_cell_writes_them_as_whole_ones(config, tmp_path):
+def test_numbers_are_floats_also_where_a_variant_writes_them_as_whole_ones(config, tmp_path):
     records = run(study(config, {"named": {"one": {"gamma": 1}}}, seeds=1), tmp_path / "out")
-    assert records.filter(cell="one")["return_mean"].is_finite().all()
+    assert records.filter(variant="one")["return_mean"].is_finite().all()
 
 
 def test_a_study_runs_from_python_and_its_results_are_frames(config, tmp_path, monkeypatch, whole):
@@ -600,34 +602,38 @@ def test_a_study_runs_from_python_and_its_results_are_frames(config, tmp_path, m
 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"
-    file.write_text(f"base: {{config: {config}, section: iqn}}\ncells: {json.dumps(CELLS)}\nseeds: 3\nsolved: 0.5\n")
+    file.write_text(
+        f"base: {{config: {config}, section: iqn}}\nvariants: {json.dumps(VARIANTS)}\nseeds: 3\nsolved: 0.5\n"
+    )
     asked = quantilax.Study.load(str(file))
-    made = quantilax.Study.make({"base": {"config": config, "section": "iqn"}, "cells": CELLS, "seeds": 3}, "mine")
-    assert made.cells == asked.cells
-    store = asked.run(quiet=True)
+    made = quantilax.Study.make(
+        {"base": {"config": config, "section": "iqn"}, "variants": VARIANTS, "seeds": 3}, "mine"
+    )
+    assert made.variants == asked.variants
+    store = start.run(asked, quiet=True)
     assert store.path == Path("studies/mine")
     assert_frame_equal(without_time(store.records()), whole)
     assert store.outcomes().height == 12
-    assert store.summary()["cell"].to_list() == ["base", "fast", "far", "big"]
+    assert store.summary()["variant"].to_list() == ["base", "fast", "far", "big"]
     assert store.summary()["n"].to_list() == [3, 3, 3, 3]
     with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
-        asked.run(quiet=True)
-    assert_frame_equal(asked.run(resume=True, quiet=True).records(), store.records())
+        start.run(asked, quiet=True)
+    assert_frame_equal(start.run(asked, resume=True, quiet=True).records(), store.records())
 
 
 def test_a_study_gone_on_with_by_another_version_says_so(config, tmp_path, capsys):
-    execution.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
+    start.run(study(config, {}, seeds=1), tmp_path / "out", quiet=True)
     there = Store.open(tmp_path / "out")
-    (start,) = there.facts["starts"]
-    there.update(starts=[{**start, "versions": {**start["versions"], "jax": "0.1.0"}, "cores": 999}])
-    execution.run(study(config, {}, seeds=1), tmp_path / "out", resume=True, quiet=True)
+    (first,) = there.facts["starts"]
+    there.update(starts=[{**first, "versions": {**first["versions"], "jax": "0.1.0"}, "cores": 999}])
+    start.run(study(config, {}, seeds=1), tmp_path / "out", resume=True, quiet=True)
     assert capsys.readouterr().err == ""  # nothing was left to run
-    execution.run(study(config, {}, seeds=2), tmp_path / "out", resume=True, quiet=True)
+    start.run(study(config, {}, seeds=2), tmp_path / "out", resume=True, quiet=True)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("warning: the start before has jax 0.1.0, this one ")
     assert lines[1].startswith("warning: the start before has cores 999, this one ")
-    execution.run(study(config, {}, seeds=3), tmp_path / "out", resume=True, quiet=True)
+    start.run(study(config, {}, seeds=3), tmp_path / "out", resume=True, quiet=True)
     assert capsys.readouterr().err == ""
 
 
@@ -651,7 +657,7 @@ def without_default(name, fields):
     return changed
 
 
-def test_what_a_cell_that_cannot_be_compiled_costs_is_not_foretold(config, monkeypatch):
+def test_what_a_variant_that_cannot_be_compiled_costs_is_not_foretold(config, monkeypatch):
     traced = devices.trace_fit
 
     def fail(algorithm, env, agent, *arguments, **options):

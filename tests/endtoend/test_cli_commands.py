@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from quantilax import ALGORITHMS, pytree, runs
-from quantilax.runs import stderr
+from quantilax.host import console
 from tests.endtoend.conftest import Call, tree
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").rglob("*.yaml"))
@@ -80,7 +80,7 @@ def test_a_dry_run_prints_the_resolved_config_and_what_follows_and_writes_nothin
     per_seed, total = (int(part.split()[0].replace(",", "")) for part in table["bytes_of_state"].split(", "))
     assert total == 3 * per_seed
     if name == "iqn":
-        # A transition: an observation of 6 cells, action and reward in 4 bytes each, two flags of 1 byte: 34 bytes.
+        # A transition: an observation of 6 variants, action and reward in 4 bytes each, two flags of 1 byte: 34 bytes.
         replay = int(table["bytes_of_replay"].split()[0].replace(",", ""))
         assert 1000 * 34 <= replay <= 1.1 * 1000 * 34
         assert per_seed > replay
@@ -198,6 +198,6 @@ def test_a_categorical_support_that_does_not_cover_the_returns_gives_one_warning
 def test_main_run_again_in_a_process_leaves_standard_error_as_the_first_time(call):
     call("show", "nowhere")
     first = sys.stderr
-    assert isinstance(first, stderr.Lossy)
+    assert isinstance(first, console.Lossy)
     call("show", "nowhere")
     assert sys.stderr is first

@@ -11,7 +11,7 @@ from tests.endtoend.conftest import Call, process, tree
 
 STUDY = """\
 base: {config: tiny.yaml, section: iqn}
-cells: {named: {clipped: {max_grad_norm: 1e-12}}}
+variants: {named: {clipped: {max_grad_norm: 1e-12}}}
 seeds: 2
 """
 
@@ -42,13 +42,13 @@ def test_a_run_with_a_fault_is_diagnosed_by_a_process_of_its_own(call: Call, tmp
     assert found[0]["causes"][0]["change"]["max_grad_norm"] > 1e-12
 
 
-def test_a_study_is_diagnosed_cell_by_cell(call: Call, tmp_path):
+def test_a_study_is_diagnosed_variant_by_variant(call: Call, tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY.replace("iqn}", "iqn, overrides: {signals: true}}"))
     assert call("study", "study.yaml", "--out", "s", "--quiet", "--jobs", "1").status == 0
     ended = call("diagnose", "s")
     assert ended.status == 0
-    base, clipped = ended.stdout.split("cell clipped")
-    assert base.startswith("cell base")
+    base, clipped = ended.stdout.split("variant clipped")
+    assert base.startswith("variant base")
     assert "clipping" not in base
     assert "in sum: clipping named first in 2 of 2 seeds" in clipped
     assert set(json.loads(call("diagnose", "s", "--json").stdout)) == {"base", "clipped"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantilax.algorithms import IQN
-from quantilax.studies import inert
+from quantilax.checks import inert
 from tests.endtoend.conftest import TINY, Call, process, tree
 
 SOUND = ("eval_episodes=10", "num_epochs=4", "learning_rate=1e-2", "gamma=0.9", "total_timesteps=900", "eval_freq=300")
@@ -58,7 +58,7 @@ def test_findings_beyond_notes_end_with_status_1_and_stand_in_a_table_warnings_a
 
 
 def test_nothing_to_find_is_said(call: Call, monkeypatch):
-    monkeypatch.setattr("quantilax.studies.lint.lint", lambda *_, **__: [])
+    monkeypatch.setattr("quantilax.checks.lint.lint", lambda *_, **__: [])
     ended = call("lint", "tiny.yaml")
     assert (ended.status, ended.stdout, ended.stderr) == (0, "nothing found\n", "")
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_refused_with_one_line_and_status_2(call: Call, t
 
 
 def test_the_page_of_lint_has_the_borders_that_the_code_has():
-    from quantilax.studies import inert, ranges
+    from quantilax.checks import inert, ranges
 
     page = (Path(__file__).parents[2] / "docs" / "guides" / "lint.md").read_text()
     low, high = ranges.SAMPLES_PER_STEP

@@ -264,7 +264,7 @@ def test_memory_that_runs_out_while_training_is_one_error_line_and_a_failed_stat
     def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1149000005568 bytes.")
 
-    monkeypatch.setattr("quantilax.runs.training.devices.trace_fit", exhausted)
+    monkeypatch.setattr("quantilax.runs.session.devices.trace_fit", exhausted)
     line = refused(call("train", "tiny.yaml", "--quiet", "--out", "run"))
     assert "memory" in line
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("failed")
@@ -274,7 +274,7 @@ def test_an_interrupted_run_ends_with_status_130_and_does_not_claim_to_be_runnin
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quantilax.runs.training.devices.trace_fit", interrupted)
+    monkeypatch.setattr("quantilax.runs.session.devices.trace_fit", interrupted)
     ended = call("train", "tiny.yaml", "--quiet", "--out", "run")
     assert ended.status == 130
     assert "Traceback" not in ended.stderr

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from quantilax import runs
-from quantilax.pytree import ConfigError
+from quantilax.errors import ConfigError
 from quantilax.studies.store import Store
 from tests.endtoend.conftest import TINY, Call, Ended, process, tree
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, store
@@ -22,7 +22,7 @@ STUDY = """\
 question: Does a shorter horizon hurt?
 prediction: It does not.
 base: {config: tiny.yaml, section: iqn}
-cells:
+variants:
   named: {short: {gamma: 0.5}}
 seeds: 3
 solved: 0.5
@@ -45,7 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     (root / "s.yaml").write_text(STUDY)
     study = process(root, cache, "study", "s.yaml", "--out", "s")
     report = process(root, cache, "report", "s")
-    options = ("--cell", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
+    options = ("--variant", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
     options += ("--benchmarks", "b.md")
     return Done(root, study, report, process(root, cache, "recommend", "s", *options))
 
@@ -53,9 +53,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 def test_a_study_ends_with_its_table_and_says_how_to_get_a_report(done: Done):
     assert (done.study.status, [line for line in done.study.lines if line.startswith("warning")]) == (0, [])
     out = done.study.stdout
-    assert out.splitlines()[0].split()[:2] == ["cell", "n"]
+    assert out.splitlines()[0].split()[:2] == ["variant", "n"]
     for row in Store.open(done.root / "s").summary().iter_rows(named=True):
-        line = next(line for line in out.splitlines() if line.startswith(row["cell"]))
+        line = next(line for line in out.splitlines() if line.startswith(row["variant"]))
         assert line.split()[1] == "3"
         assert f"{row['final_iqm']:.3f}" in line
     assert "With so few seeds no difference could have shown" in out
@@ -82,7 +82,7 @@ def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Cal
     assert "held-out seeds 3, 4 (n = 2)" in text
     assert "--write tiny.yaml --section iqn_kept" in " ".join(text.replace("#: ", "").split())
     sections = yaml.safe_load(text)
-    assert sections["iqn_kept"] == Store.open(done.root / "s").facts["cells"]["base"]
+    assert sections["iqn_kept"] == Store.open(done.root / "s").facts["variants"]["base"]
     validation = Store.open(done.root / "s" / "validation")
     assert validation.records().select(pl.col("seed").unique().sort())["seed"].to_list() == [3, 4]
     (tmp_path / "new.yaml").write_text(text)
@@ -92,12 +92,14 @@ def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Cal
 
 def test_a_validated_section_has_its_row_on_the_page(done: Done):
     *_, row = (done.root / "b.md").read_text().splitlines()
-    cells = row.strip("| ").split(" | ")
-    assert cells[:4] == ["`tiny.yaml iqn_kept`", "`probe/corridor`", "300", "2: 3, 4"]
+    variants = row.strip("| ").split(" | ")
+    assert variants[:4] == ["`tiny.yaml iqn_kept`", "`probe/corridor`", "300", "2: 3, 4"]
     summary = Store.open(done.root / "s" / "validation").summary().row(0, named=True)
-    assert cells[4].startswith(f"{summary['final_iqm']:.3f}")
-    assert cells[5] == f"{summary['final_min']:.3f}"
-    assert cells[-1].startswith("`quantilax recommend s --cell base --seeds 2 --write tiny.yaml --section iqn_kept")
+    assert variants[4].startswith(f"{summary['final_iqm']:.3f}")
+    assert variants[5] == f"{summary['final_min']:.3f}"
+    assert variants[-1].startswith(
+        "`quantilax recommend s --variant base --seeds 2 --write tiny.yaml --section iqn_kept"
+    )
 
 
 def test_a_section_is_validated_by_the_file_of_a_study_that_has_nothing_to_choose(call: Call, tmp_path):
@@ -105,7 +107,7 @@ def test_a_section_is_validated_by_the_file_of_a_study_that_has_nothing_to_choos
     (tmp_path / "one.yaml").write_text("base: {config: tiny.yaml, section: iqn}\nseeds: 1\n")
     options = ("--seeds", "2", "--write", "tiny.yaml", "--benchmarks", "b.md", "--quiet")
     ended = call("recommend", "one.yaml", "--out", "one", *options)
-    assert (ended.status, ended.stdout.splitlines()[0]) == (0, "base: the study has no other cell"), ended
+    assert (ended.status, ended.stdout.splitlines()[0]) == (0, "base: the study has no other variant"), ended
     assert "held-out seeds 1, 2 (n = 2)" in (tmp_path / "tiny.yaml").read_text()
     assert "`tiny.yaml iqn`" in (tmp_path / "b.md").read_text()
     assert Store.open(tmp_path / "one").records().is_empty()
@@ -153,9 +155,9 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
         (["recommend", "nowhere"], "error: nowhere: is no study's directory"),
         (
             ["recommend", "s", "--first-seed", "0"],
-            "error: --first-seed: seed 0 to 5 chose the cell, and cannot validate it",
+            "error: --first-seed: seed 0 to 5 chose the variant, and cannot validate it",
         ),
-        (["recommend", "s", "--cell", "bse"], "error: s: no cell 'bse'; did you mean 'base'?"),
+        (["recommend", "s", "--variant", "bse"], "error: s: no variant 'bse'; did you mean 'base'?"),
         (
             ["recommend", "s", "--write", "no/x.yaml"],
             "error: no/x.yaml: there is no directory no; make it, or choose another",
@@ -174,7 +176,7 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
         (["recommend", "none.yaml"], "error: none.yaml: no such file"),
         (
             ["recommend", "s.yaml", "--out", "t"],
-            "error: s.yaml: has 2 cells to choose among; run it with quantilax study",
+            "error: s.yaml: has 2 variants to choose among; run it with quantilax study",
         ),
         (
             ["recommend", "one.yaml", "--out", "t", "--write", "flow.yaml"],
@@ -224,15 +226,15 @@ const failed = [];
 addEventListener("error", event => failed.push(event.message));
 addEventListener("load", () => {
   const table = document.querySelector("table.sortable");
-  const names = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+  const names = () => [...table.tBodies[0].rows].map(row => row.variants[0].textContent);
   const press = title => {
-    const head = [...table.tHead.rows[0].cells].find(head => head.textContent === title);
+    const head = [...table.tHead.rows[0].variants].find(head => head.textContent === title);
     head.querySelector("button").click();
     return [head.getAttribute("aria-sort"), names()];
   };
   const told = {before: names(), width: document.documentElement.clientWidth};
   told.scroll = document.documentElement.scrollWidth;
-  told.sorted = ["return at the end", "return at the end", "solved for good", "cell", "better at the end"].map(press);
+  told.sorted = ["return at the end", "return at the end", "solved for good", "variant", "better at the end"].map(press);
   const seed = [...document.querySelectorAll("svg.figure .seeds path")].find(path => path.dataset.tip);
   seed.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: 5, clientY: 5}));
   told.tip = document.getElementById("tip").textContent;

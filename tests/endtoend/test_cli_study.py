@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
@@ -19,7 +18,7 @@ STUDY = """\
 question: Does a short horizon hurt?
 prediction: The corridor is learned with gamma 0.99 and not with 0.5.
 base: {config: tiny.yaml, section: iqn}
-cells:
+variants:
   one_at_a_time: {gamma: [0.5, 0.9]}
   named: {wide: {torso_sizes: [16]}}
 seeds: 2
@@ -33,7 +32,7 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
-def test_a_dry_run_tells_cells_groups_time_and_memory_and_leaves_nothing(call: Call, study, tmp_path):
+def test_a_dry_run_tells_variants_groups_time_and_memory_and_leaves_nothing(call: Call, study, tmp_path):
     call("list")  # makes tiny.yaml
     before = tree(tmp_path)
     ended = call("study", "study.yaml", "--dry-run", "--jobs", "1")
@@ -56,9 +55,9 @@ def test_a_dry_run_tells_cells_groups_time_and_memory_and_leaves_nothing(call: C
         (
             STUDY.replace("gamma", "gama"),
             (),
-            "study.yaml: cell 'gama=0.5': unknown field 'gama'; did you mean 'gamma'?",
+            "study.yaml: variant 'gama=0.5': unknown field 'gama'; did you mean 'gamma'?",
         ),
-        (STUDY.replace("wide:", "gamma=0.5:"), (), "two cells are called 'gamma=0.5'"),
+        (STUDY.replace("wide:", "gamma=0.5:"), (), "two variants are called 'gamma=0.5'"),
         (STUDY.replace("seeds: 2", "seeds: [1, 1]"), (), "seeds: 1 stands there twice; leave one out"),
         (
             STUDY.replace("gamma: [0.5, 0.9]", "gamma: 0.5"),
@@ -90,7 +89,7 @@ def test_a_study_killed_midway_goes_on_to_the_records_of_one_that_was_not(tmp_pa
     whole = process(tmp_path, cache, "study", "study.yaml", "--out", "whole", "--quiet")
     assert (whole.status, whole.lines) == (0, [])
 
-    kept = []
+    kept = 0
     for number in (signal.SIGKILL, signal.SIGINT):
         with subprocess.Popen(
             [sys.executable, "-m", "quantilax.cli", "study", "study.yaml", "--out", "cut", "--resume"],
@@ -101,24 +100,23 @@ def test_a_study_killed_midway_goes_on_to_the_records_of_one_that_was_not(tmp_pa
             text=True,
         ) as life:
             files = tmp_path / "cut" / "records"
-            there, deadline = len(kept), time.monotonic() + 120
+            there, deadline = kept, time.monotonic() + 120
             while life.poll() is None and len(list(files.glob("*.parquet"))) <= there and time.monotonic() < deadline:
                 time.sleep(0.01)
             life.send_signal(number)
             _, errors = life.communicate(timeout=60)
-        kept = sorted(files.glob("*.parquet"))
-        assert len(kept) > there
+        kept = len(Store.open(tmp_path / "cut").finished())
+        assert kept > there
         if number == signal.SIGINT and life.returncode:  # else it had finished in that instant
             assert life.returncode == 130
             assert "go on with the same command and --resume" in errors
-    finished = len(Store.open(tmp_path / "cut").finished())
     again = process(tmp_path, cache, "study", "study.yaml", "--out", "cut", "--resume")
     assert again.status == 0
-    assert f"of {8 - finished} runs" in again.stderr or finished == 8
+    assert f"of {8 - kept} runs" in again.stderr or kept == 8
     assert_frame_equal(
         Store.open(tmp_path / "cut").records().drop("seconds"), Store.open(tmp_path / "whole").records().drop("seconds")
     )
     facts = json.loads((tmp_path / "cut" / "study.json").read_text())
     assert len(facts["starts"]) == 3
     assert facts["status"] == "finished"
-    assert pl.read_parquet(kept[0]).height > 0
+    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == ["records.parquet", "study.json"]

@@ -1,4 +1,4 @@
-"""Studies beyond one process: a Ray cluster and the processes of `jax.distributed` give the records of one process."""
+"""Studies beyond one process: a Ray cluster and the shards of a job array give the records of one process."""
 
 import os
 import signal
@@ -10,20 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import polars as pl
 import psutil
 import pytest
 from polars.testing import assert_frame_equal
 
-from quantilax.studies import definition, execution
+from quantilax.studies import definition, start
 from quantilax.studies.store import Store
 from tests.endtoend.conftest import TINY, Call
 from tests.endtoend.test_cli_refusals import refused
 
 STUDY = """\
 base: {config: tiny.yaml, section: iqn, overrides: {total_timesteps: 1000, eval_freq: 500}}
-cells: {named: {far: {gamma: 0.5}, big: {batch_size: 24}}}
+variants: {named: {far: {gamma: 0.5}, big: {batch_size: 24}}}
 seeds: 3
 """
 """Two compile groups, nine runs."""
@@ -57,7 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     here = tmp_path_factory.mktemp("alone")
     (here / "tiny.yaml").write_text(TINY)
     (here / "study.yaml").write_text(STUDY)
-    return records(execution.run(definition.load(here / "study.yaml"), here / "out", jobs=1, quiet=True))
+    return records(start.run(definition.load(here / "study.yaml"), here / "out", jobs=1, quiet=True))
 
 
 @pytest.fixture
@@ -97,11 +96,11 @@ def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any
 
 
 def at_work(driver: int) -> list[psutil.Process]:
-    """Ray's workers that are at a portion; Ray makes of its name the title of the process."""
+    """Ray's workers that are at a batch; Ray makes of its name the title of the process."""
     found = []
     for child in psutil.Process(driver).children(recursive=True):
         try:
-            if child.cmdline()[:1] == ["ray::Hand.rows"]:
+            if child.cmdline()[:1] == ["ray::RayWorker.rows"]:
                 found.append(child)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -125,7 +124,6 @@ def test_a_ray_cluster_of_which_a_worker_is_killed_gives_the_records_of_one_proc
     store = Store.open(place / "out")
     assert_frame_equal(records(store), alone)
     assert (store.status, store.failures(), store.facts["starts"][0]["on"]) == ("finished", [], "ray")
-    assert len(list(place.glob("out/records/*"))) == 9  # each run once
     assert not psutil.pid_exists(seen[1].pid)
 
 
@@ -135,52 +133,59 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-@pytest.fixture
-def pair(begin) -> Callable[..., "list[subprocess.Popen[str]]"]:
-    """Begin two processes of `jax.distributed` over loopback."""
-
-    def start(*arguments: str) -> "list[subprocess.Popen[str]]":
-        address = f"127.0.0.1:{free_port()}"
-        return [
-            begin(
-                *("--on", "jax", *arguments),
-                JAX_COORDINATOR_ADDRESS=address,
-                JAX_COORDINATOR_BIND_ADDRESS=address,
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(number),
-            )
-            for number in range(2)
-        ]
-
-    return start
-
-
-def test_two_processes_of_jax_over_loopback_give_the_records_of_one_process(place, alone, pair):
-    processes = pair()
-    ended = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ended
-    assert all(out.splitlines()[-1].startswith("results in out;") for out, _ in ended)
-    assert len(ended[1][0].splitlines()) == 1  # the first tells the results
-    assert any("9 of 9 runs" in err for _, err in ended)
+def test_shards_at_the_same_time_give_the_records_of_one_process(place, alone, begin):
+    shards = [begin("--shard", f"{number}/2") for number in (1, 2)]
+    ended = [shard.communicate(timeout=200) for shard in shards]
+    assert [shard.returncode for shard in shards] == [0, 0], ended
     store = Store.open(place / "out")
     assert_frame_equal(records(store), alone)
-    assert (store.status, store.failures(), store.facts["starts"][0]["on"]) == ("finished", [], "jax")
-    files = {file.name for file in place.glob("out/records/*")}
-    assert len(files) == 9
-    assert 1 <= sum("-1." in file for file in files) <= 8  # both took part
+    assert (store.status, store.failures()) == ("finished", [])
+    assert [start["shard"] for start in sorted(store.facts["starts"], key=lambda start: start["shard"])] == [1, 2]
+    assert ["5 of 5 runs" in ended[0][1], "4 of 4 runs" in ended[1][1]] == [True, True], "every other run by each"
+    assert sorted(file.name for file in (place / "out").iterdir()) == ["records.parquet", "study.json"]
+    assert sum("variant " in out for out, _ in ended) <= 1, "the last one tells the results"
 
 
-def test_what_a_killed_process_leaves_undone_the_first_one_runs(place, alone, pair):
-    first, second = pair()
-    assert "compile group 1 of 2" in second.stderr.readline()  # it has taken a portion
+def test_a_shard_that_is_killed_does_its_share_when_it_is_given_again(place, alone, begin):
+    first, second = begin("--shard", "1/2"), begin("--shard", "2/2")
+    assert "compile group 1 of 2" in second.stderr.readline()
     second.send_signal(signal.SIGKILL)
     second.communicate()
     _, err = first.communicate(timeout=200)
     assert first.returncode == 0, err
-    assert "warning: 1 process(es) ended before their time: 1 run(s) begin again here" in err
+    assert Store.open(place / "out").status == "incomplete"
+    again = begin("--shard", "2/2")
+    _, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
     store = Store.open(place / "out")
     assert_frame_equal(records(store), alone)
-    assert (store.status, store.failures()) == ("finished", [])
+    assert store.status == "finished"
+
+
+def test_a_directory_is_worked_on_as_a_whole_or_by_shards(place, begin, call: Call):
+    shard = begin("--shard", "1/9")
+    assert "compile group" in shard.stderr.readline()
+    assert "is in use: shards are at work on it" in refused(call("study", "study.yaml", "--out", "out", "--resume"))
+    assert "out: is in use by process" in refused(call("study", "study.yaml", "--out", "out", "--shard", "1/9"))
+    _, err = shard.communicate(timeout=100)
+    assert shard.returncode == 0, err
+    with Store.open(place / "out").lock():
+        line = refused(call("study", "study.yaml", "--out", "out", "--shard", "2/9"))
+    assert "is in use: another process is at work on all of it" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--shard", "0/2"), "--shard: expected I/N with I from 1 to N, such as 2/8, got '0/2'"),
+        (("--shard", "3/2"), "--shard: expected I/N"),
+        (("--shard", "2"), "--shard: expected I/N"),
+        (("--shard", "1/2", "--on", "ray"), "--shard: does not go with --on ray"),
+    ],
+)
+def test_a_shard_that_is_none_is_refused(place, call: Call, arguments, words):
+    assert words in refused(call("study", "study.yaml", *arguments))
+    assert not (place / "studies").exists()
 
 
 def test_without_the_extra_ray_is_refused_with_the_remedy(place, call: Call, monkeypatch):
@@ -200,29 +205,4 @@ def test_an_address_of_ray_that_does_not_answer_is_refused_at_once(place, call: 
 
 
 def test_an_unknown_place_is_refused(place, call: Call):
-    assert "'--on': 'slurm' is not one of 'ray', 'jax'" in refused(call("study", "study.yaml", "--on", "slurm"))
-
-
-def test_processes_that_are_not_known_are_refused_with_the_remedy(place, begin):
-    process = begin("--on", "jax")
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out, len(err.splitlines())) == (2, "", 1)
-    assert "set JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start" in err
-    assert not (place / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
-def test_a_number_of_processes_that_is_none_is_refused(place, call: Call, monkeypatch, name):
-    monkeypatch.setenv(name, "two")
-    assert refused(call("study", "study.yaml", "--on", "jax")) == f"error: {name}: expected a whole number, got 'two'"
-
-
-def test_processes_that_would_meet_after_jax_has_begun_to_compute_are_refused(place, call: Call, monkeypatch):
-    jax.local_devices()
-    for name, value in {
-        "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert "must be called before any JAX calls" in refused(call("study", "study.yaml", "--on", "jax"))
+    assert "'--on': 'slurm' is not 'ray'" in refused(call("study", "study.yaml", "--on", "slurm"))

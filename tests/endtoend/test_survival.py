@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ import yaml
 
 import quantilax
 from quantilax import runs
-from quantilax.runs import checkpoints, evaluations, loading, training
+from quantilax.runs import checkpoints, evaluations, loading, session
 from quantilax.studies.store import Store
 from tests.manifests import content_of, write_manifest
 
@@ -449,7 +450,7 @@ def test_a_study_on_a_disk_that_is_full_ends_in_one_line_and_goes_on_after_makin
     (here / "s.yaml").write_text("base: {config: short.yaml, section: iqn}\nseeds: 3\n")
     study = "study", "s.yaml", "--out", "s", "--jobs", "1", "--quiet", "--no-cache"
     ended = server.run(here, *study, file_size=4_000)  # for study.json, not for records
-    assert_refused(ended, r"^error: s/records/000000\.parquet\.partial: cannot be written: ", "too large", "--resume")
+    assert_refused(ended, r"^error: s/records/000000\.parquet: cannot be written: ", "too large", "--resume")
     assert [file.name for file in (here / "s" / "records").iterdir()] == []
     assert server.run(here, *study, "--resume").status == 0
     assert len(Store.open(here / "s").finished()) == 3
@@ -1047,11 +1048,13 @@ def test_a_save_that_fails_without_a_word_neither_hangs_nor_ends_the_run(stopped
     record = agent.records(jax.random.key(0))[1]
     row = jax.tree.map(lambda x: np.stack([np.asarray(x)[-1]] * len(seeds)), record)
     monkeypatch.setattr(checkpoints, "save", fail)
-    saver = training._Saver(agent, runs.RunDirectory.open(stopped), warnings.append)
-    saver.job(states, [evaluations.Evaluation(row, 1.0)])()
+    progress = SimpleNamespace(warn=warnings.append)
+    one = session.Session(agent, runs.RunDirectory.open(stopped), None, progress, None, None)
+    one.history = [evaluations.Evaluation(row, 1.0)]
+    one._checkpoint(states)()
     assert len(warnings) == 1
     assert "\n" not in warnings[0]
-    assert saver.reason
+    assert one.unsaved_reason
 
 
 def test_a_standard_error_that_is_full_ends_no_run(server, whole, here):
@@ -1147,7 +1150,7 @@ def test_a_hyperparameter_that_came_after_a_run_stood_at_its_default(stopped):
 
 def test_an_environment_of_other_parameters_is_asked_for_again(tmp_path, call):
     agent = runs.load_section(config_of(tmp_path)).create()
-    longer = dataclasses.replace(agent.env, cells=8)
+    longer = dataclasses.replace(agent.env, variants=8)
     agent = dataclasses.replace(agent, env=longer)
     runs.run(agent, tmp_path / "run", callback=lambda state, record: True, quiet=True)
     for command in ("resume", "evaluate"):

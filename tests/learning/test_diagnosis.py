@@ -16,8 +16,8 @@ import polars as pl
 import pytest
 
 from quantilax import Agent, devices, pytree, train
+from quantilax.checks.diagnosis import diagnose
 from quantilax.runs import evaluations, loggers
-from quantilax.studies.diagnosis import diagnose
 
 pytestmark = [pytest.mark.optimized, pytest.mark.validation]
 

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quantilax.statistics import (
-    improvement_interval,
-    interval,
-    iqm,
-    median_interval,
-    rank_test,
-    share_interval,
-)
+from quantilax.statistics import improvement_interval, interval, iqm, median_interval, rank_test, share_interval
 
 STUDIES = 500
 

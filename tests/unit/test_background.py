@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from quantilax.runs import stderr
-from quantilax.runs.background import Background
+from quantilax.host import console
+from quantilax.host.background import Background
 from quantilax.runs.progress import RunProgress
 from quantilax.studies.progress import StudyProgress
 
@@ -85,7 +85,7 @@ def test_what_is_told_stands_as_it_is(make, capsys):
 
 
 def test_a_lossy_stream_is_the_stream_in_all_else(capsys):
-    lossy = stderr.Lossy(lambda: sys.stderr)
+    lossy = console.Lossy(lambda: sys.stderr)
     assert lossy.write("a line\n") == 7
     lossy.flush()
     assert lossy.encoding == sys.stderr.encoding
@@ -102,6 +102,6 @@ def test_lossy_streams_one_around_another_ask_the_stream_once():
 
     stream = counting = Counting()
     for _ in range(50):  # twice in each would never end
-        stream = stderr.Lossy(lambda stream=stream: stream)
+        stream = console.Lossy(lambda stream=stream: stream)
     assert getattr(stream, "rich_proxied_file", None) is None
     assert counting.asked == 1

@@ -18,9 +18,9 @@ import pytest
 from safetensors.numpy import load_file, save, save_file
 
 from quantilax import Transition, devices, replay
+from quantilax.errors import CheckpointError
 from quantilax.runs import checkpoints
 from quantilax.runs.checkpoints import Packed, path_of
-from quantilax.runs.errors import CheckpointError
 from tests.conftest import tiny
 from tests.manifests import content_of, write_manifest
 from tests.trees import assert_same_bits

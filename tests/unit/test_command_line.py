@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from quantilax.cli import commands, stdout
-from quantilax.runs import stderr
-from quantilax.runs.signals import Interrupted, Stop
+from quantilax.cli import app, stdout
+from quantilax.host import console
+from quantilax.host.interrupts import Interrupted, Stop
 
 PREPARED = "import os, signal, sys; from quantilax.cli import start; start.prepare(); "
 """It imports no JAX, so a process costs a tenth of a second."""
@@ -90,7 +90,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, stream: io.TextIOBase, *arguments: 
     monkeypatch.setattr(sys, "argv", ["quantilax", *arguments])
     monkeypatch.setattr(sys, "stdout", stream)
     with pytest.raises(SystemExit) as end:
-        commands.main()
+        app.main()
     return end.value.code
 
 
@@ -133,7 +133,7 @@ def test_output_in_ascii_stays_ascii(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     with stdout.guarded():
-        commands.click.echo("5 · é")
+        app.click.echo("5 · é")
     assert raw.getvalue() == b"5 \\xb7 \\xe9\n"
 
 
@@ -164,8 +164,8 @@ def test_a_bar_is_drawn_in_a_terminal_that_can_redraw_a_line(term, more, expecte
     ends = pty.openpty()
     with os.fdopen(ends[1], "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        assert stderr.is_live(stderr.console()) == expected
-        assert not stderr.is_live(stderr.console(quiet=True))
+        assert console.is_live(console.console()) == expected
+        assert not console.is_live(console.console(quiet=True))
     os.close(ends[0])
 
 
@@ -174,7 +174,7 @@ def test_forced_colours_draw_no_bar_into_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("TERM", "xterm")
     with (tmp_path / "log").open("w") as log:
         monkeypatch.setattr(sys, "stderr", log)
-        assert not stderr.is_live(stderr.console())
-        with stderr.status("busy") as say:
+        assert not console.is_live(console.console())
+        with console.status("busy") as say:
             say("still")
     assert (tmp_path / "log").read_text() == ""

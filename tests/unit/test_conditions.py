@@ -14,7 +14,8 @@ import pytest
 from quantilax import envs
 from quantilax.agent import create
 from quantilax.envs.probes import Corridor
-from quantilax.runs import conditions
+from quantilax.host import compilation_cache
+from quantilax.runs import identity
 from quantilax.runs.checkpoints import Checkpoint
 from tests.conftest import TINY, tiny
 
@@ -22,10 +23,10 @@ from tests.conftest import TINY, tiny
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A small package in the place of quantilax."""
-    for name in ("losses.py", "runs/directory.py", "studies/report.py", "cli/commands.py"):
+    for name in ("losses.py", "runs/directory.py", "reports/pages.py", "cli/app.py"):
         (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "package" / name).write_text("x = 1\n")
-    monkeypatch.setattr(conditions, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(identity, "PACKAGE", tmp_path / "package")
     return tmp_path / "package"
 
 
@@ -35,16 +36,16 @@ def package(tmp_path, monkeypatch):
         ("losses.py", True),
         ("new.py", True),
         ("runs/directory.py", False),
-        ("studies/report.py", False),
-        ("cli/commands.py", False),
+        ("reports/pages.py", False),
+        ("cli/app.py", False),
     ],
 )
 def test_source_that_computes_counts_and_source_that_handles_runs_does_not(package, changed, counts):
     algo = tiny("iqn")
-    before = conditions.code(algo)
-    assert conditions.code(algo) == before
+    before = identity.code(algo)
+    assert identity.code(algo) == before
     (package / changed).write_text("x = 2\n")
-    assert (conditions.code(algo) != before) == counts
+    assert (identity.code(algo) != before) == counts
 
 
 def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
@@ -56,10 +57,10 @@ def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     algo = tiny("iqn")
     mine = create(algo.algorithm._replace(update=module.update), algo.env, TINY["iqn"])
-    without, before = conditions.code(algo), conditions.code(mine)
+    without, before = identity.code(algo), identity.code(mine)
     file.write_text("def update(config, state, key): return state\n")
-    assert before not in (without, conditions.code(mine))
-    assert conditions.code(algo) == without
+    assert before not in (without, identity.code(mine))
+    assert identity.code(algo) == without
 
 
 @pytest.mark.parametrize(
@@ -82,11 +83,11 @@ def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
 )
 def test_a_resumed_run_tells_what_made_its_checkpoint_otherwise(other, line):
     algo = tiny("iqn")
-    facts = {"env_step": 60, "seeds": [0], "config": conditions.described(algo), **conditions.machine(algo, 1)}
+    facts = {"env_step": 60, "seeds": [0], "config": identity.described(algo), **identity.machine(algo, 1)}
     changed = {name: {**facts[name], **x} if name == "versions" else x for name, x in other.items()}
     warned, said = [], []
     progress = SimpleNamespace(warn=warned.append, say=said.append)
-    conditions.tell_differences(Checkpoint(Path("x"), facts | changed, {}), algo, progress)
+    identity.tell_differences(Checkpoint(Path("x"), facts | changed, {}), algo, progress)
     assert said == []
     if line is None:
         assert warned == []
@@ -98,10 +99,10 @@ def test_a_resumed_run_tells_what_made_its_checkpoint_otherwise(other, line):
 
 def test_a_checkpoint_of_a_version_that_did_not_note_code_and_processor_is_told_nothing_of_them():
     algo = tiny("iqn")
-    facts = {"env_step": 60, "seeds": [0], "config": conditions.described(algo), **conditions.machine(algo, 1)}
+    facts = {"env_step": 60, "seeds": [0], "config": identity.described(algo), **identity.machine(algo, 1)}
     del facts["code"], facts["processor"]
     progress = SimpleNamespace(warn=pytest.fail, say=pytest.fail)
-    conditions.tell_differences(Checkpoint(Path("x"), facts, {}), algo, progress)
+    identity.tell_differences(Checkpoint(Path("x"), facts, {}), algo, progress)
 
 
 def test_an_environments_digest_is_of_its_parameters_and_of_nothing_else():
@@ -109,17 +110,17 @@ def test_an_environments_digest_is_of_its_parameters_and_of_nothing_else():
     shorter = dataclasses.replace(cartpole, params=cartpole.params.replace(max_steps_in_episode=200))
     same = dataclasses.replace(cartpole, params=cartpole.params.replace(max_steps_in_episode=500))  # no array
     heavier = dataclasses.replace(cartpole, params=cartpole.params.replace(masscart=1.1))
-    digests = [conditions.environment(env) for env in (cartpole, shorter, heavier)]
+    digests = [identity.environment(env) for env in (cartpole, shorter, heavier)]
     assert len(set(digests)) == 3
-    assert conditions.environment(same) == conditions.environment(envs.make("CartPole-v1")) == digests[0]
+    assert identity.environment(same) == identity.environment(envs.make("CartPole-v1")) == digests[0]
     as_an_object = envs.as_environment(gymnax.make("CartPole-v1")[0])
-    assert conditions.environment(as_an_object) == digests[0]
+    assert identity.environment(as_an_object) == digests[0]
     whole = dataclasses.replace(cartpole, params=cartpole.params.replace(gravity=9, max_steps_in_episode=500.0))
     same_numbers = dataclasses.replace(cartpole, params=cartpole.params.replace(gravity=9.0))
-    assert conditions.environment(whole) == conditions.environment(same_numbers)
+    assert identity.environment(whole) == identity.environment(same_numbers)
     breakout = envs.make("Breakout-MinAtar")
-    assert conditions.environment(breakout) != conditions.environment(dataclasses.replace(breakout, probability=0.0))
-    assert conditions.environment(Corridor(cells=6)) != conditions.environment(Corridor(cells=7))
+    assert identity.environment(breakout) != identity.environment(dataclasses.replace(breakout, probability=0.0))
+    assert identity.environment(Corridor(cells=6)) != identity.environment(Corridor(cells=7))
 
 
 class Own:
@@ -130,7 +131,7 @@ class Own:
 
 
 def test_of_an_environment_that_is_an_object_its_class_is_told():
-    assert conditions.environment(Own(1.0)) == conditions.environment(Own(2.0)) != conditions.environment(object())
+    assert identity.environment(Own(1.0)) == identity.environment(Own(2.0)) != identity.environment(object())
 
 
 def test_where_there_is_no_home_the_cache_is_left_alone(monkeypatch):
@@ -139,9 +140,9 @@ def test_where_there_is_no_home_the_cache_is_left_alone(monkeypatch):
 
     for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(conditions.Path, "home", homeless)
+    monkeypatch.setattr(compilation_cache.Path, "home", homeless)
     before = jax.config.jax_compilation_cache_dir
-    conditions.enable_compilation_cache()
+    compilation_cache.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
 
 
@@ -158,26 +159,26 @@ def cache(tmp_path, monkeypatch):
     (directory / "autotune").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setattr(conditions, "CACHE_BYTES", 250)
+    monkeypatch.setattr(compilation_cache, "CACHE_BYTES", 250)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     return directory
 
 
 def test_what_was_not_used_for_the_longest_time_goes_from_a_full_cache(cache):
-    conditions.enable_compilation_cache()
+    compilation_cache.enable_compilation_cache()
     assert sorted(file.name for file in cache.iterdir()) == ["a-atime", "a-cache", "autotune", "b-cache"]
 
 
 def test_a_cache_that_is_not_full_or_is_bounded_by_the_user_or_lies_elsewhere_is_left_as_it_is(cache, monkeypatch):
     before = sorted(cache.iterdir())
-    monkeypatch.setattr(conditions, "CACHE_BYTES", 400)
-    conditions.enable_compilation_cache()
-    monkeypatch.setattr(conditions, "CACHE_BYTES", 0)
+    monkeypatch.setattr(compilation_cache, "CACHE_BYTES", 400)
+    compilation_cache.enable_compilation_cache()
+    monkeypatch.setattr(compilation_cache, "CACHE_BYTES", 0)
     with monkeypatch.context() as bounded:
         bounded.setattr(type(jax.config), "jax_compilation_cache_max_size", 100)
-        conditions.enable_compilation_cache()
+        compilation_cache.enable_compilation_cache()
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-    conditions.enable_compilation_cache()
+    compilation_cache.enable_compilation_cache()
     assert sorted(cache.iterdir()) == before
 
 
@@ -189,5 +190,5 @@ def test_a_cache_that_another_process_clears_is_no_error(cache, monkeypatch):
         unlink(path)
 
     monkeypatch.setattr(os, "unlink", late)
-    conditions.enable_compilation_cache()
+    compilation_cache.enable_compilation_cache()
     assert not (cache / "d-cache").exists()

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quantilax.pytree import ConfigError
-from quantilax.runs import Section, load_section, parse_overrides, strict_yaml
+from quantilax.errors import ConfigError
+from quantilax.host import strict_yaml
+from quantilax.runs import Section, load_section, parse_overrides
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 BARE = "iqn:\n  env: probe/corridor\n"

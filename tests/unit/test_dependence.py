@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from quantilax.studies.dependence import dependence, fingerprint
+from quantilax.checks.dependence import dependence, fingerprint
 
 
 def rows(function, *inputs) -> list[set[int]]:

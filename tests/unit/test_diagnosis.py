@@ -11,10 +11,11 @@ import yaml
 
 from quantilax import ALGORITHMS, ConfigError, pytree
 from quantilax.algorithms import IQN, pqn
+from quantilax.checks import diagnosis
+from quantilax.checks.diagnosis import diagnose
+from quantilax.checks.rules import RULES, healthy, quantities
 from quantilax.signals import Signals
-from quantilax.studies import definition, diagnosis
-from quantilax.studies.diagnosis import diagnose
-from quantilax.studies.rules import RULES, healthy, quantities
+from quantilax.studies import definition
 from tests.studies import GOOD, store
 
 STEPS = [1000 * i for i in range(11)]
@@ -195,10 +196,10 @@ def test_a_run_that_failed_without_a_sign_gets_a_study_that_would_decide():
     vary, together = one.study["one_at_a_time"], one.study.get("named", {})
     assert 1 <= sum(map(len, vary.values())) + len(together) <= diagnosis.PROPOSED
     assert all(CONFIG[field] not in values for field, values in vary.items())
-    assert all(CONFIG[field] != value for cell in together.values() for field, value in cell.items())
+    assert all(CONFIG[field] != value for variant in together.values() for field, value in variant.items())
     (line,) = (line for line in diagnosis.told([one]) if "the evidence does not decide" in line)
     told = yaml.safe_load("{" + line.partition("a study that would: ")[2] + "}")
-    assert told == {"cells": one.study, "seeds": 10}  # as a study's file takes it
+    assert told == {"variants": one.study, "seeds": 10}  # as a study's file takes it
     definition.make({"base": {"config": CARTPOLE, "section": "iqn"}, **told}, "s")
 
 
@@ -215,8 +216,8 @@ def test_a_study_is_proposed_for_every_algorithm_and_from_what_was_measured_alon
     absent = dict.fromkeys(("huber_scale", "replay_episodes", "reference_q_target"), math.nan)
     for columns in (absent, nothing, *([{}] if algorithm.config is IQN else [])):
         study = proposed(config, **columns)
-        cells = [{f: v} for f, values in study.get("one_at_a_time", {}).items() for v in values]
-        for change in (*cells, *study.get("named", {}).values()):
+        variants = [{f: v} for f, values in study.get("one_at_a_time", {}).items() for v in values]
+        for change in (*variants, *study.get("named", {}).values()):
             assert all(config[field] != value for field, value in change.items())
             pytree.from_dict(algorithm.config, {**config, **change})
     rate = config["learning_rate"]
@@ -256,19 +257,30 @@ def test_noise_that_could_not_have_been_named_is_not_said_to_be_in_its_range():
     assert named(run, {**CONFIG, "batch_size": 50}) == ["noise"]
 
 
-def test_cells_of_a_study_without_signals_are_left_out(tmp_path):
+def test_variants_of_a_study_without_signals_are_left_out(tmp_path):
     made = store(tmp_path / "s", {"base": [GOOD] * 2, "measured": [GOOD] * 2}, seeds=2)
     rows = made.records().to_dicts()
     for file in (made.path / "records").iterdir():
         file.unlink()
     signals = {name: middle(name) if name in healthy() else 0.5 for name in Signals._fields}
-    made.write([row | (signals if row["cell"] == "measured" else {}) for row in rows])
+    made.write([row | (signals if row["variant"] == "measured" else {}) for row in rows])
     assert diagnosis.can_diagnose(made.records())
     assert list(diagnosis.diagnose_study(made.path)) == ["measured"]
-    without = made.records().filter(cell="base")
+    without = made.records().filter(variant="base")
     assert not diagnosis.can_diagnose(without)
     with pytest.raises(ConfigError, match="signals=true"):
         diagnose(without, CONFIG)
+
+
+def test_a_hyperparameter_that_came_after_a_study_was_begun_stood_at_its_default(tmp_path):
+    made = store(tmp_path / "s", {"base": [GOOD] * 2}, seeds=2)
+    for file in (made.path / "records").iterdir():
+        file.unlink()
+    made.write(frame(**FAULTS["reward_scale"]).with_columns(variant=pl.lit("base"), finite=True).rows(named=True))
+    fields = made.facts["variants"]["base"]
+    made.update(variants={"base": {name: value for name, value in fields.items() if name != "reward_scale"}})
+    (one,) = diagnosis.diagnose_study(made.path)["base"]
+    assert 0 < one.causes[0].change["reward_scale"] < 1
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 import yaml
 
-from quantilax import ALGORITHMS, ConfigError, pytree, statistics
+from quantilax import ALGORITHMS, ConfigError, pytree
 from quantilax.envs.probes import PROBES
 from quantilax.heads import HEADS
+from quantilax.studies import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -26,11 +27,11 @@ def relative(path: Path) -> str:
 
 
 def rows(page: Path) -> dict[str, list[str]]:
-    """Cells of every table row of a page whose first cell is a name in code, by that name."""
-    cells = (
+    """Variants of every table row of a page whose first variant is a name in code, by that name."""
+    variants = (
         [c.strip() for c in line.strip("|").split(" | ")] for line in page.read_text().splitlines() if "| `" in line
     )
-    return {first.strip("` "): rest for first, *rest in cells if re.fullmatch(r"`\w+`", first)}
+    return {first.strip("` "): rest for first, *rest in variants if re.fullmatch(r"`\w+`", first)}
 
 
 def test_the_tables_of_hyperparameters_are_what_the_configs_say():
@@ -59,11 +60,11 @@ def test_the_page_of_q_learning_tells_what_goes_with_what():
     page = (DOCS / "algorithms" / "q_learning.md").read_text()
     section = page.partition("### What goes with what\n")[2].partition("\n## ")[0]
     top, _, *lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
+        [variant.strip() for variant in line.strip("|").split("|")]
         for line in section.partition("\n\n`double`")[0].strip().splitlines()
     ]
     assert top == ["", *(f"`{head}`" for head in HEADS)]
-    told = {row: [{"yes": True, "no": False}[cell] for cell in cells] for row, *cells in lines}
+    told = {row: [{"yes": True, "no": False}[variant] for variant in variants] for row, *variants in lines}
     assert told == {
         "Q-learning": [is_accepted("q_learning", head=head) for head in HEADS],
         "Q-learning with `munchausen`": [is_accepted("q_learning", head=head, munchausen=True) for head in HEADS],
@@ -118,11 +119,11 @@ def test_the_columns_and_files_of_a_run_are_told():
 
 def test_the_columns_of_the_statistics_are_told():
     page = (DOCS / "guides" / "statistics.md").read_text()
-    records = pl.DataFrame({"cell": ["a", "b"], "seed": [0, 0], "env_step": [0, 0], "return_mean": [1.0, 2.0]})
+    records = pl.DataFrame({"variant": ["a", "b"], "seed": [0, 0], "env_step": [0, 0], "return_mean": [1.0, 2.0]})
     told = {word for line in page.splitlines() if line.startswith("| `") for word in re.findall(r"`(\w+)`", line)}
-    for table in (statistics.outcomes(records, 475), statistics.summary(records, 475, "a")):
+    for table in (tables.outcomes(records, 475), tables.summary(records, 475, "a")):
         names = {re.sub("_(low|high)$", "", name) for name in table.columns}
-        assert names - told <= {"cell", "env", "seed"}
+        assert names - told <= {"variant", "env", "seed"}
 
 
 def python_of(page: Path) -> str:

@@ -19,10 +19,10 @@ import polars as pl
 import pytest
 
 from quantilax import ConfigError, Metrics, Record
-from quantilax.runs import beside, evaluations, loggers
-from quantilax.runs.beside import Beside
+from quantilax.host.interrupts import Interrupted, Stop
+from quantilax.runs import evaluations, loggers
 from quantilax.runs.evaluations import Evaluation, entry
-from quantilax.runs.signals import Interrupted, Stop
+from quantilax.runs.loggers import Writer, waited_for
 
 SEEDS = [3, 8]
 
@@ -170,12 +170,14 @@ class Failing:
 def test_a_logger_that_fails_is_told_once_and_the_others_go_on():
     warnings: list[str] = []
     own, other, well = Failing("own", True), Failing("other", False), Failing("well", True)
-    guarded = loggers.Guarded([own, other, well], warnings.append)
-    guarded.begin([])
-    for i, told in enumerate(history(6)):
-        own.fails = other.fails = i in (2, 3)
-        guarded.log(told)
-    guarded.close()
+    writer = Writer([own, other, well], warnings.append)
+    with writer.thread:
+        writer.begin([])
+        for i, told in enumerate(history(6)):
+            writer.thread.finish()
+            own.fails = other.fails = i in (2, 3)
+            writer.log(told)
+        writer.close()
     assert len(warnings) == 2
     assert all("No space left on device" in line and "the run goes on" in line for line in warnings)
     assert well.steps == [0, 100, 200, 300, 400, 500]
@@ -204,11 +206,9 @@ def test_a_logger_that_is_installed_and_cannot_be_imported_is_told_once_and_the_
     broken(name, error)
     loggers.check([name])
     warnings: list[str] = []
-    guarded = loggers.Guarded([*loggers.own(tmp_path), *loggers.others([name], tmp_path, {})], warnings.append)
-    guarded.begin([])
-    for told in history(3):
-        guarded.log(told)
-    guarded.close()
+    writer = Writer([*loggers.own(tmp_path), *loggers.others([name], tmp_path, {})], warnings.append)
+    with writer.thread:
+        logged([writer])
     assert warnings == [f"{name} could not be written (half of it is missing); the run goes on"]
     assert len((tmp_path / "evaluations.jsonl").read_text().splitlines()) == 3
 
@@ -256,21 +256,23 @@ class Told:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(beside, "PATIENCE", 0.3)
-    monkeypatch.setattr(beside, "SILENCE", 0.1)
+    monkeypatch.setattr(loggers, "PATIENCE", 0.3)
+    monkeypatch.setattr(loggers, "SILENCE", 0.1)
 
 
-def logged(group: Beside) -> None:
-    group.begin([])
-    for told in history(3):
-        group.log(told)
-    group.close()
+def logged(writers: list[Writer]) -> None:
+    for writer in writers:
+        writer.begin([])
+        for told in history(3):
+            writer.log(told)
+        writer.close()
 
 
 def test_a_logger_beside_that_waits_keeps_neither_the_caller_nor_another_one_waiting():
     told, waits, well = Told(), Waiting("waits", "begin"), Waiting("well")
-    with Beside([waits, well], told, Stop(print)) as group:
-        logged(group)
+    writers = [Writer([logger], told.warn) for logger in (waits, well)]
+    with waited_for(writers, told.say, Stop(print)):
+        logged(writers)
         while not well.is_closed:
             time.sleep(0.001)
         assert (waits.begun, well.steps) == (0, [0, 100, 200])
@@ -278,23 +280,24 @@ def test_a_logger_beside_that_waits_keeps_neither_the_caller_nor_another_one_wai
     assert waits.steps == well.steps, "what came meanwhile is not lost"
     assert waits.is_closed, "the end waits for it"
     assert (told.said, told.warned) == ([], [])
-    assert not any(thread.is_at_work for _, thread in group.pairs)
+    assert not any(writer.thread.is_at_work for writer in writers)
 
 
 @pytest.mark.parametrize("place", ["begin", "log", "close"])
 def test_the_end_waits_for_a_logger_beside_no_longer_than_it_says(place, impatient):
     told, waits = Told(), Waiting("waits", place)
     start = time.monotonic()
-    with Beside([waits, Waiting("well")], told, Stop(print)) as group:
-        logged(group)
+    writers = [Writer([logger], told.warn) for logger in (waits, Waiting("well"))]
+    with waited_for(writers, told.say, Stop(print)):
+        logged(writers)
     assert 0.3 <= time.monotonic() - start < 5
     assert told.said == ["waiting for waits, 0.3 s at most; Ctrl-C ends the waiting"]
     assert len(told.warned) == 1
     assert told.warned[0].startswith("waits is not done and no longer waited for")
-    assert beside.is_any_left()
+    assert loggers.is_any_left()
     waits.fails = True
     waits.may_go_on.set()
-    while beside.is_any_left():
+    while loggers.is_any_left():
         time.sleep(0.001)
     assert len(told.warned) == 1, "how it ended is no second warning"
 
@@ -302,8 +305,9 @@ def test_the_end_waits_for_a_logger_beside_no_longer_than_it_says(place, impatie
 def test_a_logger_beside_that_failed_and_then_hangs_is_one_warning(impatient):
     told, waits = Told(), Waiting("waits", "close")
     waits.fails = True
-    with Beside([waits], told, Stop(print)) as group:
-        logged(group)
+    writers = [Writer([waits], told.warn)]
+    with waited_for(writers, told.say, Stop(print)):
+        logged(writers)
     assert told.warned == ["waits could not be written (No space left on device); the run goes on"]
     waits.may_go_on.set()
 
@@ -315,8 +319,9 @@ def test_a_signal_ends_the_waiting_for_loggers_and_nothing_else(number):
     with Stop(print) as stop:
         sent = threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, number))
         sent.start()
-        with Beside([waits], told, stop) as group:
-            logged(group)
+        writers = [Writer([waits], told.warn)]
+        with waited_for(writers, told.say, stop):
+            logged(writers)
     assert time.monotonic() - start < 10
     assert told.warned[0].startswith("waits is not done and no longer waited for")
     waits.may_go_on.set()
@@ -325,8 +330,9 @@ def test_a_signal_ends_the_waiting_for_loggers_and_nothing_else(number):
 def test_an_end_at_once_waits_for_no_logger():
     told, waits = Told(), Waiting("waits", "close")
     start = time.monotonic()
-    with suppress(Interrupted), Beside([waits], told, Stop(print)) as group:
-        logged(group)
+    writers = [Writer([waits], told.warn)]
+    with suppress(Interrupted), waited_for(writers, told.say, Stop(print)):
+        logged(writers)
         raise Interrupted("ended at once", signal.SIGINT, at_once=True)
     assert time.monotonic() - start < 5
     assert told.warned == []
@@ -443,9 +449,10 @@ def test_wandb_that_could_not_be_begun_gets_the_whole_history_when_it_can(tmp_pa
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **_: None))
     rows, warnings = history(3), []
     for number in (2, 3, 3):  # evaluations done when a session begins
-        guarded = loggers.Guarded(loggers.others(["wandb"], tmp_path, {}), warnings.append)
-        guarded.begin(rows[:number])
-        guarded.close()
+        writer = Writer(loggers.others(["wandb"], tmp_path, {}), warnings.append)
+        with writer.thread:
+            writer.begin(rows[:number])
+            writer.close()
     assert warnings == ["wandb could not be written (no network); the run goes on"]
     assert [session.steps for session in sessions[1:]] == [[row.env_step for row in rows], []]
     assert sessions[1].identity == sessions[2].identity != ""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from quantilax.runs import conditions, limits
+from quantilax import devices
+from quantilax.host import limits
 
 GIB = 2**30
 
@@ -120,15 +121,15 @@ def test_xla_takes_as_many_threads_as_it_may_be_scheduled_on_or_is_told(machine,
 
 
 @pytest.mark.parametrize(
-    ("options", "devices"),
+    ("options", "expected"),
     [({}, 2), ({"asked": True}, 8), ({"elsewhere": True}, 100)],
     ids=["auto", "asked", "elsewhere"],
 )
-def test_a_quota_bounds_the_devices_that_nobody_asked_for(monkeypatch, options, devices):
+def test_a_quota_bounds_the_devices_that_nobody_asked_for(monkeypatch, options, expected):
     said = {}
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(limits, "usable_cores", lambda: 2)
     monkeypatch.setattr(limits, "scheduled_cores", lambda: 8)
-    monkeypatch.setattr(conditions.jax.config, "update", said.__setitem__)
-    conditions.use_all_cores(100, **options)
-    assert said == {"jax_num_cpu_devices": devices}
+    monkeypatch.setattr(devices.jax.config, "update", said.__setitem__)
+    devices.use_all_cores(100, **options)
+    assert said == {"jax_num_cpu_devices": expected}

@@ -16,11 +16,11 @@ import pytest
 from quantilax import ALGORITHMS, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
 from quantilax.algorithms import IQN, q_learning
+from quantilax.checks import inert
+from quantilax.checks.inert import CURVE, Programs, Trial, alternatives, by_program
+from quantilax.checks.lint import Finding, _advice, _chosen, is_clean, lint
+from quantilax.checks.ranges import ranges
 from quantilax.envs.probes import Corridor
-from quantilax.studies import inert
-from quantilax.studies.inert import CURVE, Programs, Trial, alternatives, by_program
-from quantilax.studies.lint import Finding, _advice, _chosen, is_clean, lint
-from quantilax.studies.ranges import ranges
 from tests.conftest import TINY, each, tiny
 from tests.unit.test_torsos import Pixels
 

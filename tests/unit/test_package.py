@@ -1,6 +1,7 @@
 """The package's own promises: ranges that are tested, rooms that know only those below them, a light import."""
 
 import ast
+import graphlib
 import re
 import runpy
 import subprocess
@@ -16,31 +17,35 @@ from quantilax import cli
 PROJECT = Path(__file__).parents[2]
 SOURCE = Path(quantilax.__file__).parent
 
-GROUND = {"types", "pytree", "switches"}
+GROUND = {"types", "pytree", "switches", "errors"}
 PROGRAMS = {"losses", "fractions", "networks", "hyperparameters", "replay", "envs", "learning", "heads"}
+RUNNING = {"agent", "devices", "train", "algorithms", "signals", "statistics", "host", *PROGRAMS, *GROUND}
 BELOW = {
-    "pytree": set(),
+    "errors": set(),
+    "host": {"errors"},
+    "pytree": {"errors"},
     "types": {"pytree"},
-    "switches": {"pytree"},
+    "switches": {"errors"},
+    "statistics": set(),
     "losses": set(),
     "fractions": {"types"},
-    "networks": {"types", "pytree"},
+    "networks": {"types", "pytree", "errors"},
     "hyperparameters": {"networks", "pytree"},
-    "replay": {"types", "pytree"},
+    "replay": {"types", "pytree", "errors"},
     "envs": GROUND,
     "learning": {"envs", *GROUND},
     "heads": {"learning", "losses", "fractions", "networks", "hyperparameters", *GROUND},
     "signals": {"heads", "learning", *GROUND},
     "algorithms": {"signals", *PROGRAMS, *GROUND},
     "train": {"signals", "learning", "networks", *GROUND},
-    "threads": set(),
-    "devices": {"train", "threads", *GROUND},
+    "devices": {"train", "host", *GROUND},
     "arguments": GROUND,
     "agent": {"train", "algorithms", "arguments", "learning", "envs", *GROUND},
-    "statistics": {"pytree"},
-    "runs": {"agent", "devices", "train", "algorithms", "signals", "statistics", "threads", *PROGRAMS, *GROUND},
-    "studies": {"runs", "agent", "devices", "train", "algorithms", "signals", "statistics", *PROGRAMS, *GROUND},
-    "cli": {"studies", "runs", "agent", "train", "algorithms", "envs", "statistics", *GROUND},
+    "runs": RUNNING,
+    "studies": {"runs", *RUNNING},
+    "checks": {"studies", "runs", *RUNNING},
+    "reports": {"checks", "studies", "runs", *RUNNING},
+    "cli": {"reports", "checks", "studies", "runs", *RUNNING},
     "__main__": {"cli"},
 }
 """Each room, and the rooms that it may look into."""
@@ -64,6 +69,19 @@ def test_data_flows_one_way():
         if room == "__init__":
             continue
         assert imports(file) <= BELOW[room] | {room}, f"{room} looks into a room that is not below it"
+
+
+@pytest.mark.parametrize("room", [room for room in BELOW if (SOURCE / room).is_dir()])
+def test_the_files_of_a_room_do_not_import_each_other_in_a_circle(room):
+    files = {f"quantilax.{room}.{file.stem}": file for file in (SOURCE / room).glob("*.py")}
+    below = {}
+    for name, file in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("quantilax"):
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        below[name] = (found & set(files)) - {name}
+    list(graphlib.TopologicalSorter(below).static_order())  # raises where there is a circle
 
 
 def test_environments_are_mapped_over_in_one_place():
@@ -155,4 +173,4 @@ def test_on_windows_the_command_line_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(ImportError, match="need Linux or macOS; on Windows use WSL"):
-        runpy.run_path(str(SOURCE / "runs" / "locks.py"))
+        runpy.run_path(str(SOURCE / "host" / "locks.py"))

@@ -10,10 +10,12 @@ import pytest
 
 import quantilax
 from quantilax import ConfigError
-from quantilax.runs import RunDirectory, directory, paths
+from quantilax.checks.diagnosis import diagnose_run
+from quantilax.host import paths
+from quantilax.reports.pages import report
+from quantilax.runs import RunDirectory, directory
+from quantilax.studies import start
 from quantilax.studies.definition import Study
-from quantilax.studies.diagnosis import diagnose_run
-from quantilax.studies.report import report
 from quantilax.studies.store import Store
 from tests.conftest import tiny
 
@@ -64,7 +66,7 @@ def test_a_study_below_any_name_is_written_and_read(name, tmp_path, monkeypatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     store = Store.create(Path(name), study, jobs=1, width=1, starts=[], status="finished")
-    row = {"cell": "base", "seed": 0, "seconds": 0.0, "finite": True, "return_mean": 1.0, "return_std": 0.0}
+    row = {"variant": "base", "seed": 0, "seconds": 0.0, "finite": True, "return_mean": 1.0, "return_std": 0.0}
     store.write([{**row, "env_step": step} for step in (0, 20, 40)])
     assert Store.open(Path(name)).records().height == 3
     assert Store.open(Path(name)).finished() == {("base", 0)}
@@ -87,7 +89,7 @@ def test_what_names_nothing_on_this_machine_is_refused_by_every_reader_and_write
         lambda: quantilax.load(there),
         lambda: quantilax.runs.evaluate(there),
         lambda: RunDirectory.open(there),
-        lambda: study.run(there, quiet=True),
+        lambda: start.run(study, there, quiet=True),
         lambda: Store.open(there),
         lambda: Store.find(there),
     ):
@@ -139,7 +141,7 @@ def test_a_section_named_in_another_script_or_with_dollars_is_drawn_without_a_wa
 
 def test_a_part_of_the_records_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     store = Store.create(tmp_path / "s", a_study(tmp_path), jobs=1, width=1, starts=[], status="finished")
-    store.write([{"cell": "base", "seed": 0, "env_step": 0}])
+    store.write([{"variant": "base", "seed": 0, "env_step": 0}])
 
     def denied(path: Path) -> None:
         raise PermissionError(13, "Permission denied")

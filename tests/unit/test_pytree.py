@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float
 
 from quantilax import ALGORITHMS, pytree
+from quantilax.errors import ConfigError
 from quantilax.hyperparameters import default
-from quantilax.pytree import ConfigError
 
 DQN, C51, QRDQN, IQN, FQF, QLEARNING, PQN = (algorithm.config for algorithm in ALGORITHMS.values())
 

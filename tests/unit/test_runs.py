@@ -17,7 +17,7 @@ import pytest
 import quantilax
 from quantilax import ConfigError, RunError
 from quantilax.learning import rollout
-from quantilax.runs import Interrupted, RunDirectory, beside, checkpoints, training
+from quantilax.runs import Interrupted, RunDirectory, checkpoints, loggers, session
 from quantilax.runs import directory as directories
 from quantilax.runs import evaluate as evaluate_run
 from tests.conftest import TINY, each, tiny
@@ -281,7 +281,7 @@ def test_a_logger_that_is_broken_or_hangs_is_one_warning_and_the_run_is_whole(
     (tmp_path / "wandb.py").write_text(lines)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.setattr(beside, "PATIENCE", 0.3)
+    monkeypatch.setattr(loggers, "PATIENCE", 0.3)
     saved = []
     result = quantilax.run(
         tiny("iqn"),
@@ -297,7 +297,7 @@ def test_a_logger_that_is_broken_or_hangs_is_one_warning_and_the_run_is_whole(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {words}")
     assert saved, "checkpoints are written while it hangs"
-    beside.LEFT.clear()  # it sleeps still
+    loggers.LEFT.clear()  # it sleeps still
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
@@ -420,11 +420,11 @@ def test_metrics_switched_off_leave_their_columns_empty_and_a_broken_run_is_stil
 
 def test_a_module_that_cannot_be_imported_ahead_is_left_to_those_who_need_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "polars", None)  # import raises
-    training._import_ahead()
+    session._import_ahead()
 
 
 def test_a_signal_before_the_first_evaluation_ends_in_a_line(tmp_path, monkeypatch):
-    class Early(training.Stop):
+    class Early(session.Stop):
         """Gets one just then."""
 
         def __setattr__(self, name, value):
@@ -432,7 +432,7 @@ def test_a_signal_before_the_first_evaluation_ends_in_a_line(tmp_path, monkeypat
             if name == "is_training" and value:
                 self.requested = signal.SIGTERM
 
-    monkeypatch.setattr(training, "Stop", Early)
+    monkeypatch.setattr(session, "Stop", Early)
     with pytest.raises(Interrupted, match="ended at once; go on from the beginning with: quantilax resume") as ended:
-        training.run(tiny("iqn"), tmp_path / "run", [0], quiet=True)
+        session.run(tiny("iqn"), tmp_path / "run", [0], quiet=True)
     assert ended.value.exit_status == 143

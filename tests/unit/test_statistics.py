@@ -17,14 +17,12 @@ from quantilax.statistics import (
     improvement_interval,
     interval,
     iqm,
-    learning_curves,
     median_interval,
-    outcomes,
     rank_test,
     share_interval,
     summarize,
-    summary,
 )
+from quantilax.studies.tables import learning_curves, outcomes, summary
 
 NAN, INF = math.nan, math.inf
 
@@ -34,10 +32,10 @@ def mean(*strata):
 
 
 def table(curves, steps=None, **columns):
-    """Records of curves {cell: [a seed's returns, ...]}, by default at steps 0, 100, 200, ..."""
+    """Records of curves {variant: [a seed's returns, ...]}, by default at steps 0, 100, 200, ..."""
     rows = [
-        {"cell": cell, "seed": seed, "env_step": steps[t] if steps else 100 * t, "return_mean": value, **columns}
-        for cell, seeds in curves.items()
+        {"variant": variant, "seed": seed, "env_step": steps[t] if steps else 100 * t, "return_mean": value, **columns}
+        for variant, seeds in curves.items()
         for seed, curve in enumerate(seeds)
         for t, value in enumerate(curve)
     ]
@@ -387,13 +385,17 @@ def test_a_seed_that_breaks_is_lost_from_there_on(gone):
     assert told["worst_drop"].to_list() == [INF, None, 0]
 
 
-def test_neither_the_order_of_rows_nor_other_columns_matter_but_cells_keep_theirs():
+def test_neither_the_order_of_rows_nor_other_columns_matter_but_variants_keep_theirs():
     records = table({"b": list(HAND.values()), "a": list(HAND.values())[:2]}, other="x")
     shuffled = records.sample(fraction=1, shuffle=True, seed=0)
-    assert outcomes(records, 475)["cell"].to_list() == ["b"] * 4 + ["a"] * 2
+    assert outcomes(records, 475)["variant"].to_list() == ["b"] * 4 + ["a"] * 2
     for told in (outcomes, lambda r, t: summary(r, t, "b")):
-        assert told(records, 475).sort("cell").equals(told(shuffled, 475).sort("cell"))
-    assert learning_curves(records).sort("cell", "env_step").equals(learning_curves(shuffled).sort("cell", "env_step"))
+        assert told(records, 475).sort("variant").equals(told(shuffled, 475).sort("variant"))
+    assert (
+        learning_curves(records)
+        .sort("variant", "env_step")
+        .equals(learning_curves(shuffled).sort("variant", "env_step"))
+    )
 
 
 def test_each_environment_may_have_its_threshold():
@@ -402,10 +404,10 @@ def test_each_environment_may_have_its_threshold():
     assert told.select("env", "solved_at_end").rows() == [("low", True), ("high", False)]
 
 
-# A cell over its seeds
+# A variant over its seeds
 
 
-def test_a_cells_figures_by_hand():
+def test_a_variants_figures_by_hand():
     records = table({"a": list(HAND.values())})
     row = summary(records, 475).row(0, named=True)
     assert (row["n"], row["broken"], row["reached"], row["fell"]) == (4, 0, 3, 2)
@@ -427,7 +429,7 @@ def test_a_cells_figures_by_hand():
     assert row["final_improvement"] is row["final_p_holm"] is None
 
 
-def test_a_cell_that_nobody_solved_says_nothing_on_falls():
+def test_a_variant_that_nobody_solved_says_nothing_on_falls():
     row = summary(table({"a": [[0, 1], [0, 2]]}), 475).row(0, named=True)
     assert row["reached"] == 0
     assert row["solved_at_end_share"] == 0
@@ -443,22 +445,24 @@ def test_a_single_seed_has_figures_and_no_bootstraps():
     assert row["final_p"] == 1
 
 
-def test_comparisons_with_the_base_are_those_of_the_pairs_and_adjusted_over_the_cells():
+def test_comparisons_with_the_base_are_those_of_the_pairs_and_adjusted_over_the_variants():
     rng = np.random.default_rng(11)
     curves = {name: rng.normal(shift, 100, size=(8, 3)).tolist() for name, shift in (("a", 0), ("base", 0), ("b", 90))}
-    told = {row["cell"]: row for row in summary(table(curves), 475, "base").iter_rows(named=True)}
-    seeds = {cell: part for (cell,), part in outcomes(table(curves), 475).partition_by("cell", as_dict=True).items()}
+    told = {row["variant"]: row for row in summary(table(curves), 475, "base").iter_rows(named=True)}
+    seeds = {
+        variant: part for (variant,), part in outcomes(table(curves), 475).partition_by("variant", as_dict=True).items()
+    }
     for name in ("final", "auc"):
-        values = {cell: part[name].to_numpy() for cell, part in seeds.items()}
+        values = {variant: part[name].to_numpy() for variant, part in seeds.items()}
         raw = []
-        for cell in ("a", "b"):
-            row, pair = told[cell], (values[cell], values["base"])
+        for variant in ("a", "b"):
+            row, pair = told[variant], (values[variant], values["base"])
             assert row[f"{name}_improvement"] == pytest.approx(improvement(*pair))
             ends = (row[f"{name}_improvement_low"], row[f"{name}_improvement_high"])
             assert ends == improvement_interval([pair])
             assert row[f"{name}_p"] == pytest.approx(stats.mannwhitneyu(*pair, method="exact").pvalue)
             raw.append(row[f"{name}_p"])
-        assert [told[cell][f"{name}_p_holm"] for cell in ("a", "b")] == pytest.approx(holm(raw))
+        assert [told[variant][f"{name}_p_holm"] for variant in ("a", "b")] == pytest.approx(holm(raw))
         assert [told["base"][c] for c in told["base"] if c.startswith((f"{name}_imp", f"{name}_p"))] == [None] * 5
 
 
@@ -482,7 +486,7 @@ CURVES = st.lists(
 
 @settings(deadline=None, max_examples=25)
 @given(CURVES, st.data())
-def test_a_seed_that_breaks_never_flatters_its_cell(curves, data):
+def test_a_seed_that_breaks_never_flatters_its_variant(curves, data):
     seed, step = data.draw(st.integers(0, len(curves) - 1)), data.draw(st.integers(0, 3))
     lost = [list(curve) for curve in curves]
     lost[seed][step] = NAN
@@ -510,7 +514,7 @@ def test_environments_are_strata():
     each = [improvement(near[1], near[0]), improvement(far[1], far[0])]
     assert row["final_improvement"] == pytest.approx(np.mean(each))
     assert row["final_p"] == pytest.approx(rank_test([(far[1], far[0]), (near[1], near[0])]))
-    swapped = pl.concat([parts[1].filter(cell="a"), parts[0], parts[1].filter(cell="base")])
+    swapped = pl.concat([parts[1].filter(variant="a"), parts[0], parts[1].filter(variant="base")])
     told = summary(swapped, 475, "base").row(0, named=True)
     assert told == row, "the order of the environments says nothing"
 
@@ -520,7 +524,7 @@ def test_environments_are_strata():
 
 def test_learning_curves_by_hand():
     told = learning_curves(table({"a": [[0, 10], [4, 20], [8, 30], [100, NAN]], "b": [[1, 2]]}))
-    assert told["cell"].to_list() == ["a", "a", "b", "b"]
+    assert told["variant"].to_list() == ["a", "a", "b", "b"]
     assert told["env_step"].to_list() == [0, 100, 0, 100]
     assert told["n"].to_list() == [4, 4, 1, 1]
     assert told["broken"].to_list() == [0, 1, 0, 0]
@@ -551,13 +555,13 @@ GOOD = table({"a": [[0, 1], [2, 3]], "b": [[0, 1], [2, 3]]})
         (GOOD.head(0), "records: no rows"),
         (GOOD.with_columns(seed=pl.col("seed").cast(pl.String)), "'seed' holds String; it has to hold whole numbers"),
         (GOOD.with_columns(env_step=pl.col("env_step") / 1), "'env_step' holds Float64; it has to hold whole numbers"),
-        (GOOD.with_columns(cell=None), "column 'cell' holds Null; it has to hold text"),
+        (GOOD.with_columns(variant=None), "column 'variant' holds Null; it has to hold text"),
         (GOOD.with_columns(seed=pl.lit(None, pl.Int64)), "column 'seed' has a row without a value"),
-        (pl.concat([GOOD, GOOD.tail(1)]), "cell 'b': seed 1 has step 100 twice; keep one of the rows"),
-        (GOOD.head(7), r"cell 'b': seed 1 has other evaluation steps than seed 0 \(1 up to 0 against 2 up to 100\)"),
+        (pl.concat([GOOD, GOOD.tail(1)]), "variant 'b': seed 1 has step 100 twice; keep one of the rows"),
+        (GOOD.head(7), r"variant 'b': seed 1 has other evaluation steps than seed 0 \(1 up to 0 against 2 up to 100\)"),
         (
             pl.concat([GOOD.head(7).with_columns(env=pl.lit("e")), GOOD.tail(1).with_columns(env=pl.lit("f"))]),
-            "cell 'b' in 'e': seed 1 has other evaluation steps",
+            "variant 'b' in 'e': seed 1 has other evaluation steps",
         ),
     ],
 )
@@ -570,8 +574,8 @@ def test_records_that_cannot_be_meant_are_refused(records, message):
 @pytest.mark.parametrize(
     ("threshold", "base", "message"),
     [
-        (475, "c", "no cell 'c' to compare with; known cells: a, b"),
-        (475, "bb", "no cell 'bb' to compare with; did you mean 'b'?"),
+        (475, "c", "no variant 'c' to compare with; known variants: a, b"),
+        (475, "bb", "no variant 'bb' to compare with; did you mean 'b'?"),
         (NAN, None, "threshold: has to be a finite return, got nan"),
         ({"e": 475}, None, "threshold: one per environment was given, and the records have no column 'env'"),
     ],
@@ -586,14 +590,18 @@ def test_environments_without_threshold_or_with_other_seeds_are_refused():
     assert len(summary(pl.concat(both), 475)) == 2
     with pytest.raises(ConfigError, match=r"threshold: none for 'CartPole-v1'; did you mean 'CartPole'\?"):
         summary(pl.concat(both), {"Acrobot-v1": -100, "CartPole": 475})
-    with pytest.raises(ConfigError, match="cell 'b' has the environments Acrobot-v1 and cell 'a' Acrobot-v1, CartPole"):
-        summary(pl.concat([both[0], both[1].filter(cell="a")]), 475)
-    with pytest.raises(ConfigError, match="cell 'b' has unequal numbers of seeds: 2 in Acrobot-v1, 1 in CartPole-v1"):
+    with pytest.raises(
+        ConfigError, match="variant 'b' has the environments Acrobot-v1 and variant 'a' Acrobot-v1, CartPole"
+    ):
+        summary(pl.concat([both[0], both[1].filter(variant="a")]), 475)
+    with pytest.raises(
+        ConfigError, match="variant 'b' has unequal numbers of seeds: 2 in Acrobot-v1, 1 in CartPole-v1"
+    ):
         summary(pl.concat([both[0], both[1].head(6)]), 475)
 
 
 def test_a_study_read_from_csv_is_taken_as_it_is(tmp_path):
-    (tmp_path / "results.csv").write_text("cell,seed,env_step,return_mean\na,0,0,1\na,0,100,\na,1,0,3\na,1,100,5\n")
+    (tmp_path / "results.csv").write_text("variant,seed,env_step,return_mean\na,0,0,1\na,0,100,\na,1,0,3\na,1,100,5\n")
     told = outcomes(pl.read_csv(tmp_path / "results.csv"), 4)
     assert told["broken"].to_list() == [True, False]
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from quantilax.pytree import ConfigError
-from quantilax.studies import benchmarks, execution, recommend, sections
-from quantilax.studies.benchmarks import BELOW_HEADER, HEADER, PAGE, TITLES, label, put_row, row_of
-from quantilax.studies.results import Results
+from quantilax.errors import ConfigError
+from quantilax.reports import benchmark_table as benchmarks
+from quantilax.reports import recommend, sections
+from quantilax.reports.benchmark_table import BELOW_HEADER, HEADER, PAGE, TITLES, label, put_row, row_of
+from quantilax.reports.results import Results
+from quantilax.studies import start
 from quantilax.studies.store import Store
 from tests.studies import FALLS, GOOD, LATE, NEVER, START, store, write
 
@@ -19,8 +21,8 @@ def row(first: str, word: str = "x") -> list[str]:
     return [first, *[word] * (len(TITLES) - 1)]
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def line(variants: list[str]) -> str:
+    return f"| {' | '.join(variants)} |"
 
 
 A, B, C = ("`a.yaml iqn`", "`a.yaml iqn_other`", "`b.yaml iqn`")
@@ -148,7 +150,7 @@ def test_a_config_file_is_named_from_the_current_directory_or_by_its_name_alone(
     assert label(tmp_path / "x.yaml", "iqn") == label(Path("../x.yaml"), "iqn") == "`x.yaml iqn`"
 
 
-def test_names_with_pipes_and_backticks_stay_in_their_cell_and_find_their_row(monkeypatch, tmp_path):
+def test_names_with_pipes_and_backticks_stay_in_their_variant_and_find_their_row(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     piped, ticked = label(Path("x.yaml"), "a|b"), label(Path("x.yaml"), "a`b\nc")
     assert (piped, ticked) == (r"`x.yaml a\|b`", "`` x.yaml a`b c ``")
@@ -157,7 +159,7 @@ def test_names_with_pipes_and_backticks_stay_in_their_cell_and_find_their_row(mo
         assert put_row(text, FILE, row(first, "new")) == text.replace(line(row(first)), line(row(first, "new")))
 
 
-def test_a_command_with_pipes_stays_in_its_cell(monkeypatch, tmp_path):
+def test_a_command_with_pipes_stays_in_its_variant(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["quantilax", "recommend", "a|b"])
     there = store(tmp_path / "s", {"base": [GOOD] * 3}, seeds=3)
     assert row_of("first", Results.read(there), "base", [0], "abc", "")[11] == r"`quantilax recommend 'a\|b'`"
@@ -175,10 +177,10 @@ def found(tmp_path, monkeypatch):
 
     def run(study, out, **_):
         made = Store.create(out, study, jobs=1, width=1, starts=[START], status="finished")
-        write(made, {cell.name: dict.fromkeys(study.seeds, ends[cell.name]) for cell in study.cells})
+        write(made, {variant.name: dict.fromkeys(study.seeds, ends[variant.name]) for variant in study.variants})
         return made
 
-    monkeypatch.setattr(execution, "run", run)
+    monkeypatch.setattr(start, "run", run)
     return there, ends
 
 
@@ -216,7 +218,7 @@ def test_a_recommendation_that_is_contradicted_gets_no_row(found):
 )
 def test_a_row_that_cannot_be_written_is_refused_before_anything_runs(found, monkeypatch, options, words):
     there, _ = found
-    monkeypatch.setattr(execution, "run", lambda *_, **__: pytest.fail("it runs"))
+    monkeypatch.setattr(start, "run", lambda *_, **__: pytest.fail("it runs"))
     Path("binary.md").write_bytes(b"\x89PNG\xff")
     Path("twice.md").write_text(TABLE * 2)
     asked = {
@@ -230,13 +232,13 @@ def test_a_row_that_cannot_be_written_is_refused_before_anything_runs(found, mon
 
 def test_a_row_that_became_impossible_meanwhile_leaves_the_config_as_it_was(found, monkeypatch):
     there, _ = found
-    run = execution.run
+    run = start.run
 
     def meddled(*arguments, **options):
         Path("b.md").write_text(TABLE * 2)
         return run(*arguments, **options)
 
-    monkeypatch.setattr(execution, "run", meddled)
+    monkeypatch.setattr(start, "run", meddled)
     with pytest.raises(ConfigError, match="twice"):
         recommend.recommend(there, write=Path("a.yaml"), benchmarks=Path("b.md"), seeds=8)
     assert not Path("a.yaml").exists()

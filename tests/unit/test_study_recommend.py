@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantilax.pytree import ConfigError
-from quantilax.runs import load_section, strict_yaml
-from quantilax.studies import choice, execution, recommend, report, sections
+from quantilax.errors import ConfigError
+from quantilax.host import strict_yaml
+from quantilax.reports import choice, recommend, sections
+from quantilax.reports import pages as report
+from quantilax.reports.results import Results
+from quantilax.runs import load_section
+from quantilax.studies import start
 from quantilax.studies.definition import plain
-from quantilax.studies.results import Results
 from quantilax.studies.store import Store
 from tests.endtoend.conftest import TINY
 from tests.studies import FALLS, GOOD, LATE, NEVER, START, store, write
@@ -33,17 +36,17 @@ def validated_by(monkeypatch, curves):
     asked = []
 
     def run(study, out, **_):
-        asked.append((tuple(cell.name for cell in study.cells), study.seeds))
+        asked.append((tuple(variant.name for variant in study.variants), study.seeds))
         there = Store.find(out) or Store.create(out, study, jobs=1, width=1, starts=[START], status="finished")
         facts = there.facts
         there.update(seeds=[*facts["seeds"], *(s for s in study.seeds if s not in facts["seeds"])])
         finished = there.finished()
-        for cell in study.cells:
-            runs = {seed: curves[cell.name] for seed in study.seeds if (cell.name, seed) not in finished}
-            write(there, {cell.name: runs})
+        for variant in study.variants:
+            runs = {seed: curves[variant.name] for seed in study.seeds if (variant.name, seed) not in finished}
+            write(there, {variant.name: runs})
         return there
 
-    monkeypatch.setattr(execution, "run", run)
+    monkeypatch.setattr(start, "run", run)
     return asked
 
 
@@ -55,18 +58,18 @@ def test_a_winner_that_holds_is_written_with_its_score_seeds_commit_and_date(fou
     file = tmp_path / "x.yaml"
     told = recommend.recommend(found, write=file, seeds=8)
     assert asked == [(("base", "fast"), tuple(range(8, 16)))]
-    assert told.choice.cell == "fast"
+    assert told.choice.variant == "fast"
     assert told.judgement.holds
     text = file.read_text()
     comment = " ".join(line.removeprefix("#: ") for line in text.splitlines() if line.startswith("#: "))
     assert (
-        "Recommended by quantilax: cell “fast” of the study “s”; on held-out seeds 8 to 15 (n = 8) 8 of 8 runs"
+        "Recommended by quantilax: variant “fast” of the study “s”; on held-out seeds 8 to 15 (n = 8) 8 of 8 runs"
         in comment
     )
     assert "(68% to 100%)" in comment  # Wilson: 8 / (8 + 3.84) = .68
     assert "The base on 8 held-out seeds: 8 of 8 runs" in comment
     assert f"Commit {START['commit']}, 2026-11-22: " in comment
-    assert plain(load_section(file, "iqn")) == found.facts["cells"]["fast"]
+    assert plain(load_section(file, "iqn")) == found.facts["variants"]["fast"]
 
 
 def test_a_winner_that_held_out_seeds_contradict_is_not_written(found, tmp_path, monkeypatch):
@@ -91,14 +94,14 @@ def test_the_base_is_validated_alone(tmp_path, monkeypatch):
     asked = validated_by(monkeypatch, {"base": GOOD})
     told = recommend.recommend(there, seeds=4, first_seed=100)
     assert asked == [(("base",), (100, 101, 102, 103))]
-    assert (told.choice.cell, told.judgement.holds, told.edited) == ("base", True, None)
+    assert (told.choice.variant, told.judgement.holds, told.edited) == ("base", True, None)
 
 
-def test_a_cell_of_ones_own_choosing_has_only_not_to_be_behind(tmp_path, monkeypatch):
+def test_a_variant_of_ones_own_choosing_has_only_not_to_be_behind(tmp_path, monkeypatch):
     there = store(tmp_path / "s", {"base": [GOOD] * 6, "same": [GOOD] * 6, "low": [NEVER] * 6})
     validated_by(monkeypatch, {"base": GOOD, "same": GOOD, "low": NEVER})
-    assert recommend.recommend(there, cell="same", seeds=6).judgement.holds
-    told = recommend.recommend(there, cell="low", seeds=6)
+    assert recommend.recommend(there, variant="same", seeds=6).judgement.holds
+    told = recommend.recommend(there, variant="low", seeds=6)
     assert "it is behind “base” by the share of runs solved at the end" in told.judgement.contradictions[0]
 
 
@@ -112,7 +115,7 @@ def test_held_out_runs_of_an_earlier_call_count_too(found, tmp_path, monkeypatch
     assert told.seeds == [*range(8, 16), *range(50, 58)]
 
 
-def test_with_how_many_seeds_a_cell_was_judged_before_is_written(found, tmp_path, monkeypatch):
+def test_with_how_many_seeds_a_variant_was_judged_before_is_written(found, tmp_path, monkeypatch):
     validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
     recommend.recommend(found, seeds=8)
     for seeds, told in (
@@ -134,11 +137,11 @@ def test_held_out_seeds_that_a_longer_study_has_used_since_count_no_more(found, 
     assert report.contents(Results.read(found))["recommended"]["held_out"] == "12 to 15"
 
 
-def test_another_cell_is_validated_beside_held_out_runs_of_the_first(tmp_path, monkeypatch):
+def test_another_variant_is_validated_beside_held_out_runs_of_the_first(tmp_path, monkeypatch):
     there = store(tmp_path / "s", {"base": [SLOW] * 6, "fast": [GOOD] * 6, "same": [SLOW] * 6})
     validated_by(monkeypatch, {"base": SLOW, "fast": GOOD, "same": SLOW})
     assert recommend.recommend(there, seeds=6).seeds == list(range(6, 12))
-    told = recommend.recommend(there, cell="same", seeds=3)
+    told = recommend.recommend(there, variant="same", seeds=3)
     assert (told.seeds, told.judgement.holds) == ([6, 7, 8], True)
     assert recommend.recommend(there, seeds=6).seeds == list(range(6, 12))
 
@@ -146,31 +149,23 @@ def test_another_cell_is_validated_beside_held_out_runs_of_the_first(tmp_path, m
 def test_held_out_runs_that_failed_are_told(found, monkeypatch):
     validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
     recommend.recommend(found, seeds=8)
-    run = execution.run
-    monkeypatch.setattr(execution, "run", lambda study, out, **_: run(study._replace(cells=study.cells[:1]), out))
+    run = start.run
+    monkeypatch.setattr(start, "run", lambda study, out, **_: run(study._replace(variants=study.variants[:1]), out))
     with pytest.raises(ConfigError, match="runs of “fast” or of the base are missing there; see its failures"):
         recommend.recommend(found, seeds=8, first_seed=50)
-
-
-@pytest.mark.parametrize("text", [None, "base: [", "- 1"])
-def test_a_damaged_study_yaml_is_named(found, monkeypatch, text):
-    file = found.path / "study.yaml"
-    file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(ConfigError, match=r"study\.yaml: (cannot be read|is damaged).*; put back"):
-        recommend.recommend(found)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"first_seed": 3}, "--first-seed: seed 3 to 7 chose the cell, and cannot validate it; begin at 8 or later"),
+        ({"first_seed": 3}, "--first-seed: seed 3 to 7 chose the variant, and cannot validate it; begin at 8 or later"),
         ({"first_seed": 2**32 - 1}, "leaves no room for 20 seeds below 2^32"),
-        ({"cell": "fats"}, "no cell 'fats'; did you mean 'fast'?"),
+        ({"variant": "fats"}, "no variant 'fats'; did you mean 'fast'?"),
         ({"write": Path("nowhere/x.yaml")}, "there is no directory nowhere; make it, or choose another --write"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(found, monkeypatch, options, words):
-    monkeypatch.setattr(execution, "run", lambda *_, **__: pytest.fail("it runs"))
+    monkeypatch.setattr(start, "run", lambda *_, **__: pytest.fail("it runs"))
     with pytest.raises(ConfigError) as refusal:
         recommend.recommend(found, **options)
     assert words in str(refusal.value)
@@ -178,7 +173,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(found, monkeypatch, opti
 
 
 def test_a_file_that_cannot_be_edited_is_refused_before_anything_runs(found, tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "run", lambda *_, **__: pytest.fail("it runs"))
+    monkeypatch.setattr(start, "run", lambda *_, **__: pytest.fail("it runs"))
     file = tmp_path / "x.yaml"
     for text in ("iqn: {env: probe/corridor}\n", "iqn: [\n", "- 1\n", "pqn: &a\n  env: CartPole-v1\niqn: *a\n"):
         file.write_text(text)
@@ -189,24 +184,24 @@ def test_a_file_that_cannot_be_edited_is_refused_before_anything_runs(found, tmp
 
 def test_an_unfinished_study_recommends_nothing(tmp_path):
     there = store(tmp_path / "s", {"base": [GOOD] * 5, "fast": [GOOD] * 3})
-    for options in ({}, {"cell": "fast"}):
+    for options in ({}, {"variant": "fast"}):
         with pytest.raises(ConfigError, match="are missing; finish the study with --resume first"):
             recommend.recommend(there, **options)
 
 
 @pytest.mark.parametrize("finished", [0, 2])
-def test_of_a_study_without_another_cell_the_base_is_validated_though_its_own_runs_are_missing(
+def test_of_a_study_without_another_variant_the_base_is_validated_though_its_own_runs_are_missing(
     tmp_path, monkeypatch, finished
 ):
     there = store(tmp_path / "s", {"base": [NEVER] * finished})
     asked = validated_by(monkeypatch, {"base": GOOD})
-    for options in ({}, {"cell": "base"}):
+    for options in ({}, {"variant": "base"}):
         told = recommend.recommend(there, seeds=3, write=tmp_path / "x.yaml", **options)
         assert asked.pop() == (("base",), (6, 7, 8))
-        assert (told.choice.cell, told.judgement.holds, told.section) == ("base", True, "iqn")
+        assert (told.choice.variant, told.judgement.holds, told.section) == ("base", True, "iqn")
         assert "3 of 3 runs ended at 475 or more" in (tmp_path / "x.yaml").read_text().replace("\n#: ", " ")
-    with pytest.raises(ConfigError, match="no cell 'bse'; did you mean 'base'"):
-        recommend.recommend(there, cell="bse")
+    with pytest.raises(ConfigError, match="no variant 'bse'; did you mean 'base'"):
+        recommend.recommend(there, variant="bse")
     assert asked == []
 
 
@@ -223,10 +218,10 @@ def test_a_file_of_such_a_study_is_given_its_directory_and_found_there_again(tmp
 
 def test_a_refused_file_leaves_no_directory(tmp_path, monkeypatch):
     asked = validated_by(monkeypatch, {"base": GOOD})
-    with pytest.raises(ConfigError, match="--first-seed: seed 4 chose the cell"):
+    with pytest.raises(ConfigError, match="--first-seed: seed 4 chose the variant"):
         recommend.recommend_alone(alone(tmp_path), tmp_path / "out", first_seed=4)
-    with pytest.raises(ConfigError, match="has 2 cells to choose among; run it with quantilax study"):
-        recommend.recommend_alone(alone(tmp_path, "cells: {named: {x: {gamma: 0.5}}}"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="has 2 variants to choose among; run it with quantilax study"):
+        recommend.recommend_alone(alone(tmp_path, "variants: {named: {x: {gamma: 0.5}}}"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert asked == []
     store(tmp_path / "other", {"base": [GOOD] * 5, "x": [GOOD] * 5})
@@ -252,32 +247,33 @@ def test_more_held_out_seeds_than_anyone_gets_through_are_refused(found, monkeyp
 
 
 def alone(path, more="", base=""):
-    """Write the file of a study whose only cell is its base."""
+    """Write the file of a study whose only variant is its base."""
     (path / "tiny.yaml").write_text(TINY)
     text = f"base:\n  config: tiny.yaml\n  section: iqn\n{base}\nseeds: 5\nsolved: 475\n{more}\n"
     (path / "alone.yaml").write_text(text)
     return path / "alone.yaml"
 
 
-def test_a_study_reads_its_own_file_as_it_was_asked(found):
+def test_a_study_keeps_what_it_was_asked_as_it_was_asked(found, tmp_path):
     asked = {
         "question": "064",
         "base": {"config": "1e3"},
-        "cells": {"named": {"1:00": {"gamma": 1e-05}, "yes": {"a": "on"}}},
+        "variants": {"named": {"1:00": {"gamma": 1e-05}, "yes": {"a": "on"}}},
     }
-    (found.path / "study.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
-    assert found.asked() == asked
+    study = recommend.validation(found, "fast", [100])._replace(definition=asked)
+    Store.create(tmp_path / "kept", study, jobs=1, width=1, starts=[], status="running")
+    assert Store.open(tmp_path / "kept").facts["asked"] == asked
 
 
 def test_the_study_of_held_out_seeds_has_the_studys_own_configs(found):
     study = recommend.validation(found, "fast", [100, 101])
-    assert {cell.name: plain(cell.section) for cell in study.cells} == found.facts["cells"]
+    assert {variant.name: plain(variant.section) for variant in study.variants} == found.facts["variants"]
     assert study.solved == 475.0
-    assert study.create(study.cells[1]).config.gamma == 0.5
+    assert study.create(study.variants[1]).config.gamma == 0.5
 
 
 def test_the_report_tells_what_held_out_seeds_said(found, monkeypatch):
-    from quantilax.studies.report import report
+    from quantilax.reports.pages import report
 
     assert "It has not been validated" in report(found).twin
     validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})

@@ -8,11 +8,13 @@ import polars as pl
 import pytest
 
 from quantilax import statistics
-from quantilax.studies import choice, definition, execution, figures, report, tables
-from quantilax.studies.results import Results, smallest_p, verdict_of
-from quantilax.studies.rules import healthy
+from quantilax.checks.rules import healthy
+from quantilax.reports import choice, figures, formats
+from quantilax.reports import pages as report
+from quantilax.reports.results import Results, smallest_p, verdict_of
+from quantilax.reports.verdict import verdict
+from quantilax.studies import definition, start
 from quantilax.studies.store import Failure, Store
-from quantilax.studies.verdict import verdict
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, START, store, write
 from tests.unit.test_diagnosis import frame
 
@@ -29,7 +31,7 @@ class Page(html.parser.HTMLParser):
         self.tags: list[str] = []
         self.addresses: list[str] = []
         self.rows: list[list[dict]] = []
-        """Cells of all table rows: text and data-value."""
+        """Variants of all table rows: text and data-value."""
         self.words = ""
         self.scripts: list[str] = []
         self.feed(text)
@@ -79,7 +81,7 @@ def unwrapped(text: str) -> str:
 
 @pytest.fixture
 def two(tmp_path):
-    """Six seeds each: the base falls now and then, the other cell is late or never solves."""
+    """Six seeds each: the base falls now and then, the other variant is late or never solves."""
     base = [GOOD, GOOD, FALLS, GOOD, FALLS, GOOD]
     curves = {"base": base, "slow": [NEVER, LATE, NEVER, NEVER, LATE, NEVER]}
     return store(tmp_path / "s", curves, question="Does it help?", prediction="It does.")
@@ -96,8 +98,8 @@ def told(two):
 def test_the_table_of_the_page_has_the_statistics_own_figures(two, told):
     rows = [row for row in Page(told.page).rows if row and row[0]["text"] in ("base", "slow")][:2]
     for row, mine in zip(two.summary().iter_rows(named=True), rows, strict=True):
-        values = [cell["value"] for cell in mine]
-        assert values[0] == row["cell"]
+        values = [variant["value"] for variant in mine]
+        assert values[0] == row["variant"]
         names = [
             "final_iqm",
             "auc_mean",
@@ -109,7 +111,7 @@ def test_the_table_of_the_page_has_the_statistics_own_figures(two, told):
         names += ["auc_improvement", "final_improvement"]
         expected = [row["n"], *(row[name] for name in names)]
         assert [None if v is None else float(v) for v in values[1:]] == expected
-    base, slow = ([cell["text"] for cell in row] for row in rows)
+    base, slow = ([variant["text"] for variant in row] for row in rows)
     assert base[4:6] == ["6 of 6" + "61% to 100%", "2 of 6" + "10% to 70%"]  # Wilson: z^2 = 3.84; 6 / (6 + 3.84) = .61
     assert slow[4:7] == ["2 of 610% to 70%", "0 of 20% to 66%", "never300 to never"]
     assert slow[8] == "0.00 worse0.00 to 0.39p = 0.002"  # all below: 2 / C(12, 6) = 0.0022; 3.84 / (6 + 3.84) = .39
@@ -120,7 +122,7 @@ def test_page_and_twin_say_the_same_figures(told):
         assert words in told.page
         assert words in told.twin
     text = unwrapped(Page(told.page).words)
-    for line in re.findall(r"^- ([^*].*)$", told.twin.split("## Cells")[0], re.MULTILINE):
+    for line in re.findall(r"^- ([^*].*)$", told.twin.split("## Variants")[0], re.MULTILINE):
         assert unwrapped(line.replace("\\", "")) in text
     assert "Does it help?" in told.twin
     assert "It does." in told.twin
@@ -129,7 +131,7 @@ def test_page_and_twin_say_the_same_figures(told):
 def test_the_dots_are_the_outcomes_and_the_panels_have_every_seed(two, told):
     assert len(re.findall(r'<path d="M[^"]*"><title>seed ', told.page)) == 12
     for run in two.outcomes().iter_rows(named=True):
-        assert f"seed {run['seed']}: {tables.steps(run['solved_for_good'])}</title>" in told.page
+        assert f"seed {run['seed']}: {formats.steps(run['solved_for_good'])}</title>" in told.page
     assert told.page.count('class="cross never"') == 4
 
 
@@ -156,7 +158,7 @@ def test_ticks_are_round_and_within():
 def test_what_the_tests_tell_apart_is_said_with_its_interval_and_n(two):
     said = verdict(Results.read(two))
     assert said.headline == "Over the whole curve “slow” is worse than “base”. At the end “slow” is worse than “base”."
-    assert "n = 6 seeds per cell" in said.basis
+    assert "n = 6 seeds per variant" in said.basis
     assert "adjusted for 1 comparison." in said.basis
     assert "against" in said.findings[0]
     assert "p = 0.002" in said.findings[0]
@@ -174,14 +176,14 @@ def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path):
     )
 
 
-def test_a_difference_that_does_not_survive_the_number_of_cells_is_not_claimed(tmp_path):
+def test_a_difference_that_does_not_survive_the_number_of_variants_is_not_claimed(tmp_path):
     # Four seeds all below four others: p = 2 / C(8, 4) = 0.029, which 2 comparisons make 0.057.
     curves = {"base": [GOOD] * 4, "low": [NEVER] * 4}
     assert verdict_of(Results.read(store(tmp_path / "one", curves, seeds=4)).others[0], "auc") == -1
     results = Results.read(store(tmp_path / "two", curves | {"same": [GOOD] * 4}, seeds=4))
-    low = next(row for row in results.others if row["cell"] == "low")
+    low = next(row for row in results.others if row["variant"] == "low")
     assert low["auc_p"] < 0.05 < low["auc_p_holm"]
-    assert verdict(results).headline.startswith("Over the whole curve no cell can be told apart from “base”.")
+    assert verdict(results).headline.startswith("Over the whole curve no variant can be told apart from “base”.")
 
 
 def test_too_few_seeds_to_show_anything_are_said_to_be_too_few(tmp_path):
@@ -213,7 +215,7 @@ def test_an_unfinished_study_shows_what_is_there_and_what_is_missing(tmp_path):
     assert "interrupted" in words
     assert "4 of 12 runs are missing (seeds of “slow”: 2 to 5); quantilax study with --resume runs them." in words
     assert "slow has no results yet of seed 2 to 5." in words
-    assert "n = 2 to 6 seeds per cell" in words
+    assert "n = 2 to 6 seeds per variant" in words
     assert "- **slow** has no results yet of seed 2 to 5." in told.twin
 
 
@@ -225,7 +227,7 @@ def test_a_study_without_results_has_a_report_too(tmp_path):
     assert told.figures == {}
 
 
-def test_a_cell_that_failed_is_told_with_its_reason_and_is_not_missing(tmp_path):
+def test_a_variant_that_failed_is_told_with_its_reason_and_is_not_missing(tmp_path):
     there = store(tmp_path / "s", {"base": [GOOD] * 6, "bad": []})
     there.failed(Failure("bad", "buffer_size: 2 cannot hold <one> step"))
     told = report.report(there)
@@ -238,7 +240,7 @@ def test_a_cell_that_failed_is_told_with_its_reason_and_is_not_missing(tmp_path)
 def test_a_base_without_runs_compares_nothing(tmp_path):
     told = report.report(store(tmp_path / "s", {"base": [], "slow": [LATE] * 6}))
     words = unwrapped(Page(told.page).words)
-    assert "The base “base” has no runs, so no cell is compared with anything." in words
+    assert "The base “base” has no runs, so no variant is compared with anything." in words
     assert "None while runs of the base are missing." in words
 
 
@@ -278,10 +280,10 @@ def test_names_and_words_of_users_are_text_in_page_twin_and_figures(tmp_path):
     assert len(page.scripts) == 1
     assert page.words.count(name) >= 3
     assert evil in page.words
-    assert "49" not in {cell["text"] for row in page.rows for cell in row}
+    assert "49" not in {variant["text"] for row in page.rows for variant in row}
     assert not re.search(r"(?<!\\)<(script|img)", told.twin.split("```yaml")[0])
     for row in re.findall(r"^\|.*script.*$", told.twin, re.MULTILINE):
-        assert len(re.findall(r"(?<!\\)\|", row)) in (11, 10)  # of the table of cells, of that of configurations
+        assert len(re.findall(r"(?<!\\)\|", row)) in (11, 10)  # of the table of variants, of that of configurations
     for figure in told.figures.values():
         ET.fromstring(figure)
     assert "&lt;script&gt;" in told.figures["report-return.svg"]
@@ -305,20 +307,20 @@ def test_figures_of_the_twin_are_small_and_stand_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
         statistics, "interval", lambda of, *rows, **_: (of(*(x[None] for x in rows))[0],) * 2
     )  # at once
-    many = {f"cell {i}": [GOOD, FALLS, LATE, NEVER] * 25 for i in range(40)}
+    many = {f"variant {i}": [GOOD, FALLS, LATE, NEVER] * 25 for i in range(40)}
     told = report.report(store(tmp_path / "s", {"base": [GOOD] * 100, **many}, seeds=100))
     assert len(told.figures) == 4
     for figure in told.figures.values():
         assert len(figure.encode()) < 200_000
         assert re.findall(r"https?://[^\"]*", figure) == ["http://www.w3.org/2000/svg"]
         ET.fromstring(figure)
-    assert "11 cells with lower returns over the curve have no picture" in Page(told.page).words
+    assert "11 variants with lower returns over the curve have no picture" in Page(told.page).words
     assert "Of each seed's curve one evaluation in 2 is drawn" in unwrapped(Page(told.page).words)
-    assert sum(row[0]["text"].startswith("cell ") for row in Page(told.page).rows if row) == 80  # in two tables
+    assert sum(row[0]["text"].startswith("variant ") for row in Page(told.page).rows if row) == 80  # in two tables
 
 
 def test_every_column_is_explained(told):
-    heads = next(row for row in Page(told.page).rows if row and row[0]["text"] == "cell")
+    heads = next(row for row in Page(told.page).rows if row and row[0]["text"] == "variant")
     assert all(head["title"] for head in heads)
     for head in heads:
         assert f"**{head['text']}**: " in told.twin
@@ -338,22 +340,22 @@ def test_the_page_says_how_to_get_it_again(tmp_path, two):
     assert "Seeds 0 to 5; 2 devices at once with 1 run on each." in words
 
 
-def test_first_causes_are_shown_by_cell_where_signals_were_measured(tmp_path, told):
+def test_first_causes_are_shown_by_variant_where_signals_were_measured(tmp_path, told):
     assert "Diagnosis" not in Page(told.page).words
     assert "## Diagnosis" not in told.twin
-    made = store(tmp_path / "measured", {}, cells={"clipped": {"max_grad_norm": 1e-3}}, seeds=3)
+    made = store(tmp_path / "measured", {}, variants={"clipped": {"max_grad_norm": 1e-3}}, seeds=3)
     fault = {"clip_factor": 1e-4}
-    for cell, seeds in {"base": [{}, {}, {}], "clipped": [fault, {}, fault]}.items():
+    for variant, seeds in {"base": [{}, {}, {}], "clipped": [fault, {}, fault]}.items():
         for seed, columns in enumerate(seeds):
             made.write(
-                frame(None, seed, **columns).with_columns(cell=pl.lit(cell), finite=pl.lit(True)).rows(named=True)
+                frame(None, seed, **columns).with_columns(variant=pl.lit(variant), finite=pl.lit(True)).rows(named=True)
             )
     told = report.report(made)
     shown = [[c["text"] for c in row] for row in Page(told.page).rows]
     low, high = healthy()["clip_factor"]
     evidence = f"clip_factor 0.0001 to 0.0001in healthy runs {low:.3g} to {high:.3g}"
     assert [row for row in shown if row[-1:] in (["try"], [""], ["max_grad_norm=10.0"])] == [
-        ["cell", "named first", "seeds", "how they went", "evidence", "try"],
+        ["variant", "named first", "seeds", "how they went", "evidence", "try"],
         ["base", "no cause", "3 of 3", "3 learned", "", ""],
         ["clipped", "clipping", "2 of 3", "2 learned", evidence, "max_grad_norm=10.0"],
         ["clipped", "no cause", "1 of 3", "1 learned", "", ""],
@@ -362,7 +364,7 @@ def test_first_causes_are_shown_by_cell_where_signals_were_measured(tmp_path, to
     assert "max_grad_norm=10.0" in told.twin
 
 
-def test_the_recommended_section_is_yaml_that_resolves_to_the_cell(tmp_path, two, told):
+def test_the_recommended_section_is_yaml_that_resolves_to_the_variant(tmp_path, two, told):
     from quantilax.runs import load_section
     from quantilax.studies.definition import resolved
 
@@ -370,7 +372,7 @@ def test_the_recommended_section_is_yaml_that_resolves_to_the_cell(tmp_path, two
     assert unwrapped(block) in unwrapped(Page(told.page).words)
     (tmp_path / "x.yaml").write_text(block)
     section = load_section(tmp_path / "x.yaml", "iqn")
-    mine = two.facts["cells"]["base"]
+    mine = two.facts["variants"]["base"]
     assert {k: list(v) if isinstance(v, tuple) else v for k, v in resolved(section).items()} == mine
 
 
@@ -392,7 +394,7 @@ def test_writing_twice_leaves_the_second_report(tmp_path, two, told):
 
 def test_the_base_stays_where_nothing_is_ahead(two):
     chosen = choice.choose(Results.read(two))
-    assert (chosen.cell, chosen.reason) == ("base", "no cell is ahead of “base” by the rule, so it stays")
+    assert (chosen.variant, chosen.reason) == ("base", "no variant is ahead of “base” by the rule, so it stays")
 
 
 def test_solving_decides_before_the_curve(tmp_path):
@@ -401,7 +403,7 @@ def test_solving_decides_before_the_curve(tmp_path):
     there = Results.read(store(tmp_path / "s", {"base": [high] * 8, "end": [low] * 8}, seeds=8))
     assert verdict_of(there.others[0], "auc") == -1
     chosen = choice.choose(there)
-    assert chosen.cell == "end"
+    assert chosen.variant == "end"
     assert "the share of runs solved at the end, 8 of 8 (68% to 100%) against 0 of 8 (0% to 32%)" in chosen.reason
 
 
@@ -409,7 +411,7 @@ def test_falls_decide_where_all_end_solved(tmp_path):
     fast = (10.0, 480.0, 300.0, 500.0)
     calm = (10.0, 20.0, 480.0, 500.0)
     there = Results.read(store(tmp_path / "s", {"base": [fast] * 8, "calm": [calm] * 8}, seeds=8))
-    assert choice.choose(there).cell == "calm"
+    assert choice.choose(there).variant == "calm"
 
 
 def test_who_solves_late_had_no_time_to_fall(tmp_path):
@@ -417,12 +419,12 @@ def test_who_solves_late_had_no_time_to_fall(tmp_path):
     late = (10.0, 20.0, 30.0, 480.0)  # at the last evaluation: nothing is known of what comes after
     there = Results.read(store(tmp_path / "s", {"base": [falls] * 8, "late": [late] * 8}, seeds=8))
     assert choice.watched(there, ["late", "base"]) == [(0, 8), (0, 8)]
-    assert choice.choose(there).cell == "base"
+    assert choice.choose(there).variant == "base"
     sign, reason = choice.compare(there, there.row("late"), there.row("base"))
     assert (sign, reason.split(",")[0]) == (-1, "the return over the curve")
 
 
-def test_falls_are_counted_over_the_time_that_both_cells_were_watched(tmp_path):
+def test_falls_are_counted_over_the_time_that_both_variants_were_watched(tmp_path):
     soon = (10.0, 480.0, 480.0, 300.0)  # falls two evaluations after solving, of which `later` has one
     later = (10.0, 20.0, 480.0, 480.0)
     curves = {"base": [soon] * 5 + [NEVER], "later": [later] * 5 + [(10.0, 20.0, 480.0, 300.0)]}
@@ -433,10 +435,10 @@ def test_falls_are_counted_over_the_time_that_both_cells_were_watched(tmp_path):
     assert choice.watched(Results.read(store(tmp_path / "t", curves)), ["later", "base"]) == [(0, 6), (0, 0)]
 
 
-def test_of_several_cells_ahead_one_is_not_first_for_having_had_no_time_to_fall(tmp_path):
+def test_of_several_variants_ahead_one_is_not_first_for_having_had_no_time_to_fall(tmp_path):
     early, late = (10.0, 480.0, 470.0, 500.0), (10.0, 20.0, 30.0, 480.0)
     curves = {"base": [NEVER] * 8, "early": [early] * 8, "late": [late] * 8}
-    assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).cell == "early"
+    assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).variant == "early"
 
 
 def test_a_broken_run_has_fallen_if_it_had_reached_the_threshold(tmp_path):
@@ -445,10 +447,10 @@ def test_a_broken_run_has_fallen_if_it_had_reached_the_threshold(tmp_path):
     assert choice.watched(there, ["wild", "base"]) == [(6, 6), (0, 6)]
 
 
-def test_counts_are_told_with_the_number_of_cells_that_they_are_not_adjusted_for(tmp_path):
+def test_counts_are_told_with_the_number_of_variants_that_they_are_not_adjusted_for(tmp_path):
     curves = {"base": [NEVER] * 8, "good": [GOOD] * 8, "late": [LATE] * 8}
     reason = choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).reason
-    assert "8 of 8 (68% to 100%) against 0 of 8 (0% to 32%), not adjusted for 2 cells compared" in reason
+    assert "8 of 8 (68% to 100%) against 0 of 8 (0% to 32%), not adjusted for 2 variants compared" in reason
 
 
 def test_a_prediction_that_was_changed_after_runs_is_not_told_as_made_before_them(tmp_path):
@@ -456,7 +458,7 @@ def test_a_prediction_that_was_changed_after_runs_is_not_told_as_made_before_the
     assert "<b>Predicted before the runs</b> It falls." in report.report(Results.read(there).store).page
     asked = there.asked() | {"prediction": "It holds.", "solved": 450.0}
     for _ in range(2):  # the second time nothing is changed
-        execution.run(definition.make(asked, "s"), tmp_path / "s", resume=True, quiet=True)
+        start.run(definition.make(asked, "s"), tmp_path / "s", resume=True, quiet=True)
     there = Store.open(tmp_path / "s")
     assert there.facts["changes"] == [
         {"field": "prediction", "before": "It falls.", "after": "It holds.", "runs": 6},
@@ -478,29 +480,29 @@ def test_a_threshold_that_came_after_the_validation_is_the_one_of_both(tmp_path)
 def test_counts_whose_intervals_overlap_decide_nothing(tmp_path):
     # 6 of 6 (61% to 100%) against 4 of 6 (30% to 90%) solved at the end, curves alike
     curves = {"base": [GOOD, GOOD, GOOD, GOOD, NEVER, NEVER], "more": [GOOD] * 6}
-    assert choice.choose(Results.read(store(tmp_path / "s", curves))).cell == "base"
+    assert choice.choose(Results.read(store(tmp_path / "s", curves))).variant == "base"
 
 
 def test_the_curve_decides_last(tmp_path):
     slow = (10.0, 20.0, 480.0, 500.0)
     chosen = choice.choose(Results.read(store(tmp_path / "s", {"base": [slow] * 6, "fast": [GOOD] * 6})))
-    assert chosen.cell == "fast"
+    assert chosen.variant == "fast"
     assert "the return over the curve" in chosen.reason
 
 
-def test_cells_with_missing_or_more_broken_runs_are_not_chosen(tmp_path):
+def test_variants_with_missing_or_more_broken_runs_are_not_chosen(tmp_path):
     slow = (10.0, 20.0, 480.0, 500.0)
     curves = {"base": [slow] * 8, "few": [GOOD] * 7, "wild": [GOOD] * 7 + [(1.0, NAN, NAN, NAN)]}
-    assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).cell == "base"
+    assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).variant == "base"
 
 
-def test_a_cell_that_failed_half_way_is_incomplete_and_is_said_to_be(tmp_path):
+def test_a_variant_that_failed_half_way_is_incomplete_and_is_said_to_be(tmp_path):
     slow = (10.0, 20.0, 480.0, 500.0)
     there = store(tmp_path / "s", {"base": [slow] * 8, "few": [GOOD] * 7}, seeds=8)
     there.failed(Failure("few", "out of memory"))
     results = Results.read(there)
     assert results.missing == {"few": [7]}
-    assert choice.choose(results).cell == "base"
+    assert choice.choose(results).variant == "base"
     caveats = " ".join(verdict(results).caveats)
     assert "“few” could not be run to the end; the figures are of the runs before that." in caveats
     assert "no figures" not in caveats
@@ -510,7 +512,7 @@ def test_nothing_is_chosen_while_runs_of_the_base_are_missing(tmp_path):
     there = store(tmp_path / "s", {"base": [NEVER] * 5, "good": [GOOD] * 6})
     assert choice.choose(Results.read(there)) is None
     write(there, {"base": {5: NEVER}})
-    assert choice.choose(Results.read(there)).cell == "good"
+    assert choice.choose(Results.read(there)).variant == "good"
 
 
 def test_control_characters_in_a_name_do_not_break_the_figures(tmp_path):

@@ -19,10 +19,10 @@ from polars.testing import assert_frame_equal
 
 import quantilax
 from quantilax import ConfigError, devices, switches, train
-from quantilax.runs import RunDirectory, conditions, load_section
-from quantilax.runs.signals import Interrupted, Stop
-from quantilax.studies import cluster, definition, execution
-from quantilax.studies.lint import lint
+from quantilax.checks.lint import lint
+from quantilax.host.interrupts import Interrupted, Stop
+from quantilax.runs import RunDirectory, identity, load_section
+from quantilax.studies import cluster, definition, start
 from tests.conftest import tiny
 from tests.endtoend.conftest import TINY_PQN
 from tests.trees import assert_same_bits
@@ -185,7 +185,7 @@ def test_runs_resumed_runs_and_studies_have_the_callers_precision_and_device(tmp
     with jax.default_matmul_precision("highest"), jax.default_device(device):
         quantilax.run(tiny("pqn"), tmp_path / "run", [0, 1], callback=stop, quiet=True)
         quantilax.resume(tmp_path / "run", callback=stop, quiet=True)
-        store = execution.run(definition.make(asked, "s"), tmp_path / "study", quiet=True)
+        store = start.run(definition.make(asked, "s"), tmp_path / "study", quiet=True)
     assert seen == {device}
     assert RunDirectory.open(tmp_path / "run").facts["devices"] == store.facts["jobs"] == 1
     assert traced_by == {threading.main_thread()}
@@ -264,10 +264,10 @@ def test_what_the_environment_says_at_the_start_of_a_process(tmp_path):
 
 def test_a_checkpoint_with_keys_of_another_kind_says_how_to_go_on():
     algo = tiny("pqn")
-    facts = {"seeds": [0], "config": conditions.described(algo), "jax_default_prng_impl": "rbg"}
+    facts = {"seeds": [0], "config": identity.described(algo), "jax_default_prng_impl": "rbg"}
     checkpoint = SimpleNamespace(facts=facts, path=Path("run/checkpoints/000000000064"))
     with pytest.raises(ConfigError, match=r"^run: .* 'rbg' .*; set JAX_DEFAULT_PRNG_IMPL=rbg$"):
-        conditions.check_config(checkpoint, algo, [0])
+        identity.check_config(checkpoint, algo, [0])
 
 
 def test_a_signal_while_tracing_is_acted_on_right_after():

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from quantilax import threads
+from quantilax.host import background
 
 
 def test_the_caller_goes_on_and_waits_for_the_result_when_it_asks():
@@ -14,7 +14,7 @@ def test_the_caller_goes_on_and_waits_for_the_result_when_it_asks():
         may_end.wait(10)
         return threading.current_thread().name
 
-    wait = threads.begin(function)
+    wait = background.call(function)
     may_end.set()
     assert wait() != threading.current_thread().name
 
@@ -23,6 +23,6 @@ def test_what_the_function_raises_is_raised_where_its_result_is_asked_for():
     def function() -> None:
         raise KeyError("x")
 
-    wait = threads.begin(function)
+    wait = background.call(function)
     with pytest.raises(KeyError, match="x"):
         wait()

@@ -6,9 +6,10 @@ The classes are the hyperparameters of each, and `PAPER` is what its publication
 
 from quantilax import heads
 from quantilax.algorithms import pqn, published, q_learning
+from quantilax.errors import ConfigError, did_you_mean
 from quantilax.heads import HEADS, categorical, implicit_quantile, proposed, quantile
 from quantilax.hyperparameters import Huber
-from quantilax.pytree import ConfigError, dataclass, did_you_mean, field
+from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm
 
 

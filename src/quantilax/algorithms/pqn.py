@@ -28,11 +28,12 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 from quantilax import heads, signals
 from quantilax.algorithms import published, values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
+from quantilax.errors import ConfigError
 from quantilax.heads import HEADS
 from quantilax.heads.base import Steps
 from quantilax.hyperparameters import Exploration, Loop, Network, Optimiser, default
 from quantilax.learning import exploration, normalize, rollout
-from quantilax.pytree import ConfigError, dataclass, field
+from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, Policy, Transition
 
 

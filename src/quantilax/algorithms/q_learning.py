@@ -31,10 +31,11 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from quantilax import heads, losses, replay, signals
 from quantilax.algorithms import values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
+from quantilax.errors import ConfigError
 from quantilax.hyperparameters import LEAST, Replay, Target
 from quantilax.learning import exploration, normalize, rollout
 from quantilax.networks import with_noise
-from quantilax.pytree import ConfigError, dataclass, field
+from quantilax.pytree import dataclass, field
 from quantilax.types import (
     Action,
     Algorithm,

@@ -12,11 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from quantilax import heads, hyperparameters
+from quantilax.errors import ConfigError
 from quantilax.heads.base import Taus
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
 from quantilax.learning import averaging, exploration, normalize, packing, rollout
 from quantilax.networks import computing_in, torso
-from quantilax.pytree import MAX_INT32, ConfigError, dataclass
+from quantilax.pytree import MAX_INT32, dataclass
 from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observation, Policy, num_actions
 
 

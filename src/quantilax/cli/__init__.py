@@ -16,6 +16,6 @@ def main() -> None:
         sys.exit(2)
     if sys._getframe(1).f_globals.get("__name__") == "__main__":
         start.prepare()
-    from quantilax.cli import commands
+    from quantilax.cli import app
 
-    commands.main()
+    app.main()

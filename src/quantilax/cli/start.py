@@ -26,7 +26,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     """End the process here and now.
 
     An exception would be a traceback while modules are imported, and would be lost in a callback of JAX or a finalizer. There
-    is nothing to save: while a run or a study has something, `quantilax.runs.signals.Stop` handles signals.
+    is nothing to save: while a run or a study has something, `quantilax.host.interrupts.Stop` handles signals.
     """
     with contextlib.suppress(OSError):
         is_drawn = os.isatty(2) and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")

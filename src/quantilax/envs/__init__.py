@@ -8,7 +8,8 @@ import numpy as np
 
 from quantilax import pytree, switches
 from quantilax.envs import probes
-from quantilax.pytree import MAX_INT32, ConfigError, did_you_mean, shown
+from quantilax.errors import ConfigError, did_you_mean
+from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
 __all__ = ["as_environment", "make", "masks", "names"]

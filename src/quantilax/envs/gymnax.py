@@ -21,7 +21,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import pytree, switches
 from quantilax.envs.sticky import StickyActions
-from quantilax.pytree import ConfigError, did_you_mean
+from quantilax.errors import ConfigError, did_you_mean
 from quantilax.types import Box, Discrete, Environment, TimeStep
 
 # Five environments of gymnax import seaborn and matplotlib.pyplot for their renderers, which nothing here calls: 1.2 s, where

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from quantilax.errors import ConfigError
 from quantilax.heads.base import Head
 from quantilax.heads.categorical import CategoricalHead
 from quantilax.heads.hl_gauss import HLGaussHead
@@ -9,7 +10,6 @@ from quantilax.heads.implicit_quantile import ImplicitQuantilesHead
 from quantilax.heads.proposed import ProposedHead
 from quantilax.heads.quantile import QuantileHead
 from quantilax.heads.scalar import ScalarHead
-from quantilax.pytree import ConfigError
 
 __all__ = ["CONFIGS", "HEADS", "Head", "of", "register"]
 

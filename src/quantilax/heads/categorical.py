@@ -12,10 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, losses
+from quantilax.errors import ConfigError
 from quantilax.heads.base import Features, Head, Layer, Prediction, Scalar, Steps
 from quantilax.hyperparameters import LEAST, MOST
 from quantilax.losses import SoftPolicy
-from quantilax.pytree import ConfigError, dataclass, field
+from quantilax.pytree import dataclass, field
 
 
 @dataclass

@@ -13,11 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions, losses
+from quantilax.errors import ConfigError
 from quantilax.heads.base import Features, Head, Layer, Prediction, Scalar, Steps, Taus
 from quantilax.hyperparameters import Huber
 from quantilax.losses import SoftPolicy
 from quantilax.networks import monotone
-from quantilax.pytree import ConfigError, dataclass, field
+from quantilax.pytree import dataclass, field
 
 
 @dataclass

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from quantilax.pytree import ConfigError, in_program
+from quantilax.errors import ConfigError
+from quantilax.pytree import in_program
 
 Fractions = Float[Array, "*shape"]
 Strength = Float[Array, ""] | float

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from quantilax.envs.vector import Mapped
+from quantilax.errors import ConfigError
 from quantilax.learning import exploration, normalize
-from quantilax.pytree import ConfigError, dataclass
+from quantilax.pytree import dataclass
 from quantilax.types import (
     Action,
     Carry,

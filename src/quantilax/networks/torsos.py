@@ -19,9 +19,9 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float, Shaped
 
+from quantilax.errors import ConfigError
 from quantilax.networks.dense import dense
 from quantilax.networks.noisy import NoisyLinear
-from quantilax.pytree import ConfigError
 from quantilax.types import Box
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -1,12 +1,13 @@
 """Runs: from a YAML section to a directory of results, and back from it."""
 
-from quantilax.runs.conditions import check_memory, enable_compilation_cache, use_all_cores
+from quantilax.devices import use_all_cores
+from quantilax.errors import CheckpointError, RunError
+from quantilax.host.compilation_cache import enable_compilation_cache
+from quantilax.host.interrupts import Interrupted
 from quantilax.runs.configs import Section, load_section, parse_overrides
 from quantilax.runs.directory import RunDirectory
-from quantilax.runs.errors import CheckpointError, RunError
 from quantilax.runs.loading import Evaluated, Loaded, evaluate, load
-from quantilax.runs.signals import Interrupted
-from quantilax.runs.training import Result, resume, run
+from quantilax.runs.session import Result, resume, run
 
 __all__ = [
     "CheckpointError",
@@ -17,7 +18,6 @@ __all__ = [
     "RunDirectory",
     "RunError",
     "Section",
-    "check_memory",
     "enable_compilation_cache",
     "evaluate",
     "load",

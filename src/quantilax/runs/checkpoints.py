@@ -35,8 +35,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
 from quantilax import replay
-from quantilax.runs.errors import CheckpointError, reason
-from quantilax.runs.files import flush
+from quantilax.errors import CheckpointError, reason
+from quantilax.host.files import flush
 
 FORMAT = 3
 """Raised when older programs could not read what newer ones write."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from jaxtyping import PyTree
 
 from quantilax import agent, algorithms, pytree
-from quantilax.pytree import ConfigError, did_you_mean
-from quantilax.runs import strict_yaml
+from quantilax.errors import ConfigError, did_you_mean
+from quantilax.host import strict_yaml
 from quantilax.types import Algorithm
 
 
@@ -141,7 +141,7 @@ def read_yaml(
 
 
 def parse_yaml(text: str, path: Path) -> Any:
-    """Parse a file's text by `quantilax.runs.strict_yaml`; raise `ConfigError` where it is broken."""
+    """Parse a file's text by `quantilax.host.strict_yaml`; raise `ConfigError` where it is broken."""
     try:
         return strict_yaml.parse(text)
     except strict_yaml.BrokenError as error:

@@ -1,26 +1,26 @@
 """The directory of a run: what was asked for, what came out, and what is needed to get it again."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import reprlib
-import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import yaml
+from jaxtyping import PyTree
 
-from quantilax import pytree, switches
-from quantilax.agent import Agent
-from quantilax.pytree import ConfigError
-from quantilax.runs import limits, locks, paths
-from quantilax.runs.files import write_whole
+from quantilax import pytree
+from quantilax.agent import Agent, ConfigWarning
+from quantilax.errors import ConfigError
+from quantilax.host import locks, paths
+from quantilax.host.files import write_whole
+from quantilax.runs import configs
 
 
 class Fact(NamedTuple):
@@ -153,7 +153,7 @@ class RunDirectory:
         return cls(path, facts)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from writing to the directory; see `quantilax.runs.locks`."""
+        """Keep other processes from writing to the directory; see `quantilax.host.locks`."""
         return locks.lock(self.path)
 
     def is_locked(self) -> bool:
@@ -175,6 +175,20 @@ class RunDirectory:
         with self.updating:
             self.facts = {**self.facts, **facts}
             write_whole(self.path / "run.json", json.dumps(self.facts, indent=2) + "\n")
+
+    def agent(self, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> Agent:
+        """Build the run's agent from its `config.yaml`.
+
+        Args:
+            env: the environment, where it is an object of your own; None: the one that the config names.
+            eval_callback: that of the agent.
+
+        Raises:
+            ConfigError: a damaged config, or an environment or algorithm that is not known here.
+        """
+        section = configs.load_section(self.path / "config.yaml")
+        with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # told when the run began
+            return section.create(env, eval_callback)
 
     def write_config(self, name: str, agent: Agent) -> None:
         """Write `config.yaml`: one section, complete."""
@@ -207,39 +221,3 @@ def config_yaml(name: str, agent: Agent) -> str:
     """Return the section of an agent as YAML, every field with its value."""
     section = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
     return yaml.safe_dump({name: section}, sort_keys=False, default_flow_style=None)
-
-
-def provenance() -> dict[str, Any]:
-    """Return what is needed to get a run's numbers again: command, versions, commit and machine."""
-    return {
-        "command": locks.command(),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": versions(),
-        "machine": platform.machine(),
-        "cores": limits.cores(),
-        "device": switches.devices()[0].device_kind,
-        **switches.facts(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a run's numbers."""
-    packages = ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
-def _commit() -> str | None:
-    """Return the commit of quantilax's checkout, with `+` where it has changes; None outside a checkout."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit, changes = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changes else "")

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from quantilax.pytree import ConfigError
-from quantilax.runs.errors import reason
+from quantilax.errors import ConfigError, reason
 
 
 class File(NamedTuple):

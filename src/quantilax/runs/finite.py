@@ -11,10 +11,10 @@ from jaxtyping import Array, Int, Key
 
 from quantilax import switches
 from quantilax.agent import Agent
+from quantilax.errors import RunError
 from quantilax.learning import rollout
 from quantilax.replay.ring import BLOCK, Ring
 from quantilax.runs.directory import RunDirectory
-from quantilax.runs.errors import RunError
 from quantilax.types import Environment, Record, State
 
 STEPS = 1_000

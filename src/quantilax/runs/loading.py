@@ -11,10 +11,11 @@ from jaxtyping import Array
 
 from quantilax import switches, train
 from quantilax.agent import Agent
-from quantilax.pytree import ConfigError
-from quantilax.runs import checkpoints, paths
-from quantilax.runs.conditions import check_config, check_environment, load_agent
+from quantilax.errors import ConfigError
+from quantilax.host import paths
+from quantilax.runs import checkpoints
 from quantilax.runs.directory import RunDirectory
+from quantilax.runs.identity import check_config, check_environment
 from quantilax.types import State
 
 
@@ -55,7 +56,7 @@ def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, S
     """Return a run's agent, the states of all its seeds (leading axis), the seeds, and the checkpoint's step."""
     switches.devices()  # else no checkpoint could be read
     directory = RunDirectory.open(path)
-    agent = load_agent(path, env)
+    agent = directory.agent(env)
     checkpoint = checkpoints.find(directory.checkpoints, which, _print_warning)
     seeds = directory.facts["seeds"]
     check_config(checkpoint, agent, seeds)

@@ -4,21 +4,24 @@ A run always writes `evaluations.csv`, `evaluations.jsonl` and `evaluations.parq
 asked for by name. A logger that fails ends no run: there is one warning, and the files are made whole when they can be.
 """
 
+import contextlib
 import csv
 import importlib.util
 import io
 import json
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantilax.pytree import ConfigError, did_you_mean
-from quantilax.runs.errors import reason
+from quantilax.errors import ConfigError, did_you_mean, reason
+from quantilax.host.background import Background
+from quantilax.host.files import flush, read_parquet, write_parquet, write_whole
+from quantilax.host.interrupts import Stop
 from quantilax.runs.evaluations import Entry, finite_or_none
-from quantilax.runs.files import flush, read_parquet, write_parquet, write_whole
 
 
 class Logger(Protocol):
@@ -290,24 +293,50 @@ def others(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logg
     return [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
 
 
-class Guarded:
-    """Several loggers of which none can end a run: what fails is told once, and tried anew with the whole history."""
+PATIENCE = 60.0
+"""Seconds that the end of a run waits for slow loggers."""
+SILENCE = 2.0
+"""Seconds of these without a word."""
+
+
+class Writer:
+    """A thread that hands evaluations to loggers, so that a run waits for none of them and none can end it.
+
+    A logger that fails is reported once. It gets the whole history with the next evaluation if it can begin again.
+    """
 
     def __init__(self, loggers: list[Logger], warn: Callable[[str], None]) -> None:
-        """Hand on to `loggers`; `warn` is called with a line on each that failed."""
+        """Prepare the thread; `warn` is called with a line on each logger that failed."""
         self.loggers, self.warn = loggers, warn
+        self.thread = Background(f"quantilax-{loggers[0].name}")
         self.history: list[Entry] = []
         self.failed: set[str] = set()
         self.behind: set[str] = set()
 
     def begin(self, history: list[Entry]) -> None:
-        """Start all of them."""
-        self.history = list(history)
+        """Start all loggers, with the evaluations that there are already."""
+        self.thread.put(partial(self._begin, list(history)))
+
+    def log(self, entry: Entry) -> None:
+        """Add an evaluation."""
+        self.thread.put(partial(self._log, entry))
+
+    def close(self) -> None:
+        """Close all loggers after what was added."""
+        self.thread.put(self._close)
+
+    def leave(self) -> None:
+        """Say that the loggers are no longer waited for; nothing is said of them from here on."""
+        for logger in self.loggers:
+            line = f"{logger.name} is not done and no longer waited for; what it has not written may be missing there"
+            self._tell(logger, line)
+
+    def _begin(self, history: list[Entry]) -> None:
+        self.history = history
         for logger in self.loggers:
             self._try(logger, partial(logger.begin, self.history))
 
-    def log(self, entry: Entry) -> None:
-        """Add an evaluation to all of them; one that missed some gets the whole history."""
+    def _log(self, entry: Entry) -> None:
         self.history.append(entry)
         for logger in self.loggers:
             if logger.name not in self.behind:
@@ -315,18 +344,11 @@ class Guarded:
             elif logger.can_begin_again:
                 self._try(logger, partial(logger.begin, self.history))
 
-    def close(self) -> None:
-        """Close all of them."""
+    def _close(self) -> None:
         for logger in self.loggers:
             if logger.name in self.behind and logger.can_begin_again:
                 self._try(logger, partial(logger.begin, self.history))
             self._try(logger, logger.close)
-
-    def leave(self) -> None:
-        """Tell that none of them is waited for any longer; what comes of it is not told."""
-        for logger in self.loggers:
-            line = f"{logger.name} is not done and no longer waited for; what it has not written may be missing there"
-            self._tell(logger, line)
 
     def _try(self, logger: Logger, act: Callable[[], None]) -> None:
         try:
@@ -341,6 +363,56 @@ class Guarded:
         if logger.name not in self.failed:
             self.failed.add(logger.name)
             self.warn(line)
+
+
+LEFT: list[Writer] = []
+"""Writers that are no longer waited for."""
+
+
+@contextlib.contextmanager
+def waited_for(writers: list[Writer], say: Callable[[str], None], stop: Stop) -> Iterator[None]:
+    """Wait for slow loggers at the end of the context, for `PATIENCE` at most; a signal ends the waiting.
+
+    A process that is to end at once does not wait. A writer that is not done by then is left with a warning.
+    """
+    at_once = False
+    for writer in writers:
+        writer.thread.start()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        at_once = getattr(error, "at_once", True)
+        raise
+    finally:
+        for writer in writers:
+            writer.thread.end()
+        if not at_once:
+            stop.cut_short(partial(_wait, writers, say))
+            for writer in _at_work(writers):
+                writer.leave()
+                LEFT.append(writer)
+
+
+def _wait(writers: list[Writer], say: Callable[[str], None]) -> None:
+    end = time.monotonic() + PATIENCE
+    _join(writers, time.monotonic() + min(SILENCE, PATIENCE))
+    if names := [logger.name for writer in _at_work(writers) for logger in writer.loggers]:
+        say(f"waiting for {' and '.join(names)}, {PATIENCE:g} s at most; Ctrl-C ends the waiting")
+        _join(writers, end)
+
+
+def _join(writers: list[Writer], end: float) -> None:
+    for writer in writers:
+        writer.thread.join(max(0.0, end - time.monotonic()))
+
+
+def _at_work(writers: list[Writer]) -> list[Writer]:
+    return [writer for writer in writers if writer.thread.is_at_work]
+
+
+def is_any_left() -> bool:
+    """Say whether a logger that was left is still at work: the interpreter's exit may wait for it."""
+    return bool(_at_work(LEFT))
 
 
 def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantilax.pytree import ConfigError
+from quantilax.errors import CheckpointError, ConfigError
 from quantilax.runs import checkpoints
 from quantilax.runs.directory import RunDirectory
-from quantilax.runs.errors import CheckpointError
 
 
 class RunInfo(NamedTuple):

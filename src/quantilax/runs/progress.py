@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quantilax.runs import stderr
+from quantilax.host import console
 from quantilax.runs.evaluations import Entry
 
 
@@ -23,11 +23,11 @@ class RunProgress:
     Use as a context manager around the run; `compiled` once, then `evaluated` after each segment.
     """
 
-    def __init__(self, total_steps: int, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(self, total_steps: int, quiet: bool = False, onto: Console | None = None) -> None:
         """Prepare for a run of `total_steps` environment steps per seed."""
         self.total = total_steps
         self.first: tuple[int, float] | None = None
-        self.console = console or stderr.console(quiet)
+        self.console = onto or console.console(quiet)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -37,7 +37,7 @@ class RunProgress:
             TimeRemainingColumn(compact=True),
             TextColumn("left · {task.fields[evaluation]}"),
             console=self.console,
-            disable=not stderr.is_live(self.console),
+            disable=not console.is_live(self.console),
         )
         self.task = self.bar.add_task("compiling", total=None, speed="- steps/s", evaluation="return -")
 
@@ -72,8 +72,8 @@ class RunProgress:
 
     def warn(self, line: str) -> None:
         """Print a line that begins with `warning:`, also where quiet."""
-        console = stderr.console() if self.console.quiet else self.console
-        console.print(f"warning: {line}", markup=False)
+        heard = console.console() if self.console.quiet else self.console
+        heard.print(f"warning: {line}", markup=False)
 
     def evaluated(self, entry: Entry) -> None:
         """Show an evaluation."""

@@ -1,7 +1,7 @@
-"""A study on a Ray cluster: workers train portions and give back their rows; the process that began it writes them.
+"""A study on a Ray cluster: workers train batches and give back their rows; the process that began it writes them.
 
 Each worker is an actor: a process with a JAX of its own, laid out as the study says, that keeps the program of its group
-between two portions. A worker that dies costs its portion, which is run again. See
+between two batches. A worker that dies costs its batch, which is run again. See
 docs/decisions/0015-one-layout-for-every-machine.md.
 """
 
@@ -21,19 +21,18 @@ from typing import Any
 import jax
 
 from quantilax import switches
-from quantilax.pytree import ConfigError
-from quantilax.runs import RunError, extensions
-from quantilax.runs.conditions import enable_compilation_cache
-from quantilax.runs.errors import reason
-from quantilax.runs.signals import Stop
+from quantilax.errors import ConfigError, RunError, reason
+from quantilax.host.compilation_cache import enable_compilation_cache
+from quantilax.host.interrupts import Stop
+from quantilax.runs import extensions
 from quantilax.studies import machines
 from quantilax.studies.definition import Study
-from quantilax.studies.execution import BROKEN, Layout, Plan, Portion, Worker, give_up, groups, tell_failures
+from quantilax.studies.execution import BROKEN, Batch, BatchShape, Plan, Worker, give_up, groups, tell_failures
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Store
 
 MAX_DEATHS = 3
-"""Workers that may die over one portion before its group is given up, or before any of them is ready."""
+"""Workers that may die over one batch before its group is given up, or before any of them is ready."""
 
 PAUSE = 0.1
 """Seconds between two looks at what has come; waiting inside Ray would take the signals from Python."""
@@ -75,8 +74,8 @@ def connected(planned: Plan) -> Iterator[None]:
     if is_mine:
         _begin()
     try:
-        if not room(planned.laid):
-            needs = " and ".join(f"{number} {name}(s)" for name, number in _needs(planned.laid).items())
+        if not room(planned.batch_shape):
+            needs = " and ".join(f"{number} {name}(s)" for name, number in _needs(planned.batch_shape).items())
             raise ConfigError(f"--jobs: no node of the Ray cluster has {needs} for a worker; lower it, or add a node")
         yield
     finally:
@@ -118,20 +117,20 @@ def _answers(address: str) -> None:
         ) from None
 
 
-def _needs(laid: Layout) -> dict[str, int]:
+def _needs(batch_shape: BatchShape) -> dict[str, int]:
     """What a worker takes of its node: its cores, or its accelerators and a core."""
-    return {"CPU": laid.jobs} if switches.platform() == "cpu" else {"CPU": 1, "GPU": laid.jobs}
+    return {"CPU": batch_shape.jobs} if switches.platform() == "cpu" else {"CPU": 1, "GPU": batch_shape.jobs}
 
 
-def room(laid: Layout) -> int:
+def room(batch_shape: BatchShape) -> int:
     """Return how many workers the nodes of the cluster have room for, other work aside."""
     import ray
 
-    needs, nodes = _needs(laid), (node["Resources"] for node in ray.nodes() if node["Alive"])
+    needs, nodes = _needs(batch_shape), (node["Resources"] for node in ray.nodes() if node["Alive"])
     return sum(int(min(node.get(name, 0) // number for name, number in needs.items())) for node in nodes)
 
 
-class Hand:
+class RayWorker:
     """A worker in its own process, on some node of the cluster."""
 
     def begin(self, files: list[extensions.File], preparing: bytes) -> dict[str, Any]:
@@ -143,50 +142,50 @@ class Hand:
         extensions.run(files)
         return self.prepare(*pickle.loads(preparing))
 
-    def prepare(self, study: Study, laid: Layout, backend: str, cache: bool) -> dict[str, Any]:
+    def prepare(self, study: Study, batch_shape: BatchShape, backend: str, cache: bool) -> dict[str, Any]:
         """Set JAX up as the study is laid out, and return what of the machine decides the numbers.
 
         Raises:
             ConfigError: the machine cannot be set up so.
         """
         with contextlib.suppress(RuntimeError):  # XLA_FLAGS say how many devices there are
-            jax.config.update("jax_num_cpu_devices", laid.jobs)
+            jax.config.update("jax_num_cpu_devices", batch_shape.jobs)
         if cache:
             enable_compilation_cache()
         here, there = switches.platform(), len(switches.devices())
-        if here != backend or there < laid.jobs or (there > laid.jobs and here != "cpu"):
+        if here != backend or there < batch_shape.jobs or (there > batch_shape.jobs and here != "cpu"):
             raise ConfigError(
-                f"it has {there} device(s) of kind {here}, and the study is laid on {laid.jobs} of {backend}"
+                f"it has {there} device(s) of kind {here}, and the study is laid on {batch_shape.jobs} of {backend}"
             )
-        self.worker = Worker(groups(study)[0], laid)
+        self.worker = Worker(groups(study)[0], batch_shape)
         return machines.facts()
 
-    def rows(self, portion: Portion) -> tuple[list[dict[str, Any]], str]:
-        """Train a portion: its rows and no words, or no rows and why its group cannot be run."""
+    def rows(self, batch: Batch) -> tuple[list[dict[str, Any]], str]:
+        """Train a batch: its rows and no words, or no rows and why its group cannot be run."""
         try:
-            return self.worker.rows(portion), ""
+            return self.worker.rows(batch), ""
         except BROKEN as error:
             return [], reason(error) or type(error).__name__
 
 
 def beginning(planned: Plan, cache: bool) -> tuple[list[extensions.File], bytes]:
-    """Return the arguments of `Hand.begin`."""
+    """Return the arguments of `RayWorker.begin`."""
     import ray
 
-    preparing = (planned.study, planned.laid, switches.platform(), cache)
+    preparing = (planned.study, planned.batch_shape, switches.platform(), cache)
     return list(extensions.FILES.values()), ray.cloudpickle.dumps(preparing)
 
 
-class Crew:
+class Pool:
     """The workers of a study, and what each is at."""
 
     def __init__(self, planned: Plan, environment: dict[str, str], cache: bool) -> None:
         """Prepare; nobody is hired yet."""
         import ray
 
-        self.ray, self.laid = ray, planned.laid
-        needs = _needs(planned.laid)
-        self.hand: Any = ray.remote(Hand).options(
+        self.ray, self.batch_shape = ray, planned.batch_shape
+        needs = _needs(planned.batch_shape)
+        self.worker: Any = ray.remote(RayWorker).options(
             num_cpus=needs["CPU"],
             num_gpus=needs.get("GPU", 0),
             runtime_env={"env_vars": environment},
@@ -194,8 +193,8 @@ class Crew:
         self.beginning = beginning(planned, cache)
         self.groups: dict[Any, int | None] = {}
         """Workers, and the group whose program each has."""
-        self.at: dict[Any, tuple[Any, Portion | None]] = {}
-        """By what Ray shall give: who is at it, and the portion; None: it prepares."""
+        self.at: dict[Any, tuple[Any, Batch | None]] = {}
+        """By what Ray shall give: who is at it, and the batch; None: it prepares."""
         self.unusable = 0
         self.looked = -LOOK_FOR_NODES
 
@@ -203,123 +202,123 @@ class Crew:
         """Take on workers, up to `most`, as far as there is room for them."""
         if len(self.groups) < most and time.monotonic() - self.looked >= LOOK_FOR_NODES:
             self.looked = time.monotonic()
-            for _ in range(min(most, room(self.laid) - self.unusable) - len(self.groups)):
-                hand = self.hand.remote()
-                self.groups[hand] = None
-                self.at[hand.begin.remote(*self.beginning)] = hand, None
+            for _ in range(min(most, room(self.batch_shape) - self.unusable) - len(self.groups)):
+                worker = self.worker.remote()
+                self.groups[worker] = None
+                self.at[worker.begin.remote(*self.beginning)] = worker, None
 
     def idle(self) -> list[Any]:
         """Workers that are at nothing."""
-        busy = {hand for hand, _ in self.at.values()}
-        return [hand for hand in self.groups if hand not in busy]
+        busy = {worker for worker, _ in self.at.values()}
+        return [worker for worker in self.groups if worker not in busy]
 
-    def give(self, hand: Any, portion: Portion) -> None:
-        """Let a worker train a portion."""
-        self.groups[hand] = portion.group
-        self.at[hand.rows.remote(portion)] = hand, portion
+    def give(self, worker: Any, batch: Batch) -> None:
+        """Let a worker train a batch."""
+        self.groups[worker] = batch.group
+        self.at[worker.rows.remote(batch)] = worker, batch
 
     def come(self) -> list[Any]:
         """What Ray can give."""
         waiting = list(self.at)
         return self.ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
 
-    def dismiss(self, hand: Any) -> None:
+    def dismiss(self, worker: Any) -> None:
         """Let a worker go, if it is there at all."""
-        self.groups.pop(hand, None)
+        self.groups.pop(worker, None)
         self.looked = -LOOK_FOR_NODES
         with contextlib.suppress(self.ray.exceptions.RayError):
-            self.ray.kill(hand)
+            self.ray.kill(worker)
 
 
-class Shift:
-    """One start of a study on a crew."""
+class Scheduler:
+    """One start of a study on a pool."""
 
-    def __init__(self, planned: Plan, store: Store, progress: StudyProgress, crew: Crew) -> None:
+    def __init__(self, planned: Plan, store: Store, progress: StudyProgress, pool: Pool) -> None:
         """Prepare."""
-        self.planned, self.store, self.progress, self.crew = planned, store, progress, crew
-        self.left: dict[int, deque[Portion]] = {}
-        for portion in planned.portions:
-            self.left.setdefault(portion.group, deque()).append(portion)
+        self.planned, self.store, self.progress, self.pool = planned, store, progress, pool
+        self.left: dict[int, deque[Batch]] = {}
+        for batch in planned.batches:
+            self.left.setdefault(batch.group, deque()).append(batch)
         self.begun = set[int]()
         self.broken = set[int]()
-        self.deaths = Counter[Portion | None]()
+        self.deaths = Counter[Batch | None]()
         self.here = machines.facts()
         self.told = set[str]()
 
     def work(self) -> None:
         """Run everything that is left."""
         while True:
-            for hand in self.crew.idle():
-                if (portion := self.next(self.crew.groups[hand])) is not None:
-                    if portion.group not in self.begun:
-                        self.begun.add(portion.group)
-                        self.progress.began(portion, len(self.planned.groups))
-                    self.crew.give(hand, portion)
+            for worker in self.pool.idle():
+                if (batch := self.next(self.pool.groups[worker])) is not None:
+                    if batch.group not in self.begun:
+                        self.begun.add(batch.group)
+                        self.progress.began(batch, len(self.planned.groups))
+                    self.pool.give(worker, batch)
             waiting = sum(map(len, self.left.values()))
-            at = sum(portion is not None for _, portion in self.crew.at.values())
+            at = sum(batch is not None for _, batch in self.pool.at.values())
             if not waiting and not at:
                 return
-            self.crew.hire(waiting + at)
-            come = self.crew.come()
+            self.pool.hire(waiting + at)
+            come = self.pool.come()
             for reference in come:
                 self.take(reference)
             if not come:
                 time.sleep(PAUSE)
 
-    def next(self, group: int | None) -> Portion | None:
-        """Take out a portion: of the group whose program a worker has, else of the one with most left per worker."""
+    def next(self, group: int | None) -> Batch | None:
+        """Take out a batch: of the group whose program a worker has, else of the one with most left per worker."""
         if group not in self.left:
-            at = Counter(self.crew.groups.values())
+            at = Counter(self.pool.groups.values())
             group = max(self.left, key=lambda g: len(self.left[g]) / (1 + at[g]), default=None)
         if group is None:
             return None
-        portion = self.left[group].popleft()
+        batch = self.left[group].popleft()
         if not self.left[group]:
             del self.left[group]
-        return portion
+        return batch
 
     def take(self, reference: Any) -> None:
         """Take what a worker gives, or see what became of it."""
-        hand, portion = self.crew.at.pop(reference)
-        errors = self.crew.ray.exceptions
+        worker, batch = self.pool.at.pop(reference)
+        errors = self.pool.ray.exceptions
         try:
-            given = self.crew.ray.get(reference)
+            given = self.pool.ray.get(reference)
         except errors.RayTaskError as error:
-            if portion is not None:
+            if batch is not None:
                 raise error.cause from None
-            self.crew.unusable += 1
-            self.lost(hand, f"a worker cannot be used: {reason(error.cause)}")
+            self.pool.unusable += 1
+            self.lost(worker, f"a worker cannot be used: {reason(error.cause)}")
         except errors.RayError as error:
-            self.deaths[portion] += 1
-            again = "" if portion is None else f" at {len(portion.runs)} run(s)"
-            self.lost(hand, f"a worker died{again} ({type(error).__name__})")
-            self.after_death(portion)
+            self.deaths[batch] += 1
+            again = "" if batch is None else f" at {len(batch.runs)} run(s)"
+            self.lost(worker, f"a worker died{again} ({type(error).__name__})")
+            self.after_death(batch)
         else:
-            if portion is None:
+            if batch is None:
                 self.deaths[None] = 0
                 self.tell(machines.differences(given, self.here, "a worker's machine"))
             else:
-                self.finished(portion, *given)
+                self.finished(batch, *given)
 
-    def finished(self, portion: Portion, rows: list[dict[str, Any]], why: str) -> None:
-        """Write the rows of a portion, or give up its group."""
+    def finished(self, batch: Batch, rows: list[dict[str, Any]], why: str) -> None:
+        """Write the rows of a batch, or give up its group."""
         if not why:
             self.store.write(rows)
-            self.progress.finished(portion, rows)
+            self.progress.finished(batch, rows)
         else:
-            self.give_up(portion.group, why)
+            self.give_up(batch.group, why)
 
-    def after_death(self, portion: Portion | None) -> None:
-        """Have a portion run again, unless too many have died over it."""
-        deaths = self.deaths[portion]
-        if portion is None:
+    def after_death(self, batch: Batch | None) -> None:
+        """Have a batch run again, unless too many have died over it."""
+        deaths = self.deaths[batch]
+        if batch is None:
             if deaths >= MAX_DEATHS:
                 raise RunError(f"{deaths} workers in a row died before they could begin; Ray's logs may say why")
         elif deaths >= MAX_DEATHS:
-            self.give_up(portion.group, f"{deaths} workers died over its runs, perhaps for want of memory")
-        elif portion.group not in self.broken:
-            self.left.setdefault(portion.group, deque()).appendleft(portion)
-            self.progress.say(f"{len(portion.runs)} run(s) begin again")
+            self.give_up(batch.group, f"{deaths} workers died over its runs, perhaps for want of memory")
+        elif batch.group not in self.broken:
+            self.left.setdefault(batch.group, deque()).appendleft(batch)
+            self.progress.say(f"{len(batch.runs)} run(s) begin again")
 
     def give_up(self, group: int, why: str) -> None:
         """Note once that a group cannot be run."""
@@ -328,11 +327,11 @@ class Shift:
             self.broken.add(group)
             give_up(self.planned.groups[group], why, self.store, self.progress)
 
-    def lost(self, hand: Any, line: str) -> None:
+    def lost(self, worker: Any, line: str) -> None:
         """Let go a worker that is no longer of use."""
-        self.crew.dismiss(hand)
+        self.pool.dismiss(worker)
         self.progress.warn(line)
-        if not self.crew.groups and room(self.planned.laid) <= self.crew.unusable:
+        if not self.pool.groups and room(self.planned.batch_shape) <= self.pool.unusable:
             raise RunError(f"{line}; no other is left; go on with --resume")
 
     def tell(self, lines: Iterator[str]) -> None:
@@ -352,16 +351,16 @@ def execute(
     environment: dict[str, str],
     cache: bool,
 ) -> None:
-    """Run all portions on the cluster; what cannot be run is noted, and the rest goes on.
+    """Run all batches on the cluster; what cannot be run is noted, and the rest goes on.
 
     Raises:
         RunError: no worker can be used, or none lives long enough to begin.
     """
     tell_failures(planned, progress)
-    crew = Crew(planned, environment, cache)
+    pool = Pool(planned, environment, cache)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray prints there that a worker died
         try:
-            Shift(planned, store, progress, crew).work()
+            Scheduler(planned, store, progress, pool).work()
         finally:
-            for hand in list(crew.groups):
-                crew.dismiss(hand)
+            for worker in list(pool.groups):
+                pool.dismiss(worker)

@@ -1,9 +1,9 @@
-"""What a study asks: a base, the cells that depart from it, seeds, and when the task counts as solved.
+"""What a study asks: a base, the variants that depart from it, seeds, and when the task counts as solved.
 
 question: Does a larger batch end the collapses?
 prediction: The share of seeds that fall after 475 halves at batch_size 256.
 base: {config: configs/gymnax/cartpole.yaml, section: iqn, overrides: {total_timesteps: 50_000}}
-cells:
+variants:
   one_at_a_time: {batch_size: [64, 256]}
 seeds: 20
 solved: 475
@@ -17,30 +17,28 @@ import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quantilax import pytree
 from quantilax.agent import Agent
-from quantilax.pytree import ConfigError, did_you_mean
-from quantilax.runs import configs, paths
+from quantilax.errors import ConfigError, did_you_mean
+from quantilax.host import paths
+from quantilax.runs import configs
 from quantilax.runs.configs import Section
 
-if TYPE_CHECKING:
-    from quantilax.studies.store import Store
-
-MAX_CELLS = 1_000
-"""More cells than anyone can read in a table; a finer search is several studies."""
+MAX_VARIANTS = 1_000
+"""More variants than anyone can read in a table; a finer search is several studies."""
 
 MAX_RUNS = 1_000_000
-"""More runs, cells times seeds, than any machine gets through."""
+"""More runs, variants times seeds, than any machine gets through."""
 
 BASE = "base"
-"""Name of the cell without overrides."""
+"""Name of the variant without overrides."""
 
 
-class Cell(NamedTuple):
+class Variant(NamedTuple):
     """One configuration of a study."""
 
     name: str
@@ -50,12 +48,12 @@ class Cell(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A study as its file says it, every cell resolved: `Study.load` reads one, `Study.make` builds one in Python."""
+    """A study as its file says it, every variant resolved: `Study.load` reads one, `Study.make` builds one in Python."""
 
     name: str
     question: str
     prediction: str
-    cells: tuple[Cell, ...]
+    variants: tuple[Variant, ...]
     """The base first."""
     seeds: tuple[int, ...]
     solved: float | None
@@ -70,50 +68,18 @@ class Study(NamedTuple):
         """Read a study's file.
 
         Raises:
-            ConfigError: what is wrong with the file or a cell, and the remedy.
+            ConfigError: what is wrong with the file or a variant, and the remedy.
         """
         return load(Path(path))
 
     @classmethod
     def make(cls, definition: Mapping[str, Any], name: str = "study") -> "Study":
-        """Build a study from what a file holds: `base`, `cells`, `seeds`, `question` and so on.
+        """Build a study from what a file holds: `base`, `variants`, `seeds`, `question` and so on.
 
         Raises:
             ConfigError: as for `load`.
         """
         return make(definition, name)
-
-    def run(
-        self,
-        out: str | Path | None = None,
-        *,
-        jobs: int | None = None,
-        resume: bool = False,
-        quiet: bool = False,
-        cache: bool = False,
-    ) -> "Store":
-        """Run what is left of the study, and write results as they come.
-
-        Args:
-            out: the results' directory: new or empty, or with `resume` that of a former start; None: `studies/<name>`.
-            jobs: devices to use at once; None: all. A CPU has one, unless `quantilax.runs.use_all_cores` was called before.
-            resume: go on with what is there; finished runs are never repeated.
-            quiet: show no progress.
-            cache: keep compiled programs in the user's cache directory.
-
-        Returns:
-            the directory: `records()` is a Polars frame with a row per cell, seed and evaluation, `outcomes()` one with a
-            row per run, `summary()` one with a row per cell.
-
-        Raises:
-            ConfigError: a directory of another study or one that is in use, states that do not fit into the memory.
-            RunError: results could not be written; what is written is kept.
-            Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
-        """
-        from quantilax.studies import execution  # which needs this room
-
-        there = self.directory if out is None else paths.check(out)
-        return execution.run(self, there, jobs=jobs, resume=resume, quiet=quiet, cache=cache)
 
     @property
     def directory(self) -> Path:
@@ -121,13 +87,13 @@ class Study(NamedTuple):
         return Path("studies") / paths.as_name(self.name)
 
     @property
-    def base(self) -> Cell:
-        """The cell that the others are compared with."""
-        return self.cells[0]
+    def base(self) -> Variant:
+        """The variant that the others are compared with."""
+        return self.variants[0]
 
-    def create(self, cell: Cell) -> Agent:
-        """Build the agent of a cell."""
-        return cell.section.create()
+    def create(self, variant: Variant) -> Agent:
+        """Build the agent of a variant."""
+        return variant.section.create()
 
     def with_seeds(self, number: int) -> "Study":
         """Return the study with another number of seeds, from its first one on."""
@@ -137,14 +103,14 @@ class Study(NamedTuple):
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "MountainCar-v0": -110.0, "LunarLander-v2": 200.0}
 """Where an environment's own registration says when it is solved (Gymnasium's `reward_threshold`)."""
 
-KEYS = ("question", "prediction", "base", "cells", "seeds", "first_seed", "solved")
+KEYS = ("question", "prediction", "base", "variants", "seeds", "first_seed", "solved")
 
 
 def load(path: Path) -> Study:
     """Read a study's file.
 
     Raises:
-        ConfigError: what is wrong with the file or a cell, and the remedy.
+        ConfigError: what is wrong with the file or a variant, and the remedy.
     """
     return make(
         configs.read_yaml(path, "study; expected lines such as 'base: {config: ..., section: iqn}'"),
@@ -165,19 +131,22 @@ def make(definition: Mapping[str, Any], name: str, where: str = "study", beside:
     """
     for key in definition:
         if key not in KEYS:
-            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, KEYS, 'keys')}")
+            hint = "; its name is 'variants' now" if key == "cells" else did_you_mean(key, KEYS, "keys")
+            raise ConfigError(f"{where}: unknown key '{key}'{hint}")
     base = _base(definition.get("base"), where, beside or Path())
-    cells: dict[str, Cell] = {}
+    variants: dict[str, Variant] = {}
     names: dict[str, set[str]] = {}
-    for way, cell_name, overrides in _cells(definition.get("cells"), where):
-        origin = f"{where}: cell '{cell_name}'"
-        if cell_name in cells or cell_name == BASE:
-            raise ConfigError(f"{where}: two cells are called '{cell_name}'; rename one ('{BASE}' is the base itself)")
+    for way, variant_name, overrides in _variants(definition.get("variants"), where):
+        origin = f"{where}: variant '{variant_name}'"
+        if variant_name in variants or variant_name == BASE:
+            raise ConfigError(
+                f"{where}: two variants are called '{variant_name}'; rename one ('{BASE}' is the base itself)"
+            )
         section = configs.with_overrides(base, overrides, origin)
-        cells[cell_name] = Cell(cell_name, overrides, section)
-        names.setdefault(way, set()).add(cell_name)
+        variants[variant_name] = Variant(variant_name, overrides, section)
+        names.setdefault(way, set()).add(variant_name)
     named, drawn = names.get("named", set()), names.get("random", set())
-    everything = _without_twins([Cell(BASE, {}, base), *cells.values()], named, drawn, where)
+    everything = _without_twins([Variant(BASE, {}, base), *variants.values()], named, drawn, where)
     seeds = _seeds(definition, where)
     if len(everything) * len(seeds) > MAX_RUNS:
         raise ConfigError(
@@ -187,7 +156,7 @@ def make(definition: Mapping[str, Any], name: str, where: str = "study", beside:
         name=name,
         question=_text(definition, "question", where),
         prediction=_text(definition, "prediction", where),
-        cells=tuple(everything),
+        variants=tuple(everything),
         seeds=seeds,
         solved=_solved(definition, base, where),
         definition=dict(definition),
@@ -219,19 +188,19 @@ def _base(asked: Any, where: str, beside: Path) -> Section:
 Named = tuple[str, dict[str, Any]]
 
 
-def _cells(asked: Any, where: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every cell's way, name and overrides, as the four ways of naming cells give them."""
+def _variants(asked: Any, where: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every variant's way, name and overrides, as the four ways of naming variants give them."""
     if asked is None:
         return []
     if not isinstance(asked, Mapping):
-        raise ConfigError(f"{where}: cells: expected {', '.join(WAYS)}, got {asked!r}")
+        raise ConfigError(f"{where}: variants: expected {', '.join(WAYS)}, got {asked!r}")
     found: list[tuple[str, str, dict[str, Any]]] = []
     for way, what in asked.items():
         if way not in WAYS:
-            raise ConfigError(f"{where}: cells: unknown key '{way}'{did_you_mean(way, WAYS, 'keys')}")
-        found += [(way, *cell) for cell in WAYS[way](what, f"{where}: cells: {way}")]
-        if len(found) > MAX_CELLS:
-            raise ConfigError(f"{where}: cells: more than {MAX_CELLS:,}; split the study")
+            raise ConfigError(f"{where}: variants: unknown key '{way}'{did_you_mean(way, WAYS, 'keys')}")
+        found += [(way, *variant) for variant in WAYS[way](what, f"{where}: variants: {way}")]
+        if len(found) > MAX_VARIANTS:
+            raise ConfigError(f"{where}: variants: more than {MAX_VARIANTS:,}; split the study")
     return found
 
 
@@ -246,9 +215,9 @@ def _grid(asked: Any, where: str) -> list[Named]:
     """The product of the fields' values."""
     values = _lists(asked, where)
     number = math.prod(len(v) for v in values.values())
-    if number > MAX_CELLS:
+    if number > MAX_VARIANTS:
         raise ConfigError(
-            f"{where}: {number:,} cells are more than {MAX_CELLS:,}; leave values out, or draw some with 'random'"
+            f"{where}: {number:,} variants are more than {MAX_VARIANTS:,}; leave values out, or draw some with 'random'"
         )
     points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     return [(label(point), point) for point in points]
@@ -260,14 +229,14 @@ def _one_at_a_time(asked: Any, where: str) -> list[Named]:
 
 
 def _random(asked: Any, where: str) -> list[Named]:
-    """Cells drawn at random, the same for the same seed."""
+    """Variants drawn at random, the same for the same seed."""
     _expect_mapping(asked, where, "'number', 'seed' and 'fields'")
     for key in asked:
         if key not in ("number", "seed", "fields"):
             raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, ('number', 'seed', 'fields'), 'keys')}")
     number, seed = asked.get("number"), asked.get("seed", 0)
-    if type(number) is not int or not 1 <= number <= MAX_CELLS:
-        raise ConfigError(f"{where}: number: expected a whole number from 1 to {MAX_CELLS}, got {number!r}")
+    if type(number) is not int or not 1 <= number <= MAX_VARIANTS:
+        raise ConfigError(f"{where}: number: expected a whole number from 1 to {MAX_VARIANTS}, got {number!r}")
     if type(seed) is not int or seed < 0:
         raise ConfigError(f"{where}: seed: expected a whole number, 0 or more, got {seed!r}")
     _expect_mapping(asked.get("fields"), f"{where}: fields", "ranges such as 'gamma: {uniform: [0.9, 0.999]}'")
@@ -311,7 +280,7 @@ WAYS: dict[str, Callable[[Any, str], list[Named]]] = {
 
 
 def label(overrides: Mapping[str, Any]) -> str:
-    """Name a cell after its fields: `batch_size=64, gamma=0.98`."""
+    """Name a variant after its fields: `batch_size=64, gamma=0.98`."""
     return ", ".join(f"{field}={_shown(value)}" for field, value in overrides.items())
 
 
@@ -338,14 +307,16 @@ def _expect_mapping(asked: Any, where: str, example: str) -> None:
         raise ConfigError(f"{where}: expected {example}, got {asked!r}")
 
 
-def _without_twins(cells: list[Cell], named: set[str], by_chance: set[str], where: str) -> list[Cell]:
-    """Leave out what comes of itself: the base again in a list of values, a cell drawn twice. Other twins are a mistake."""
-    kept: dict[str, Cell] = {}
-    for cell in cells:
-        twin = kept.setdefault(repr(resolved(cell.section)), cell)
-        if twin is cell or cell.name in by_chance or (twin.name == BASE and cell.name not in named):
+def _without_twins(variants: list[Variant], named: set[str], by_chance: set[str], where: str) -> list[Variant]:
+    """Leave out what comes of itself: the base again in a list of values, a variant drawn twice. Other twins are a mistake."""
+    kept: dict[str, Variant] = {}
+    for variant in variants:
+        twin = kept.setdefault(repr(resolved(variant.section)), variant)
+        if twin is variant or variant.name in by_chance or (twin.name == BASE and variant.name not in named):
             continue
-        raise ConfigError(f"{where}: cells '{twin.name}' and '{cell.name}' are the same configuration; leave one out")
+        raise ConfigError(
+            f"{where}: variants '{twin.name}' and '{variant.name}' are the same configuration; leave one out"
+        )
     return list(kept.values())
 
 
@@ -366,7 +337,7 @@ def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
     if type(first) is not int or first < 0:
         raise ConfigError(f"{where}: first_seed: expected a whole number, 0 or more, got {first!r}")
     if type(asked) is int and asked > MAX_RUNS:
-        raise ConfigError(f"{where}: seeds: {asked:,} runs of each cell are more than {MAX_RUNS:,}; ask for fewer")
+        raise ConfigError(f"{where}: seeds: {asked:,} runs of each variant are more than {MAX_RUNS:,}; ask for fewer")
     if type(asked) is int and asked > 0:
         seeds: Iterable[Any] = range(first, first + asked)
     elif isinstance(asked, list) and asked and "first_seed" not in definition:
@@ -386,7 +357,7 @@ def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
 
 def _solved(definition: Mapping[str, Any], base: Section, where: str) -> float | None:
     asked = definition.get("solved", SOLVED.get(base.env))
-    if isinstance(asked, str):  # `1e2` is text; see `quantilax.runs.strict_yaml`
+    if isinstance(asked, str):  # `1e2` is text; see `quantilax.host.strict_yaml`
         with contextlib.suppress(ValueError):
             asked = pytree.number(asked)
     if asked is not None and (type(asked) not in (int, float) or not math.isfinite(asked)):

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from quantilax import train
-from quantilax.runs.errors import reason
-from quantilax.studies.execution import BROKEN, Group, Plan, Portion, Worker, bytes_of
+from quantilax.errors import reason
+from quantilax.studies.execution import BROKEN, Batch, Group, Plan, Worker, bytes_of
 
 MAX_TIMED = 3
 """Compile groups that are timed; each has to be compiled for that."""
@@ -34,7 +34,7 @@ class Forecast(NamedTuple):
     """All that have something left to run."""
     total: Cost
     state_bytes: int
-    """Of the states of a portion, the largest there is."""
+    """Of the states of a batch, the largest there is."""
     broken: list[tuple[Group, str]]
     """Groups that were to be timed and cannot be compiled or run, and why."""
 
@@ -42,10 +42,10 @@ class Forecast(NamedTuple):
 def forecast(planned: Plan) -> Forecast:
     """Time the groups with the most runs left, and reckon the rest by them."""
     number = {group.number: 0 for group in planned.groups}
-    for portion in planned.portions:
-        number[portion.group] += 1
+    for batch in planned.batches:
+        number[batch.group] += 1
     left = sorted((g for g in planned.groups if number[g.number]), key=lambda g: -number[g.number])
-    worker = Worker(planned.groups, planned.laid)
+    worker = Worker(planned.groups, planned.batch_shape)
     once: dict[int, Cost] = {}
     broken: list[tuple[Group, str]] = []
     for group in left:
@@ -66,15 +66,15 @@ def forecast(planned: Plan) -> Forecast:
         sum(c.most for c in costs) * scale,
     )
     largest = max(bytes_of(group) for group in planned.groups)
-    return Forecast(costs, len(left), total, largest * planned.laid.runs, broken)
+    return Forecast(costs, len(left), total, largest * planned.batch_shape.runs, broken)
 
 
 def _timed(worker: Worker, group: Group) -> Cost:
-    """Seconds of one portion."""
+    """Seconds of one batch."""
     before = worker.compile_seconds
     program = worker.program(group)
     name, agent = next(iter(group.agents.items()))
-    env, config, keys = worker.inputs(group, Portion(group.number, ((name, 0),)).runs)
+    env, config, keys = worker.inputs(group, Batch(group.number, ((name, 0),)).runs)
     assert program.init is not None
     segments = train.segment_iterations(agent.config)
 

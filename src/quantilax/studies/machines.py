@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from quantilax import switches
-from quantilax.runs import limits
-from quantilax.runs.conditions import processor
-from quantilax.runs.directory import versions
+from quantilax.host import limits
+from quantilax.host.limits import processor
+from quantilax.runs.provenance import versions
 
 
 def facts() -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any, Protocol, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from quantilax.runs import stderr
+from quantilax.host import console
 
 
 class HasRuns(Protocol):
-    """A portion: its group, and its runs as (cell, seed)."""
+    """A batch: its group, and its runs as (variant, seed)."""
 
     @property
     def group(self) -> int:
@@ -18,7 +18,7 @@ class HasRuns(Protocol):
 
     @property
     def runs(self) -> tuple[tuple[str, int], ...]:
-        """(cell, seed)"""
+        """(variant, seed)"""
 
 
 class StudyProgress:
@@ -29,7 +29,7 @@ class StudyProgress:
         self.total, self.done = runs, 0
         self.group: int | None = None
         self.start = time.perf_counter()
-        self.console = stderr.console(quiet)
+        self.console = console.console(quiet)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -39,7 +39,7 @@ class StudyProgress:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self.console,
-            disable=not stderr.is_live(self.console),
+            disable=not console.is_live(self.console),
         )
         self.task = self.bar.add_task("compiling", total=runs)
 
@@ -57,21 +57,21 @@ class StudyProgress:
         if not self.bar.disable:
             self.bar.stop()
 
-    def began(self, portion: HasRuns, groups: int) -> None:
+    def began(self, batch: HasRuns, groups: int) -> None:
         """Say which program is compiled, where it is another one."""
-        if portion.group != self.group:
-            self.group = portion.group
-            self.say(f"compile group {portion.group + 1} of {groups}")
+        if batch.group != self.group:
+            self.group = batch.group
+            self.say(f"compile group {batch.group + 1} of {groups}")
 
-    def finished(self, portion: HasRuns, rows: list[dict[str, Any]]) -> None:
-        """Show the last evaluation of each run of a portion."""
-        self.done += len(portion.runs)
+    def finished(self, batch: HasRuns, rows: list[dict[str, Any]]) -> None:
+        """Show the last evaluation of each run of a batch."""
+        self.done += len(batch.runs)
         elapsed = time.perf_counter() - self.start
         left = elapsed * (self.total - self.done) / self.done
-        last = {(row["cell"], row["seed"]): row["return_mean"] for row in rows}
+        last = {(row["variant"], row["seed"]): row["return_mean"] for row in rows}
         self.bar.update(self.task, completed=self.done, description="training")
         if self.bar.disable:
-            ends = "; ".join(f"{cell} seed {seed}: {value:.1f}" for (cell, seed), value in last.items())
+            ends = "; ".join(f"{variant} seed {seed}: {value:.1f}" for (variant, seed), value in last.items())
             self.console.print(f"{self.done} of {self.total} runs · {left:.0f} s left · {ends}", markup=False)
 
     def say(self, line: str) -> None:
@@ -80,5 +80,5 @@ class StudyProgress:
 
     def warn(self, line: str) -> None:
         """Print a line that begins with `warning:`, also where quiet."""
-        console = stderr.console() if self.console.quiet else self.console
-        console.print(f"warning: {line}", markup=False)
+        heard = console.console() if self.console.quiet else self.console
+        heard.print(f"warning: {line}", markup=False)

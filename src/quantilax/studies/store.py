@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import polars as pl
-import yaml
 
-from quantilax import algorithms, pytree, statistics
-from quantilax.pytree import ConfigError
-from quantilax.runs import RunError, locks, paths, strict_yaml
-from quantilax.runs.errors import reason
+from quantilax import algorithms, pytree
+from quantilax.errors import ConfigError, RunError, reason
+from quantilax.host import locks, paths
+from quantilax.host.files import flush, read_parquet, write_parquet, write_whole
 from quantilax.runs.evaluations import COLUMNS
-from quantilax.runs.files import flush, read_parquet, write_parquet, write_whole
+from quantilax.studies import tables
 from quantilax.studies.definition import Study, plain
 
-STUDY, FACTS, RECORDS, FAILURES = "study.yaml", "study.json", "records", "failures{}.jsonl"
+FACTS, TABLE, RECORDS, FAILURES = "study.json", "records.parquet", "records", "failures{}.jsonl"
+ARCHIVE = "studies.json"
+"""Several studies in one directory, by their paths below it; see `quantilax.studies.archive`."""
 
 PART = re.compile(r"\d+(-\d+)?\.parquet")
 """Name of a file of records."""
 
 
 class Failure(NamedTuple):
-    """A cell that could not be run."""
+    """A variant that could not be run."""
 
-    cell: str
+    variant: str
     reason: str
 
 
@@ -38,11 +39,11 @@ class Store:
 
     | file | what |
     |---|---|
-    | `study.yaml` | the study as it was first asked for |
-    | `study.json` | every cell resolved, seeds, how runs are laid out, and for each start command, versions, commit, machine |
-    | `records/*.parquet` | finished runs: a row per cell, seed and evaluation |
+    | `study.json` | the study as asked, variants resolved, seeds; per start command, versions, commit, machine |
+    | `records.parquet` | finished runs: a row per variant, seed and evaluation |
+    | `records/*.parquet` | the same of a study that is not finished, written as runs end |
     | `unfinished/` | states of runs that are not finished: see `quantilax.studies.unfinished` |
-    | `failures*.jsonl` | cells that could not be run, and why |
+    | `failures*.jsonl` | variants that could not be run, and why |
     | `lock` | who is writing to the directory |
     """
 
@@ -54,7 +55,9 @@ class Store:
         self.is_part = False
         """Whether only the runs of the seeds that `facts` name count; see `part`."""
         self.writer = 0
-        """Number of this process where several write to the directory; names the files that are its own."""
+        """This process's shard, from 1 on, where several write to the directory; names its own files."""
+        self.archive: Path | None = None
+        """The directory of the archive that holds the study; then it can only be read."""
 
     @classmethod
     def create(cls, path: Path, study: Study, **facts: Any) -> Self:
@@ -66,7 +69,7 @@ class Store:
         paths.check(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()) and not _is_cut_short(path):
+            if _names(path) and not _is_cut_short(path):
                 has = "holds results" if (path / FACTS).exists() else "is not empty"
                 how = (
                     "go on with --resume, or choose another --out"
@@ -75,76 +78,45 @@ class Store:
                 )
                 raise ConfigError(f"{path}: {has}, and nothing is overwritten; {how}")
             (path / RECORDS).mkdir(exist_ok=True)
-            write_whole(path / STUDY, yaml.safe_dump(study.definition, sort_keys=False, allow_unicode=True))
             store = cls(path, {})
-            store.update(**described(study), **facts)
+            store.update(**described(study), **facts, asked=json.loads(json.dumps(study.definition)))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {reason(error)}; choose another --out") from None
         return store
 
     def delete(self) -> None:
         """Delete what `create` made; the directory stays, empty."""
-        for name in (STUDY, FACTS):
-            (self.path / name).unlink()
+        (self.path / FACTS).unlink()
         (self.path / RECORDS).rmdir()
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the directory of a study that was begun.
+        """Open the directory of a study that was begun, or a study of an archive by the path that it had.
 
         Raises:
             ConfigError: it is none, or its `study.json` is damaged.
         """
         file = paths.check(path, "study") / FACTS
+        archive = None
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts = read_json(file)
         except (FileNotFoundError, NotADirectoryError):
-            raise ConfigError(f"{path}: is no study's directory: it has no {FACTS}") from None
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            facts = None
-        texts = dict.fromkeys(("name", "question", "prediction", "base", "section", "status"), str)
-        others = {"cells": dict, "overrides": dict, "seeds": list, "jobs": int, "width": int, "starts": list}
-        expected: dict[str, type] = texts | others
-        if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
-            raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
-        parts = {
-            "cells": all(
-                isinstance(fields, dict) and all(isinstance(fields.get(name), str) for name in ("algorithm", "env"))
-                for fields in facts["cells"].values()
-            ),
-            "seeds": bool(facts["seeds"]) and all(type(seed) is int for seed in facts["seeds"]),
-            "starts": all(isinstance(start, dict) and isinstance(start.get("date"), str) for start in facts["starts"]),
-            "changes": _are_changes(facts.get("changes", [])),
-            "solved": facts.get("solved") is None or type(facts["solved"]) in (int, float),
-            "looks": _are_looks(facts.get("looks", {})),
-            "jobs": facts["jobs"] > 0,
-            "width": facts["width"] > 0,
-        }
-        if wrong := [name for name, holds in parts.items() if not holds]:
-            raise ConfigError(f"{file}: {wrong[0]}: is damaged; put back the file as it was written")
-        return cls(path, facts)
+            archive, facts = _archived(path)
+            file = archive / ARCHIVE
+        check_facts(file, facts)
+        store = cls(path, facts)
+        store.archive = archive
+        return store
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
-        """Open the directory of a study that was begun; None where nothing is there yet."""
-        return cls.open(path) if os.path.exists(paths.check(path) / FACTS) else None
-
-    def asked(self) -> dict[str, Any]:
-        """What `study.yaml` says.
-
-        Raises:
-            ConfigError: it is missing or damaged.
-        """
-        file = self.path / STUDY
+        """Open a study that was begun, as `open` does; None where nothing is there yet."""
+        if os.path.exists(paths.check(path) / FACTS):
+            return cls.open(path)
         try:
-            definition = strict_yaml.parse(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError, strict_yaml.BrokenError) as error:
-            raise ConfigError(f"{file}: cannot be read: {reason(error)}; put back the file as it was written") from None
-        if not isinstance(definition, dict):
-            raise ConfigError(f"{file}: is damaged; put back the file as it was written")
-        return definition
+            return cls.open(path) if _archived(path) else None
+        except ConfigError:
+            return None
 
     def part(self, seeds: list[int], solved: float | None) -> Self:
         """The same results, of some of the seeds and by another threshold."""
@@ -153,33 +125,52 @@ class Store:
         return found
 
     def check(self, study: Study) -> None:
-        """Raise `ConfigError` unless these are the results of that study; it may ask for more cells and seeds.
+        """Raise `ConfigError` unless these are the results of that study; it may ask for more variants and seeds.
 
         A hyperparameter that came after the study's begin stood at its default then.
         """
         file, asked = self.path / FACTS, described(study)
-        for cell, fields in asked["cells"].items():
-            defaults = json.loads(json.dumps(pytree.defaults(algorithms.get(fields["algorithm"]).config)))
-            there = {**defaults, **self.facts["cells"].get(cell, fields)}
+        for variant, fields in asked["variants"].items():
+            there = with_defaults(self.facts["variants"].get(variant, fields))
             differing = [name for name in {**there, **fields} if there.get(name) != fields.get(name)]
             if differing:
                 name = differing[0]
                 raise ConfigError(
-                    f"{file}: are results of another study: cell '{cell}' has {name}={there.get(name)} there and"
+                    f"{file}: are results of another study: variant '{variant}' has {name}={there.get(name)} there and"
                     f" {fields.get(name)} in {study.where}; choose another --out"
                 )
-        if not set(asked["cells"]) & set(self.facts["cells"]):
-            raise ConfigError(f"{file}: are results of another study: no cell is in both; choose another --out")
+        if not set(asked["variants"]) & set(self.facts["variants"]):
+            raise ConfigError(f"{file}: are results of another study: no variant is in both; choose another --out")
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from writing to the directory."""
-        return locks.lock(self.path)
+        """Keep other processes from writing to the directory, or as a shard, all but the other shards.
+
+        Raises:
+            ConfigError: it is in use.
+        """
+        if self.archive is not None:
+            raise ConfigError(
+                f"{self.path}: lies in an archive; take it out with: quantilax study {self.archive} --unpack"
+            )
+        in_use = self.others_at_work() if not self.writer else locks.is_locked(self.path)
+        if in_use:
+            who = "shards are at work on it" if not self.writer else "another process is at work on all of it"
+            raise ConfigError(f"{self.path}: is in use: {who}; wait for them or stop them")
+        return locks.lock(self.path, f"lock{self._mark}")
+
+    def others_at_work(self) -> bool:
+        """Whether another process holds a lock of the directory as a shard."""
+        mine = f"lock{self._mark}"
+        return any(f.name != mine and locks.is_locked(self.path, f.name) for f in self.path.glob("lock-*"))
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `interrupted`, `killed` or, of one whose base alone was validated, `not run`."""
+        """`running`, `finished`, `interrupted`, `killed`; `incomplete` where runs of other shards are missing; `not run` where
+        the base alone was validated.
+        """
         status = str(self.facts["status"])
-        return "killed" if status == "running" and not locks.is_locked(self.path) else status
+        is_at_work = locks.is_locked(self.path) or self.others_at_work()
+        return "killed" if status == "running" and not is_at_work else status
 
     def update(self, **facts: Any) -> None:
         """Change what `study.json` says.
@@ -190,15 +181,26 @@ class Store:
         self.facts = {**self.facts, **facts}
         write_whole(self.path / FACTS, json.dumps(self.facts, indent=1) + "\n")
 
-    def begin(self, **facts: Any) -> None:
-        """Note the begin of a start, as `update` does; failures of a former one are forgotten: what failed is tried again.
+    def amend(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Change what `study.json` says, by what it says now: other shards may have changed it.
+
+        Raises:
+            OSError: it cannot be written; the file is as it was.
+        """
+        with locks.lock(self.path, "updating", wait=True):
+            self.facts = type(self).open(self.path).facts
+            self.update(**change(self.facts))
+
+    def begin(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Note the begin of a start, as `amend` does; this process's failures of a former one are forgotten.
 
         Raises:
             RunError: it cannot be written.
         """
         try:
-            self.update(**facts)
-            for file in self._failure_files():
+            self.amend(change)
+            own = [self.path / FAILURES.format(self._mark)] if self.writer else self._failure_files()
+            for file in own:
                 file.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritten(self.path / FACTS, error) from None
@@ -209,17 +211,12 @@ class Store:
         Raises:
             RunError: it could not be written.
         """
-        name = f"{self._next():06}{self._mark}.parquet"
-        aside = self.path / RECORDS / f"{name}.partial"
+        file = self.path / RECORDS / f"{self._next():06}{self._mark}.parquet"
         try:
-            write_parquet(frame(rows), aside)
-            flush(aside)
-            aside.replace(self.path / RECORDS / name)
-            flush(self.path / RECORDS)
+            file.parent.mkdir(exist_ok=True)
+            write_records(file, frame(rows))
         except (OSError, pl.exceptions.PolarsError) as error:  # the latter where the disk is full
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-            raise _unwritten(aside, error) from None
+            raise _unwritten(file, error) from None
 
     @property
     def _mark(self) -> str:
@@ -227,13 +224,28 @@ class Store:
         return f"-{self.writer}" if self.writer else ""
 
     def _next(self) -> int:
-        return max((int(file.stem.split("-")[0]) for file in self._files()), default=-1) + 1
+        return max((int(file.stem.split("-")[0]) for file in self._files() if file.name != TABLE), default=-1) + 1
 
     def _files(self) -> list[Path]:
-        return sorted(file for file in (self.path / RECORDS).glob("*.parquet") if PART.fullmatch(file.name))
+        parts = sorted(file for file in (self.path / RECORDS).glob("*.parquet") if PART.fullmatch(file.name))
+        return [*(file for file in [self.path / TABLE] if file.exists()), *parts]
+
+    def compact(self) -> None:
+        """Put the records into one file. To be called with the lock held; a study that goes on adds files again.
+
+        Raises:
+            OSError, polars.exceptions.PolarsError: it cannot be written; the records are as they were.
+        """
+        parts = [file for file in self._files() if file.name != TABLE]
+        if parts:
+            write_records(self.path / TABLE, self.records())
+        for file in parts:
+            file.unlink()
+        with contextlib.suppress(OSError):  # it holds something of somebody else
+            (self.path / RECORDS).rmdir()
 
     def records(self) -> pl.DataFrame:
-        """All finished runs: a row per cell, seed and evaluation, in the order of the study's cells and seeds.
+        """All finished runs: a row per variant, seed and evaluation, in the order of the study's variants and seeds.
 
         A run that two processes have finished, each taking the other for dead, stands there once.
 
@@ -241,47 +253,44 @@ class Store:
             ConfigError: a file of them cannot be read.
         """
         parts = []
-        for file in self._files():
-            try:
-                parts.append(read_parquet(file))
-            except OSError as error:
-                raise ConfigError(f"{file}: cannot be read: {reason(error)}") from None
-            except pl.exceptions.PolarsError as error:
-                raise ConfigError(
-                    f"{file}: is damaged ({reason(error)}); put it elsewhere and go on with --resume"
-                ) from None
+        if self.archive is not None:
+            whole = _readable(self.archive / TABLE)
+            name = str(self.path.relative_to(self.archive))
+            parts.append(whole.filter(study=name).select(self.facts["columns"]))
+        for file in self._files() if self.archive is None else []:
+            parts.append(_readable(file))
         if not parts:
             return frame([])
-        order = {cell: i for i, cell in enumerate(self.facts["cells"])}
+        order = {variant: i for i, variant in enumerate(self.facts["variants"])}
         seeds = {seed: i for i, seed in enumerate(self.facts["seeds"])}
         if self.is_part:
             parts = [part.filter(pl.col("seed").is_in(list(seeds))) for part in parts]
         try:
             several = pl.concat(parts, how="diagonal").unique(
-                ["cell", "seed", "env_step"], keep="first", maintain_order=True
+                ["variant", "seed", "env_step"], keep="first", maintain_order=True
             )
         except pl.exceptions.PolarsError as error:
             raise ConfigError(
                 f"{self.path / RECORDS}: holds a file that is none of its own ({reason(error)}); take it away"
             ) from None
         return several.sort(
-            pl.col("cell").replace_strict(order, default=len(order)),
+            pl.col("variant").replace_strict(order, default=len(order)),
             pl.col("seed").replace_strict(seeds, default=len(seeds)),
             "env_step",
             maintain_order=True,
         )
 
     def summary(self) -> pl.DataFrame:
-        """A row per cell: its figures with intervals, and the comparison with the base; see `quantilax.statistics.summary`.
+        """A row per variant: its figures with intervals, and the comparison with the base; see `quantilax.tables.summary`.
 
         Where the study has no `solved`, the columns on solving are left out; where the base has no runs, nothing is compared.
         """
         records, base = self.records(), self.facts["base"]
-        return _told(statistics.summary, records, self.solved, base if base in records["cell"] else None)
+        return _told(tables.summary, records, self.solved, base if base in records["variant"] else None)
 
     def outcomes(self) -> pl.DataFrame:
-        """A row per run: what became of it; see `quantilax.statistics.outcomes`, and `summary` where there is no `solved`."""
-        return _told(statistics.outcomes, self.records(), self.solved)
+        """A row per run: what became of it; see `quantilax.tables.outcomes`, and `summary` where there is no `solved`."""
+        return _told(tables.outcomes, self.records(), self.solved)
 
     @property
     def solved(self) -> float | None:
@@ -290,11 +299,11 @@ class Store:
         return None if solved is None else float(solved)
 
     def finished(self) -> set[tuple[str, int]]:
-        """(cell, seed) of every run that is finished."""
-        return set(self.records().select("cell", "seed").unique().iter_rows())
+        """(variant, seed) of every run that is finished."""
+        return set(self.records().select("variant", "seed").unique().iter_rows())
 
     def failed(self, failure: Failure) -> None:
-        """Note that a cell cannot be run.
+        """Note that a variant cannot be run.
 
         Raises:
             RunError: it cannot be written.
@@ -309,19 +318,108 @@ class Store:
             raise _unwritten(file, error) from None
 
     def failures(self) -> list[Failure]:
-        """Cells that could not be run in the last start; each once, also where several processes tried.
+        """Variants that could not be run in the last start; each once, also where several processes tried.
 
-        A line that was cut short, by a kill or a full disk, tells of none: its cell has missing runs.
+        A line that was cut short, by a kill or a full disk, tells of none: its variant has missing runs.
         """
         lines = [line for file in self._failure_files() for line in file.read_text(encoding="utf-8").splitlines()]
         found = []
         for line in lines:
             with contextlib.suppress(ValueError, TypeError):
                 found.append(Failure(**json.loads(line)))
-        return list({failure.cell: failure for failure in reversed(found)}.values())[::-1]
+        return list({failure.variant: failure for failure in reversed(found)}.values())[::-1]
 
     def _failure_files(self) -> list[Path]:
         return sorted(self.path.glob(FAILURES.format("*")))
+
+
+def check_facts(file: Path, facts: Any) -> None:
+    """Raise `ConfigError` unless these are the facts of a study, as `study.json` holds them."""
+    texts = dict.fromkeys(("name", "question", "prediction", "base", "section", "status"), str)
+    others = {"variants": dict, "overrides": dict, "seeds": list, "jobs": int, "width": int, "starts": list}
+    others |= {"asked": dict}
+    expected: dict[str, type] = texts | others
+    if isinstance(facts, dict) and "cells" in facts:
+        raise ConfigError(
+            f"{file}: was written by an earlier version; bring it up to date with: quantilax study {file.parent} --compact"
+        )
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
+        raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
+    parts = {
+        "variants": all(
+            isinstance(fields, dict) and all(isinstance(fields.get(name), str) for name in ("algorithm", "env"))
+            for fields in facts["variants"].values()
+        ),
+        "seeds": bool(facts["seeds"]) and all(type(seed) is int for seed in facts["seeds"]),
+        "starts": all(isinstance(start, dict) and isinstance(start.get("date"), str) for start in facts["starts"]),
+        "changes": _are_changes(facts.get("changes", [])),
+        "solved": facts.get("solved") is None or type(facts["solved"]) in (int, float),
+        "looks": _are_looks(facts.get("looks", {})),
+        "jobs": facts["jobs"] > 0,
+        "width": facts["width"] > 0,
+    }
+    if wrong := [name for name, holds in parts.items() if not holds]:
+        raise ConfigError(f"{file}: {wrong[0]}: is damaged; put back the file as it was written")
+
+
+def read_json(file: Path) -> Any:
+    """Read a file of facts; None where it is no JSON.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: it is not there.
+        ConfigError: it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _archived(path: Path) -> tuple[Path, Any]:
+    """Find the archive that holds a study: its directory, and the study's facts.
+
+    Raises:
+        ConfigError: none does.
+    """
+    for directory in path.parents:
+        try:
+            studies = read_json(directory / ARCHIVE)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        name = str(path.relative_to(directory))
+        if isinstance(studies, dict) and name in studies:
+            return directory, studies[name]
+    raise ConfigError(f"{path}: is no study's directory: it has no {FACTS}") from None
+
+
+def write_records(file: Path, records: pl.DataFrame) -> None:
+    """Write a file of records whole or not at all.
+
+    Raises:
+        OSError, polars.exceptions.PolarsError: it could not be written.
+    """
+    aside = file.with_name(f"{file.name}.partial")
+    try:
+        write_parquet(records, aside)
+        flush(aside)
+        aside.replace(file)
+        flush(file.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _readable(file: Path) -> pl.DataFrame:
+    try:
+        return read_parquet(file)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {reason(error)}") from None
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(f"{file}: is damaged ({reason(error)}); put it elsewhere and go on with --resume") from None
 
 
 def _are_changes(found: Any) -> bool:
@@ -337,16 +435,21 @@ def _are_changes(found: Any) -> bool:
 
 
 def _are_looks(found: Any) -> bool:
-    """Say whether this is, by cell, with how many held-out seeds it was judged."""
+    """Say whether this is, by variant, with how many held-out seeds it was judged."""
     return isinstance(found, dict) and all(
         isinstance(numbers, list) and all(type(number) is int for number in numbers) for numbers in found.values()
     )
 
 
+def _names(path: Path) -> set[str]:
+    """Names of what a directory holds, locks aside."""
+    return {file.name for file in path.iterdir() if not re.fullmatch(r"lock(-\d+)?|updating", file.name)}
+
+
 def _is_cut_short(path: Path) -> bool:
     """Say whether all that a directory holds is what `Store.create` had made of it when it was killed."""
-    left = {file.name for file in path.iterdir()}
-    made = {RECORDS, STUDY, f"{STUDY}.partial", f"{FACTS}.partial"}
+    left = _names(path)
+    made = {RECORDS, f"{FACTS}.partial"}
     return RECORDS in left and left <= made and (path / RECORDS).is_dir() and not any((path / RECORDS).iterdir())
 
 
@@ -370,15 +473,21 @@ def _told(
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """Rows as a frame with the columns that all studies have, in their order."""
-    types: dict[str, Any] = {"cell": pl.String, "seed": pl.Int64, "env_step": pl.Int64, "finite": pl.Boolean}
+    types: dict[str, Any] = {"variant": pl.String, "seed": pl.Int64, "env_step": pl.Int64, "finite": pl.Boolean}
     rows = list(rows)
-    names = ["cell", *COLUMNS, *dict.fromkeys(name for row in rows for name in row)]
+    names = ["variant", *COLUMNS, *dict.fromkeys(name for row in rows for name in row)]
     schema = {name: types.get(name, pl.Float64) for name in dict.fromkeys(names)}
     return pl.DataFrame(rows, schema=schema)
 
 
+def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """Add the hyperparameters that came after a study was begun: they stood at their defaults then."""
+    defaults = pytree.defaults(algorithms.get(fields["algorithm"]).config)
+    return {**json.loads(json.dumps(defaults)), **fields}
+
+
 def described(study: Study) -> dict[str, Any]:
-    """Return what a study comes to, as plain values: each cell with every field."""
+    """Return what a study comes to, as plain values: each variant with every field."""
     return {
         "name": study.name,
         "question": study.question,
@@ -387,6 +496,6 @@ def described(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "base": study.base.name,
         "section": study.base.section.name,
-        "overrides": json.loads(json.dumps({cell.name: cell.overrides for cell in study.cells})),
-        "cells": {cell.name: plain(cell.section) for cell in study.cells},
+        "overrides": json.loads(json.dumps({variant.name: variant.overrides for variant in study.variants})),
+        "variants": {variant.name: plain(variant.section) for variant in study.variants},
     }

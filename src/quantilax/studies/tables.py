@@ -1,200 +1,303 @@
-"""Figures as people read them: the columns of the summary with their meanings, numbers with their intervals."""
+"""Tables of a study's records."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from quantilax.studies.results import Results, verdict_of
+import numpy as np
+import polars as pl
+
+from quantilax.errors import ConfigError, did_you_mean
+from quantilax.statistics import (
+    QUICK_RESAMPLES,
+    holm,
+    improvement,
+    improvement_interval,
+    interval,
+    iqm,
+    median_interval,
+    pooled,
+    rank_test,
+    share_interval,
+)
+
+OUTCOMES = {
+    "variant": str, "env": str, "seed": int, "broken": bool, "final": float, "auc": float, "first_solved": float,
+    "solved_for_good": float, "solved_at_end": bool, "fell": bool, "worst_drop": float,
+}  # fmt: skip
+COMPARISONS = ("improvement", "improvement_low", "improvement_high", "p", "p_holm")
 
 
-class Entry(NamedTuple):
-    """A figure in a table."""
+class _Group(NamedTuple):
+    """The curves of a variant in an environment."""
 
-    text: str
-    detail: str = ""
-    """Its interval, or where it comes from."""
-    value: float | str | None = None
-    """What a table is sorted by; None: last."""
+    variant: str
+    env: str | None
+    seeds: np.ndarray
+    """(n,), ascending"""
+    steps: np.ndarray
+    """(T,), ascending"""
+    returns: np.ndarray
+    """(n, T); -inf from a seed's first evaluation on that is no finite number"""
 
-
-class Column(NamedTuple):
-    """A column of the summary."""
-
-    title: str
-    meaning: str
-    entry: Callable[[dict[str, Any]], Entry]
-    """Of a row of the summary."""
-    higher_is_better: bool | None = None
-    """None: neither."""
+    @property
+    def broken(self) -> np.ndarray:
+        return np.isneginf(self.returns[:, -1])
 
 
-def columns(results: Results) -> list[Column]:
-    """The columns that a study's summary has; those on solving only where it says when the task is solved."""
-    solved, base = results.store.solved, results.base
-    of_returns = number_format(results)
-    number = of_returns.format
+def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> pl.DataFrame:
+    """Say what became of each seed: a row per variant, environment and seed.
 
-    def figure(name: str, written: Callable[[Any], str]) -> Callable[[dict[str, Any]], Entry]:
-        return lambda row: with_interval(row, name, written)
+    Variants stand in the order of the records, seeds ascend. Returns and thresholds have the environment's unit, steps are
+    environment steps.
 
-    def counted(share: str, count: Callable[[dict[str, Any]], int], of: str) -> Callable[[dict[str, Any]], Entry]:
-        def entry(row: dict[str, Any]) -> Entry:
-            if not row[of]:
-                return Entry("-")
-            return Entry(f"{count(row)} of {row[of]}", interval(row, share, percent), row[share])
+    | column | |
+    |---|---|
+    | `variant`, `env`, `seed` | whose row this is; `env` is null where the records have none |
+    | `broken` | whether the seed broke |
+    | `final` | return of the last evaluation |
+    | `auc` | return, averaged over the curve: trapezoidal rule over env_step, divided by the last step minus the first |
+    | `first_solved` | first step at or above the threshold; inf if there is none |
+    | `solved_for_good` | first step from which on no evaluation is below the threshold; inf if there is none |
+    | `solved_at_end` | whether the last evaluation is at or above the threshold |
+    | `fell` | whether an evaluation after `first_solved` is below the threshold |
+    | `worst_drop` | threshold minus the lowest return after `first_solved`, at least 0; null where it was never reached |
 
-        return entry
+    Args:
+        records: a row per evaluation of a seed, in any order, with the columns `variant` (str), `seed` (int), `env_step`
+            (int), `return_mean` (float) and, for a study of several environments, `env` (str); others are ignored. All
+            seeds of a variant have the same steps in an environment. A return that is missing or no finite number says that
+            the seed broke: from there on its returns count as -inf.
+        threshold: the return from which on the task counts as solved; or one for each environment.
 
-    def compared(name: str) -> Callable[[dict[str, Any]], Entry]:
-        def entry(row: dict[str, Any]) -> Entry:
-            if row[f"{name}_p"] is None:
-                return Entry("-")
-            word = {1: " better", -1: " worse", 0: ""}[verdict_of(row, name)]
-            detail = f"{interval(row, f'{name}_improvement', share)}; {p_value(row[f'{name}_p_holm'])}"
-            return Entry(share(row[f"{name}_improvement"]) + word, detail, row[f"{name}_improvement"])
-
-        return entry
-
-    found = [
-        Column(
-            "cell",
-            "A configuration: the fields that differ from the base name it.",
-            lambda r: Entry(r["cell"], "", r["cell"]),
-        ),
-        Column(
-            "n", "Runs, each with a seed of its own; figures are over them.", lambda r: Entry(str(r["n"]), "", r["n"])
-        ),
-        Column(
-            "return at the end",
-            "Interquartile mean (the mean of the middle half of the runs) of the mean return of the last evaluation.",
-            figure("final_iqm", number),
-            True,
-        ),
-        Column(
-            "return over the curve",
-            "Mean over the runs of the mean return over the whole learning curve (its area by its length): learning early"
-            " counts.",
-            figure("auc_mean", number),
-            True,
-        ),
-    ]
-    if solved is not None:
-        found += [
-            Column(
-                "solved at the end",
-                f"Runs whose last evaluation has a mean return of {solved:g} or more.",
-                counted("solved_at_end_share", lambda r: round(r["solved_at_end_share"] * r["n"]), "n"),
-                True,
-            ),
-            Column(
-                "fell",
-                f"Of the runs that reached {solved:g}: those with a later evaluation below it.",
-                counted("fell_share", lambda r: r["fell"], "reached"),
-                False,
-            ),
-            Column(
-                "solved for good",
-                f"Median of the environment steps from which on no evaluation is below {solved:g};"
-                " runs that never get there count as infinitely many.",
-                figure("solved_for_good_median", steps),
-                False,
-            ),
-            Column(
-                "worst drop",
-                f"How far below {solved:g} the lowest evaluation after reaching it lies: median over the runs that reached it,"
-                " and the largest.",
-                lambda r: _drop(r, number),
-                False,
-            ),
-        ]
-    better = (
-        f"Probability that a run of this cell has {{what}} than one of '{base}': 1 always, 0.5 neither way, 0 never; and p"
-        " of a rank test (Mann-Whitney), adjusted for the number of cells compared (Holm)."
-    )
-    found += [
-        Column("better over the curve", better.format(what="a higher return over the curve"), compared("auc"), True),
-        Column("better at the end", better.format(what="a higher return at the end"), compared("final"), True),
-    ]
-    if any(row["broken"] for row in results.rows):
-        meaning = "Runs whose parameters or returns became no finite numbers; they count as the lowest of all returns."
-        found.append(Column("broken", meaning, lambda r: Entry(str(r["broken"]), "", r["broken"]), False))
-    return found
+    Raises:
+        ConfigError: a column is missing or of another type, an evaluation stands twice, steps differ between seeds.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for g in _groups(records):
+        level = _threshold(threshold, g.env)
+        first, drops = _first(g.returns >= level, g.steps), []
+        for curve, since in zip(g.returns, first, strict=True):
+            after = curve[g.steps >= since]
+            drops.append(max(0.0, level - float(after.min())) if len(after) else None)
+        lasting = _first(np.logical_and.accumulate((g.returns >= level)[:, ::-1], axis=1)[:, ::-1], g.steps)
+        columns: tuple[Any, ...] = (g.seeds, g.broken, g.returns[:, -1], _area(g), first, lasting)
+        solved, fell = np.isfinite(lasting), np.isfinite(first) & (lasting != first)
+        columns = tuple(column.tolist() for column in (*columns, solved, fell))
+        rows += [(g.variant, g.env, *row) for row in zip(*columns, drops, strict=True)]
+    return pl.DataFrame(rows, schema=OUTCOMES, orient="row")
 
 
-def _drop(row: dict[str, Any], number: Callable[[Any], str]) -> Entry:
-    if row["worst_drop_median"] is None:
-        return Entry("-")
-    return Entry(number(row["worst_drop_median"]), f"at most {number(row['worst_drop_max'])}", row["worst_drop_median"])
+def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base: str | None = None) -> pl.DataFrame:
+    """Summarise each variant over its seeds, and compare it with a base: a row per variant, in the order of the records.
+
+    A figure is followed by its interval of 95% (nominal, see `interval`) as `<name>_low` and `<name>_high`, where it has one.
+
+    | column | unit and meaning | interval |
+    |---|---|---|
+    | `variant` | whose row this is | |
+    | `n` | runs: seeds, times environments | |
+    | `broken` | runs that broke; each counts as a return of -inf, as never solved and as the lowest rank | |
+    | `final_mean`, `final_iqm` | return | bootstrap |
+    | `auc_mean` | return | bootstrap |
+    | `final_median` | return | order statistics; infinite below 6 runs |
+    | `final_min` | return of the lowest run | |
+    | `first_solved_median`, `solved_for_good_median` | environment steps; runs that never did count as inf | order statistics |
+    | `reached`, `fell` | runs that reached the threshold, and those of them that were below it later | |
+    | `fell_share` | fell / reached; null where none reached it | Wilson |
+    | `solved_at_end_share` | share of all runs | Wilson |
+    | `worst_drop_median`, `worst_drop_max` | return, of the runs that reached the threshold; null where none did | |
+    | `final_improvement`, `auc_improvement` | probability of improvement over the base | bootstrap |
+    | `final_p`, `auc_p` | p-value of `rank_test` against the base | |
+    | `final_p_holm`, `auc_p_holm` | the same, adjusted for the number of variants compared | |
+
+    The comparisons are null in the row of the base, and everywhere without one. Bootstraps of returns are null where a
+    variant has a single seed in an environment.
+
+    Args:
+        records, threshold: as for `outcomes`. With several environments every variant has seeds in each of them, the same
+            number in each; returns are then pooled, so bring them to one scale before.
+        base: the variant that the others are compared with; None: no comparison.
+
+    Raises:
+        ConfigError: as for `outcomes`; the base is not among the variants; an environment has other numbers of seeds.
+    """
+    told = outcomes(records, threshold)
+    variants: dict[str, list[pl.DataFrame]] = {}
+    for part in told.partition_by("variant", "env", maintain_order=True):
+        variants.setdefault(part["variant"][0], []).append(part.sort("seed"))
+    variants = {variant: sorted(parts, key=lambda part: part["env"][0] or "") for variant, parts in variants.items()}
+    _check_balance(variants)
+    if base is not None and base not in variants:
+        raise ConfigError(f"no variant '{base}' to compare with{did_you_mean(base, variants, 'variants')}")
+    rows = [_variant_row(variant, parts) for variant, parts in variants.items()]
+    compared = [row for row in rows if base is not None and row["variant"] != base]
+    for name in ("final", "auc"):
+        for row in rows:
+            row.update(dict.fromkeys(f"{name}_{c}" for c in COMPARISONS))
+        for row in compared:
+            sides = zip(variants[row["variant"]], variants[base], strict=True)  # type: ignore[index]
+            pairs = [(x[name].to_numpy(), y[name].to_numpy()) for x, y in sides]
+            ends = improvement_interval(pairs)
+            row.update(_with_interval(f"{name}_improvement", float(np.mean([improvement(*p) for p in pairs])), ends))
+            row[f"{name}_p"] = rank_test(pairs)
+        for row, p in zip(compared, holm([row[f"{name}_p"] for row in compared]), strict=True):
+            row[f"{name}_p_holm"] = p
+    whole = {"n", "broken", "reached", "fell"}
+    types = {c: str if c == "variant" else int if c in whole else float for c in rows[0]}
+    return pl.DataFrame(rows, schema=types, orient="row")
 
 
-def with_interval(row: dict[str, Any], name: str, written: Callable[[Any], str]) -> Entry:
-    """Write a figure of the summary with its interval."""
-    return Entry(written(row[name]), interval(row, name, written), row[name])
+def learning_curves(records: pl.DataFrame) -> pl.DataFrame:
+    """Give each variant's learning curve, with all of its seeds: a row per variant, environment and step.
+
+    The intervals are pointwise: at each step alone 95% of them cover, not 95% of whole curves. Whole seeds are drawn.
+
+    | column | |
+    |---|---|
+    | `variant`, `env`, `env_step` | whose row this is; variants in the order of the records, steps ascending |
+    | `n` | seeds |
+    | `broken` | those of them that broke at this step or before |
+    | `iqm` | interquartile mean of the seeds' returns; broken ones count as -inf |
+    | `iqm_low`, `iqm_high` | its interval; null for a single seed |
+    | `returns` | list: each seed's return, seeds ascending; NaN from where it broke |
+
+    Args:
+        records: as for `outcomes`.
+    """
+    frames = []
+    for g in _groups(records):
+        low, high = interval(lambda x: iqm(x, axis=1), g.returns, resamples=QUICK_RESAMPLES)
+        n, has_interval, broken = len(g.seeds), len(g.seeds) > 1, np.isneginf(g.returns)
+        length = len(g.steps)
+        columns = {
+            "variant": pl.Series([g.variant] * length, dtype=pl.String),
+            "env": pl.Series([g.env] * length, dtype=pl.String),
+            "env_step": g.steps,
+            "n": pl.Series([n] * length, dtype=pl.Int64),
+            "broken": broken.sum(axis=0),
+            "iqm": iqm(g.returns, axis=0),
+            "iqm_low": pl.Series(low if has_interval else [None] * length, dtype=pl.Float64),
+            "iqm_high": pl.Series(high if has_interval else [None] * length, dtype=pl.Float64),
+            "returns": np.where(broken, np.nan, g.returns).T.tolist(),
+        }
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames)
 
 
-def interval(row: dict[str, Any], name: str, written: Callable[[Any], str]) -> str:
-    """Write `low to high`; empty where there is none."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if low is None or high is None else f"{written(low)} to {written(high)}"
+def _groups(records: pl.DataFrame) -> list[_Group]:
+    """Check records and put each variant's curves in an environment into a matrix, in the order of the records."""
+    needed = {"variant": "text", "seed": "whole numbers", "env_step": "whole numbers", "return_mean": "numbers"}
+    kinds = needed | ({"env": "text"} if "env" in records.columns else {})
+    for name, kind in kinds.items():
+        if name not in records.columns:
+            raise ConfigError(f"records: no column '{name}'{did_you_mean(name, records.columns, 'columns')}")
+        found = records.schema[name]
+        is_text = found in (pl.String, pl.Categorical, pl.Enum)
+        fits = {"text": is_text, "whole numbers": found.is_integer(), "numbers": found.is_numeric()}
+        if not fits[kind] and not (name == "return_mean" and found == pl.Null):
+            raise ConfigError(f"records: column '{name}' holds {found}; it has to hold {kind}")
+        if name != "return_mean" and records[name].null_count():
+            raise ConfigError(f"records: column '{name}' has a row without a value; fill it in or leave the row out")
+    if records.is_empty():
+        raise ConfigError("records: no rows; give one per evaluation of a seed")
+    types = {"text": pl.String, "whole numbers": pl.Int64, "numbers": pl.Float64}
+    keys = ["variant", "env", "seed", "env_step"]
+    frame = records.select(pl.col(name).cast(types[kind]) for name, kind in kinds.items())
+    frame = frame if "env" in kinds else frame.with_columns(env=pl.lit(None, pl.String))
+    twice = frame.filter(frame.select(keys).is_duplicated())
+    if len(twice):
+        variant, env, seed, step = twice.select(keys).row(0)
+        raise ConfigError(f"{_where(variant, env)}: seed {seed} has step {step:,} twice; keep one of the rows")
+    return [_group(part.sort("seed", "env_step")) for part in frame.partition_by("variant", "env", maintain_order=True)]
 
 
-class NumberFormat(NamedTuple):
-    """How returns are written: all with as many decimals."""
-
-    decimals: int
-
-    def format(self, value: float | None) -> str:
-        """Write a return; none is no number, and a broken run has minus infinity."""
-        if value is None or math.isnan(value):
-            return "-"
-        if math.isinf(value):
-            return "∞" if value > 0 else "-∞"
-        return f"{value:,.{self.decimals}f}"
-
-
-def number_format(results: Results) -> NumberFormat:
-    """Choose the decimals of returns: four digits of the largest."""
-    columns = [results.outcomes[name] for name in ("final", "auc")] if results.outcomes.height else []
-    sizes = [abs(x) for column in columns for x in column.to_list() if math.isfinite(x)]
-    return NumberFormat(decimals_of(max(sizes, default=0.0)))
-
-
-def decimals_of(largest: float) -> int:
-    """Give as many decimals as make four digits of a number, at most 3."""
-    return min(3, max(0, 3 - math.floor(math.log10(largest)))) if largest else 1
-
-
-def steps(value: float | None) -> str:
-    """Write environment steps."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:,.0f}" if math.isfinite(value) else "never"
-
-
-def percent(value: float) -> str:
-    """Write a share in percent."""
-    return f"{value:.0%}"
-
-
-def share(value: float) -> str:
-    """Write a probability."""
-    return f"{value:.2f}"
-
-
-def p_value(p: float) -> str:
-    """Write `p = 0.012`; no more digits than mean something."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def seeds(numbers: list[int]) -> str:
-    """Write 0 to 4, 7 for 0, 1, 2, 3, 4, 7."""
-    parts, start = [], 0
-    numbers = sorted(numbers)
-    for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
-            first, last = numbers[start], numbers[i - 1]
-            parts += (
-                [str(first)] if first == last else [f"{first}, {last}"] if last == first + 1 else [f"{first} to {last}"]
+def _group(part: pl.DataFrame) -> _Group:
+    variant, env = part["variant"][0], part["env"][0]
+    seeds, starts = np.unique(part["seed"].to_numpy(), return_index=True)
+    steps = np.split(part["env_step"].to_numpy(), starts[1:])
+    for seed, own in zip(seeds, steps, strict=True):
+        if not np.array_equal(own, steps[0]):
+            raise ConfigError(
+                f"{_where(variant, env)}: seed {seed} has other evaluation steps than seed {seeds[0]}"
+                f" ({len(own)} up to {own[-1]:,} against {len(steps[0])} up to {steps[0][-1]:,});"
+                " give every seed the same steps, with NaN where it broke"
             )
-            start = i
-    return ", ".join(parts)
+    returns = part["return_mean"].fill_null(math.nan).to_numpy().reshape(len(seeds), -1)
+    is_well = np.logical_and.accumulate(np.isfinite(returns), axis=1)
+    return _Group(variant, env, seeds, steps[0], np.where(is_well, returns, -np.inf))
+
+
+def _where(variant: str, env: str | None) -> str:
+    return f"variant '{variant}'" + (f" in '{env}'" if env is not None else "")
+
+
+def _threshold(threshold: float | Mapping[str, float], env: str | None) -> float:
+    if isinstance(threshold, Mapping):
+        if env is None:
+            raise ConfigError("threshold: one per environment was given, and the records have no column 'env'")
+        if env not in threshold:
+            raise ConfigError(f"threshold: none for '{env}'{did_you_mean(env, threshold, 'environments')}")
+        threshold = threshold[env]
+    if not math.isfinite(threshold):
+        raise ConfigError(f"threshold: has to be a finite return, got {threshold}")
+    return float(threshold)
+
+
+def _first(flags: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """(n, T) flags -> (n,): the step of each row's first one; inf where there is none."""
+    return np.where(flags.any(axis=1), steps[flags.argmax(axis=1)], np.inf)
+
+
+def _area(g: _Group) -> np.ndarray:
+    if len(g.steps) == 1:
+        return g.returns[:, 0]
+    return np.trapezoid(g.returns, g.steps, axis=1) / (g.steps[-1] - g.steps[0])
+
+
+def _check_balance(variants: Mapping[str, list[pl.DataFrame]]) -> None:
+    """Refuse variants that cannot be pooled over environments: one with more of the easy ones would look better."""
+    first, parts = next(iter(variants.items()))
+    known = [part["env"][0] for part in parts]
+    for variant, parts in variants.items():
+        sizes = {part["env"][0]: len(part) for part in parts}
+        if list(sizes) != known:
+            raise ConfigError(
+                f"variant '{variant}' has the environments {', '.join(sizes)} and variant '{first}' {', '.join(known)};"
+                " give every variant the same ones"
+            )
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{size} in {env}" for env, size in sizes.items())
+            raise ConfigError(
+                f"variant '{variant}' has unequal numbers of seeds: {told}; give it as many in each environment"
+            )
+
+
+def _variant_row(variant: str, parts: list[pl.DataFrame]) -> dict[str, Any]:
+    """Everything of a variant that needs no other."""
+    whole = pl.concat(parts)
+    n, reached, fell = len(whole), int(whole["first_solved"].is_finite().sum()), int(whole["fell"].sum())
+    row: dict[str, Any] = {"variant": variant, "n": n, "broken": int(whole["broken"].sum())}
+    for name, estimate in (("final_mean", np.mean), ("final_iqm", iqm), ("auc_mean", np.mean)):
+        values = [part[name.split("_")[0]].to_numpy() for part in parts]
+        ends = interval(pooled(estimate), *values) if min(map(len, values)) > 1 else (None, None)
+        row.update(_with_interval(name, estimate(np.concatenate(values)), ends))
+    for name in ("final", "first_solved", "solved_for_good"):
+        column = whole[name].to_numpy()
+        low, high = median_interval(column)
+        least = -math.inf if name == "final" else 0.0  # no step is below it
+        row.update(_with_interval(f"{name}_median", float(np.median(column)), (max(low, least), high)))
+    row["final_min"] = float(whole["final"].to_numpy().min())
+    row.update(reached=reached, fell=fell)
+    for name, count, of in (("fell", fell, reached), ("solved_at_end", int(whole["solved_at_end"].sum()), n)):
+        ends = share_interval(count, of) if of else (None, None)
+        row.update(_with_interval(f"{name}_share", count / of if of else None, ends))
+    drops = whole["worst_drop"].drop_nulls().to_numpy()
+    row["worst_drop_median"] = float(np.median(drops)) if len(drops) else None
+    row["worst_drop_max"] = float(drops.max()) if len(drops) else None
+    return row
+
+
+def _with_interval(name: str, value: Any, ends: tuple[Any, Any]) -> dict[str, float | None]:
+    told = zip((name, f"{name}_low", f"{name}_high"), (value, *ends), strict=True)
+    return {key: None if number is None else float(number) for key, number in told}

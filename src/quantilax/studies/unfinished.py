@@ -1,6 +1,6 @@
-"""Portions that are not finished: states and evaluations are kept while they run, so that an interruption costs little.
+"""Batches that are not finished: states and evaluations are kept while they run, so that an interruption costs little.
 
-    STUDY/unfinished/1f3a.../000000060000/     a checkpoint (`quantilax.runs.checkpoints`) of the portion of that name
+    STUDY/unfinished/1f3a.../000000060000/     a checkpoint (`quantilax.runs.checkpoints`) of the batch of that name
 
 See docs/decisions/0025-unfinished-portions.md.
 """
@@ -18,44 +18,49 @@ import jax
 
 from quantilax import devices
 from quantilax.agent import Agent
+from quantilax.errors import CheckpointError, reason
 from quantilax.runs import checkpoints, evaluations
-from quantilax.runs.conditions import code
-from quantilax.runs.directory import versions
-from quantilax.runs.errors import CheckpointError, reason
 from quantilax.runs.evaluations import Evaluation
+from quantilax.runs.identity import code
+from quantilax.runs.provenance import versions
 from quantilax.studies import machines
 from quantilax.types import State
 
 DIRECTORY = "unfinished"
 EVERY = 60.0
-"""Seconds of a portion's training between two checkpoints, at least: a portion that is done sooner writes none."""
+"""Seconds of a batch's training between two checkpoints, at least: a batch that is done sooner writes none."""
 SHARE = 20.0
-"""So many times as long as a checkpoint took is trained before the next one, of whichever portion."""
+"""So many times as long as a checkpoint took is trained before the next one, of whichever batch."""
 
 Runs = tuple[tuple[str, int], ...]
-"""(cell, seed) of each run of a portion."""
+"""(variant, seed) of each run of a batch."""
 
 UNUSABLE = (CheckpointError, jax.errors.JaxRuntimeError, MemoryError)
 """What reading a state that was kept may raise."""
 
 
 class Unfinished:
-    """The kept states of the portions of one study."""
+    """The kept states of the batches of one study."""
 
     def __init__(
-        self, study: Path, cells: Mapping[str, Any], laid: Any, warn: Callable[[str], None], say: Callable[[str], None]
+        self,
+        study: Path,
+        variants: Mapping[str, Any],
+        batch_shape: Any,
+        warn: Callable[[str], None],
+        say: Callable[[str], None],
     ) -> None:
         """Begin a start of the study.
 
         Args:
             study: the study's directory.
-            cells: every field of each cell, as JSON.
-            laid: how runs are laid out.
+            variants: every field of each variant, as JSON.
+            batch_shape: how runs are laid out.
             warn: called with a line where something cannot be written or read; training goes on.
             say: called with a line where training goes on from a state that was kept.
         """
         self.root = study / DIRECTORY
-        self.cells, self.laid = cells, laid
+        self.variants, self.batch_shape = variants, batch_shape
         self.warn, self.say = warn, say
         self.is_warned = self.is_closed = False
         self.writing = threading.Lock()
@@ -65,10 +70,10 @@ class Unfinished:
     def find(
         self, runs: Runs, made_by: dict[str, Any], program: devices.Program
     ) -> tuple[State, list[Evaluation]] | None:
-        """Return the last state kept of a portion, and the evaluations up to it; None where there is none that can be used.
+        """Return the last state kept of a batch, and the evaluations up to it; None where there is none that can be used.
 
         Args:
-            runs: of the portion.
+            runs: of the batch.
             made_by: what else decides their numbers, see `origin`; what was kept by another is not used.
             program: gives the shapes.
         """
@@ -94,7 +99,7 @@ class Unfinished:
         if now - max(self.begun, self.since) < EVERY or now - self.since < self.pause:
             return
         root, env_step = self._root(runs), int(history[-1].record.env_step[0])
-        config = {"portion": self._identity(runs)}
+        config = {"batch": self._identity(runs)}
         facts = {"config": config, "origin": made_by, "rows": len(history), "versions": versions()}
         with self.writing:
             if self.is_closed:
@@ -104,7 +109,7 @@ class Unfinished:
                 mean = float(history[-1].record.returns.mean())
                 packed = evaluations.pack(state, history)
                 checkpoints.save(root, env_step, packed, {**facts, "return_mean": mean}, keep=1)
-            except Exception as error:  # whatever it is: the portion goes on
+            except Exception as error:  # whatever it is: the batch goes on
                 if not self.is_warned:
                     self.warn(
                         f"{root}: cannot be written ({reason(error)}); the runs go on, an interruption loses more of them"
@@ -114,7 +119,7 @@ class Unfinished:
         self.pause = SHARE * (self.since - now)
 
     def forget(self, runs: Runs) -> None:
-        """Delete what was kept of a portion: it is finished."""
+        """Delete what was kept of a batch: it is finished."""
         shutil.rmtree(self._root(runs), ignore_errors=True)
 
     def close(self) -> None:
@@ -123,15 +128,17 @@ class Unfinished:
             self.is_closed = True
 
     def _identity(self, runs: Runs) -> Any:
-        """Say what a portion is, as JSON: cells, seeds, every field, layout."""
-        return json.loads(json.dumps([runs, {cell: self.cells[cell] for cell, _ in runs}, self.laid]))
+        """Say what a batch is, as JSON: variants, seeds, every field, layout."""
+        return json.loads(
+            json.dumps([runs, {variant: self.variants[variant] for variant, _ in runs}, self.batch_shape])
+        )
 
     def _root(self, runs: Runs) -> Path:
         return self.root / hashlib.sha256(json.dumps(self._identity(runs), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def origin(agent: Agent) -> dict[str, Any]:
-    """Return what decides a portion's numbers besides its runs: versions, machine and code."""
+    """Return what decides a batch's numbers besides its runs: versions, machine and code."""
     return {**machines.facts(), "code": code(agent)}
 
 
@@ -145,5 +152,5 @@ def _differing(there: Any, here: dict[str, Any]) -> str:
 
 
 def forget_all(study: Path) -> None:
-    """Delete what is left of portions that a later start laid out otherwise."""
+    """Delete what is left of batches that a later start laid out otherwise."""
     shutil.rmtree(study / DIRECTORY, ignore_errors=True)

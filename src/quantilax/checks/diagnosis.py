@@ -1,0 +1,385 @@
+"""Diagnosis: why a run goes wrong, named from the signals in its files.
+
+A cause is named where a quantity made of signals leaves the range that healthy runs keep, as `quantilax.checks.rules` say.
+Causes that score above their rule's margin are told, those that explain others first. Where there is none, what is outside
+by less is told as a hint, and if the run failed the study is proposed that would decide.
+
+Every range comes from runs, and every rule was validated on other runs than those that set it: docs/diagnosis.md.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import yaml
+
+from quantilax.checks import rules
+from quantilax.checks.rules import RULES, SMALL, Config, Range, Row, Rule
+from quantilax.errors import ConfigError
+from quantilax.signals import Signals
+
+
+class Outcome(NamedTuple):
+    """How a run went, by its mean returns."""
+
+    word: str
+    """`learned`, `fell` (and did not come back), `fell and came back`, `did not learn`, or `broke` (numbers not finite)."""
+    first: float
+    best: float
+    last: float
+    fall: int | None
+    """Environment step of the first evaluation more than half of the way back down from the best so far, or that is broken."""
+
+
+class Evidence(NamedTuple):
+    """A figure that speaks for a cause."""
+
+    quantity: str
+    median: float
+    low: float
+    high: float
+    """Of healthy runs."""
+    since: int | None
+    """Environment step from which on it is outside; None: only for a while, or not outside."""
+
+
+class Cause(NamedTuple):
+    """A cause that is named."""
+
+    cause: str
+    says: str
+    score: float
+    """Decades beyond the healthy limit."""
+    evidence: tuple[Evidence, ...]
+    """Measured; the first is what named the cause."""
+    config: dict[str, Any]
+    """The fields that it points to, as the run had them: read, not measured."""
+    change: dict[str, Any]
+    """The smallest change worth trying."""
+    remark: str
+
+
+class Diagnosis(NamedTuple):
+    """What there is to say of one seed."""
+
+    seed: int
+    outcome: Outcome
+    causes: tuple[Cause, ...]
+    near: tuple[Cause, ...]
+    """Where none is named: those whose quantity is outside of the healthy range by less than their rule's margin, the farthest
+    first. A hint, not a finding."""
+    study: dict[str, Any] | None
+    """Variants to try, as a study's file has them, where the run failed and nothing is out of its range."""
+    unjudged: tuple[str, ...] = ()
+    """What could not have been named in this run, whatever its signals had been, and why; told where nothing is named."""
+
+
+def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
+    """Name the causes in the evaluations of a run, for each of its seeds.
+
+    Args:
+        run: rows as in `evaluations.parquet`, with the columns of the signals; of a study, those of one variant.
+        config: the section that was run, every field.
+
+    Raises:
+        ConfigError: no signals in it, or too few evaluations.
+    """
+    if not has_signals(run):
+        raise ConfigError("has no signals; train it again with signals=true on the command line (or in the config)")
+    found = []
+    for (seed,), rows in run.sort("seed", "env_step").group_by("seed", maintain_order=True):
+        if rows.height < MIN_ROWS:
+            raise ConfigError(
+                f"has {rows.height} evaluations and a diagnosis takes {MIN_ROWS} or more; lower eval_freq, or wait"
+            )
+        found.append(_diagnose(int(seed), rows, config))
+    return found
+
+
+MIN_ROWS = 4
+
+
+def has_signals(run: pl.DataFrame) -> bool:
+    """Say whether signals were measured in these evaluations; beside variants that have them, others' are all null."""
+    if not set(Signals._fields) <= set(run.columns):
+        return False
+    return run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in Signals._fields).any()).item() is True
+
+
+def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
+    outcome, rows = judge(run), rules.quantities(run, config)
+    medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
+    scores = {rule.cause: rules.score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in medians}
+    above = [rule for rule in RULES if scores.get(rule.cause, -math.inf) > rule.margin]
+    outside = [rule for rule in RULES if not above and scores.get(rule.cause, -math.inf) > 0]
+
+    def cause(rule: Rule) -> Cause:
+        return Cause(
+            rule.cause,
+            rule.says,
+            scores[rule.cause],
+            tuple(evidence(name, rows, medians) for name in (rule.quantity, *rule.beside) if name in medians),
+            {field: config[field] for field in rule.fields if field in config},
+            {k: v for k, v in rule.change(config, medians).items() if k in config},
+            rule.remark,
+        )
+
+    causes = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
+    near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
+    failed = outcome.word in ("fell", "did not learn", "broke")
+    study = None if causes or not failed else proposal(config, medians, scores)
+    return Diagnosis(seed, outcome, causes, near, study, tuple(_unjudged(rows, medians)))
+
+
+def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
+    """Say what the rules could not have found with this batch and so few evaluations."""
+    (noise,) = (rule for rule in RULES if rule.cause == "noise")
+    most = medians["noise_to_signal_most"]
+    if math.isfinite(medians[noise.quantity]) and rules.score(noise, most) <= noise.margin:
+        yield (
+            f"noise cannot be judged with this batch and {rows.height} evaluations: {noise.quantity} could be {most:.3g}"
+            " at most, which names nothing"
+        )
+
+
+def _depth(rule: Rule, named: list[Rule]) -> int:
+    """Length of the longest chain of named causes that explain this one."""
+    return max((1 + _depth(other, named) for other in named if rule.cause in other.explains), default=0)
+
+
+def judge(run: pl.DataFrame) -> Outcome:
+    """Say how a run went."""
+    returns = run["return_mean"].to_numpy()
+    is_sound = np.isfinite(returns)
+    if "finite" in run.columns:
+        is_sound &= run["finite"].to_numpy().astype(bool)
+    if not is_sound.all():
+        sound = returns[is_sound] if is_sound.any() else np.array([math.nan])
+        at = int(run["env_step"][int(np.argmin(is_sound))])
+        return Outcome("broke", float(sound[0]), float(sound.max()), float(sound[-1]), at)
+    spread = float(run["return_std"][0] or 0.0)
+    first, best, last = (float(x) for x in (returns[0], returns.max(), returns[-1]))
+    if best - first <= max(2 * spread, 0.05 * abs(first), SMALL) or best == first:
+        return Outcome("did not learn", first, best, last, None)
+    peaks = np.maximum.accumulate(returns)
+    counts = peaks - first > (best - first) / 2
+    falls = np.flatnonzero(counts & (returns < (first + peaks) / 2))
+    if not len(falls):
+        return Outcome("learned", first, best, last, None)
+    fall = int(run["env_step"][int(falls[0])])
+    return Outcome("fell" if last < (first + best) / 2 else "fell and came back", first, best, last, fall)
+
+
+def evidence(name: str, rows: pl.DataFrame, medians: Row) -> Evidence:
+    """Put a quantity beside its healthy range, with the step from which on it is outside of it for most of the run."""
+    low, high = rules.healthy().get(name, Range(math.nan, math.nan))
+    values = rows[name].to_numpy().astype(float)
+    outside = (values < low) | (values > high)
+    since = None
+    for i in range(len(values)):
+        if outside[i] and outside[i:].mean() >= MOST:
+            since = int(rows["env_step"][i])
+            break
+    return Evidence(name, medians[name], low, high, since)
+
+
+MOST = 0.75
+"""Share of the evaluations from one on that must be outside for a departure to begin there."""
+
+
+def proposal(config: Config, medians: Row, scores: Mapping[str, float]) -> dict[str, Any]:
+    """Return the variants of a study that would decide: the changes of the causes that come nearest to their margins.
+
+    A change of one field is tried as `one_at_a_time`, one of several together as `named` after its cause. What was not
+    measured proposes nothing; where that leaves room, the learning rate is varied.
+    """
+    measured = {cause: score for cause, score in scores.items() if math.isfinite(score)}
+    alone: dict[str, list[Any]] = {}
+    together: dict[str, dict[str, Any]] = {}
+    for rule in sorted((rule for rule in RULES if rule.cause in measured), key=lambda rule: -measured[rule.cause]):
+        change = {k: v for k, v in rule.change(config, medians).items() if k in config and config[k] != v}
+        if sum(map(len, alone.values())) + len(together) == PROPOSED:
+            break
+        if len(change) > 1:
+            together[rule.cause] = change
+        for field, value in change.items() if len(change) == 1 else ():
+            alone.setdefault(field, []).append(value)
+    room = PROPOSED - sum(map(len, alone.values())) - len(together)
+    if "learning_rate" not in alone and room > 0:
+        alone["learning_rate"] = [float(f"{config['learning_rate'] * x:.1g}") for x in (0.1, 3.0)][:room]
+    return ({"one_at_a_time": alone} if alone else {}) | ({"named": together} if together else {})
+
+
+PROPOSED = 4
+"""Variants of a proposed study: with ten seeds each it stays small."""
+
+
+def _median(values: pl.Series) -> float:
+    middle = values.fill_nan(None).drop_nulls().median()
+    return math.nan if middle is None else float(middle)  # type: ignore[arg-type]
+
+
+def diagnose_run(path: Path) -> list[Diagnosis]:
+    """Diagnose the run in a directory, from its files alone.
+
+    Raises:
+        ConfigError: no run directory, no evaluations yet, no signals in them.
+    """
+    from quantilax.host.files import read_parquet
+    from quantilax.runs import RunDirectory, load_section
+
+    RunDirectory.open(path)
+    section = load_section(path / "config.yaml")
+    try:
+        run = read_parquet(path / "evaluations.parquet")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ConfigError(f"{path / 'evaluations.parquet'}: cannot be read ({str(error).splitlines()[0]})") from None
+    return _of(path, run, section.hyperparameters)
+
+
+def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
+    """Diagnose every finished run of a study, by variant; variants without signals are left out where others have them.
+
+    Raises:
+        ConfigError: no study's directory, no finished runs yet, no signals in them.
+    """
+    from quantilax.studies.store import Store, with_defaults
+
+    store = Store.open(path)
+    records = store.records()
+    if not records.height:
+        raise ConfigError(f"{path}: has no finished run yet; go on with quantilax study --resume")
+    variants = store.facts["variants"]
+    parts = {str(variant): rows for (variant,), rows in records.group_by("variant", maintain_order=True)}
+    measured = {variant: rows for variant, rows in parts.items() if has_signals(rows)}
+    return {variant: _of(path, rows, with_defaults(variants[variant])) for variant, rows in (measured or parts).items()}
+
+
+def can_diagnose(records: pl.DataFrame) -> bool:
+    """Say whether these evaluations have signals, and enough of them."""
+    if not has_signals(records):
+        return False
+    return bool((records.group_by("variant", "seed").len()["len"] >= MIN_ROWS).all())
+
+
+def summary(found: Mapping[str, list[Diagnosis]]) -> pl.DataFrame:
+    """A row per variant and first cause, the most frequent first: seeds, how they went, evidence, the change worth trying.
+
+    The evidence is the figure that named the cause: least and largest median of those seeds, and the healthy range.
+    """
+    rows: list[dict[str, str]] = []
+    for variant, seeds in found.items():
+        groups: dict[str, list[Diagnosis]] = {}
+        for one in seeds:
+            groups.setdefault(one.causes[0].cause if one.causes else "", []).append(one)
+        for cause, those in sorted(groups.items(), key=lambda group: -len(group[1])):
+            words = [one.outcome.word for one in those]
+            counts = sorted({word: words.count(word) for word in words}.items(), key=lambda x: -x[1])
+            rows.append(
+                {
+                    "variant": variant,
+                    "named first": cause or "no cause",
+                    "seeds": f"{len(those)} of {len(seeds)}",
+                    "how they went": ", ".join(f"{count} {word}" for word, count in counts),
+                    "evidence": _span(those) if cause else "",
+                    "try": _try(those[0].causes[0]) if cause else "",
+                }
+            )
+    return pl.DataFrame(rows)
+
+
+def _span(those: list[Diagnosis]) -> str:
+    shown = [one.causes[0].evidence[0] for one in those]
+    medians = [e.median for e in shown]
+    own = f"{min(medians):.3g}" + (f" to {max(medians):.3g}" if len(medians) > 1 else "")
+    return f"{shown[0].quantity} {own}; in healthy runs {shown[0].low:.3g} to {shown[0].high:.3g}"
+
+
+def _try(cause: Cause) -> str:
+    return " ".join(_assignments(cause.change)) or cause.remark
+
+
+def _assignments(fields: Mapping[str, Any]) -> list[str]:
+    """FIELD=VALUE as the command line takes it."""
+    return [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in fields.items()]
+
+
+def _of(path: Path, run: pl.DataFrame, config: Config) -> list[Diagnosis]:
+    try:
+        return diagnose(run, config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def told(found: list[Diagnosis]) -> list[str]:
+    """Lines for people: each seed, then all of them together."""
+    lines: list[str] = []
+    for one in found:
+        lines += [f"seed {one.seed}: {_outcome(one.outcome)}", *(f"  {line}" for line in _causes(one))]
+    if len(found) > 1:
+        lines.append("in sum: " + "; ".join(sums(found)))
+    return lines
+
+
+def sums(found: list[Diagnosis]) -> list[str]:
+    """For each first cause the number of seeds, the most frequent first."""
+    first = [one.causes[0].cause if one.causes else "none" for one in found]
+    counts = sorted({cause: first.count(cause) for cause in first}.items(), key=lambda x: -x[1])
+    words = {"none": "no cause"}
+    return [f"{words.get(cause, cause)} named first in {n} of {len(found)} seeds" for cause, n in counts]
+
+
+def as_json(one: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as plain values; NaN becomes null."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "_asdict"):
+            return {name: plain(x) for name, x in value._asdict().items()}
+        if isinstance(value, tuple | list):
+            return [plain(x) for x in value]
+        if isinstance(value, dict):
+            return {name: plain(x) for name, x in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    made: dict[str, Any] = plain(one)
+    return made
+
+
+def _outcome(outcome: Outcome) -> str:
+    figures = f"return {outcome.first:.4g} before training, {outcome.best:.4g} at best, {outcome.last:.4g} at the end"
+    return f"{outcome.word}{'' if outcome.fall is None else f' (at step {outcome.fall:,})'}: {figures}"
+
+
+def _causes(one: Diagnosis) -> list[str]:
+    lines: list[str] = []
+    for number, cause in enumerate(one.causes, 1):
+        lines.append(f"{number}. {cause.cause}: {cause.says}")
+        lines += [f"   {_evidence(e, one.outcome.fall)}" for e in cause.evidence]
+        if cause.config:
+            lines.append("   read from the config: " + ", ".join(_assignments(cause.config)))
+        lines.append(f"   try: {_try(cause)}")
+    if one.near:
+        lines.append("no cause is named; outside of what healthy runs show, by less than names one:")
+        for cause in one.near:
+            lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
+    elif not one.causes:
+        lines.append("nothing that the rules read is outside of what healthy runs show")
+    lines += one.unjudged if not one.causes else ()
+    if one.study:
+        variants = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()
+        lines.append(f"the evidence does not decide; a study that would: variants: {variants}, seeds: 10")
+    return lines
+
+
+def _evidence(e: Evidence, fall: int | None) -> str:
+    text = f"{e.quantity} {e.median:.3g}"
+    if not math.isnan(e.low):
+        text += f", in healthy runs {e.low:.3g} to {e.high:.3g}"
+    if e.since is not None:
+        text += f"; outside from step {e.since:,} on"
+        if fall is not None:
+            text += f", {fall - e.since:,} steps before the fall" if e.since <= fall else ", after the fall"
+    return text

@@ -1,0 +1,223 @@
+"""Derived quantities and fields outside of what is usual, by arithmetic alone; docs/guides/lint.md has each range's source.
+
+A rule reads fields and derived quantities by their names, which mean the same in every algorithm; where a config has none
+of that name the rule says nothing. What only one algorithm can know stands in the `advice()` of its config.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from quantilax.agent import Agent
+from quantilax.checks.findings import Finding, Severity
+
+SAMPLES_PER_STEP = (1.0, 64.0)
+TARGET_UPDATES = 5.0
+"""Gradient steps: a target faster than this is hardly one."""
+TARGETS_PER_RUN = 10.0
+"""Time constants of the target that a run should have room for."""
+EXPLORATION = 0.5
+"""Share of the run."""
+WARMUP = 0.2
+"""Share of the run."""
+EVAL_EPISODES = 10
+LEARNING_RATE = 1e-2
+TRAVEL = 0.5
+"""Sum of all step sizes: about as far as Adam can move a weight."""
+HORIZONS = (0.05, 10.0)
+"""1 / (1 - gamma) over the longest episode."""
+
+
+def ranges(agent: Agent) -> Iterator[Finding]:
+    """Yield what lies outside of its usual range, or contradicts something else."""
+    config, derived = agent.config, agent.config.derived()
+    warmup, end = agent.evaluation_steps[0], agent.evaluation_steps[-1]
+    yield from _replayed(derived)
+    yield from _target(derived, end - warmup)
+    yield from _exploration(config, derived, warmup)
+    yield from _loop(config, warmup)
+    yield from _buffer(config, _number(agent.env.max_episode_steps))
+    yield from _step_size(config, derived)
+    yield from _horizon(_number(getattr(config, "gamma", None)), _number(agent.env.max_episode_steps))
+
+
+def _told(severity: Severity, field: str, finding: str, remedy: str) -> Finding:
+    return Finding(severity, field, finding, "by arithmetic", remedy)
+
+
+def _replayed(derived: dict[str, Any]) -> Iterator[Finding]:
+    name, (low, high) = "samples_replayed_per_env_step", SAMPLES_PER_STEP
+    samples = derived.get(name)
+    if samples is not None and not low <= samples <= high:
+        many = samples > high
+        yield _told(
+            "warning",
+            name,
+            f"{samples:g} samples are replayed per environment step; usual are {low:g} to {high:g}",
+            "fewer or smaller gradient steps per environment step"
+            if many
+            else "more or larger gradient steps per environment step",
+        )
+
+
+def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
+    name = "target_time_constant_env_steps"
+    updates, steps = derived.get("target_time_constant_updates"), derived.get(name)
+    if updates is None or steps is None or not learning_steps:
+        return
+    if steps >= learning_steps:
+        yield _told(
+            "error",
+            name,
+            f"the target stays near its first weights: its time constant of {steps:,.0f} environment steps is not below the"
+            f" {learning_steps:,} that the run learns for",
+            "a shorter period, or a smaller share that is kept (target_update_freq, polyak)",
+        )
+    elif steps > learning_steps / TARGETS_PER_RUN:
+        yield _told(
+            "warning",
+            name,
+            f"the target is slow: its time constant of {steps:,.0f} environment steps fits {learning_steps / steps:.1f} times"
+            f" into the {learning_steps:,} that the run learns for, and values travel one step of the task in each",
+            "a shorter period, or a smaller share that is kept (target_update_freq, polyak)",
+        )
+    if updates < TARGET_UPDATES:
+        yield _told(
+            "warning",
+            "target_time_constant_updates",
+            f"the target follows the online network within {updates:.3g} gradient steps, so it steadies little",
+            "a longer period, or a larger share that is kept (target_update_freq, polyak)",
+        )
+
+
+def _exploration(config: Any, derived: dict[str, Any], warmup: int) -> Iterator[Finding]:
+    name = "epsilon_end_at_env_step"
+    end = derived.get(name)
+    if end is None or _number(getattr(config, "eps_start", None)) == _number(getattr(config, "eps_end", None)):
+        return
+    total = config.total_timesteps
+    if total * EXPLORATION < end < total:  # at the very end: told by the algorithm
+        yield _told(
+            "warning",
+            name,
+            f"epsilon reaches its end at step {end:,} of {total:,}: less than half of the run is near the greedy policy",
+            f"exploration_fraction of {EXPLORATION} or less",
+        )
+    if end <= warmup:
+        yield _told(
+            "warning",
+            name,
+            f"epsilon reaches its end at step {end:,}, within the warm-up of {warmup:,} steps: learning begins at the last"
+            " epsilon, and the schedule is never seen",
+            "a larger exploration_fraction or a shorter warm-up",
+        )
+
+
+def _loop(config: Any, warmup: int) -> Iterator[Finding]:
+    episodes, total = config.eval_episodes, config.total_timesteps
+    if episodes < EVAL_EPISODES:
+        yield _told(
+            "warning",
+            "eval_episodes",
+            f"each row of the curve is a mean over {episodes} episodes; noise of that size hides falls and makes others",
+            f"eval_episodes of {EVAL_EPISODES} or more, 100 for a figure to report",
+        )
+    if total * WARMUP < warmup < total // config.steps_per_iteration * config.steps_per_iteration:
+        yield _told(
+            "warning",
+            "warmup_steps",
+            f"the warm-up takes {warmup:,} of {total:,} steps, {warmup / total:.0%} of the run",
+            "a shorter warm-up (fill_buffer) or a longer run",
+        )
+
+
+def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
+    size = getattr(config, "buffer_size", None)
+    if size is None:
+        return
+    if longest is not None and size < longest * config.num_envs:
+        yield _told(
+            "warning",
+            "buffer_size",
+            f"the buffer of {size:,} transitions cannot hold one episode of the longest length, {longest:,.0f} steps, of each"
+            f" of num_envs={config.num_envs}",
+            f"buffer_size of {longest * config.num_envs:,.0f} or more",
+        )
+    elif size >= config.total_timesteps:
+        yield _told(
+            "note",
+            "buffer_size",
+            f"nothing is ever dropped: the buffer takes {size:,} transitions and the run makes {config.total_timesteps:,}",
+            "none needed; that a smaller buffer forgets early policies may serve or harm (docs/stability.md)",
+        )
+
+
+def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
+    rate, steps = _number(getattr(config, "learning_rate", None)), derived.get("gradient_steps")
+    if rate is None:
+        return
+    if rate == 0:
+        yield _told("error", "learning_rate", "learning_rate=0: nothing is learned", "a learning_rate above 0")
+        return
+    if rate > LEARNING_RATE:
+        yield _told(
+            "warning",
+            "learning_rate",
+            f"learning_rate={rate:g} is above {LEARNING_RATE:g}, larger than any that is known to serve here",
+            "1e-3 or less",
+        )
+    share = _number(getattr(config, "learning_rate_end", None))
+    falling = _number(getattr(config, "learning_rate_fraction", None)) or 1.0
+    mean = 1 if share is None else falling * (1 + share) / 2 + (1 - falling) * share
+    travel = rate * mean * (steps or 0)
+    if steps and travel < TRAVEL:
+        yield _told(
+            "warning",
+            "learning_rate",
+            f"learning_rate={rate:g} over {steps:,} gradient steps: a weight can travel about {travel:.2g} in all, which is"
+            " little beside weights that begin within +-1/sqrt(inputs)",
+            "a larger learning_rate, more gradient steps or a longer run",
+        )
+
+
+def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
+    if gamma is None:
+        return
+    if gamma >= 1:
+        yield _told(
+            "warning",
+            "gamma",
+            "gamma=1: where a time limit cuts an episode the value bootstraps on without end, and has no bound",
+            "gamma below 1",
+        )
+        return
+    horizon = 1 / (1 - gamma)
+    if longest is None or not math.isfinite(longest):
+        return
+    low, high = HORIZONS
+    if horizon > high * longest:
+        yield _told(
+            "note",
+            "gamma",
+            f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and no episode is longer than {longest:,.0f}: within one it"
+            " hardly discounts",
+            "none needed where episodes end by themselves; where a limit cuts them, values count steps that nobody takes",
+        )
+    if horizon < low * longest:
+        yield _told(
+            "note",
+            "gamma",
+            f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and episodes may take {longest:,.0f}: what comes late in them"
+            " hardly counts",
+            "a larger gamma, where rewards come late",
+        )
+
+
+def _number(value: Any) -> float | None:
+    """Return a concrete number as float; None for all else."""
+    if value is None or isinstance(value, jax.core.Tracer) or np.size(value) != 1:
+        return None
+    return float(np.asarray(value).item())

@@ -1,0 +1,101 @@
+"""The command line's group of commands, and how it ends. Each command parses, calls and prints."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from quantilax.cli import checking, inspection, stdout, studying, training
+from quantilax.cli.shared import HELP, end_at_once
+from quantilax.errors import ConfigError
+
+
+@click.group(context_settings=HELP, invoke_without_command=True)
+@click.pass_context
+@click.version_option(package_name="quantilax", prog_name="quantilax")
+@click.option(
+    "--import",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run a Python file first, which registers algorithms of your own; may be repeated.",
+)
+def cli(context: click.Context, files: tuple[Path, ...]) -> None:
+    """Distributional reinforcement learning in JAX: IQN and its neighbours, whole training as one XLA program."""
+    if files:
+        from quantilax.runs import extensions
+
+        extensions.load(*files)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+COMMANDS = (
+    training.train,
+    training.resume,
+    inspection.evaluate,
+    inspection.show,
+    inspection.list_runs,
+    inspection.list_,
+    checking.lint,
+    checking.diagnose,
+    studying.study,
+    studying.report,
+    studying.recommend,
+)
+for command in COMMANDS:
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; see `quantilax.cli.main`."""
+    from quantilax.host import console
+    from quantilax.runs import loggers
+
+    told = sys.stderr
+    if told is not None and not isinstance(told, console.Lossy):  # `main` may run more than once in a process
+        sys.stderr = console.Lossy(lambda: told)
+    try:
+        with stdout.guarded():
+            status = _status()
+    except stdout.LostError as error:
+        status = error.exit_status
+        if str(error):
+            click.echo(f"error: {error}", err=True)
+    if loggers.is_any_left():
+        end_at_once(status)
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run the command and return its exit status."""
+    from quantilax.errors import RunError
+
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()} (see quantilax --help)", err=True)
+        return 2
+    except (ConfigError, RunError) as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        _refuse_without_devices()
+        raise
+    return 0
+
+
+def _refuse_without_devices() -> None:
+    """End with one line where JAX finds no device, which it says by exceptions of many kinds, some without a word."""
+    from quantilax import switches
+
+    try:
+        switches.devices()
+    except ConfigError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,105 @@
+"""`lint` and `diagnose`."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import click
+import rich.table
+
+from quantilax.cli.shared import NO_CACHE, load, table_console
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("section", required=False)
+@click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
+@click.option(
+    "--confirm/--no-confirm",
+    default=True,
+    show_default=True,
+    help="Run the first steps with fields changed and compare the curves.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1_000,
+    show_default=True,
+    help="Environment steps after the warm-up to compare before a field is said to change nothing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@NO_CACHE
+def lint(
+    config: Path,
+    section: str | None,
+    overrides: tuple[str, ...],
+    confirm: bool,
+    steps: int,
+    as_json: bool,
+    no_cache: bool,
+) -> None:
+    """Look for settings in SECTION of the YAML file CONFIG that mislead, contradict each other or have no effect.
+
+    Nothing is trained but, to confirm, some hundreds of steps. Exit status 1: there is more to say than notes.
+
+    \b
+    quantilax lint configs/gymnax/cartpole.yaml iqn
+    quantilax lint configs/gymnax/cartpole.yaml iqn risk_eta=0.25 --json
+    """
+    from quantilax import runs
+    from quantilax.agent import ConfigWarning
+    from quantilax.checks import lint as linting
+    from quantilax.host import console
+
+    asked = load(config, section, overrides)
+    with warnings.catch_warnings(action="ignore", category=ConfigWarning):  # told as findings
+        agent = asked.create()
+    if not no_cache:
+        runs.enable_compilation_cache()
+    with console.status("reading the program of the run") as say:
+        found = linting.lint(agent, confirm=confirm, steps=steps, given=asked.hyperparameters, progress=say)
+    if as_json:
+        head = {"config": str(config), "section": asked.name, "confirm": confirm}
+        click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))
+    elif found:
+        table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("severity", "field", "finding", "evidence", "remedy"):
+            table.add_column(column, overflow="fold", ratio=None if column in ("severity", "field") else 1)
+        for finding in found:
+            table.add_row(*finding)
+        table_console(140, highlight=False, markup=False, emoji=False).print(table)
+    else:
+        click.echo("nothing found")
+    if not linting.is_clean(found):
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diagnose(path: Path, as_json: bool) -> None:
+    """Name the causes of what went wrong in the run or the study in a directory, with the evidence.
+
+    It reads the signals that training measures with signals=true; see docs/diagnosis.md.
+
+    \b
+    quantilax train configs/gymnax/cartpole.yaml iqn signals=true --seeds 5 --out runs/x
+    quantilax diagnose runs/x
+    """
+    from quantilax.checks import diagnosis
+    from quantilax.studies.store import FACTS
+
+    found = (
+        diagnosis.diagnose_study(path) if os.path.exists(path / FACTS) else {"": diagnosis.diagnose_run(path)}
+    )  # a run is a study of one variant
+    if as_json:
+        told = {variant: [diagnosis.as_json(one) for one in seeds] for variant, seeds in found.items()}
+        click.echo(json.dumps(told if list(told) != [""] else told[""], indent=2))
+        return
+    for variant, seeds in found.items():
+        if variant:
+            click.echo(f"variant {variant}")
+        for line in diagnosis.told(seeds):
+            click.echo(f"  {line}" if variant else line)

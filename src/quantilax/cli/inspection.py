@@ -1,0 +1,158 @@
+"""`evaluate`, `show`, `list-runs` and `list`."""
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import rich.table
+from rich.console import Console
+
+from quantilax.cli.shared import NO_CACHE, refuse_without_memory, seed_range, show_config, table_console
+from quantilax.errors import ConfigError
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(min=1), default=1_000, show_default=True, help="Episodes per seed.")
+@click.option("--checkpoint", default="last", show_default=True, help="last, best or environment steps.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@NO_CACHE
+def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool, no_cache: bool) -> None:
+    """Play episodes with what the run in the directory RUN learned, and print what they come to.
+
+    \b
+    quantilax evaluate runs/x
+    quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
+    """
+    from quantilax import runs
+    from quantilax.statistics import FEW_SEEDS, QUANTILES, summarize
+
+    if not no_cache:
+        runs.enable_compilation_cache()
+    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
+    if which not in ("last", "best") and not isinstance(which, int):
+        raise ConfigError(f"--checkpoint: expected last, best or environment steps, got '{checkpoint}'")
+    with refuse_without_memory("--episodes"):
+        found = runs.evaluate(run, which, episodes=episodes, seed=seed)
+    parts = {str(number): (found.returns[i], found.lengths[i]) for i, number in enumerate(found.seeds)}
+    if len(found.seeds) > 1:
+        parts["all"] = found.returns, found.lengths
+    summaries = {
+        name: {"return": summarize(returns), "length": summarize(lengths)} for name, (returns, lengths) in parts.items()
+    }
+    if as_json:
+        head = {"run": str(run), "env_step": found.env_step, "episodes": episodes, "seed": seed}
+        told = {name: {q: _plain(s) for q, s in row.items()} for name, row in summaries.items()}
+        click.echo(json.dumps({**head, "seeds": told}, indent=2, allow_nan=False))
+        return
+    click.echo(f"{run}: the policy at step {found.env_step:,}, {episodes:,} episodes per seed")
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("seed", "", "mean", "95% interval", "IQM", "95% interval", *(f"{q:.0%}" for q in QUANTILES)):
+        table.add_column(column, justify="left" if column in ("seed", "") else "right")
+    for name, row in summaries.items():
+        for quantity, s in row.items():
+            ends = (s.mean_interval, s.iqm_interval)
+            intervals = ["-" if math.isnan(low) else f"{low:.1f} to {high:.1f}" for low, high in ends]
+            cells = (f"{s.mean:.1f}", intervals[0], f"{s.iqm:.1f}", intervals[1])
+            quantiles = (f"{value:.1f}" for value in s.quantiles.values())
+            table.add_row(name if quantity == "return" else "", quantity, *cells, *quantiles)
+    table_console(110).print(table)
+    click.echo(
+        "intervals: of one seed, episodes drawn anew; they say nothing on training with another seed"
+        + ("" if len(found.seeds) < 2 else "; of all, whole seeds drawn anew")
+        + (f", which with fewer than {FEW_SEEDS} is too narrow" if 1 < len(found.seeds) < FEW_SEEDS else "")
+    )
+
+
+def _plain(summary: "Summary") -> dict[str, Any]:  # type: ignore[name-defined]
+    """A summary as JSON has it; what is no finite number, or an interval of such, is null."""
+    from quantilax.runs.evaluations import finite_or_none as plain
+
+    found = summary._asdict()
+    for name, value in found.items():
+        if isinstance(value, dict):
+            found[name] = {key: plain(number) for key, number in value.items()}
+        elif isinstance(value, tuple):
+            found[name] = [plain(number) for number in value] if all(map(math.isfinite, value)) else None
+        else:
+            found[name] = plain(value)
+    return found
+
+
+@click.command(name="list-runs")
+@click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
+def list_runs(directory: Path) -> None:
+    """List the runs at and below DIRECTORY, by default runs/."""
+    from quantilax.runs import overview
+
+    found, broken = overview.find_runs(directory)
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("run", "section", "seeds", "state", "step", "mean return", "begun"):
+        table.add_column(column, justify="right" if column in ("step", "mean return") else "left", overflow="fold")
+    for run in found:
+        table.add_row(
+            str(run.path),
+            run.section,
+            seed_range(run.seeds),
+            run.status,
+            "-" if run.env_step is None else f"{run.env_step:,}",
+            "-" if run.return_mean is None else f"{run.return_mean:.1f}",
+            run.begun[:16].replace("T", " "),
+        )
+    if found:
+        least = 80 if sys.stdout.isatty() else 200
+        table_console(least, highlight=False, markup=False, emoji=False).print(table)
+    else:
+        click.echo(f"no runs below {directory}")
+    for line in broken:
+        click.echo(f"warning: {line}", err=True)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def show(run: Path) -> None:
+    """Show the run in the directory RUN: config, state, checkpoints, curve, and what follows from the config."""
+    from quantilax import runs
+    from quantilax.runs import overview
+
+    directory = runs.RunDirectory.open(run)
+    agent, told = directory.agent(), overview.info(directory)
+    show_config(told.section, agent, len(told.seeds))
+    rows = overview.curve(run)
+    done = f"step {told.env_step or 0:,} of {agent.evaluation_steps[-1]:,}"
+    click.echo(f"\nstate: {told.status}, {done}, seeds {seed_range(told.seeds)}")
+    for number, start in enumerate(directory.facts["starts"]):
+        click.echo(f"{'begun' if number == 0 else 'resumed'} {start['date']} at step {start['from_env_step']:,}")
+        click.echo(f"  {start['command']}")
+    lines = overview.checkpoint_lines(directory)
+    click.echo("\ncheckpoints: " + ("" if lines else "none"))
+    for line in lines:
+        click.echo(f"  {line}")
+    console = Console()
+    if drawn := overview.plot(rows, console.width, bool(console.color_system) and not console.no_color):
+        click.echo(f"\n{drawn}")
+    if told.status not in ("finished", "running"):
+        click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
+
+
+@click.command(name="list")
+def list_() -> None:
+    """List algorithms and environments."""
+    from quantilax import algorithms, envs
+
+    console = table_console(80, highlight=False)
+    console.print("[bold]algorithms[/bold]")
+    for name, algorithm in algorithms.ALGORITHMS.items():
+        told, module = algorithm.config.__doc__ or "", sys.modules[algorithm.init.__module__]
+        if told.startswith(f"{algorithm.config.__name__}("):  # a dataclass's own, where nothing was written
+            told = module.__doc__ or ""
+        console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True, markup=False)
+    for library, names in envs.names().items():
+        console.print(f"[bold]environments of {library}[/bold]")
+        for name in names:
+            console.print(f"  {name}")

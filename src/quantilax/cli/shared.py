@@ -1,0 +1,107 @@
+"""Options and helpers that several commands share."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import rich.table
+from rich.console import Console
+
+from quantilax.errors import ConfigError
+
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+
+
+NO_CACHE = click.option("--no-cache", is_flag=True, help="Do not keep compiled programs in the user's cache directory.")
+
+
+LOG = click.option(
+    "--log", multiple=True, metavar="NAME", help="tensorboard or wandb, beside the run's own files; may be repeated."
+)
+
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def table_console(least: int, **options: Any) -> Console:
+    """A console on standard output of so many columns at least: in a narrower terminal, which folds lines, no figure is cut."""
+    return Console(width=max(Console().width, least), **options)
+
+
+@contextmanager
+def refuse_without_memory(options: str) -> Iterator[None]:
+    """Refuse what the device has no memory for."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(f"the device's memory does not suffice; lower {options}") from None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """End the process with the signal's exit status; click would make 1 of it."""
+    from quantilax.host.interrupts import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        click.echo(str(error), err=True)
+        if error.at_once:
+            end_at_once(error.exit_status)
+        sys.exit(error.exit_status)
+
+
+def load(config: Path, section: str | None, overrides: tuple[str, ...]) -> "Section":  # type: ignore[name-defined]
+    """Read what CONFIG [SECTION] [FIELD=VALUE]... asks for; what stands in the place of SECTION may be a FIELD=VALUE."""
+    from quantilax import runs
+
+    named = section if section is None or "=" not in section else None
+    fields = overrides if named is section else (str(section), *overrides)
+    return runs.load_section(config, named, runs.parse_overrides(fields))
+
+
+def seed_range(seeds: list[int]) -> str:
+    """Write 0-4 for 0, 1, 2, 3, 4."""
+    is_range = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]}-{seeds[-1]}" if is_range else ", ".join(map(str, seeds))
+
+
+def tell(result: "Result", seeds: int) -> None:  # type: ignore[name-defined]
+    """Print how a run ended."""
+    click.echo(
+        f"final mean return {result.return_mean:.1f} over {seeds} seed{'s' if seeds > 1 else ''},"
+        f" {result.seconds:.1f} s (+ {result.compile_seconds:.1f} s compiling), in {result.path}"
+    )
+
+
+def show_config(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[name-defined]
+    """Print a resolved config, what follows from it and the memory it takes."""
+    from quantilax import train
+    from quantilax.runs.directory import config_yaml
+
+    click.echo(config_yaml(name, agent))
+    table = rich.table.Table("quantity", "value", box=None, header_style="bold", pad_edge=False)
+    for quantity, value in agent.config.derived().items():
+        table.add_row(quantity, f"{value:,.6g}" if isinstance(value, float) else f"{value:,}")
+    steps = agent.evaluation_steps
+    table.add_row("evaluations", f"{len(steps)}, at environment steps {steps[0]:,} to {steps[-1]:,}")
+    sizes = train.state_bytes(*agent.arguments())
+    if "replay" in sizes:
+        table.add_row("bytes_of_replay", f"{sizes['replay']:,} per seed")
+    table.add_row("bytes_of_state", f"{sizes['total']:,} per seed, {sizes['total'] * seeds:,} in all")
+    table_console(80).print(table)
+
+
+def end_at_once(status: int) -> None:
+    """End the process without the exit of the interpreter, which would wait for what still runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,143 @@
+"""`train` and `resume`."""
+
+import warnings
+from pathlib import Path
+
+import click
+
+from quantilax.cli.shared import LOG, NO_CACHE, QUIET, load, show_config, stop_on_signals, tell
+from quantilax.errors import ConfigError
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("section", required=False)
+@click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many seeds, in one program.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="The first of them.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The run's directory; must not hold anything.  [default: runs/...]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the resolved config, what follows from it and the memory; train nothing.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Evaluations between checkpoints; 0: at the end only.",
+)
+@LOG
+@QUIET
+@NO_CACHE
+def train(
+    config: Path,
+    section: str | None,
+    overrides: tuple[str, ...],
+    seeds: int,
+    seed: int,
+    out: Path | None,
+    dry_run: bool,
+    checkpoint_every: int,
+    log: tuple[str, ...],
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Train SECTION of the YAML file CONFIG.
+
+    SECTION may be left out where the file has only one. FIELD=VALUE changes a field of it.
+
+    \b
+    quantilax train configs/gymnax/cartpole.yaml iqn
+    quantilax train configs/gymnax/cartpole.yaml iqn --seeds 5 learning_rate=1e-3 --out runs/x
+    """
+    from quantilax import devices, runs
+
+    runs.use_all_cores(seeds)
+    asked = load(config, section, overrides)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent = asked.create()
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        click.echo(f"warning: {message}", err=True)
+    if dry_run:
+        show_config(asked.name, agent, seeds)
+        return
+    if seed + seeds > 2**32:
+        raise ConfigError(f"--seed: {seed} leaves no room for {seeds} seeds below 2^32; choose a smaller one")
+    devices.check_memory(seeds, *agent.arguments())
+    with stop_on_signals():
+        result = runs.run(
+            agent,
+            out,
+            range(seed, seed + seeds),
+            section=asked.name,
+            checkpoint_every=checkpoint_every,
+            log=log,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    tell(result, seeds)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--total-timesteps",
+    type=click.IntRange(min=1),
+    help="Extend the run to so many environment steps; schedules follow the new number.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=0),
+    help="Evaluations between checkpoints; 0: at the end only.  [default: as before]",
+)
+@LOG
+@QUIET
+@NO_CACHE
+def resume(
+    run: Path,
+    total_timesteps: int | None,
+    checkpoint_every: int | None,
+    log: tuple[str, ...],
+    quiet: bool,
+    no_cache: bool,
+) -> None:
+    """Go on with the run in the directory RUN, as if it had never stopped.
+
+    \b
+    quantilax resume runs/x
+    quantilax resume runs/x --total-timesteps 200_000
+    """
+    from quantilax import runs
+
+    before = runs.RunDirectory.open(run).facts
+    runs.use_all_cores(before.get("devices", 1), asked=True)  # as it was begun
+    with stop_on_signals():
+        result = runs.resume(
+            run,
+            total_timesteps=total_timesteps,
+            checkpoint_every=checkpoint_every,
+            log=log or None,
+            quiet=quiet,
+            cache=not no_cache,
+        )
+    after = runs.RunDirectory.open(run).facts
+    if len(after["starts"]) == len(before["starts"]):
+        click.echo(
+            f"finished already: mean return {result.return_mean:.1f} after {result.env_step:,} steps;"
+            " --total-timesteps extends it"
+        )
+        return
+    tell(result, len(after["seeds"]))

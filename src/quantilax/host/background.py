@@ -1,0 +1,118 @@
+"""Work in other threads: one call, or jobs done in order."""
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+Job = Callable[[], None]
+
+
+def call(function: Callable[[], T]) -> Callable[[], T]:
+    """Call a function in a thread of its own; what is returned waits for its result, or raises what it raised.
+
+    The thread does not keep the process from ending.
+    """
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            results.put((function(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    def wait() -> T:
+        result, error = results.get()
+        if error is not None:
+            raise error
+        return result
+
+    threading.Thread(target=work, daemon=True).start()
+    return wait
+
+
+class Background:
+    """A thread for jobs that are done one after another; leaving the context waits for all of them.
+
+    Jobs report their own failures; the thread outlives one that does not. At most one job put in with `put_large` waits or
+    runs: the next one waits for it, so no more than one copy of a run's state is kept.
+    """
+
+    def __init__(self, name: str = "quantilax-writer") -> None:
+        """Prepare the thread; it starts with the context, or with `start`."""
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.is_free = threading.Semaphore(1)
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.ended = threading.Event()  # `join` of Python 3.11, once interrupted, takes the thread for ended
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the jobs, unless the process is to end at once."""
+        self.end()
+        if not isinstance(error, KeyboardInterrupt):
+            self.join()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.thread.start()
+
+    def end(self) -> None:
+        """Take no more jobs: the thread ends after those put in so far."""
+        self.jobs.put(None)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for the thread's end, if it was started, for so many seconds at most."""
+        if self.is_at_work:
+            self.ended.wait(seconds)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the thread was started and has not ended."""
+        return self.thread.ident is not None and not self.ended.is_set()
+
+    def finish(self) -> None:
+        """Wait for all jobs put in so far."""
+        done = threading.Event()
+        self.jobs.put(done.set)
+        done.wait()
+
+    def put(self, job: Job) -> None:
+        """Add a small job."""
+        self.jobs.put(job)
+
+    def put_large(self, make: Callable[[], Job]) -> None:
+        """Wait until no large job is left, then make one and add it."""
+        self.is_free.acquire()
+        try:
+            job = make()
+        except BaseException:
+            self.is_free.release()
+            raise
+        self.jobs.put(lambda: self._release_after(job))
+
+    def _release_after(self, job: Job) -> None:
+        try:
+            job()
+        finally:
+            self.is_free.release()
+
+    def _work(self) -> None:
+        try:
+            while (job := self.jobs.get()) is not None:
+                try:
+                    job()
+                except BaseException as error:  # who waits for a later job must not wait for ever
+                    threading.excepthook(
+                        threading.ExceptHookArgs((type(error), error, error.__traceback__, self.thread))
+                    )
+        finally:
+            self.ended.set()

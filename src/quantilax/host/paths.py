@@ -1,0 +1,67 @@
+"""Directories that users name: which can be used, and which name a new one gets where none is given."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from quantilax.errors import ConfigError
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How an address of something that is no local path begins, `Path` having made one slash of two; `C:/` is none."""
+UNUSABLE = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]+')
+"""What some system does not take in a file's name."""
+LONGEST = 100
+"""Bytes of a part of a file's name that a user chose; a whole name may have 255."""
+
+
+def check(path: Any, option: str = "--out") -> Path:
+    """Return a user's path if it can name something on this machine, for readers and writers alike.
+
+    Args:
+        path: a string or a path, relative or absolute.
+        option: what the user called it, for the message.
+
+    Raises:
+        ConfigError: it is no path, an address, no text in UTF-8, or relative to a working directory that is gone.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise ConfigError(f"{option}: expected a path, got {path!r}")
+    path = Path(path)
+    name = str(path).encode(errors="backslashreplace").decode()
+    if name != str(path):
+        raise ConfigError(f"{option}: {name} is no text in UTF-8; choose another directory")
+    if "\0" in name:
+        raise ConfigError(f"{option}: {name!r} has a null byte; choose another directory")
+    if ADDRESS.match(name):
+        raise ConfigError(f"{option}: {name} is an address; give a path on this machine, and copy or mount the rest")
+    if not path.is_absolute():
+        check_working_directory()
+    return path
+
+
+def make(path: Path) -> Path:
+    """Make a directory and its parents, where they are not there yet, and return it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made: {error.strerror}; choose another --out") from None
+    return path
+
+
+def check_working_directory() -> None:
+    """Raise `ConfigError` where the current directory was deleted, so that relative paths lead nowhere."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("the working directory is gone; change to one that exists") from None
+
+
+def as_name(text: str) -> str:
+    """Return a text that a user chose as a part of a file's name: no separators, no dot in front, not too long."""
+    kept = UNUSABLE.sub("-", text).strip(". ")
+    return kept.encode(errors="ignore")[:LONGEST].decode(errors="ignore") or "unnamed"

@@ -1,0 +1,259 @@
+"""The report of a study: a page that stands alone, a Markdown twin and its figures, from the study's files alone."""
+
+import base64
+import hashlib
+import math
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from quantilax.checks import diagnosis
+from quantilax.errors import ConfigError
+from quantilax.host import paths
+from quantilax.host.files import write_whole
+from quantilax.reports import choice, figures, formats
+from quantilax.reports.figures import Figure
+from quantilax.reports.formats import Column, Entry
+from quantilax.reports.results import Results
+from quantilax.reports.verdict import quoted, verdict
+from quantilax.studies.store import Store
+
+PAGE, TWIN = "report.html", "report.md"
+
+TEMPLATES = jinja2.PackageLoader("quantilax.reports", "templates")
+
+
+class Table(NamedTuple):
+    """Headings and rows."""
+
+    columns: list[Column]
+    rows: list[list[Entry]]
+
+
+class Report(NamedTuple):
+    """The two texts and the figures of the second, by file name."""
+
+    page: str
+    twin: str
+    figures: dict[str, str]
+
+    def write(self, out: Path) -> None:
+        """Write everything into a directory.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        paths.check(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in FIGURES:
+                (out / name).unlink(missing_ok=True)
+            for name, text in (self.figures | {PAGE: self.page, TWIN: self.twin}).items():
+                write_whole(out / name, text)
+        except OSError as error:
+            raise ConfigError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+
+
+FIGURES = ("report-curves.svg", "report-solved.svg", "report-return.svg", "report-improvement.svg")
+
+
+def report(store: Store) -> Report:
+    """Make the report of a study from its files; of an unfinished one from what is there.
+
+    Raises:
+        ConfigError: a file of the records is damaged.
+    """
+    results = Results.read(store)
+    told = contents(results)
+    drawn = _figures(results, hover=True)
+    style = "".join(_source(name) for name in ("figure.css", "report.css"))
+    script = _source("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = _environment(autoescape=True).get_template("report.html.j2")
+    page = html.render(
+        **told,
+        style=Markup(style),
+        script=Markup(script),
+        digest=digest,
+        figures={name: Markup(figure.inline()) for name, figure in drawn.items()},
+        panels=_panels(results),
+    )
+    alone = {name: figure.alone() for name, figure in _figures(results, hover=False).items()}
+    twin = _environment(autoescape=False).get_template("report.md.j2").render(**told, figures=alone)
+    return Report(page, re.sub(r"\n{3,}", "\n\n", twin), alone)
+
+
+def contents(results: Results) -> dict[str, Any]:
+    """Everything that page and twin say, by the names that their templates have."""
+    facts, starts = results.store.facts, results.store.facts["starts"]
+    asked = len(facts["variants"]) * len(facts["seeds"])
+    chosen = choice.choose(results)
+    return {
+        "name": facts["name"],
+        "title": facts["question"] or facts["name"],
+        "prediction": facts["prediction"],
+        "predicted": _predicted(results),
+        "status": results.store.status,
+        "base": results.base,
+        "seeds": formats.seeds(facts["seeds"]),
+        "runs": results.outcomes.height,
+        "asked": asked,
+        "variants": len(facts["variants"]),
+        "solved": results.store.solved,
+        "date": starts[-1].get("date", "")[:10] if starts else "",
+        "verdict": verdict(results),
+        "table": summary_table(results),
+        "failures": results.failures,
+        "broken": {variant: formats.seeds(numbers) for variant, numbers in results.broken.items()},
+        "missing": {variant: formats.seeds(numbers) for variant, numbers in results.missing.items()},
+        "diagnosis": _diagnosis(results.store),
+        "configurations": _configurations(results),
+        "left_out": max(0, results.summary.height - figures.MAX_PANELS),
+        "every": figures.every(results) if results.rows else 1,
+        "recommended": None if chosen is None else _recommended(results, chosen),
+        "rule": _rule(),
+        "starts": starts,
+        "jobs": facts["jobs"],
+        "width": facts["width"],
+    }
+
+
+def _predicted(results: Results) -> str:
+    """Say when the prediction was made."""
+    changes = [change for change in results.changes if change["field"] == "prediction"]
+    if not changes:
+        return "Predicted before the runs"
+    before = quoted(changes[0]["before"]) if changes[0]["before"] else "nothing"
+    return f"Prediction, as changed after {changes[-1]['runs']} runs; before any it said {before}"
+
+
+def summary_table(results: Results) -> Table:
+    """The summary as people read it."""
+    found = formats.columns(results) if results.rows else []
+    return Table(found, [[column.entry(row) for column in found] for row in results.rows])
+
+
+def section_yaml(results: Results, variant: str) -> str:
+    """Write a variant as a section of a config file, every field with its value."""
+    fields = results.store.facts["variants"][variant]
+    return yaml.safe_dump({results.store.facts["section"]: fields}, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _recommended(results: Results, chosen: choice.Choice) -> dict[str, Any]:
+    store, held_out = Store.find(results.store.path / choice.VALIDATION), choice.held_out(results, chosen.variant)
+    is_whole = store is not None and store.status == "finished"
+    told = (
+        choice.judge(results, held_out, chosen.variant, is_winner=True) if held_out is not None and is_whole else None
+    )
+    return {
+        "variant": chosen.variant,
+        "reason": chosen.reason,
+        "yaml": section_yaml(results, chosen.variant),
+        "judgement": told,
+        "held_out": formats.seeds(held_out.store.facts["seeds"]) if held_out else "",
+    }
+
+
+def _rule() -> list[list[str]]:
+    """The rule of the choice as the module says it: paragraphs of one item, lists of several."""
+    paragraphs = (choice.__doc__ or "").strip().split("\n\n")[1:-1]
+    parts = [" ".join(paragraph.replace("*", "").replace("`", "").split()) for paragraph in paragraphs]
+    return [re.split(r" ?(?<!\w)\d\. ", part)[1:] if part.startswith("1. ") else [part] for part in parts]
+
+
+def _configurations(results: Results) -> Table:
+    """What each variant changes, and what follows from its config."""
+    facts, derived = results.store.facts, results.derived()
+    quantities = list(dict.fromkeys(name for of_variant in derived.values() for name in of_variant))
+    columns = [
+        Column("variant", "", lambda _: Entry("")),
+        Column("differs from the base by", "", lambda _: Entry("")),
+        *(Column(name.replace("_", " "), "", lambda _: Entry("")) for name in quantities),
+    ]
+    rows = []
+    for variant in facts["variants"]:
+        overrides = facts["overrides"].get(variant, {})
+        told = ", ".join(f"{field}: {_plain(value)}" for field, value in overrides.items()) or "-"
+        figured = derived.get(variant, {})
+        rows.append(
+            [Entry(variant, "", variant), Entry(told, "", told), *(_quantity(figured.get(name)) for name in quantities)]
+        )
+    return Table(columns, rows)
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+
+
+def _quantity(value: float | None) -> Entry:
+    return Entry("-") if value is None else Entry(f"{value:,.6g}", "", float(value))
+
+
+def _diagnosis(store: Store) -> Table | None:
+    """First causes by variant; None where the runs measured no signals."""
+    if not diagnosis.can_diagnose(store.records()):
+        return None
+    frame = diagnosis.summary(diagnosis.diagnose_study(store.path))
+    columns = [Column(name, "", lambda _: Entry("")) for name in frame.columns]
+    rows = []
+    for row in frame.iter_rows():
+        shown = [Entry(text, "", text) for text in row]
+        figure, _, healthy = row[4].partition("; ")
+        shown[4] = Entry(figure, healthy, figure)
+        rows.append(shown)
+    return Table(columns, rows)
+
+
+def _figures(results: Results, hover: bool) -> dict[str, Figure]:
+    if not results.rows:
+        return {}
+    drawn = {} if hover else {"report-curves.svg": figures.curves(results, hover=False).together()}
+    if results.store.solved is not None:
+        drawn["report-solved.svg"] = figures.solved_for_good(results, hover)
+    drawn["report-return.svg"] = figures.over_the_curve(results, hover)
+    if results.others:
+        drawn["report-improvement.svg"] = figures.improvement(results, hover)
+    return drawn
+
+
+def _panels(results: Results) -> dict[str, Markup]:
+    drawn = figures.curves(results, hover=True).panels if results.rows else {}
+    return {variant: Markup(panel.inline()) for variant, panel in drawn.items()}
+
+
+def _source(name: str) -> str:
+    return (files("quantilax.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _environment(autoescape: bool) -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=TEMPLATES,
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters |= {"markdown": markdown, "sortable": _sortable}
+    return found
+
+
+def _sortable(entry: Entry) -> str | None:
+    """What the page's script sorts by."""
+    value = entry.value
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return None if value is None or value != value else str(value)
+
+
+def markdown(text: Any) -> str:
+    """Write text so that Markdown shows it as it is, in one line."""
+    line = " ".join(str(text).split()).replace("&", "&amp;")
+    line = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", line)
+    line = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
+    return re.sub(r"^(#+|[-+]|\d+[.)])(?=\s)", lambda m: m[0][:-1] + "\\" + m[0][-1], line)

@@ -1,0 +1,257 @@
+"""From a study's winner to a section in a config file: only after seeds that the study never saw say the same."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quantilax import algorithms, pytree
+from quantilax.errors import ConfigError, RunError, did_you_mean, reason
+from quantilax.host import locks
+from quantilax.reports import choice, formats, sections
+from quantilax.reports.benchmark_table import label, put_row, row_of
+from quantilax.reports.choice import Choice, Judgement
+from quantilax.reports.results import Results
+from quantilax.reports.verdict import quoted
+from quantilax.runs.configs import Section
+from quantilax.studies import definition, execution, start
+from quantilax.studies.definition import Study, Variant
+from quantilax.studies.store import Store
+
+BENCHMARKS = "--benchmarks"
+
+
+class Recommended(NamedTuple):
+    """A choice, what held-out seeds say of it, and where it was written."""
+
+    choice: Choice
+    seeds: list[int]
+    """All held-out seeds that count."""
+    judgement: Judgement
+    section: str
+    """Its name in a config file."""
+    edited: sections.Edited | None
+    """None where nothing was written."""
+
+
+def recommend(
+    store: Store,
+    *,
+    variant: str | None = None,
+    seeds: int = 20,
+    first_seed: int | None = None,
+    write: Path | None = None,
+    section: str | None = None,
+    benchmarks: Path | None = None,
+    jobs: int | None = None,
+    quiet: bool = False,
+    cache: bool = False,
+) -> Recommended:
+    """Choose a variant by the rule of `quantilax.reports.choice`, validate it on held-out seeds, and write it if it holds.
+
+    The held-out runs, of the variant and of the base, lie in `validation/` within the study's directory. They are run once: the
+    same call again finds them there. All that lie there count, also those of an earlier call, so none can be discarded; with
+    how many it was judged is noted. Only those of seeds that the study itself has run since count no more.
+
+    Args:
+        store: a study's directory.
+        variant: a variant in place of the winner.
+        seeds: number of held-out seeds.
+        first_seed: the first of them; None: the one after the study's largest.
+        write: the config file; None: nothing is written.
+        section: name of the section in it; None: that of the study's base.
+        benchmarks: the Markdown file whose table of validated sections gets a row of a section that is written; None: none.
+        jobs: devices to use at once; None: all.
+        quiet: show no progress.
+        cache: keep compiled programs in the user's cache directory.
+
+    Raises:
+        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, or a file cannot be edited. All this is
+            found out before anything is run.
+        RunError, Interrupted: as for `studies.run`.
+    """
+    results = Results.read(store)
+    chosen, is_winner = _chosen(results, variant)
+    asked = held_out(store.facts["seeds"], seeds, first_seed)
+    name = section or str(store.facts["section"])
+    fields = store.facts["variants"][chosen.variant]
+    if write is not None:
+        sections.put(sections.read(write), write, name, fields, ["a trial"])
+    if benchmarks is not None:
+        _check_benchmarks(benchmarks, write, name)
+    study = validation(store, chosen.variant, asked)
+    ran = start.run(study, store.path / choice.VALIDATION, jobs=jobs, resume=True, quiet=quiet, cache=cache)
+    theirs = choice.held_out(results, chosen.variant)
+    counted = [] if theirs is None else sorted(theirs.store.facts["seeds"])
+    judgement = None if theirs is None else choice.judge(results, theirs, chosen.variant, is_winner)
+    if theirs is None or judgement is None or not set(asked) <= set(counted):
+        raise ConfigError(
+            f"{ran.path}: runs of {quoted(chosen.variant)} or of the base are missing there; see its failures"
+        )
+    looks = _looked(theirs.store, chosen.variant, len(counted))
+    edited = None
+    if write is not None and judgement.holds:
+        comment = _comment(results, theirs, chosen, judgement, counted, looks)
+        edited = sections.put(sections.read(write), write, name, fields, comment)
+        files = [(write, edited.text, "--write")]
+        if benchmarks is not None:
+            row = row_of(label(write, name), theirs, chosen.variant, counted, *_origin(theirs))
+            files.append((benchmarks, put_row(_read(benchmarks), benchmarks, row), BENCHMARKS))
+        for file, text, option in files:
+            sections.write(file, text, option)
+    return Recommended(chosen, counted, judgement, name, edited)
+
+
+def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = None, **options: Any) -> Recommended:
+    """Validate the base of a study that has no other variant: nothing is to be chosen, so the study itself need not be run.
+
+    Args:
+        file: the study's YAML file.
+        out: the results' directory, new or of the same study; None: `studies/<name>`.
+        jobs: devices to use at once; None: all.
+        options: see `recommend`.
+
+    Raises:
+        ConfigError: there are variants to choose among, or as for `recommend`; a directory that was made for it is gone again.
+        RunError, Interrupted: as for `studies.run`.
+    """
+    study = definition.load(file)
+    if len(study.variants) > 1:
+        raise ConfigError(
+            f"{file}: has {len(study.variants)} variants to choose among; run it with quantilax study, then recommend"
+            " its directory"
+        )
+    out = out or study.directory
+    begun, was_there = Store.find(out), os.path.isdir(out)
+    if begun is None:
+        batch_shape = execution.plan(study, jobs=jobs).batch_shape
+        store = Store.create(out, study, jobs=batch_shape.jobs, width=batch_shape.width, starts=[], status="not run")
+    else:
+        begun.check(study)
+        store = begun
+    try:
+        return recommend(store, jobs=jobs, **options)
+    except ConfigError:
+        if begun is None and not (out / choice.VALIDATION).exists():
+            store.delete()
+            if not was_there:
+                out.rmdir()
+        raise
+
+
+def _check_benchmarks(benchmarks: Path, write: Path | None, name: str) -> None:
+    """Raise `ConfigError` unless a row can be put into the file."""
+    if write is None:
+        raise ConfigError(f"{BENCHMARKS}: a row tells of a section that is written; name its file with --write")
+    if benchmarks.resolve() == write.resolve():
+        raise ConfigError(f"{benchmarks}: is the file of --write too; choose another {BENCHMARKS}")
+    put_row(_read(benchmarks), benchmarks, [label(write, name), "a trial"])
+
+
+def _read(benchmarks: Path) -> str:
+    return sections.read(benchmarks, BENCHMARKS)
+
+
+def _chosen(results: Results, variant: str | None) -> tuple[Choice, bool]:
+    """Give the variant, and whether the rule names it."""
+    path, variants = results.store.path, results.store.facts["variants"]
+    winner = choice.choose(results)
+    if variant is None:
+        if winner is None:
+            raise ConfigError(f"{path}: runs of the base are missing; finish the study with --resume first")
+        return winner, True
+    if variant not in variants:
+        raise ConfigError(f"{path}: no variant '{variant}'{did_you_mean(variant, variants, 'variants')}")
+    if winner is not None and winner.variant == variant:
+        return winner, True
+    if results.row(variant) is None or variant in results.missing:
+        raise ConfigError(f"{path}: runs of variant '{variant}' are missing; finish the study with --resume first")
+    return Choice(variant, "it was asked for"), False
+
+
+def held_out(used: list[int], number: int, first: int | None) -> list[int]:
+    """Give the seeds to validate with; raise `ConfigError` where the study has used one of them."""
+    start = max(used) + 1 if first is None else first
+    if number > definition.MAX_RUNS:
+        raise ConfigError(f"--seeds: {number:,} are more than {definition.MAX_RUNS:,}; ask for fewer")
+    asked = range(start, start + number)
+    both = [seed for seed in used if seed in asked]
+    if both:
+        raise ConfigError(
+            f"--first-seed: seed {formats.seeds(both)} chose the variant, and cannot validate it;"
+            f" begin at {max(used) + 1} or later"
+        )
+    if asked.stop > 2**32:
+        raise ConfigError(f"--first-seed: {start} leaves no room for {number} seeds below 2^32; choose a smaller one")
+    return list(asked)
+
+
+def validation(store: Store, variant: str, seeds: list[int]) -> Study:
+    """Make the study of a variant and the base on held-out seeds, from what the study's directory says."""
+    facts = store.facts
+    names = list(dict.fromkeys((facts["base"], variant)))
+    there = store.facts["asked"]
+    overrides = {name: facts["overrides"].get(name, {}) for name in names if name != facts["base"]}
+    definition = {key: value for key, value in there.items() if key not in ("variants", "first_seed")}
+    definition |= {"seeds": seeds} | ({"variants": {"named": overrides}} if overrides else {})
+    return Study(
+        name=f"{facts['name']}-validation",
+        question=f"Does {quoted(variant)} hold on seeds that did not choose it?",
+        prediction="",
+        variants=tuple(Variant(name, facts["overrides"].get(name, {}), _section(store, name)) for name in names),
+        seeds=tuple(seeds),
+        solved=store.solved,
+        definition=definition,
+        where=str(store.path),
+    )
+
+
+def _section(store: Store, variant: str) -> Section:
+    fields, where = store.facts["variants"][variant], f"{store.path}: variant '{variant}'"
+    algorithm = algorithms.get(fields["algorithm"])
+    own = {name: value for name, value in fields.items() if name not in ("algorithm", "env")}
+    converted: dict[str, Any] = pytree.convert(algorithm.config, own, where)
+    return Section(str(store.facts["section"]), where, algorithm, fields["env"], converted)
+
+
+def _looked(validation: Store, variant: str, number: int) -> list[int]:
+    """Note that a variant was judged by so many held-out seeds, and give the numbers that it was judged by, rising.
+
+    Who looks again with more seeds until the answer pleases gets a better one: at a level of 5% a difference that is not
+    there is found in 8% of cases by the second look and in 14% by the fifth (Armitage, McPherson and Rowe 1969, "Repeated
+    significance tests on accumulating data").
+    """
+    with validation.lock():
+        store = Store.open(validation.path)
+        before = store.facts.get("looks", {}).get(variant, [])
+        looks = sorted({*before, number})
+        if looks != before:
+            try:
+                store.update(looks={**store.facts.get("looks", {}), variant: looks})
+            except OSError as error:
+                raise RunError(
+                    f"{store.path}: cannot be written: {reason(error)}; make room and give the command again"
+                ) from None
+    return looks
+
+
+def _comment(
+    results: Results, theirs: Results, chosen: Choice, judgement: Judgement, seeds: list[int], looks: list[int]
+) -> list[str]:
+    commits, date = _origin(theirs)
+    earlier = [str(number) for number in looks if number != len(seeds)]
+    lines = [
+        f"variant {quoted(chosen.variant)} of the study {quoted(results.store.facts['name'])}; on held-out seeds"
+        f" {formats.seeds(seeds)} (n = {len(seeds)}{'; judged with n = ' + ', '.join(earlier) + ' too' if earlier else ''})"
+        f" {judgement.score}."
+    ]
+    base = theirs.row(theirs.base)
+    if chosen.variant != results.base and base is not None:
+        lines.append(f"The base on {base['n']} held-out seeds: {choice.score(theirs, base)}.")
+    lines.append(f"Intervals of 95%. Commit {commits}, {date}: {locks.command()}")
+    return lines
+
+
+def _origin(theirs: Results) -> tuple[str, str]:
+    """Give the commits that ran the held-out seeds, and the date of the last start."""
+    starts = theirs.store.facts["starts"]
+    return ", ".join(dict.fromkeys(start.get("commit") or "unknown" for start in starts)), starts[-1]["date"][:10]

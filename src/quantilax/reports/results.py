@@ -1,0 +1,113 @@
+"""What the directory of a study says, read once: the numbers that tables, verdicts, figures and choices are made of."""
+
+import math
+from typing import Any, NamedTuple, Self
+
+import polars as pl
+
+from quantilax import algorithms, pytree, statistics
+from quantilax.errors import ConfigError
+from quantilax.studies import tables
+from quantilax.studies.store import Failure, Store
+
+LEVEL = 1 - statistics.CONFIDENCE
+"""Of a test: a difference is claimed where its p-value, adjusted for the number of variants, lies below."""
+
+
+class Results(NamedTuple):
+    """A study's numbers; empty frames where no run is finished."""
+
+    store: Store
+    summary: pl.DataFrame
+    """A row per variant that has runs."""
+    outcomes: pl.DataFrame
+    """A row per run."""
+    curves: pl.DataFrame
+    """A row per variant and step."""
+    failures: list[Failure]
+    missing: dict[str, list[int]]
+    """Seeds without results, of the variants that have such; not of those that failed before any run was finished."""
+
+    @classmethod
+    def read(cls, store: Store) -> Self:
+        """Read the files of a study.
+
+        Raises:
+            ConfigError: a file of the records is damaged.
+        """
+        records, failures = store.records(), store.failures()
+        is_empty = records.is_empty()
+        there = set(records.select("variant", "seed").unique().iter_rows())
+        failed = {failure.variant for failure in failures} - {variant for variant, _ in there}
+        missing = {
+            variant: [seed for seed in store.facts["seeds"] if (variant, seed) not in there]
+            for variant in store.facts["variants"]
+            if variant not in failed
+        }
+        return cls(
+            store,
+            pl.DataFrame() if is_empty else store.summary(),
+            pl.DataFrame() if is_empty else store.outcomes(),
+            pl.DataFrame() if is_empty else tables.learning_curves(records),
+            failures,
+            {variant: seeds for variant, seeds in missing.items() if seeds},
+        )
+
+    @property
+    def base(self) -> str:
+        """Name of the variant that the others are compared with."""
+        return str(self.store.facts["base"])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of the summary."""
+        return list(self.summary.iter_rows(named=True))
+
+    @property
+    def others(self) -> list[dict[str, Any]]:
+        """Rows of the summary that are compared with the base."""
+        return [row for row in self.rows if row["variant"] != self.base and row["auc_p"] is not None]
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What the study said otherwise before: `field` (`prediction` or `solved`), `before`, `after`, `runs` there then."""
+        found = self.store.facts.get("changes", [])
+        assert isinstance(found, list)
+        return found
+
+    def row(self, variant: str) -> dict[str, Any] | None:
+        """Row of a variant in the summary; None where it has no runs."""
+        return next((row for row in self.rows if row["variant"] == variant), None)
+
+    @property
+    def broken(self) -> dict[str, list[int]]:
+        """Seeds that broke, of the variants that have such."""
+        found: dict[str, list[int]] = {}
+        if self.outcomes.height:
+            for variant, seed in self.outcomes.filter("broken").select("variant", "seed").iter_rows():
+                found.setdefault(variant, []).append(seed)
+        return found
+
+    def derived(self) -> dict[str, dict[str, float]]:
+        """What follows from each variant's config; a variant of another version of quantilax may have none."""
+        found: dict[str, dict[str, float]] = {}
+        for variant, fields in self.store.facts["variants"].items():
+            try:
+                config = algorithms.get(fields["algorithm"]).config
+                own = {name: value for name, value in fields.items() if name not in ("algorithm", "env")}
+                found[variant] = pytree.from_dict(config, own, variant).derived()
+            except ConfigError:
+                continue
+        return found
+
+
+def verdict_of(row: dict[str, Any], name: str) -> int:
+    """Say what the adjusted test of `final` or `auc` tells of a variant beside the base: 1 better, -1 worse, 0 nothing."""
+    if row[f"{name}_p_holm"] is None or row[f"{name}_p_holm"] >= LEVEL:
+        return 0
+    return (row[f"{name}_improvement"] > 0.5) - (row[f"{name}_improvement"] < 0.5)
+
+
+def smallest_p(n: int, m: int) -> float:
+    """Give the smallest p-value that the rank test can have with n and m runs: those of one side all above the other's."""
+    return min(1.0, 2 / math.comb(n + m, n))

@@ -1,0 +1,204 @@
+"""Putting a section into a YAML file of configs: whatever else stands there stays as it is, byte for byte, comments too."""
+
+import itertools
+import os
+import stat
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from quantilax.errors import ConfigError
+from quantilax.host.files import write_whole
+from quantilax.runs import configs
+from quantilax.studies.definition import plain
+
+MARK = "#: Recommended by quantilax"
+"""How a comment begins that `put` wrote; the next one takes its place."""
+
+WIDTH = 120
+
+
+class Edited(NamedTuple):
+    """A file's text with the section in it."""
+
+    text: str
+    changed: list[str]
+    """Fields of a section that was there whose values are others now."""
+    commented: list[str]
+    """Of these those with a comment behind the value, which was written for the one before."""
+
+
+def read(file: Path, option: str = "--write") -> str:
+    """Read a file's text as it is, its line ends too; empty where there is no file yet.
+
+    Args:
+        file: the file.
+        option: the one that named it, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or its directory is not there.
+    """
+    try:
+        return file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        if not file.parent.is_dir():
+            raise ConfigError(
+                f"{file}: there is no directory {file.parent}; make it, or choose another {option}"
+            ) from None
+        return ""
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: is no text file in UTF-8; choose another {option}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; choose another {option}") from None
+
+
+def write(file: Path, text: str, option: str = "--write") -> None:
+    """Write a file whole; a link stays a link, and rights stay as they are.
+
+    Args:
+        file, option: as for `read`.
+        text: all of the file.
+
+    Raises:
+        ConfigError: it cannot be written; the file is as it was.
+    """
+    try:
+        target = file.resolve()
+        rights = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        write_whole(target, text)
+        if rights is not None:
+            os.chmod(target, rights)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}; choose another {option}") from None
+
+
+def put(text: str, file: Path, name: str, fields: Mapping[str, Any], comment: Sequence[str]) -> Edited:
+    """Put a section into a file's text.
+
+    Where the section is there already, only the values that differ are replaced, and fields that it left to defaults which
+    differ are added at its end. A new section comes at the end of the file, every field with its value.
+
+    Args:
+        text: of the file.
+        file: for messages.
+        name: the section.
+        fields: `algorithm`, `env` and every hyperparameter.
+        comment: lines to stand above the section.
+
+    Raises:
+        ConfigError: the file is broken, or the section is written in a way that cannot be edited.
+    """
+    before = configs.parse_yaml(text, file)
+    if before is not None and not isinstance(before, dict):
+        raise ConfigError(f"{file}: holds no section; expected lines such as 'iqn:' and '  env: CartPole-v1'")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    told = newline.join(_comment(comment))
+    if before is None or name not in before:
+        block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, default_flow_style=None, width=WIDTH)
+        gap = "" if not text else newline if text.endswith("\n") else 2 * newline
+        edited = Edited(text + gap + told + newline + block.replace("\n", newline), [], [])
+    else:
+        edited = _replace(text, file, name, fields, told, newline, configs.select(before, file, name))
+    _check(edited.text, file, name, fields, before or {})
+    return edited
+
+
+def _replace(
+    text: str, file: Path, name: str, fields: Mapping[str, Any], told: str, newline: str, there: configs.Section
+) -> Edited:
+    has = plain(there)
+    if has["algorithm"] != fields["algorithm"]:
+        raise ConfigError(
+            f"{file}: section '{name}' is of {has['algorithm']} and this is of {fields['algorithm']}; choose another --section"
+        )
+    found = _find(text, name)
+    if found is None:  # it comes in through `<<`
+        raise _not_editable(file, name)
+    key, section = found
+    if not isinstance(section, yaml.MappingNode) or section.flow_style:
+        raise _not_editable(file, name)
+    nodes = {k.value: v for k, v in section.value}
+    changed = [field for field, value in fields.items() if has.get(field) != value]
+    pieces: list[tuple[int, int, str]] = []
+    for field in changed:
+        if field in nodes:
+            if "\n" in text[nodes[field].start_mark.index : nodes[field].end_mark.index]:  # which may hold comments
+                raise _not_editable(file, name)
+            pieces.append((nodes[field].start_mark.index, nodes[field].end_mark.index, written(fields[field])))
+    commented = [f for f in changed if f in nodes and "#" in _rest_of_line(text, nodes[f].end_mark.index)]
+    indent = " " * section.value[0][0].start_mark.column
+    added = [f"{indent}{field}: {written(fields[field])}{newline}" for field in changed if field not in nodes]
+    at = max(v.end_mark.index for v in nodes.values())
+    at += len(_rest_of_line(text, at))
+    if added:
+        pieces.append((at, at, "".join(added) if text[:at].endswith("\n") else newline + "".join(added)))
+    pieces.append((*_place_of_comment(text, key.start_mark.index), told + newline))
+    for start, end, new in sorted(pieces, reverse=True):
+        text = text[:start] + new + text[end:]
+    return Edited(text, changed, commented)
+
+
+def written(value: Any) -> str:
+    """Write a value as it stands behind a field."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
+
+
+def _find(text: str, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Give the nodes of a section's name and of what it holds, which know their places; None where it stands nowhere."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)
+    return next(((key, value) for key, value in root.value if key.value == name), None)
+
+
+def _rest_of_line(text: str, at: int) -> str:
+    """Give a line from a place on, its end included."""
+    end = text.find("\n", at)
+    return text[at:] if end < 0 else text[at : end + 1]
+
+
+def _place_of_comment(text: str, key: int) -> tuple[int, int]:
+    """Say where the comment above a section goes: in the place of a former one of ours, else right above its name."""
+    start = text.rfind("\n", 0, key) + 1
+    above: list[tuple[int, int]] = []
+    at = start
+    while at > 0:
+        before = text.rfind("\n", 0, at - 1) + 1
+        if not text[before:at].startswith("#"):
+            break
+        above.insert(0, (before, at))
+        at = before
+    for i, (begin, end) in enumerate(above):
+        if text.startswith(MARK, begin):
+            more = itertools.takewhile(lambda line: text.startswith("#: ", line[0]), above[i + 1 :])
+            return begin, max([end, *(after for _, after in more)])
+    return start, start
+
+
+def _comment(lines: Sequence[str]) -> list[str]:
+    """Wrap lines as a comment that begins with `MARK`."""
+    found = []
+    for i, line in enumerate(lines):
+        words = f"{'#:' if i else MARK + ':'} {' '.join(line.split())}"
+        found += textwrap.wrap(words, WIDTH, subsequent_indent="#: ", break_long_words=False, break_on_hyphens=False)
+    return found
+
+
+def _check(text: str, file: Path, name: str, fields: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Refuse an edit that changed anything else, or did not make the section what it is to be."""
+    try:
+        after = configs.parse_yaml(text, file)
+        is_well = plain(configs.select(after, file, name)) == dict(fields)
+    except ConfigError:
+        raise _not_editable(file, name) from None
+    others = {key: value for key, value in after.items() if key != name}
+    if not is_well or repr(others) != repr({key: value for key, value in before.items() if key != name}):
+        raise _not_editable(file, name)
+
+
+def _not_editable(file: Path, name: str) -> ConfigError:
+    return ConfigError(
+        f"{file}: section '{name}' cannot be put in without changing the rest of the file; choose another --section or --write"
+    )

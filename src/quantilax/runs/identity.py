@@ -1,0 +1,194 @@
+"""The conditions of a run: its config, seeds and machine; what must be there again to go on, and what is told if it differs."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantilax import devices, pytree, switches
+from quantilax.agent import Agent
+from quantilax.errors import CheckpointError, ConfigError
+from quantilax.host import limits
+from quantilax.runs import checkpoints
+from quantilax.runs.checkpoints import Checkpoint
+from quantilax.runs.progress import RunProgress
+from quantilax.runs.provenance import versions
+
+
+def described(agent: Agent) -> dict[str, Any]:
+    """Return algorithm, environment and every hyperparameter as a checkpoint keeps them."""
+    config = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
+
+
+def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
+    """Check that the run's config and seeds are the checkpoint's; only `total_timesteps` may differ, and be larger.
+
+    A hyperparameter that came after the checkpoint stood at its default then.
+
+    Raises:
+        ConfigError: they are not.
+        CheckpointError: the checkpoint says no `total_timesteps`.
+    """
+    run = checkpoint.path.parents[1]
+    if checkpoint.facts.get("seeds") != seeds:
+        raise ConfigError(
+            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.stem} has {checkpoint.facts.get('seeds')}; put"
+            " back the file as it was written"
+        )
+    kind = "jax_default_prng_impl"
+    keys, ours = checkpoint.facts.get(kind), switches.facts()[kind]
+    if keys not in (None, ours):
+        raise ConfigError(
+            f"{run}: its random keys are of the kind '{keys}' and here they are '{ours}'; set JAX_DEFAULT_PRNG_IMPL={keys}"
+        )
+    there, here = checkpoint.facts["config"], described(agent)
+    is_whole = type(there.get("total_timesteps")) is int
+    there = {**json.loads(json.dumps(pytree.defaults(agent.algorithm.config))), **there}
+    names = [name for name in {**there, **here} if name != "total_timesteps" and there.get(name) != here.get(name)]
+    if names:
+        told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
+        more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+        raise ConfigError(
+            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.stem}: {told}{more};"
+            " put it back, or begin a new run with quantilax train"
+        )
+    if not is_whole:
+        raise CheckpointError(f"{checkpoint.path}: its manifest has no whole number as total_timesteps")
+    if here["total_timesteps"] < there["total_timesteps"]:
+        raise ConfigError(
+            f"{run / 'config.yaml'}: total_timesteps is {there['total_timesteps']} in {checkpoint.path.stem},"
+            f" {here['total_timesteps']} here: a run can be extended, not shortened; put it back"
+        )
+
+
+def check_environment(checkpoint: Checkpoint, agent: Agent) -> None:
+    """Check that an environment made by its name has the parameters that the checkpoint's had.
+
+    Raises:
+        ConfigError: it has others, so that it was an object of the user's own.
+    """
+    if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
+        raise ConfigError(
+            f"{checkpoint.path.parents[1]}: was trained on '{agent.env.name}' with other parameters than it has by default;"
+            " give the environment again, from Python: env=..."
+        )
+
+
+def environment(env: Any) -> str:
+    """Return a digest of an environment's parameters: its physics, its time limit, whatever its fields hold."""
+    digest = hashlib.sha256()
+    for path, value in _parameters(env, ""):
+        digest.update(f"{path}\0".encode() + value + b"\0")
+    return digest.hexdigest()
+
+
+NAMES = ("registered",)
+"""Fields of environments that say what they are called; `env` of the config is compared besides."""
+
+
+def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
+    """Give what the fields of dataclasses come to; a number is the same as a Python number and as an array."""
+    if dataclasses.is_dataclass(value):
+        for field in (one for one in dataclasses.fields(value) if one.name not in NAMES):
+            yield from _parameters(getattr(value, field.name), f"{path}/{field.name}")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _parameters(part, f"{path}/{i}")
+    elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        yield from _parameters(jax.random.key_data(value), path)
+    elif isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        if np.issubdtype(array.dtype, np.floating):
+            array = array.astype(np.float32)  # as a program has it
+        array = array.astype(np.float64)
+        yield path, str(array.shape).encode() + array.tobytes()
+    elif value is None or isinstance(value, str):
+        yield path, repr(value).encode()
+    else:  # of an object that is no dataclass nothing but its class can be told
+        yield path, type(value).__qualname__.encode()
+
+
+def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
+    """Return what besides its config decides a run's numbers, down to the low bits."""
+    return {
+        "versions": versions(),
+        "device": switches.devices()[0].device_kind,
+        "devices": devices.layout(num_seeds).mesh.size,
+        "cores": limits.cores(),
+        "processor": limits.processor(),
+        "code": code(agent),
+        **switches.facts(),
+    }
+
+
+def code(agent: Agent) -> str:
+    """Return a digest of the source that computes a run: quantilax without what only handles runs, and files of the user's own.
+
+    Of these it has those in which the algorithm's functions and the environment's class stand.
+    """
+    algorithm = agent.algorithm
+    parts = (algorithm.config, algorithm.init, algorithm.update, algorithm.policy, type(agent.env))
+    files = (getattr(sys.modules.get(part.__module__), "__file__", None) for part in parts)
+    theirs = {Path(file) for file in files if file and PACKAGE not in Path(file).parents}
+    ours = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] not in HANDLING]
+    digest = hashlib.sha256()
+    for file in (*sorted(ours), *sorted(theirs)):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+PACKAGE = Path(__file__).parents[1]
+HANDLING = (
+    "__init__.py",
+    "__main__.py",
+    "host",
+    "runs",
+    "studies",
+    "reports",
+    "checks",
+    "cli",
+    "errors.py",
+    "statistics.py",
+)
+"""Parts of the package that compute nothing of a run."""
+
+
+def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
+    """Say what keeps a resumed run from the end of the uninterrupted one: another machine, another length."""
+    for difference in _other_machine(checkpoint, agent):
+        progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
+    if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
+        progress.warn("the environment has other parameters than that of the checkpoint, and the run goes on in it")
+    before, now = checkpoint.facts["config"]["total_timesteps"], agent.config.total_timesteps
+    if before != now:
+        progress.say(
+            f"extended from {before:,} to {now:,} steps: from step {checkpoint.facts['env_step']:,} on, epsilon and the"
+            " learning rate are where a run of that length has them"
+        )
+
+
+def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
+    here = machine(agent, len(checkpoint.facts["seeds"]))
+    for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
+        there = checkpoints.versions(checkpoint.facts).get(name)
+        if there != here["versions"][name]:
+            yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
+    for name in ("device", "devices", "cores"):
+        if checkpoint.facts.get(name) != here[name]:
+            yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"
+    for name in switches.facts():
+        if checkpoint.facts.get(name, here[name]) != here[name]:
+            yield f"the checkpoint was written with {name} {checkpoint.facts[name]}, here it is {here[name]}"
+    if checkpoint.facts.get("processor", here["processor"]) != here["processor"]:
+        yield f"the checkpoint was written on {checkpoint.facts['processor']}, this is {here['processor']}"
+    if checkpoint.facts.get("code", here["code"]) != here["code"]:
+        yield "the checkpoint was written by other code: the source of quantilax or of the algorithm has changed"

@@ -1,0 +1,129 @@
+"""Several studies in two files: `studies.json`, facts by path, and `records.parquet`, with a column `study`.
+
+    compact(DIR)   a study's records into one file; the studies below a directory into an archive
+    unpack(DIR)    an archive back into directories, for instance to go on with one of its studies
+
+`Store.open` reads a study of an archive by the path that its directory had.
+"""
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from quantilax.errors import ConfigError, RunError, reason
+from quantilax.host import locks, paths, strict_yaml
+from quantilax.host.files import read_parquet, write_whole
+from quantilax.studies.store import ARCHIVE, FACTS, TABLE, Store, check_facts, read_json, write_records
+
+BROKEN = (OSError, pl.exceptions.PolarsError)
+
+
+def compact(root: Path) -> list[Path]:
+    """Put what studies have written into as few files as can be: one study into two, several into two together.
+
+    A directory written by an earlier version of quantilax is brought up to date on the way.
+
+    Args:
+        root: a study's directory, or one that holds several below it and becomes their archive.
+
+    Returns:
+        the studies' directories; those in an archive are deleted, with what else lies in them.
+
+    Raises:
+        ConfigError: there is none, one is in use, or a file of one is damaged.
+        RunError: a file cannot be written; nothing is deleted.
+    """
+    directories = sorted(file.parent for file in paths.check(root, "DIR").rglob(FACTS))
+    if not directories:
+        raise ConfigError(f"{root}: holds no study's directory")
+    for directory in directories:
+        _update(directory)
+    with ExitStack() as locked:
+        stores = [Store.open(directory) for directory in directories]
+        for store in stores:
+            locked.enter_context(store.lock())
+        try:
+            if root in directories:  # a study, and perhaps its validation
+                for store in stores:
+                    store.compact()
+            else:
+                _pack(root, stores)
+        except BROKEN as error:
+            raise RunError(
+                f"{root}: cannot be written: {reason(error)}; make room and give the command again"
+            ) from None
+    return directories
+
+
+def _pack(root: Path, stores: list[Store]) -> None:
+    if (root / ARCHIVE).exists():
+        raise ConfigError(f"{root}: holds an archive already; unpack it first, with --unpack")
+    facts: dict[str, Any] = {}
+    frames = []
+    for store in stores:
+        name, records = str(store.path.relative_to(root)), store.records()
+        facts[name] = {**store.facts, "columns": records.columns}
+        frames.append(records.with_columns(study=pl.lit(name)))
+    order = ["study", *dict.fromkeys(column for frame in frames for column in frame.columns if column != "study")]
+    write_records(root / TABLE, pl.concat(frames, how="diagonal").select(order))
+    write_whole(root / ARCHIVE, json.dumps(facts, indent=1) + "\n")
+    for store in stores:
+        shutil.rmtree(store.path, ignore_errors=True)
+
+
+def unpack(root: Path) -> list[Path]:
+    """Make directories of the studies of an archive again, and delete the archive.
+
+    Raises:
+        ConfigError: there is none, it is damaged, or a directory is in the way.
+        RunError: a file cannot be written; the archive is as it was.
+    """
+    try:
+        studies = read_json(paths.check(root, "DIR") / ARCHIVE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{root}: holds no archive: it has no {ARCHIVE}") from None
+    if not isinstance(studies, dict):
+        raise ConfigError(f"{root / ARCHIVE}: is damaged; put back the file as it was written")
+    for name, facts in studies.items():
+        check_facts(root / ARCHIVE, facts)
+        if (root / name / FACTS).exists():
+            raise ConfigError(f"{root / name}: is there already; move it away")
+    records = {name: Store.open(root / name).records() for name in studies}
+    try:
+        for name, facts in studies.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            write_records(root / name / TABLE, records[name])
+            of_study = {key: value for key, value in facts.items() if key != "columns"}
+            write_whole(root / name / FACTS, json.dumps(of_study, indent=1) + "\n")
+        for name in (ARCHIVE, TABLE):
+            (root / name).unlink()
+    except BROKEN as error:
+        raise RunError(f"{root}: cannot be written: {reason(error)}; make room and give the command again") from None
+    return [root / name for name in studies]
+
+
+def _update(directory: Path) -> None:
+    """Bring a directory of an earlier version up to date, in which variants were called cells.
+
+    Its records are written into one file, with the column `variant` in place of `cell`.
+    """
+    facts = read_json(directory / FACTS)
+    if not isinstance(facts, dict) or "cells" not in facts:
+        return
+    with locks.lock(directory):
+        asked = strict_yaml.parse((directory / "study.yaml").read_text(encoding="utf-8"))
+        renamed = {"variants" if key == "cells" else key: value for key, value in facts.items()}
+        if isinstance(asked, dict):
+            renamed["asked"] = {"variants" if key == "cells" else key: value for key, value in asked.items()}
+        check_facts(directory / FACTS, renamed)
+        files = sorted((directory / "records").glob("*.parquet"))
+        parts = [read_parquet(file).rename({"cell": "variant"}, strict=False) for file in files]
+        if parts:
+            write_records(directory / TABLE, pl.concat(parts, how="diagonal"))
+        write_whole(directory / FACTS, json.dumps(renamed, indent=1) + "\n")
+        for file in (*files, directory / "study.yaml"):
+            file.unlink()
