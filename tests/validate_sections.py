@@ -34,7 +34,7 @@ def rows():
     for line in lines[lines.index(HEADER) + 2 :]:
         if not line.startswith("|"):
             break
-        yield dict(zip(TITLES, (variant.strip() for variant in line.strip("| ").split(" | ")), strict=True))
+        yield dict(zip(TITLES, (cell.strip() for cell in line.strip("| ").split(" | ")), strict=True))
 
 
 TOO_LONG = ["`configs/gymnax/cartpole.yaml iqn_research`"]
@@ -49,9 +49,9 @@ def tonight(all_rows, day):
     return [row for row in all_rows if row not in long or row is turn]
 
 
-def share(variant):
+def share(cell):
     """Lower end of the interval of `96 of 100 (90% to 98%) ...`, and its upper end."""
-    return [int(number) / 100 for number in re.search(r"\((\d+)% to (\d+)%\)", variant).groups()]
+    return [int(number) / 100 for number in re.search(r"\((\d+)% to (\d+)%\)", cell).groups()]
 
 
 def chance_below_all(k, held_out):

@@ -65,7 +65,11 @@ class Optimiser:
     learning_rate_end: float = field(1.0, "share of the step size left after its linear fall; 1: constant", ge=0, le=1)
     learning_rate_fraction: float = field(1.0, "share of the gradient steps over which the step size falls", gt=0, le=1)
     weight_averaging: float = field(
-        0.0, "share that the average of the weights, which is evaluated, keeps in a gradient step", ge=0, lt=1
+        0.0,
+        "share that the average of the weights, which is evaluated, keeps in a gradient step; lower in a run so"
+        " short that the average would be older than an eighth of it",
+        ge=0,
+        lt=1,
     )
     max_grad_norm: float = field(float("inf"), "the gradient's global norm is clipped to it", gt=0, finite=False)
 

@@ -270,9 +270,16 @@ def test_the_average_of_the_weights_moves_once_per_gradient_step(name):
         assert_allclose(average - theta, 0.7**k, rtol=1e-4)
 
 
-def test_an_average_as_long_as_the_run_warns(name):
-    with pytest.warns(ConfigWarning, match=r"weight_averaging=0\.99 evaluates weights that are 99 gradient steps old"):
-        tiny(name, weight_averaging=0.99)
+def test_the_average_of_a_short_run_is_no_older_than_an_eighth_of_it(name):
+    algo = still(name, weight_averaging=0.999)
+    state = algo.init(jax.random.key(0))
+    state, _ = algo.step(replace(state, average_params=moved(state.params, 1.0)))
+    oldest = algo.config.gradient_steps / 8
+    keeps = (oldest / (1 + oldest)) ** int(state.gradient_steps)
+    for average, theta in zip(raw(state.average_params), raw(state.params), strict=True):
+        assert_allclose(average - theta, keeps, rtol=1e-4)
+    figures = algo.config.derived()
+    assert figures["average_age_env_steps"] == pytest.approx(oldest / figures["updates_per_env_step"])
 
 
 def test_rewards_that_are_scaled_twice_warn(name):
@@ -289,7 +296,7 @@ def still(name, **changes):
 
 
 def test_the_average_of_the_weights_follows_what_is_learned(name):
-    once = dict(num_epochs=1) | (dict(num_minibatches=1) if name == "pqn" else {})
+    once = dict(num_epochs=1, total_timesteps=4096) | (dict(num_minibatches=1) if name == "pqn" else {})
     algo = tiny(name, weight_averaging=0.7, **once)
     state = algo.init(jax.random.key(0))
     expected = [np.asarray(x, np.float64) for x in raw(state.params)]

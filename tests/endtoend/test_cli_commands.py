@@ -80,7 +80,7 @@ def test_a_dry_run_prints_the_resolved_config_and_what_follows_and_writes_nothin
     per_seed, total = (int(part.split()[0].replace(",", "")) for part in table["bytes_of_state"].split(", "))
     assert total == 3 * per_seed
     if name == "iqn":
-        # A transition: an observation of 6 variants, action and reward in 4 bytes each, two flags of 1 byte: 34 bytes.
+        # A transition: an observation of 6 cells, action and reward in 4 bytes each, two flags of 1 byte: 34 bytes.
         replay = int(table["bytes_of_replay"].split()[0].replace(",", ""))
         assert 1000 * 34 <= replay <= 1.1 * 1000 * 34
         assert per_seed > replay

@@ -1150,7 +1150,7 @@ def test_a_hyperparameter_that_came_after_a_run_stood_at_its_default(stopped):
 
 def test_an_environment_of_other_parameters_is_asked_for_again(tmp_path, call):
     agent = runs.load_section(config_of(tmp_path)).create()
-    longer = dataclasses.replace(agent.env, variants=8)
+    longer = dataclasses.replace(agent.env, cells=8)
     agent = dataclasses.replace(agent, env=longer)
     runs.run(agent, tmp_path / "run", callback=lambda state, record: True, quiet=True)
     for command in ("resume", "evaluate"):

@@ -60,14 +60,13 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
             "gradient_steps": self.gradient_steps,
             "updates_per_env_step": updates_per_step,
             **own,
-            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging, self.gradient_steps) / updates_per_step,
             "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
         }
 
     def advice(self) -> list[str]:
         """Lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
-        lines += averaging.advice(self.weight_averaging, self.gradient_steps)
         lines += normalize.advice(self.normalize_rewards, self.reward_scale)
         return lines if self.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
 
@@ -124,7 +123,7 @@ def gradient_step(
     state = replace(
         state,
         params=params,
-        average_params=averaging.update(state.average_params, params, config.weight_averaging),
+        average_params=averaging.update(state.average_params, params, config.weight_averaging, config.gradient_steps),
         optimizer_state=optimizer_state,
         gradient_steps=state.gradient_steps + 1,
     )

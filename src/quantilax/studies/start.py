@@ -155,13 +155,10 @@ def _carry_out(
             stop.release()
             with progress:
                 execute(planned, store, progress, stop)
-            if (
-                not store.writer and not store.failures()
-            ):  # what failed batches have kept is used when they are tried again
+            # What failed batches have kept is used when they are tried again.
+            if not store.writer and not store.failures():
                 unfinished.forget_all(store.path)
             status = "finished"
-            if _status(store, store.facts, status) == "finished":
-                _compact(store, progress)
         except KeyboardInterrupt as error:
             status = "interrupted"
             raise _interrupted(error, store) from None
@@ -169,6 +166,8 @@ def _carry_out(
             stop.hold()
             try:
                 store.amend(lambda facts: {"status": _status(store, facts, status)})
+                if store.facts["status"] == "finished":
+                    _compact(store, progress)
             except (OSError, ConfigError) as error:
                 progress.warn(f"{store.path}: study.json cannot be written ({reason(error)}); its status is {status}")
     return store

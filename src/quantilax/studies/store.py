@@ -281,7 +281,7 @@ class Store:
         )
 
     def summary(self) -> pl.DataFrame:
-        """A row per variant: its figures with intervals, and the comparison with the base; see `quantilax.tables.summary`.
+        """A row per variant: its figures with intervals, and the comparison with the base; see `quantilax.studies.tables`.
 
         Where the study has no `solved`, the columns on solving are left out; where the base has no runs, nothing is compared.
         """
@@ -289,7 +289,7 @@ class Store:
         return _told(tables.summary, records, self.solved, base if base in records["variant"] else None)
 
     def outcomes(self) -> pl.DataFrame:
-        """A row per run: what became of it; see `quantilax.tables.outcomes`, and `summary` where there is no `solved`."""
+        """A row per run: what became of it; see `quantilax.studies.tables`, and `summary` where there is no `solved`."""
         return _told(tables.outcomes, self.records(), self.solved)
 
     @property
