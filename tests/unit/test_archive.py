@@ -62,6 +62,13 @@ def test_an_archive_gives_each_study_by_the_path_that_it_had_and_can_be_unpacked
         assert_frame_equal(Store.open(several / name).records(), records)
 
 
+def test_a_study_is_opened_by_a_path_that_is_text_in_its_directory_and_in_an_archive(several):
+    path, records = str(several / "one"), Store.open(several / "one").records()
+    assert_frame_equal(Store.open(path).records(), records)
+    archive.compact(several)
+    assert_frame_equal(Store.open(path).records(), records)
+
+
 def test_a_study_of_an_archive_is_not_written_to(several):
     archive.compact(several)
     with pytest.raises(ConfigError, match=r"lies in an archive; take it out with: quantilax study .*all --unpack"):

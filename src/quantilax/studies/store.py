@@ -90,13 +90,14 @@ class Store:
         (self.path / RECORDS).rmdir()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path | str) -> Self:
         """Open the directory of a study that was begun, or a study of an archive by the path that it had.
 
         Raises:
             ConfigError: it is none, or its `study.json` is damaged.
         """
-        file = paths.check(path, "study") / FACTS
+        path = paths.check(path, "study")
+        file = path / FACTS
         archive = None
         try:
             facts = read_json(file)
@@ -281,7 +282,7 @@ class Store:
         )
 
     def summary(self) -> pl.DataFrame:
-        """A row per variant: its figures with intervals, and the comparison with the base; see `quantilax.studies.tables`.
+        """A row per variant: its figures with intervals, and the comparison with the base; see `tables.summary`.
 
         Where the study has no `solved`, the columns on solving are left out; where the base has no runs, nothing is compared.
         """
@@ -289,7 +290,7 @@ class Store:
         return _told(tables.summary, records, self.solved, base if base in records["variant"] else None)
 
     def outcomes(self) -> pl.DataFrame:
-        """A row per run: what became of it; see `quantilax.studies.tables`, and `summary` where there is no `solved`."""
+        """A row per run: what became of it; see `tables.outcomes`, and `summary` where there is no `solved`."""
         return _told(tables.outcomes, self.records(), self.solved)
 
     @property
