@@ -16,11 +16,11 @@ import polars as pl
 from faults import CELLS, FAULTS, MILDER, Cell
 
 from quantilax import pytree
-from quantilax.runs.directory import provenance
-from quantilax.studies import diagnosis, rules
+from quantilax.checks import diagnosis, rules
+from quantilax.runs.provenance import provenance
 
 HERE = Path(__file__).parent
-RANGES = Path(rules.__file__).with_name("healthy.csv")
+RANGES = Path(rules.__file__).parents[1] / "studies" / "healthy.csv"
 FITTED, SEEN = 10, 100
 
 Ranges = dict[str, tuple[float, float, int]]
