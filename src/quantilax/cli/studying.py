@@ -132,9 +132,7 @@ def report(directory: Path, out: Path | None) -> None:
 )
 @click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
 @click.option("--section", help="Its name there.  [default: that of the study's base]")
-@click.option(
-    "--benchmarks", type=click.Path(path_type=Path), help="The Markdown file whose table gets a row of the section."
-)
+@click.option("--benchmarks", type=click.Path(path_type=Path), help="The YAML file that gets a record of the section.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The results' directory of STUDY.yaml.  [default: studies/<name>]"
 )
@@ -157,12 +155,13 @@ def recommend(
     """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
 
     Of a study whose only variant is its base the file STUDY.yaml will do: nothing is to be chosen, so it need not be run.
-    Where the held-out seeds contradict, nothing is written and the exit status is 1.
+    Where the held-out seeds contradict, nothing is written and the exit status is 1. --write is refused while the checkout of
+    quantilax has uncommitted changes.
 
     \b
     quantilax recommend studies/fractions
     quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
-    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.md
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.yaml
     quantilax recommend investigations/0014-research/iqn_research.yaml --out studies/research --seeds 10
     """
     from quantilax import runs
@@ -210,7 +209,7 @@ def recommend(
         )
     click.echo(f"written: section {found.section} of {write}")
     if benchmarks is not None:
-        click.echo(f"written: its row in {benchmarks}")
+        click.echo(f"written: its record in {benchmarks}")
 
 
 def _summarize(store: "Store", quiet: bool) -> None:  # type: ignore[name-defined]

@@ -10,12 +10,24 @@ from typing import Any
 from quantilax import switches
 from quantilax.host import limits, locks
 
+CHECKOUT = Path(__file__).resolve().parents[3]
+"""Where quantilax's checkout is, unless it is installed as a package."""
+
+RECORDS = ("investigations", "runs", "studies")
+"""Directories of the checkout that hold records of runs."""
+
 
 def provenance() -> dict[str, Any]:
-    """Return what is needed to get a run's numbers again: command, versions, commit and machine."""
+    """Return what is needed to get a run's numbers again: command, versions, commit and machine.
+
+    The commit is None outside a checkout of quantilax. Where `changes` finds files, it has a `+` behind it, and
+    `uncommitted` lists them.
+    """
+    head, changed = _git("rev-parse", "HEAD"), changes()
     return {
         "command": locks.command(),
-        "commit": _commit(),
+        "commit": head and head.strip() + ("+" if changed else ""),
+        **({"uncommitted": changed} if changed else {}),
         "python": platform.python_version(),
         "versions": versions(),
         "machine": platform.machine(),
@@ -32,16 +44,23 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
-def _commit() -> str | None:
-    """Return the commit of quantilax's checkout, with `+` where it has changes; None outside a checkout."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
+def changes() -> list[str]:
+    """Return the uncommitted files of quantilax's checkout, by their paths within it; none outside a checkout.
+
+    A file counts if it was changed, added or deleted since the commit, staged or not, and also if git neither tracks nor
+    ignores it. Below `RECORDS` only Python files count: all else there is the definition of a study, which its records
+    repeat, or what runs have left.
+    """
+    status = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or ""
+    names = [entry[3:] for entry in status.split("\0") if entry]
+    return sorted(name for name in names if name.partition("/")[0] not in RECORDS or name.endswith(".py"))
+
+
+def _git(*words: str) -> str | None:
+    """Return what git says of the checkout; None where there is none, or no git."""
+    if not (CHECKOUT / ".git").exists():
         return None
     try:
-        commit, changes = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
+        return subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes else "")
