@@ -1,15 +1,13 @@
 """Putting a section into a YAML file of configs: whatever else stands there stays as it is, byte for byte, comments too."""
 
-import io
+import itertools
 import os
-import re
 import stat
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ruamel.yaml
 import yaml
 
 from quantilax.errors import ConfigError
@@ -21,11 +19,6 @@ MARK = "#: Recommended by quantilax"
 """How a comment begins that `put` wrote; the next one takes its place."""
 
 WIDTH = 120
-
-YAML = ruamel.yaml.YAML()
-"""Reads and writes with comments and quotes."""
-YAML.preserve_quotes = True
-YAML.width = 10_000
 
 
 class Edited(NamedTuple):
@@ -102,71 +95,86 @@ def put(text: str, file: Path, name: str, fields: Mapping[str, Any], comment: Se
     if before is not None and not isinstance(before, dict):
         raise ConfigError(f"{file}: holds no section; expected lines such as 'iqn:' and '  env: CartPole-v1'")
     newline = "\r\n" if "\r\n" in text else "\n"
-    told = newline.join([*_comment(comment), ""])
+    told = newline.join(_comment(comment))
     if before is None or name not in before:
         block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, default_flow_style=None, width=WIDTH)
         gap = "" if not text else newline if text.endswith("\n") else 2 * newline
-        edited = Edited(text + gap + told + block.replace("\n", newline), [], [])
+        edited = Edited(text + gap + told + newline + block.replace("\n", newline), [], [])
     else:
-        has = plain(configs.select(before, file, name))
-        if has["algorithm"] != fields["algorithm"]:
-            raise ConfigError(
-                f"{file}: section '{name}' is of {has['algorithm']} and this is of {fields['algorithm']};"
-                " choose another --section"
-            )
-        try:
-            edited = _edit(text, name, {k: v for k, v in fields.items() if has.get(k) != v}, told, newline)
-        except (ruamel.yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError):  # it cannot read odd text
-            raise _not_editable(file, name) from None
+        edited = _replace(text, file, name, fields, told, newline, configs.select(before, file, name))
     _check(edited.text, file, name, fields, before or {})
     return edited
 
 
-def _edit(text: str, name: str, changes: Mapping[str, Any], told: str, newline: str) -> Edited:
-    """Change fields of a section; lines of other fields stay as they are, even where ruamel.yaml would write them otherwise.
-
-    Raises:
-        ValueError: it would change more lines than those, or take one away.
-    """
-    place = re.search(
-        rf"^{re.escape(name)}:[^\r\n]*(?:\r?\n(?:(?:[ \t#][^\r\n]*)?\r?\n)*[ \t]+[^\s#][^\r\n]*)*", text, re.MULTILINE
-    )  # up to its last field: comments and empty lines below are not its own
-    if place is None:
-        raise ValueError("it stands nowhere by its name")
-    lines = re.split("\r?\n", place[0])
-    document = YAML.load("\n".join(lines))
-    section, commented = document[name], []
-    if section.fa.flow_style():
-        raise ValueError("it has no lines of its own")
-    YAML.indent(mapping=section.lc.col)
-    before, new = _dumped(document), changes.keys() - section.keys()
-    for field, value in changes.items():
-        comment = section.ca.items.get(field, [None] * 3)[2]
-        if comment is not None and comment.value.startswith("#"):
-            commented.append(field)
-            end = len(lines[section.lc.key(field)[0]][: comment.start_mark.column].rstrip())
-            comment.start_mark.column += section.lc.col + len(f"{field}: {written(value)}") - end  # keeps its distance
-        section[field] = YAML.load(written(value))
-    after = _dumped(document)
-    if not len(lines) == len(before) == len(after) - len(new):
-        raise ValueError("a value stands in several lines")
-    kept = [line if x == y else y for line, x, y in zip(lines, before, after, strict=False)]
-    above = text[: place.start()]
-    former = re.search(rf"^{re.escape(MARK)}.*\n(?:#: .*\n)*(?=(?:#.*\n)*\Z)", above, re.MULTILINE)
-    above = above + told if former is None else above[: former.start()] + told + above[former.end() :]
-    edited = newline.join([*kept, *after[len(before) :]])
-    return Edited(above + edited + text[place.end() :], list(changes), commented)
-
-
-def _dumped(document: Any) -> list[str]:
-    stream = io.StringIO()
-    YAML.dump(document, stream)
-    return stream.getvalue().removesuffix("\n").split("\n")
+def _replace(
+    text: str, file: Path, name: str, fields: Mapping[str, Any], told: str, newline: str, there: configs.Section
+) -> Edited:
+    has = plain(there)
+    if has["algorithm"] != fields["algorithm"]:
+        raise ConfigError(
+            f"{file}: section '{name}' is of {has['algorithm']} and this is of {fields['algorithm']}; choose another --section"
+        )
+    found = _find(text, name)
+    if found is None:  # it comes in through `<<`
+        raise _not_editable(file, name)
+    key, section = found
+    if not isinstance(section, yaml.MappingNode) or section.flow_style:
+        raise _not_editable(file, name)
+    nodes = {k.value: v for k, v in section.value}
+    changed = [field for field, value in fields.items() if has.get(field) != value]
+    pieces: list[tuple[int, int, str]] = []
+    for field in changed:
+        if field in nodes:
+            if "\n" in text[nodes[field].start_mark.index : nodes[field].end_mark.index]:  # which may hold comments
+                raise _not_editable(file, name)
+            pieces.append((nodes[field].start_mark.index, nodes[field].end_mark.index, written(fields[field])))
+    commented = [f for f in changed if f in nodes and "#" in _rest_of_line(text, nodes[f].end_mark.index)]
+    indent = " " * section.value[0][0].start_mark.column
+    added = [f"{indent}{field}: {written(fields[field])}{newline}" for field in changed if field not in nodes]
+    at = max(v.end_mark.index for v in nodes.values())
+    at += len(_rest_of_line(text, at))
+    if added:
+        pieces.append((at, at, "".join(added) if text[:at].endswith("\n") else newline + "".join(added)))
+    pieces.append((*_place_of_comment(text, key.start_mark.index), told + newline))
+    for start, end, new in sorted(pieces, reverse=True):
+        text = text[:start] + new + text[end:]
+    return Edited(text, changed, commented)
 
 
 def written(value: Any) -> str:
     """Write a value as it stands behind a field."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
+
+
+def _find(text: str, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Give the nodes of a section's name and of what it holds, which know their places; None where it stands nowhere."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)
+    return next(((key, value) for key, value in root.value if key.value == name), None)
+
+
+def _rest_of_line(text: str, at: int) -> str:
+    """Give a line from a place on, its end included."""
+    end = text.find("\n", at)
+    return text[at:] if end < 0 else text[at : end + 1]
+
+
+def _place_of_comment(text: str, key: int) -> tuple[int, int]:
+    """Say where the comment above a section goes: in the place of a former one of ours, else right above its name."""
+    start = text.rfind("\n", 0, key) + 1
+    above: list[tuple[int, int]] = []
+    at = start
+    while at > 0:
+        before = text.rfind("\n", 0, at - 1) + 1
+        if not text[before:at].startswith("#"):
+            break
+        above.insert(0, (before, at))
+        at = before
+    for i, (begin, end) in enumerate(above):
+        if text.startswith(MARK, begin):
+            more = itertools.takewhile(lambda line: text.startswith("#: ", line[0]), above[i + 1 :])
+            return begin, max([end, *(after for _, after in more)])
+    return start, start
 
 
 def _comment(lines: Sequence[str]) -> list[str]:
