@@ -11,7 +11,8 @@ from quantilax.checks.dependence import dependence, fingerprint
 
 def rows(function, *inputs) -> list[set[int]]:
     """Positions of the inputs that each output may depend on."""
-    return [set(row) for row in dependence(jax.make_jaxpr(function)(*inputs))]
+    jaxpr = jax.make_jaxpr(function)(*inputs)
+    return [set(row) for row in dependence(jaxpr, [[i] for i in range(len(jaxpr.out_avals))])]
 
 
 def same(f, g, *inputs, outputs=(0,)) -> bool:

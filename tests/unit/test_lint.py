@@ -17,7 +17,7 @@ from quantilax import ALGORITHMS, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
 from quantilax.algorithms import IQN, q_learning
 from quantilax.checks import inert
-from quantilax.checks.inert import CURVE, Programs, Trial, alternatives, by_program
+from quantilax.checks.inert import CURVE, Programs, Trial, alternatives
 from quantilax.checks.lint import Finding, _advice, _chosen, is_clean, lint
 from quantilax.checks.ranges import ranges
 from quantilax.envs.probes import Corridor
@@ -107,14 +107,14 @@ def examined(monkeypatch) -> Callable[..., None]:
 
 
 def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
-    return inert.findings(programs, given, trial, lambda _: None)
+    return inert.findings(programs, given, trial)
 
 
 @pytest.mark.parametrize("name", each(first=("iqn",)))
 def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_others_say(name):
-    found, unknown = by_program(programs_of(name))
-    assert unknown == []
-    assert [one.name for one in found if one.enabled_by is None] == []
+    found = inert_of(programs_of(name))
+    assert [one for one in found if "was not examined" in one.finding] == []
+    assert [one for one in found if one.severity == "error" or "it takes effect with" not in one.remedy] == []
 
 
 def test_every_float_is_alive_in_a_healthy_agent():
@@ -181,7 +181,7 @@ def test_a_library_that_never_reads_its_target_network_is_caught(plain):
     assert "reaches only target_params of the state, the metric target_distance" in of(found, "polyak").finding
     assert "please report" not in str(found)
     others = {f.field for f in found if "by the program" in f.evidence} - {"target_update_freq", "polyak"}
-    healthy = {one.name for one in by_program(plain)[0]}
+    healthy = {f.field for f in inert_of(plain)}
     assert others <= healthy | {"double"}, "with one network, it does not matter which selects"
 
 
@@ -205,9 +205,10 @@ def test_static_fields_without_effect_are_found_with_what_brings_them_to_life(ex
     # Without layers there is nothing to activate or to normalise.
     examined(ALGORITHMS["iqn"], "activation", "layer_norm", "torso_sizes")
     programs = Programs(agent(ALGORITHMS["iqn"], torso_sizes=[], head_sizes=[]), lambda _: None)
-    found = {one.name: one for one in by_program(programs)[0]}
-    assert {"activation", "layer_norm"} <= set(found)
-    assert found["activation"].enabled_by == found["layer_norm"].enabled_by == ("torso_sizes", (1,))
+    for field in ("activation", "layer_norm"):
+        finding = of(inert_of(programs), field)
+        assert finding.evidence == "by the program"
+        assert finding.remedy == "it takes effect with torso_sizes=[1], for one; else leave it out"
 
 
 def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined):
@@ -246,8 +247,7 @@ def test_a_device_that_does_not_repeat_its_runs_compares_no_curves(plain, monkey
 
 
 def test_curves_that_contradict_the_program_are_told_and_not_hidden(plain, monkeypatch):
-    monkeypatch.setattr(inert, "_confirmed", lambda *_: None)
-    monkeypatch.setattr(inert, "_unseen", lambda *_: [])
+    monkeypatch.setattr(Trial, "equal_until", lambda *_, **__: None)
     assert all("please report" in f.evidence for f in inert_of(plain, trial=Trial(plain.agent)))
 
 
@@ -366,9 +366,10 @@ def test_a_trial_is_the_run_itself_at_its_beginning(healthy, outputs):
     # The second row of a trial stands at the end of a run as short as this one.
     one, _, trial = healthy
     curve = [bits for output, (bits,) in outputs() if output == CURVE]
-    assert trial.base(1).env_step == one.evaluation_steps[-1]
+    record, told, _ = trial.base(1)
+    assert record.env_step == one.evaluation_steps[-1]
     last = tuple(bits[-4 * one.config.eval_episodes :] for bits in curve)  # of each row, 4 bytes per episode
-    assert trial.base(1).curve == last
+    assert told == last
 
 
 def test_a_trial_takes_the_steps_that_are_asked_for_and_no_more_than_the_run():

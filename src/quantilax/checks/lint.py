@@ -61,7 +61,7 @@ def lint(
             )
             trial = None
     programs = inert.Programs(agent, progress)
-    found += inert.findings(programs, _chosen(agent) if given is None else given, trial, progress)
+    found += inert.findings(programs, set(_chosen(agent) if given is None else given), trial)
     if trial is not None:
         if inert.CURVE in programs.base.reaches.get("kappa", ()):
             found += _error_scale(agent, trial)
@@ -92,29 +92,31 @@ def _chosen(agent: Agent) -> list[str]:
 
 def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
     """Compare kappa with the TD errors of the first steps."""
-    row, kappa = trial.base(1), agent.config.kappa
-    if agent.algorithm.quantiles is None or row.td_error is None:
+    (record, *_), kappa = trial.base(1), float(agent.config.kappa)
+    if agent.algorithm.quantiles is None or record.metrics is None:
         return
-    if not 0 < row.td_error < float(kappa) / 100:
+    td_error = float(record.metrics.td_error)
+    if not 0 < td_error < kappa / 100:
         return
     yield Finding(
         "note",
         "kappa",
-        f"kappa={float(kappa):g} is over 100 times the mean TD error of {row.td_error:.2g}: the loss is a parabola everywhere,"
+        f"kappa={kappa:g} is over 100 times the mean TD error of {td_error:.2g}: the loss is a parabola everywhere,"
         " so it learns expectiles and no quantiles",
-        f"measured over {row.env_step:,} environment steps of one seed",
+        f"measured over {int(record.env_step):,} environment steps of one seed",
         "a smaller kappa, or rewards of another scale (reward_scale)",
     )
 
 
 def _support(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
     """Compare a categorical support with the returns of the first evaluations."""
-    for row in (trial.base(0), trial.base(1)):
-        line = None if row.learned_returns is None else train.uncovered(agent.config.support, row.learned_returns)
+    for record, *_ in (trial.base(0), trial.base(1)):
+        returns = record.learned_returns
+        line = None if returns is None else train.uncovered(agent.config.support, returns)
         if line is not None:
             field, finding = line.split(": ", 1)
             finding, _, remedy = finding.rpartition("; ")
             yield Finding(
-                "warning", field, finding, f"measured at environment step {row.env_step:,} of one seed", remedy
+                "warning", field, finding, f"measured at environment step {int(record.env_step):,} of one seed", remedy
             )
             return
