@@ -1,6 +1,8 @@
 """Runs from Python: callbacks, loading, evaluating, extending, and what is refused; the command line has its own tests."""
 
+import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -43,6 +45,51 @@ def finished(tmp_path_factory) -> Path:
     result = quantilax.run(tiny("iqn"), path, seeds=[3, 5], quiet=True)
     assert (result.path, result.status, result.env_step) == (path, "finished", 240)
     return path
+
+
+class KilledError(BaseException):
+    """Stands for the death of the process: nothing that handles errors may handle it."""
+
+
+def survives(agent, path: Path, fault: int) -> bool:
+    """Begin or resume a run in a process that dies at the so-manieth rename or flush; say whether there was none."""
+    calls, dead = itertools.count(), threading.Event()
+
+    def mortal(real):
+        def call(*args, **kwargs):
+            if dead.is_set() or next(calls) == fault:
+                dead.set()
+                raise KilledError
+            return real(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("fsync", "replace", "rename"):
+            patched.setattr(os, name, mortal(getattr(os, name)))
+        patched.setattr(threading, "excepthook", lambda *_: None)
+        try:
+            if (path / "run.json").exists():
+                quantilax.resume(path, quiet=True)
+            else:
+                quantilax.run(agent, path, seeds=[3, 5], quiet=True)
+        except (KilledError, RunError):
+            assert dead.is_set()
+    return not dead.is_set()
+
+
+@pytest.mark.parametrize("every", each([7, 1], first=[7]))
+def test_a_run_that_dies_at_any_rename_or_flush_is_gone_on_with_to_the_same_end(every, finished, tmp_path):
+    agent, faults = tiny("iqn"), 0
+    for fault in itertools.count(0, every):
+        path = tmp_path / str(fault)
+        if survives(agent, path, fault):
+            break
+        faults += 1
+        assert survives(agent, path, -1)
+        assert_same_end(path, finished)
+        assert RunDirectory.open(path).status == "finished"
+    assert faults >= 40 // every
 
 
 def test_what_two_threads_note_in_run_json_at_once_is_all_there(tmp_path, monkeypatch):
