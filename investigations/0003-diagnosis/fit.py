@@ -20,7 +20,7 @@ from quantilax.checks import diagnosis, rules
 from quantilax.runs.provenance import provenance
 
 HERE = Path(__file__).parent
-RANGES = Path(rules.__file__).parents[1] / "studies" / "healthy.csv"
+RANGES = Path(rules.__file__).with_name("healthy.csv")
 FITTED, SEEN = 10, 100
 
 Ranges = dict[str, tuple[float, float, int]]

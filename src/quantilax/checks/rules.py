@@ -305,7 +305,7 @@ RULES = (
 @cache
 def healthy() -> dict[str, Range]:
     """Return the ranges of healthy runs, by quantity; `investigations/0003-diagnosis/fit.py` writes them, but for `EXACT`."""
-    text = resources.files("quantilax.studies").joinpath("healthy.csv").read_text(encoding="utf-8")
+    text = resources.files("quantilax.checks").joinpath("healthy.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {row["quantity"]: Range(float(row["low"]), float(row["high"])) for row in rows} | EXACT
 

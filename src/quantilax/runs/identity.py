@@ -136,8 +136,8 @@ def code(agent: Agent) -> str:
     Of these it has those in which the algorithm's functions and the environment's class stand.
     """
     algorithm = agent.algorithm
-    parts = (algorithm.config, algorithm.init, algorithm.update, algorithm.policy, type(agent.env))
-    files = (getattr(sys.modules.get(part.__module__), "__file__", None) for part in parts)
+    modules = {getattr(part, "__module__", None) for part in (*algorithm, type(agent.env))}
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in modules if name)
     theirs = {Path(file) for file in files if file and PACKAGE not in Path(file).parents}
     ours = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] not in HANDLING]
     digest = hashlib.sha256()

@@ -17,7 +17,7 @@ import polars as pl
 from quantilax.errors import ConfigError, RunError, reason
 from quantilax.host import locks, paths, strict_yaml
 from quantilax.host.files import read_parquet, write_whole
-from quantilax.studies.store import ARCHIVE, FACTS, TABLE, Store, check_facts, read_json, write_records
+from quantilax.studies.store import ARCHIVE, FACTS, TABLE, Failure, Store, check_facts, read_json, write_records
 
 BROKEN = (OSError, pl.exceptions.PolarsError)
 
@@ -66,7 +66,8 @@ def _pack(root: Path, stores: list[Store]) -> None:
     frames = []
     for store in stores:
         name, records = str(store.path.relative_to(root)), store.records()
-        facts[name] = {**store.facts, "columns": records.columns}
+        failures = [failure._asdict() for failure in store.failures()]
+        facts[name] = {**store.facts, "columns": records.columns, "failures": failures}
         frames.append(records.with_columns(study=pl.lit(name)))
     order = ["study", *dict.fromkeys(column for frame in frames for column in frame.columns if column != "study")]
     write_records(root / TABLE, pl.concat(frames, how="diagonal").select(order))
@@ -97,8 +98,10 @@ def unpack(root: Path) -> list[Path]:
         for name, facts in studies.items():
             (root / name).mkdir(parents=True, exist_ok=True)
             write_records(root / name / TABLE, records[name])
-            of_study = {key: value for key, value in facts.items() if key != "columns"}
+            of_study = {key: value for key, value in facts.items() if key not in ("columns", "failures")}
             write_whole(root / name / FACTS, json.dumps(of_study, indent=1) + "\n")
+            for failure in facts["failures"]:
+                Store.open(root / name).failed(Failure(**failure))
         for name in (ARCHIVE, TABLE):
             (root / name).unlink()
     except BROKEN as error:
