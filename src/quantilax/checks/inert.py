@@ -37,8 +37,8 @@ class Program(NamedTuple):
     curve: tuple[bytes, set[str]]  # a hash of what it needs; what is measured beside it, as `metrics` changes only that
 
 
-def program(agent: Agent) -> Program:
-    """Trace `train` and read it; nothing is compiled."""
+def program(agent: Agent, every_output: bool = False) -> Program:
+    """Trace `train` and read it, for every output or for the curve alone; nothing is compiled."""
     algorithm, env, config = agent.arguments()
     inputs = env, config, jax.random.key(0)
     run = partial(train.train, algorithm, eval_callback=agent.in_program_callback)
@@ -46,11 +46,12 @@ def program(agent: Agent) -> Program:
     outputs: dict[str, list[int]] = {}
     for i, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(shapes)[0]):
         outputs.setdefault(_output(path), []).append(i)
-    needs = dict(zip(outputs, dependence(jaxpr, outputs.values()), strict=True))
+    groups = outputs if every_output else {CURVE: outputs[CURVE]}
+    needs = dict(zip(groups, dependence(jaxpr, groups.values()), strict=True))
     reaches: dict[str, set[str]] = {}
     for i, (path, _) in enumerate(jax.tree_util.tree_flatten_with_path(inputs)[0]):
         if path[0].idx == 1:
-            reaches.setdefault(path[1].name, set()).update(output for output in outputs if i in needs[output])
+            reaches.setdefault(path[1].name, set()).update(output for output in groups if i in needs[output])
     measured = {output for output in outputs if not output.endswith(" of the state")}
     return Program(reaches, (fingerprint(jaxpr, outputs[CURVE]), measured))
 
@@ -100,7 +101,7 @@ class Programs:
 
     def __init__(self, agent: Agent, progress: Callable[[str], None]) -> None:
         """Trace the agent's own."""
-        self.agent, self.base, self.progress = agent, program(agent), progress
+        self.agent, self.base, self.progress = agent, program(agent, every_output=True), progress
         self._known: dict[Any, Program | None] = {(): self.base}
         self.statics = [name for name in agent.config.__dataclass_fields__ if name not in self.base.reaches]
 
@@ -215,7 +216,7 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
     """Say what there is to say of a field that the curve does not need."""
     agent, changes = programs.agent, {name: next(iter(others), None)}
     enabled_by, reaches = programs.enabling(name, changes[name]), sorted(programs.base.reaches.get(name, ()))
-    finding = f"{name}={_shown(getattr(agent.config, name))} has no effect on the curve"
+    finding, evidence = f"{name}={_shown(getattr(agent.config, name))} has no effect on the curve", "by the program"
     finding += f"; it reaches only {', '.join(reaches)}" if reaches else ""
     if enabled_by is None:
         severity, finding = "error", f"{finding}, nor where other fields are changed one at a time"
@@ -223,7 +224,6 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
     else:
         fields = " and ".join(f"{field}={_shown(value)}" for field, value in enabled_by.items())
         remedy = f"it takes effect with {fields}, for one; else leave it out"
-    evidence = "by the program"
     if trial is not None and others:
         programs.progress(f"confirming that {name} changes nothing")
         run = Trial(agent.replace(**changes)).rows({}) if name in programs.statics else trial.rows(changes)
