@@ -80,7 +80,8 @@ def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mappin
         if key not in merged:
             raise ConfigError(f"{where}: missing field '{key}'; add a line such as 'env: CartPole-v1'")
         if not isinstance(merged[key], str):
-            raise ConfigError(f"{where}: {key}: expected a name, got {merged[key]!r}")
+            own = "; a class of your own is named module:Class" if key == "env" else ""
+            raise ConfigError(f"{where}: {key}: expected a name, got {merged[key]!r}{own}")
     try:
         algorithm = algorithms.get(merged["algorithm"])
     except ConfigError as error:
