@@ -205,7 +205,8 @@ def test_a_run_again_and_another_learning_rate_compile_nothing_new(session):
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_error_line(session):
     assert session.diverging.status == 2
     assert session.diverging.stdout == ""
-    (line,) = session.diverging.lines
+    warning, line = session.diverging.lines
+    assert "learning_rate=1e+30 is above 0.01" in warning
     assert re.match(r"error: the loss is (nan|-?inf) at environment step \d+ \(seed 0, 1\); ", line), line
     assert "learning_rate" in line
     assert line.endswith("diverging")  # where the run lies
