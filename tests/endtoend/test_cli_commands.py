@@ -1,5 +1,6 @@
 """What the command line prints where it trains nothing: help, lists, resolved configs and warnings."""
 
+import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_list_names_every_algorithm_and_environment_and_each_can_be_made(call: C
 
     for name in ("CartPole-v1", "probe/corridor"):
         assert make(name).name == name
+
+
+def test_list_prints_the_fields_of_an_algorithm_with_default_and_meaning(call: Call):
+    ended = call("list", "iqn")
+    assert (ended.status, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    starts = {line.split()[0] for line in lines if not line.startswith(" ")}
+    assert starts == {"field", *(f.name for f in dataclasses.fields(ALGORITHMS["iqn"].config))}
+    (risk,) = (line for line in lines if line.startswith("risk "))
+    assert risk.split()[1] == "neutral"
+    assert "distortion of the acting policy's fractions; one of " in risk
+    (sizes,) = (line for line in lines if line.startswith("torso_sizes "))
+    assert sizes.split()[1].startswith("[")
+    ended = call("list", "iqm")
+    assert ended.lines == ["error: unknown algorithm 'iqm'; did you mean 'iqn'?"]
 
 
 @pytest.mark.parametrize("file", ["tiny.yaml", "tiny_pqn.yaml"])

@@ -1,5 +1,6 @@
 """`evaluate`, `show`, `list-runs` and `list`."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 import rich.table
+import yaml
 from rich.console import Console
 
 from quantilax.cli.shared import NO_CACHE, refuse_without_memory, seed_range, show_config, table_console
@@ -141,18 +143,46 @@ def show(run: Path) -> None:
 
 
 @click.command(name="list")
-def list_() -> None:
-    """List algorithms and environments."""
-    from quantilax import algorithms, envs
+@click.argument("algorithm", required=False)
+def list_(algorithm: str | None) -> None:
+    """List algorithms and environments, or the fields of ALGORITHM with their defaults and meanings.
 
+    \b
+    quantilax list
+    quantilax list iqn
+    """
+    from quantilax import algorithms, envs
+    from quantilax.envs.gymnax import CONTINUOUS
+
+    if algorithm is not None:
+        _list_fields(algorithms.get(algorithm).config)
+        return
     console = table_console(80, highlight=False)
     console.print("[bold]algorithms[/bold]")
-    for name, algorithm in algorithms.ALGORITHMS.items():
-        told, module = algorithm.config.__doc__ or "", sys.modules[algorithm.init.__module__]
-        if told.startswith(f"{algorithm.config.__name__}("):  # a dataclass's own, where nothing was written
+    for name, one in algorithms.ALGORITHMS.items():
+        told, module = one.config.__doc__ or "", sys.modules[one.init.__module__]
+        if told.startswith(f"{one.config.__name__}("):  # a dataclass's own, where nothing was written
             told = module.__doc__ or ""
         console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True, markup=False)
     for library, names in envs.names().items():
         console.print(f"[bold]environments of {library}[/bold]")
         for name in names:
-            console.print(f"  {name}")
+            console.print(f"  {name}" + (" (continuous actions: refused)" if name in CONTINUOUS else ""))
+    console.print("[bold]environments of your own[/bold]")
+    console.print("  module:Class, such as mypackage.envs:GridWorld")
+
+
+def _list_fields(config: type) -> None:
+    from quantilax import pytree
+
+    defaults = pytree.defaults(config)
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    for field in dataclasses.fields(config):
+        meaning, choices = field.metadata.get("doc", ""), field.metadata.get("choices")
+        of = f"; one of {', '.join(sorted(choices))}" if choices else ""
+        default = yaml.safe_dump(defaults.get(field.name, ""), default_flow_style=True).removesuffix("\n...\n").strip()
+        table.add_row(field.name, default, meaning + of)
+    table_console(110, highlight=False, markup=False, emoji=False).print(table)
