@@ -67,11 +67,17 @@ OF_TINY_CONFIGS = (
 """What is said of every config that trains as little as those above."""
 
 
-def ended(arguments: tuple[str, ...], status: int, stdout: str, stderr: str) -> Ended:
-    """Make an `Ended`, without the warnings that every config as tiny as those above gets."""
+def heard(stderr: str) -> str:
+    """Leave out the warnings that every config as tiny as those above gets."""
     lines = stderr.splitlines(keepends=True)
-    kept = [line for line in lines if not (line.startswith("warning: ") and any(x in line for x in OF_TINY_CONFIGS))]
-    return Ended(arguments, status, stdout, "".join(kept))
+    return "".join(
+        line for line in lines if not (line.startswith("warning: ") and any(x in line for x in OF_TINY_CONFIGS))
+    )
+
+
+def ended(arguments: tuple[str, ...], status: int, stdout: str, stderr: str) -> Ended:
+    """Make an `Ended`."""
+    return Ended(arguments, status, stdout, heard(stderr))
 
 
 Call = Callable[..., Ended]

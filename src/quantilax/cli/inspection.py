@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import rich.table
-import yaml
 from rich.console import Console
 
 from quantilax.cli.shared import NO_CACHE, refuse_without_memory, seed_range, show_config, table_console
@@ -173,6 +172,8 @@ def list_(algorithm: str | None) -> None:
 
 
 def _list_fields(config: type) -> None:
+    import yaml
+
     from quantilax import pytree
 
     defaults = pytree.defaults(config)
