@@ -36,6 +36,7 @@ COMMANDS = (
     training.resume,
     inspection.evaluate,
     inspection.show,
+    inspection.plot,
     inspection.list_runs,
     inspection.list_,
     checking.lint,

@@ -1,8 +1,9 @@
-"""`evaluate`, `show`, `list-runs` and `list`."""
+"""`evaluate`, `show`, `plot`, `list-runs` and `list`."""
 
 import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -139,6 +140,53 @@ def show(run: Path) -> None:
         click.echo(f"\n{drawn}")
     if told.status not in ("finished", "running"):
         click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
+
+
+@click.command()
+@click.argument("directories", nargs=-1, required=True, metavar="RUN|STUDY...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("curves.png"),
+    show_default=True,
+    help="The picture: .png, .svg or .pdf; one that is there is overwritten.",
+)
+def plot(directories: tuple[Path, ...], out: Path) -> None:
+    """Draw the learning curves of several runs in one picture; of a study, those of its variants.
+
+    Drawn are means over the seeds, with 95% intervals at each step. Labels are the names of the directories.
+
+    \b
+    quantilax plot runs/iqn runs/qrdqn --out heads.png
+    quantilax plot studies/fractions
+    """
+    from quantilax.host import paths
+    from quantilax.runs import plots
+
+    names = [path.resolve().name for path in directories]
+    labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, directories, strict=True)]
+    curves = [curve for path, label in zip(directories, labels, strict=True) for curve in _curves(path, label)]
+    plots.together(curves, paths.check(out))
+    click.echo(f"{out}: {len(curves)} learning curve{'s' if len(curves) > 1 else ''}")
+
+
+def _curves(path: Path, label: str) -> list["Curve"]:  # type: ignore[name-defined]
+    """The curve of a run, or one for each variant of a study."""
+    from quantilax import runs
+    from quantilax.runs import plots
+    from quantilax.studies.store import Store
+
+    store = None if os.path.exists(path / "run.json") else Store.find(path)
+    if store is None:
+        return [plots.curve_of_run(runs.RunDirectory.open(path).path / "evaluations.csv", label)]
+    records = store.records()
+    if records.is_empty():
+        raise ConfigError(f"{path}: has no finished run yet")
+    rows = {
+        part["variant"][0]: part.select("seed", "env_step", "return_mean").rows()
+        for part in records.partition_by("variant", maintain_order=True)
+    }
+    return [plots.curve(f"{label}: {variant}", of_variant) for variant, of_variant in rows.items()]
 
 
 @click.command(name="list")
