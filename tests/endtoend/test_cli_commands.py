@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantilax import ALGORITHMS, pytree, runs
+from quantilax import ALGORITHMS, Study, pytree, runs
 from quantilax.host import console
 from tests.endtoend.conftest import Call, tree
 
@@ -134,6 +134,29 @@ def test_env_and_algorithm_can_be_overridden(call: Call, tmp_path):
     config, _ = resolved(ended.stdout)
     assert (config["x"]["algorithm"], config["x"]["env"]) == ("pqn", "probe/bimodal")
     assert "lambda_" in config["x"]
+
+
+def test_the_configs_that_come_with_quantilax_are_listed_printed_and_taken_by_their_names(call: Call, tmp_path):
+    ended = call("configs")
+    assert (ended.status, ended.stderr) == (0, "")
+    listed = dict(line.split(": ") for line in ended.stdout.splitlines())
+    there = {f"{path.parent.name}/{path.stem}": path for path in CONFIGS}
+    assert {name: sections.split(", ") for name, sections in listed.items()} == {
+        name: list(yaml.safe_load(path.read_text())) for name, path in there.items()
+    }
+    cartpole = there["gymnax/cartpole"].read_text()
+    assert call("configs", "gymnax/cartpole").stdout == call("configs", "gymnax/cartpole.yaml").stdout == cartpole
+    (tmp_path / "mine.yaml").write_text(cartpole)
+    dry = call("train", "gymnax/cartpole", "iqn", "--dry-run")
+    assert (dry.status, dry.stderr) == (0, "")
+    assert dry.stdout == call("train", "mine.yaml", "iqn", "--dry-run").stdout
+    ended = call("configs", "gymnax/cartpol")
+    assert ended.lines == ["error: no config 'gymnax/cartpol' comes with quantilax; did you mean 'gymnax/cartpole'?"]
+    (tmp_path / "gymnax").mkdir()
+    (tmp_path / "gymnax" / "cartpole").write_text("mine:\n  algorithm: pqn\n  env: CartPole-v1\n")
+    assert "algorithm: pqn" in call("train", "gymnax/cartpole", "--dry-run").stdout  # a file of that name comes first
+    (tmp_path / "s.yaml").write_text("base: {config: gymnax/acrobot, section: iqn}\nseeds: 1\n")
+    assert Study.load(tmp_path / "s.yaml").base.section.env == "Acrobot-v1"
 
 
 def test_numbers_that_yaml_reads_as_text_are_coerced(call: Call, tmp_path):

@@ -178,7 +178,7 @@ def test_a_bad_file_is_refused_by_its_name_and_line(refusal, tmp_path, text, wor
 
 
 def test_a_missing_file_is_refused(refusal):
-    assert refusal("train", "nope.yaml").startswith("error: nope.yaml: no such file; configs lie under ")
+    assert refusal("train", "nope.yaml").startswith("error: nope.yaml: no such file; quantilax configs lists ")
 
 
 def test_a_directory_as_file_is_refused(refusal, tmp_path):

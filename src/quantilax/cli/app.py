@@ -39,6 +39,7 @@ COMMANDS = (
     inspection.plot,
     inspection.list_runs,
     inspection.list_,
+    inspection.configs_,
     checking.lint,
     checking.diagnose,
     studying.study,

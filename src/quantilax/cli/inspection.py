@@ -1,4 +1,4 @@
-"""`evaluate`, `show`, `plot`, `list-runs` and `list`."""
+"""`evaluate`, `show`, `plot`, `list-runs`, `list` and `configs`."""
 
 import dataclasses
 import json
@@ -113,6 +113,32 @@ def list_runs(directory: Path) -> None:
         click.echo(f"no runs below {directory}")
     for line in broken:
         click.echo(f"warning: {line}", err=True)
+
+
+@click.command(name="configs")
+@click.argument("name", required=False)
+def configs_(name: str | None) -> None:
+    """List the configs that come with quantilax and their sections, or print the one called NAME.
+
+    Every command that takes a CONFIG takes such a name.
+
+    \b
+    quantilax configs
+    quantilax configs gymnax/cartpole > mine.yaml
+    quantilax train gymnax/cartpole iqn
+    """
+    from quantilax.errors import did_you_mean
+    from quantilax.runs import configs
+
+    shipped = configs.shipped()
+    if name is None:
+        for each, file in shipped.items():
+            click.echo(f"{each}: {', '.join(configs.read_yaml(file))}")
+        return
+    name = name.removesuffix(".yaml")
+    if name not in shipped:
+        raise ConfigError(f"no config '{name}' comes with quantilax{did_you_mean(name, shipped, 'configs')}")
+    click.echo(shipped[name].read_text(encoding="utf-8"), nl=False)
 
 
 @click.command()
