@@ -50,7 +50,6 @@ def test_a_run_ends_with_status_0_and_leaves_exactly_its_files(session):
             "evaluations.jsonl",
             "evaluations.parquet",
             "learning_curve.png",
-            "lock",
             "run.json",
         }
 

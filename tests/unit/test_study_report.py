@@ -519,7 +519,7 @@ def test_counts_are_told_with_the_number_of_variants_that_they_are_not_adjusted_
 def test_a_prediction_that_was_changed_after_runs_is_not_told_as_made_before_them(tmp_path):
     there = store(tmp_path / "s", {"base": [GOOD] * 6}, prediction="It falls.")
     assert "<b>Predicted before the runs</b> It falls." in report.report(Results.read(there).store).page
-    asked = there.asked() | {"prediction": "It holds.", "solved": 450.0}
+    asked = there.facts["asked"] | {"prediction": "It holds.", "solved": 450.0}
     for _ in range(2):  # the second time nothing is changed
         start.run(definition.make(asked, "s"), tmp_path / "s", resume=True, quiet=True)
     there = Store.open(tmp_path / "s")
