@@ -31,6 +31,8 @@ from quantilax.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 STATIC_TYPES = (int, bool, str, tuple)
+LIST = "quantilax list ALGORITHM"
+"""The command that lists fields with their meanings."""
 MAX_INT32 = 2**31 - 1
 """Where the programs' counters end."""
 
@@ -119,7 +121,7 @@ def convert(cls: type, values: Mapping[str, Any], where: str = "") -> dict[str, 
     converted = {}
     for name, value in values.items():
         if name not in fields:
-            hint = did_you_mean(name, fields, "fields")
+            hint = did_you_mean(name, fields, "fields", LIST)
             raise ConfigError(f"{_prefix(where)}unknown field '{name}'{hint}")
         f = fields[name]
         try:
@@ -240,7 +242,8 @@ def _check(f: dataclasses.Field, value: Any, where: str) -> None:
     """Raise `ConfigError` where `value` lies outside the field's bounds or choices."""
     choices = f.metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{_prefix(where)}{f.name}: unknown value '{value}'{did_you_mean(value, choices, 'values')}")
+        hint = did_you_mean(value, choices, "values", LIST)
+        raise ConfigError(f"{_prefix(where)}{f.name}: unknown value '{value}'{hint}")
     tests: dict[str, tuple[str, Callable[[Any, float], Any]]] = {
         "gt": (">", lambda v, b: v > b),
         "ge": (">=", lambda v, b: v >= b),

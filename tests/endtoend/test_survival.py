@@ -39,7 +39,7 @@ from quantilax.studies.store import Store
 from tests.manifests import content_of, write_manifest
 
 from ..conftest import each
-from .conftest import TINY, Call, Ended, process, tree
+from .conftest import TINY, Call, Ended, ended, heard, process, tree
 
 SHORT = TINY.replace("total_timesteps: 300", "total_timesteps: 440").replace("eval_freq: 100", "eval_freq: 40")
 """Eleven segments, at steps 40, 80, ..., 440."""
@@ -86,7 +86,7 @@ class Life:
 
     @property
     def stderr(self) -> str:
-        return self.streams[1].read_text()
+        return heard(self.streams[1].read_text())
 
     def poll(self) -> int | None:
         """The exit status (-9 for SIGKILL), or None while it lives."""
@@ -117,7 +117,7 @@ class Life:
         while self.server.drains:
             self.server.drains.pop().wait(10)
         told = (stream.read_text() if stream.is_file() else "" for stream in self.streams)  # /dev/full has no end
-        return Ended(self.arguments, int(self.status), *told)
+        return ended(self.arguments, int(self.status), *told)
 
     def kill(self) -> None:
         """Kill it with -9 and wait for its end."""

@@ -420,12 +420,15 @@ def test_what_an_eval_callback_returns_stands_in_the_tables_and_the_checkpoints(
 
 
 def test_an_environment_of_ones_own_is_given_again(tmp_path):
-    agent = tiny("pqn", env=Own())
+    class Local(Own):
+        """Which no name stands for."""
+
+    agent = tiny("pqn", env=Local())
     quantilax.run(agent, tmp_path / "run", callback=lambda s, r: True, quiet=True)
-    with pytest.raises(ConfigError, match="unknown environment 'own'"):
+    with pytest.raises(ConfigError, match="was trained in 'own', which no name makes here; pass env= from Python"):
         quantilax.resume(tmp_path / "run", quiet=True)
-    assert quantilax.resume(tmp_path / "run", env=Own(), quiet=True).status == "finished"
-    algo, state, _ = quantilax.load(tmp_path / "run", env=Own())
+    assert quantilax.resume(tmp_path / "run", env=Local(), quiet=True).status == "finished"
+    algo, state, _ = quantilax.load(tmp_path / "run", env=Local())
     assert algo.evaluate(state, jax.random.key(0), 3)[0].tolist() == [5, 5, 5]
 
 

@@ -82,6 +82,8 @@ MINATAR = {
     "SpaceInvaders-MinAtar": NO_LIMIT,
 }
 """Steps in an episode of each game of MinAtar."""
+CONTINUOUS = ("MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
+"""Environments of gymnax with real-valued actions, which every algorithm here refuses."""
 
 
 @pytree.dataclass
@@ -165,7 +167,9 @@ def _environment(name: str) -> Any:
 def make(name: str) -> Environment:
     """Return the gymnax environment of that name, with its default parameters; a game of MinAtar with the original's."""
     if name not in names():
-        raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, names(), 'environments')}")
+        discrete = [one for one in names() if one not in CONTINUOUS]
+        hint = did_you_mean(name, discrete, "environments", "quantilax list")
+        raise ConfigError(f"unknown environment '{name}'{hint}; a class of your own is named module:Class")
     try:
         env = _environment(name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images

@@ -1,7 +1,9 @@
 """Standard error that may be gone, closed, its disk full or its reader ended: what is said there is lost, nothing else."""
 
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -57,6 +59,35 @@ def console(quiet: bool = False) -> Console:
 def is_live(console: Console) -> bool:
     """Say whether a console can redraw a line: a terminal that knows how to, not a file for which colours are forced."""
     return console.is_interactive and console.file.isatty() and not console.quiet
+
+
+class Log:
+    """Lines with the time of day; of progress, for those who see no bar, at most one in `EVERY` seconds, and the last."""
+
+    EVERY = 10.0
+
+    def __init__(self, console: Console) -> None:
+        """Write to a console."""
+        self.console = console
+        self.told, self.held = -math.inf, ""
+
+    def say(self, line: str) -> None:
+        """Print a line now."""
+        self.console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
+
+    def progress(self, line: str) -> None:
+        """Print a line if the one before is old enough, else keep it for `end`."""
+        if time.monotonic() - self.told < Log.EVERY:
+            self.held = line
+            return
+        self.told, self.held = time.monotonic(), ""
+        self.say(line)
+
+    def end(self) -> None:
+        """Print the last line of progress, where it was kept."""
+        if self.held:
+            self.say(self.held)
+        self.held = ""
 
 
 @contextlib.contextmanager

@@ -93,6 +93,8 @@ sys.meta_path.insert(0, _Finder())
 
 
 def _read(file: Path) -> File:
+    if not os.path.exists(file):
+        raise ConfigError(f"--import: {file}: no such file")
     if file.suffix != ".py" or "." in file.stem or not os.path.isfile(file):
         raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py and has no other dot")
     try:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantilax import devices, pytree, switches
+from quantilax import devices, envs, pytree, switches
 from quantilax.agent import Agent
 from quantilax.errors import CheckpointError, ConfigError
 from quantilax.host import limits
@@ -96,13 +96,19 @@ NAMES = ("registered",)
 
 
 def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
-    """Give what the fields of dataclasses come to; a number is the same as a Python number and as an array."""
-    if dataclasses.is_dataclass(value):
+    """Give what fields and attributes come to; a number is the same as a Python number and as an array."""
+    if isinstance(value, envs.Identity):  # a plain object of the user's
+        yield path, type(value.value).__qualname__.encode()
+        yield from _parameters(getattr(value.value, "__dict__", {}), path)
+    elif dataclasses.is_dataclass(value):
         for field in (one for one in dataclasses.fields(value) if one.name not in NAMES):
             yield from _parameters(getattr(value, field.name), f"{path}/{field.name}")
     elif isinstance(value, list | tuple):
         for i, part in enumerate(value):
             yield from _parameters(part, f"{path}/{i}")
+    elif isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from _parameters(value[name], f"{path}/{name}")
     elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         yield from _parameters(jax.random.key_data(value), path)
     elif isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
@@ -135,8 +141,9 @@ def code(agent: Agent) -> str:
 
     Of these it has those in which the algorithm's functions and the environment's class stand.
     """
-    algorithm = agent.algorithm
-    modules = {getattr(part, "__module__", None) for part in (*algorithm, type(agent.env))}
+    algorithm, env = agent.algorithm, agent.env
+    of_env = type(env.env.value if isinstance(env, envs.Opaque) else env)
+    modules = {getattr(part, "__module__", None) for part in (*algorithm, of_env)}
     files = (getattr(sys.modules.get(name), "__file__", None) for name in modules if name)
     theirs = {Path(file) for file in files if file and PACKAGE not in Path(file).parents}
     ours = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] not in HANDLING]

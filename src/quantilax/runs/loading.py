@@ -30,7 +30,9 @@ class Loaded(NamedTuple):
 
 
 def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None = None, env: Any = None) -> Loaded:
-    """Load what a run learned: agent, state and policy. Nothing is written, and nothing in the run is executed.
+    """Load what a run learned: agent, state and policy. Nothing is written.
+
+    Nothing in the run is executed, but a `config.yaml` with `env: module:Class` has that module imported.
 
     Args:
         path: the run's directory; it may have been moved, and be read-only.

@@ -304,6 +304,7 @@ class Session:
             with_init=self.checkpoint is None,
             while_compiling=_import_ahead,
         )
+        self.progress.compiling()
         program = self.stop.wait_for(self.stop.finish_first(trace))
         self.progress.compiled(program.trace_seconds, program.compile_seconds)
         self.timing["compile_seconds"] = round(program.trace_seconds + program.compile_seconds, 3)

@@ -180,7 +180,8 @@ def _base(asked: Any, where: str, beside: Path) -> Section:
     if not isinstance(asked.get("section"), str | None):
         raise ConfigError(f"{where}: base: section: expected a name, got {asked['section']!r}")
     written = Path(asked["config"])
-    file = beside / written if os.path.exists(beside / written) or not os.path.exists(written) else written
+    is_beside = os.path.exists(beside / written) or not os.path.exists(configs.find(written))
+    file = beside / written if is_beside else written
     section = configs.load_section(file, asked.get("section"))
     return configs.with_overrides(section, overrides, f"{where}: base: overrides")
 
