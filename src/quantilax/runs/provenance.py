@@ -1,4 +1,4 @@
-"""What is needed to get a run's numbers again: command, versions, commit and machine."""
+"""What it takes to reproduce a run's results: command, versions, commit and machine."""
 
 import importlib.metadata
 import platform
@@ -11,17 +11,17 @@ from quantilax import switches
 from quantilax.host import limits, locks
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-"""Where quantilax's checkout is, unless it is installed as a package."""
+"""The root of quantilax's checkout, unless it is installed as a package."""
 
 RECORDS = ("investigations", "runs", "studies")
 """Directories of the checkout that hold records of runs."""
 
 
 def provenance() -> dict[str, Any]:
-    """Return what is needed to get a run's numbers again: command, versions, commit and machine.
+    """Return what it takes to reproduce a run's results: command, versions, commit and machine.
 
-    The commit is None outside a checkout of quantilax. Where `changes` finds files, it has a `+` behind it, and
-    `uncommitted` lists them.
+    The commit is None outside a checkout of quantilax. If `changes` finds files, the commit ends
+    with `+` and `uncommitted` lists them.
     """
     head, changed = _git("rev-parse", "HEAD"), changes()
     return {
@@ -39,17 +39,18 @@ def provenance() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides a run's numbers."""
+    """Return the versions of the packages that affect a run's results."""
     packages = ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     return {name: importlib.metadata.version(name) for name in packages}
 
 
 def changes() -> list[str]:
-    """Return the uncommitted files of quantilax's checkout, by their paths within it; none outside a checkout.
+    """Return the uncommitted files of quantilax's checkout, as relative paths.
 
-    A file counts if it was changed, added or deleted since the commit, staged or not, and also if git neither tracks nor
-    ignores it. Below `RECORDS` only Python files count: all else there is the definition of a study, which its records
-    repeat, or what runs have left.
+    A file counts if it was changed, added or deleted since the commit, staged or not, or if git
+    neither tracks nor ignores it. Below `RECORDS` only Python files count: the rest there are
+    definitions of studies, which their records repeat, and what runs left. Outside a checkout
+    there are none.
     """
     status = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or ""
     names = [entry[3:] for entry in status.split("\0") if entry]
@@ -57,7 +58,7 @@ def changes() -> list[str]:
 
 
 def _git(*words: str) -> str | None:
-    """Return what git says of the checkout; None where there is none, or no git."""
+    """Return git's output for the checkout; None without a checkout or without git."""
     if not (CHECKOUT / ".git").exists():
         return None
     try:
