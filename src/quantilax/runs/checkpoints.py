@@ -385,7 +385,7 @@ def _write_blocks(directory: Path, array: np.ndarray, undo: contextlib.ExitStack
 
 
 def _block_size(array: np.ndarray) -> int:
-    """Return a power of two that cuts one seed's part into at most 64 blocks, clipped to `BLOCK`."""
+    """Return a power of two that cuts a seed's part into at most 64 blocks, clipped to `BLOCK`."""
     least, most = BLOCK
     return min(max(least, 2 ** math.ceil(math.log2(max(array[0].nbytes if len(array) else 0, 1) / 64))), most)
 

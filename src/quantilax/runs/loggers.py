@@ -182,7 +182,7 @@ def table(rows: list[dict[str, Any]]) -> "pl.DataFrame":  # type: ignore[name-de
 
 
 class TensorBoard:
-    """`tensorboard/`: event files, a directory per seed and one for all, which one chart overlays."""
+    """`tensorboard/`: event files, a directory per seed and one for all, overlaid in one chart."""
 
     def __init__(self, run: Path) -> None:
         """Prepare to write into a run's directory."""
