@@ -142,7 +142,7 @@ def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array,
     env = jnp.arange(num_envs)
     cut = transition.truncated & ~transition.terminated
 
-    # An index out of bounds is not written. That skips the anchor within a block, and the
+    # An index out of bounds is not written. This skips anchors within a block, and the
     # second slot of a step that was not truncated.
     blocks = ring.anchors.shape[0]
     block = ring.iterations // BLOCK % blocks
