@@ -59,8 +59,7 @@ class Repeats(NamedTuple):
 
     action: Int[Array, "E"]
     left: Int[Array, "E"]
-    """Steps for which the action is still taken, including the next one. 0: the greedy action is.
-    """
+    """Steps for which it is still taken, including the next one; 0: the greedy action is taken."""
 
 
 def begin_repeats(
