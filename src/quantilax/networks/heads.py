@@ -136,7 +136,7 @@ class FractionProposal(nnx.Module):
     def __init__(self, features: int, n: int, *, rngs: nnx.Rngs) -> None:
         """Build the layer with zero weights, so that all shares start equal."""
         zeros = jax.nn.initializers.zeros
-        # float32 whatever the others compute in: the logarithms need its precision.
+        # float32 even if other layers compute in bfloat16: logarithms need the precision.
         self.linear = nnx.Linear(features, n, kernel_init=zeros, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, psi: Float[Array, "*batch features"]) -> Float[Array, "*batch N"]:

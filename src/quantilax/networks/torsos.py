@@ -398,7 +398,7 @@ def spectral_bound(matrix: Float[Array, "n m"]) -> Float[Array, ""]:
     gram = matrix.T @ matrix
     log = jnp.zeros(())
     for i in range(SQUARINGS + 1):
-        trace = jnp.trace(gram) + 1e-30  # not 0, even if all weights are
+        trace = jnp.trace(gram) + 1e-30  # above 0, even if all weights are 0
         log = log + jnp.log(trace) / 2**i
         gram = gram / trace
         gram = gram @ gram
