@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 from scipy.stats import binom, ttest_ind_from_stats
 
-from quantilax.reports import benchmarks
+from quantilax.reports import validated
 from quantilax.studies import tables
 from quantilax.studies.store import Store
 
@@ -31,7 +31,7 @@ CHANCE = 1e-3
 def recorded():
     """The records of all sections."""
     file = ROOT / "docs" / "benchmarks.yaml"
-    return benchmarks.parse(file.read_text(), file)
+    return validated.parse(file.read_text(), file)
 
 
 TOO_LONG = [("configs/gymnax/cartpole.yaml", "iqn_research")]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quantilax import ALGORITHMS, hyperparameters, pytree
-from quantilax.reports import benchmarks
+from quantilax.reports import validated as records
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = DOCS / "algorithms"
@@ -149,7 +149,7 @@ def written(value: Any) -> str:
 
 def validated() -> str:
     """Return the table of validated sections."""
-    columns: dict[str, Callable[[benchmarks.Record], str]] = {
+    columns: dict[str, Callable[[records.Record], str]] = {
         "section": lambda r: code(f"{r.config} {r.section}"),
         "environment": lambda r: code(r.environment),
         "steps": lambda r: f"{r.steps:,}",
@@ -164,7 +164,7 @@ def validated() -> str:
         "command": lambda r: code(r.command),
     }
     file = DOCS / "benchmarks.yaml"
-    rows = [[cell(r) for cell in columns.values()] for r in benchmarks.parse(file.read_text(encoding="utf-8"), file)]
+    rows = [[cell(r) for cell in columns.values()] for r in records.parse(file.read_text(encoding="utf-8"), file)]
     return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in ([*columns], ["---"] * len(columns), *rows)) + "\n"
 
 

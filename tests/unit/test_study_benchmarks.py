@@ -9,8 +9,8 @@ import yaml
 
 from quantilax.errors import ConfigError
 from quantilax.reports import recommend, sections
-from quantilax.reports.benchmarks import HEADER, Record, named, parse, put, record, written
 from quantilax.reports.results import Results
+from quantilax.reports.validated import HEADER, Record, named, parse, put, record, written
 from quantilax.runs import provenance
 from quantilax.studies import start
 from quantilax.studies.store import Store

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from quantilax import algorithms, pytree
 from quantilax.errors import ConfigError, RunError, did_you_mean, reason
 from quantilax.host import locks
-from quantilax.reports import benchmarks as data
-from quantilax.reports import choice, formats, sections
+from quantilax.reports import choice, formats, sections, validated
 from quantilax.reports.choice import Choice, Judgement
 from quantilax.reports.results import Results
 from quantilax.reports.verdict import quoted
@@ -106,8 +105,8 @@ def recommend(
         edited = sections.put(sections.read(write), write, name, fields, comment)
         files = [(write, edited.text, "--write")]
         if benchmarks is not None:
-            record = data.record(write, name, store.path, theirs, chosen.variant, counted, *_origin(theirs))
-            files.append((benchmarks, data.written(data.put(_read(benchmarks), record)), BENCHMARKS))
+            record = validated.record(write, name, store.path, theirs, chosen.variant, counted, *_origin(theirs))
+            files.append((benchmarks, validated.written(validated.put(_read(benchmarks), record)), BENCHMARKS))
         for file, text, option in files:
             sections.write(file, text, option)
     return Recommended(chosen, counted, judgement, name, edited)
@@ -159,8 +158,8 @@ def _check_benchmarks(benchmarks: Path, write: Path | None) -> None:
     _read(benchmarks)
 
 
-def _read(benchmarks: Path) -> list[data.Record]:
-    return data.parse(sections.read(benchmarks, BENCHMARKS), benchmarks)
+def _read(benchmarks: Path) -> list[validated.Record]:
+    return validated.parse(sections.read(benchmarks, BENCHMARKS), benchmarks)
 
 
 def _check_committed(written: list[Path]) -> None:
