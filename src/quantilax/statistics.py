@@ -19,12 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:  # importing polars or scipy.stats takes a good part of a second
-    pass
 
 CONFIDENCE = 0.95
 FEW_SEEDS = 10
