@@ -37,7 +37,7 @@ format: $(VENV)/.installed-test  ## Put the code into its style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(VENV)/.installed-test  ## Write the tables of hyperparameters into docs/algorithms
+tables: $(VENV)/.installed-test  ## Write the tables of docs/algorithms and docs/benchmarks.md
 	$(BIN)/python tools/tables.py
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a warning is an error

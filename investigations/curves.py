@@ -34,13 +34,14 @@ PANELS = {
         "pqn_categorical": "0009-pqn-heads/breakout",
     },
 }
-CELLS = {"pqn_categorical": "categorical"}
+VARIANTS = {"pqn_categorical": "categorical"}
 """Of the study, where it is not `base`."""
 
 
 def stored(directory: Path) -> pl.DataFrame | None:
-    """All evaluations in a study's directory; None where there are none."""
-    return Store.open(directory).records() if any(directory.glob("records/*.parquet")) else None
+    """All evaluations of a study, by the directory that it has or had; None where there is no such study."""
+    store = Store.find(directory)
+    return None if store is None else store.records()
 
 
 def draw(axes: Axes, name: str, records: pl.DataFrame) -> pl.DataFrame:
@@ -89,7 +90,7 @@ def main() -> None:
         for name, study in sections.items():
             records = stored(HERE / study / "validation")
             if records is not None:
-                draw(axes, name, records.filter(records["cell"] == CELLS.get(name, "base")))
+                draw(axes, name, records.filter(records["variant"] == VARIANTS.get(name, "base")))
         finish(axes, title, "environment steps", "{x:,.0f}")
     save(figure, panels[len(PANELS) :], IMAGES / "curves.png")
 

@@ -18,7 +18,7 @@ FILES = {"SpaceInvaders": "space_invaders"}
 """Name of a game's config, where it is not that of the game in small letters."""
 OFF_POLICY = ("dqn", "qrdqn", "iqn", "m_iqn")
 ELSEWHERE = {("Freeway", "m_iqn"): ("0015-munchausen-freeway/eps", "adam_eps_1e-5")}
-"""Study and cell of a section that is not the base of one in 0012-minatar-off-policy any more."""
+"""Study and variant of a section that is not the base of one in 0012-minatar-off-policy any more."""
 
 
 def told(x: float, low: float | None, high: float | None) -> str:
@@ -70,18 +70,18 @@ def off_policy() -> None:
     """The four with a replay, on held-out seeds."""
     figure, panels = picture()
     ends: dict[str, dict[str, np.ndarray]] = {section: {} for section in OFF_POLICY}
-    cells: dict[str, list[str]] = {section: [] for section in OFF_POLICY}
+    shown: dict[str, list[str]] = {section: [] for section in OFF_POLICY}
     for axes, (game, published) in zip(panels, PUBLISHED.items(), strict=False):
         for section in OFF_POLICY:
             usual = f"0012-minatar-off-policy/{FILES.get(game, game.lower())}-{section}", "base"
-            study, cell = ELSEWHERE.get((game, section), usual)
+            study, variant = ELSEWHERE.get((game, section), usual)
             records = stored(HERE / study / "validation")
             if records is None:
-                cells[section].append("-")
+                shown[section].append("-")
                 continue
-            last = draw(axes, section, records.filter(cell=cell)).row(-1, named=True)
+            last = draw(axes, section, records.filter(variant=variant)).row(-1, named=True)
             ends[section][game] = np.array(last["returns"])
-            cells[section].append(told(last["iqm"], last["iqm_low"], last["iqm_high"]))
+            shown[section].append(told(last["iqm"], last["iqm_low"], last["iqm_high"]))
         axes.axhline(published, color="gray", linewidth=1, linestyle="--", label="DQN, Young & Tian, 5M frames")
         axes.set(xlim=(0, 300_000), ylim=(0, None))
         handles, labels = axes.get_legend_handles_labels()
@@ -89,7 +89,7 @@ def off_policy() -> None:
         axes.get_legend().remove()
     panels[-1].legend(handles, [label.split(" (")[0] for label in labels], loc="center", fontsize=10)
     save(figure, panels[len(PUBLISHED) :], IMAGES / "minatar-off-policy.png")
-    table(["section", *PUBLISHED], [[section, *cells[section]] for section in OFF_POLICY])
+    table(["section", *PUBLISHED], [[section, *shown[section]] for section in OFF_POLICY])
 
     compared = [(x, y) for i, x in enumerate(OFF_POLICY) for y in OFF_POLICY[:i]]
     games = [game for game in PUBLISHED if all(game in ends[section] for section in OFF_POLICY)]

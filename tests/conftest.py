@@ -151,9 +151,9 @@ def tiny(name: str, env: Any = "probe/corridor", **changes: Any) -> Agent:
     return create(ALGORITHMS[name], env, {**TINY[name], **changes})
 
 
-@pytest.fixture(params=each(first=("iqn", "fqf", "pqn")))
+@pytest.fixture(params=each())
 def name(request: pytest.FixtureRequest) -> str:
-    """Each registered algorithm's name; in `make test` each loop, and the head with an optimiser of its own.
+    """Each registered algorithm's name; in `make test` one of each loop.
 
     tests/contracts/test_loops_and_heads.py has every pair.
     """

@@ -1,4 +1,7 @@
-"""Writes the tables of hyperparameters into docs/algorithms/*.md from the configs: `make tables`.
+"""Writes tables of the documentation: `make tables`.
+
+    docs/algorithms/*.md   hyperparameters, from the configs
+    docs/benchmarks.md     validated sections, from docs/benchmarks.yaml
 
 python tools/tables.py           writes
 python tools/tables.py --check   exit status 1 where a page is not what this would write
@@ -10,12 +13,15 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from quantilax import ALGORITHMS, hyperparameters, pytree
+from quantilax.reports import validated as records
 
-PAGES = Path(__file__).resolve().parents[1] / "docs" / "algorithms"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = DOCS / "algorithms"
 BEGIN, END = "<!-- tables: written by `make tables` -->\n", "<!-- end of tables -->\n"
 
 GROUPS: dict[type, str] = {
@@ -113,9 +119,9 @@ def link(name: str, field: str) -> str:
     page, _, heading = target.partition("#")
     is_of_the_loop = page == "algorithms/q_learning.md"  # the page itself may say more of it
     for there in (f"algorithms/{name}.md", page) if is_of_the_loop else (page,):
-        text = (PAGES.parent / there).read_text()
+        text = (DOCS / there).read_text()
         if not heading or heading in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings(text)}:
-            path = os.path.relpath(PAGES.parent / there, PAGES)
+            path = os.path.relpath(DOCS / there, PAGES)
             return f"; see [{words}]({'' if path == f'{name}.md' else path}{'#' + heading if heading else ''})"
     raise SystemExit(f"{page}: has no heading #{heading}, which LINKS names")
 
@@ -141,24 +147,53 @@ def written(value: Any) -> str:
     return f"[{', '.join(map(written, value))}]" if isinstance(value, tuple) else str(value)
 
 
+def validated() -> str:
+    """Return the table of validated sections."""
+    columns: dict[str, Callable[[records.Record], str]] = {
+        "section": lambda r: code(f"{r.config} {r.section}"),
+        "environment": lambda r: code(r.environment),
+        "steps": lambda r: f"{r.steps:,}",
+        "held-out seeds": lambda r: f"{r.n}: {r.seeds}",
+        "return at the end": lambda r: r.return_at_end,
+        "lowest run at the end": lambda r: r.lowest_at_end,
+        "ended solved": lambda r: (r.ended_solved or "-").replace(" (", f" at {r.solved or 0:g} or more (", 1),
+        "fell after solving": lambda r: r.fell or "-",
+        "solved for good (median step)": lambda r: r.solved_for_good or "-",
+        "commit": lambda r: code(", ".join(r.commits)),
+        "date": lambda r: r.date,
+        "command": lambda r: code(r.command),
+    }
+    file = DOCS / "benchmarks.yaml"
+    rows = [[cell(r) for cell in columns.values()] for r in records.parse(file.read_text(encoding="utf-8"), file)]
+    return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in ([*columns], ["---"] * len(columns), *rows)) + "\n"
+
+
+def code(text: str) -> str:
+    """Write text as code within a cell."""
+    line = text.replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    gap = " " if "`" in line else ""
+    return f"{fence}{gap}{line}{gap}{fence}"
+
+
 def main() -> None:
     """Write, or check, every page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     stale = []
-    for name in ALGORITHMS:
-        page = PAGES / f"{name}.md"
+    pages = {PAGES / f"{name}.md": tables(name) for name in ALGORITHMS} | {DOCS / "benchmarks.md": validated()}
+    for page, table in pages.items():
         text = page.read_text()
         before, _, rest = text.partition(BEGIN)
         after = rest.partition(END)[2]
-        new = f"{before}{BEGIN}{tables(name)}{END}{after}"
+        new = f"{before}{BEGIN}{table}{END}{after}"
         if new != text:
             stale.append(page.name)
             if not check:
                 page.write_text(new)
     if check and stale:
-        sys.exit(f"{', '.join(stale)}: not what the configs say; run make tables")
+        sys.exit(f"{', '.join(stale)}: not what the configs or benchmarks.yaml say; run make tables")
 
 
 if __name__ == "__main__":

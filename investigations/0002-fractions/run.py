@@ -1,4 +1,4 @@
-"""Train every cell of this study and write one row per evaluation into results.csv; cells that are there are left out.
+"""Train every variant of this study and write a row per evaluation into results.csv; variants that are there are left out.
 
 python investigations/0002-fractions/run.py            # some 20 minutes on two idle cores
 """
@@ -43,19 +43,19 @@ def main() -> None:
     done = set()
     if RESULTS.exists():
         with RESULTS.open(newline="") as file:
-            done = {row["cell"] for row in csv.DictReader(file)}
-    for cell, settings in FRACTIONS.items():
-        if cell in done:
+            done = {row["variant"] for row in csv.DictReader(file)}
+    for variant, settings in FRACTIONS.items():
+        if variant in done:
             continue
         rows = train(settings, first=200, seeds=20)
         is_new = not RESULTS.exists()
         with RESULTS.open("a", newline="") as file:
             writer = csv.writer(file)
             if is_new:
-                writer.writerow(["cell", "seed", "env_step", "return_mean"])
+                writer.writerow(["variant", "seed", "env_step", "return_mean"])
             for row in rows:
-                writer.writerow([cell, row["seed"], row["env_step"], f"{float(row['return_mean']):.2f}"])
-        print(f"{cell}: done", flush=True)
+                writer.writerow([variant, row["seed"], row["env_step"], f"{float(row['return_mean']):.2f}"])
+        print(f"{variant}: done", flush=True)
 
 
 if __name__ == "__main__":

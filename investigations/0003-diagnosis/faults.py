@@ -92,7 +92,7 @@ def cartpole(limit: int = 200, **altered: float) -> Environment:
     return Altered(**{"env": pytree.replace(env, params=params), "reward_scale": REWARD_SCALE, **altered})
 
 
-class Cell(NamedTuple):
+class Variant(NamedTuple):
     """Settings that are trained with several seeds."""
 
     name: str
@@ -112,55 +112,55 @@ class Cell(NamedTuple):
 
 
 FAULTS = [
-    Cell("learning rate x30", "learning_rate", {"learning_rate": 3e-2}),
-    Cell("target never updated", "target", {"polyak": 1.0}),
-    Cell("time limit as death", "time_limit", {}, {"limit_is_death": 1.0}),
-    Cell("no exploration", "exploration", {"eps_start": 0.0, "eps_end": 0.0}),
-    Cell("kappa / 1000", "kappa", {"kappa": 1e-3}),
-    Cell("kappa x100", "kappa", {"kappa": 100.0}),
-    Cell("Adam eps 1", "adam_eps", {"adam_eps": 1.0}),
-    Cell("rewards x100", "reward_scale", {}, {"reward_scale": 100 * REWARD_SCALE}),
-    Cell("rewards x20", "reward_scale", {}, {"reward_scale": 20 * REWARD_SCALE}),
-    Cell("clipping to nothing", "clipping", {"max_grad_norm": 1e-5}),
-    Cell("batch of 1", "noise", {"batch_size": 1}),
-    Cell("tiny buffer", "buffer", {"buffer_size": 100}),
+    Variant("learning rate x30", "learning_rate", {"learning_rate": 3e-2}),
+    Variant("target never updated", "target", {"polyak": 1.0}),
+    Variant("time limit as death", "time_limit", {}, {"limit_is_death": 1.0}),
+    Variant("no exploration", "exploration", {"eps_start": 0.0, "eps_end": 0.0}),
+    Variant("kappa / 1000", "kappa", {"kappa": 1e-3}),
+    Variant("kappa x100", "kappa", {"kappa": 100.0}),
+    Variant("Adam eps 1", "adam_eps", {"adam_eps": 1.0}),
+    Variant("rewards x100", "reward_scale", {}, {"reward_scale": 100 * REWARD_SCALE}),
+    Variant("rewards x20", "reward_scale", {}, {"reward_scale": 20 * REWARD_SCALE}),
+    Variant("clipping to nothing", "clipping", {"max_grad_norm": 1e-5}),
+    Variant("batch of 1", "noise", {"batch_size": 1}),
+    Variant("tiny buffer", "buffer", {"buffer_size": 100}),
 ]
 """One fault each."""
 
 MILDER = [
-    Cell("learning rate x10", "learning_rate", {"learning_rate": 1e-2}),
-    Cell("target every 3,000 steps", "target", {"target_update_freq": 3_000}),
-    Cell("epsilon 0.005", "exploration", {"eps_start": 0.005, "eps_end": 0.005}),
-    Cell("kappa / 30", "kappa", {"kappa": 0.03}),
-    Cell("kappa x10", "kappa", {"kappa": 10.0}),
-    Cell("Adam eps 0.03", "adam_eps", {"adam_eps": 0.03}),
-    Cell("rewards x10", "reward_scale", {}, {"reward_scale": 10 * REWARD_SCALE}),
-    Cell("clipping to 0.001", "clipping", {"max_grad_norm": 1e-3}),
-    Cell("batch of 4", "noise", {"batch_size": 4}),
-    Cell("buffer of 1,000", "buffer", {"buffer_size": 1_000}),
+    Variant("learning rate x10", "learning_rate", {"learning_rate": 1e-2}),
+    Variant("target every 3,000 steps", "target", {"target_update_freq": 3_000}),
+    Variant("epsilon 0.005", "exploration", {"eps_start": 0.005, "eps_end": 0.005}),
+    Variant("kappa / 30", "kappa", {"kappa": 0.03}),
+    Variant("kappa x10", "kappa", {"kappa": 10.0}),
+    Variant("Adam eps 0.03", "adam_eps", {"adam_eps": 0.03}),
+    Variant("rewards x10", "reward_scale", {}, {"reward_scale": 10 * REWARD_SCALE}),
+    Variant("clipping to 0.001", "clipping", {"max_grad_norm": 1e-3}),
+    Variant("batch of 4", "noise", {"batch_size": 4}),
+    Variant("buffer of 1,000", "buffer", {"buffer_size": 1_000}),
 ]
 """The same faults, less of them: how far out a setting must be."""
 
 HEALTHY = [
-    Cell("base", None, {}),
-    Cell("learning rate / 2", None, {"learning_rate": 5e-4}),
-    Cell("learning rate falls", None, {"learning_rate_end": 0.0}),
-    Cell("epsilon stays at 0.1", None, {"eps_start": 0.1, "eps_end": 0.1}),
-    Cell("kappa 0.3", None, {"kappa": 0.3}),
-    Cell("clipping at 0.1", None, {"max_grad_norm": 0.1}),
-    Cell("Adam eps 1e-5", None, {"adam_eps": 1e-5}),
-    Cell("gamma 0.97", None, {"gamma": 0.97}),
-    Cell("rewards x3", None, {}, {"reward_scale": 3 * REWARD_SCALE}),
-    Cell("batch of 32", None, {"batch_size": 32}),
-    Cell("batch of 128", None, {"batch_size": 128}),
-    Cell("soft target", None, {"target_update_freq": 1, "polyak": 0.97}),
-    Cell("own rewards, normalised", None, {"normalize_rewards": True}, {"reward_scale": 1.0}),
-    Cell("LayerNorm", None, {"layer_norm": True}),
-    Cell("16 fractions, double", None, {"num_tau_samples": 16, "num_tau_prime_samples": 16, "double": True}),
-    Cell("buffer of 3,000", None, {"buffer_size": 3_000}),
-    Cell("corridor", None, {"total_timesteps": 4_000, "eval_freq": 500}, env="probe/corridor"),
-    Cell("Catch", None, {"total_timesteps": 6_000, "eval_freq": 500}, env="Catch-bsuite"),
+    Variant("base", None, {}),
+    Variant("learning rate / 2", None, {"learning_rate": 5e-4}),
+    Variant("learning rate falls", None, {"learning_rate_end": 0.0}),
+    Variant("epsilon stays at 0.1", None, {"eps_start": 0.1, "eps_end": 0.1}),
+    Variant("kappa 0.3", None, {"kappa": 0.3}),
+    Variant("clipping at 0.1", None, {"max_grad_norm": 0.1}),
+    Variant("Adam eps 1e-5", None, {"adam_eps": 1e-5}),
+    Variant("gamma 0.97", None, {"gamma": 0.97}),
+    Variant("rewards x3", None, {}, {"reward_scale": 3 * REWARD_SCALE}),
+    Variant("batch of 32", None, {"batch_size": 32}),
+    Variant("batch of 128", None, {"batch_size": 128}),
+    Variant("soft target", None, {"target_update_freq": 1, "polyak": 0.97}),
+    Variant("own rewards, normalised", None, {"normalize_rewards": True}, {"reward_scale": 1.0}),
+    Variant("LayerNorm", None, {"layer_norm": True}),
+    Variant("16 fractions, double", None, {"num_tau_samples": 16, "num_tau_prime_samples": 16, "double": True}),
+    Variant("buffer of 3,000", None, {"buffer_size": 3_000}),
+    Variant("corridor", None, {"total_timesteps": 4_000, "eval_freq": 500}, env="probe/corridor"),
+    Variant("Catch", None, {"total_timesteps": 6_000, "eval_freq": 500}, env="Catch-bsuite"),
 ]
 """Settings of which each learns."""
 
-CELLS = [*FAULTS, *MILDER, *HEALTHY]
+VARIANTS = [*FAULTS, *MILDER, *HEALTHY]

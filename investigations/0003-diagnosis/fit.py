@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 import polars as pl
-from faults import CELLS, FAULTS, MILDER, Cell
+from faults import FAULTS, MILDER, VARIANTS, Variant
 
 from quantilax import pytree
-from quantilax.runs.directory import provenance
-from quantilax.studies import diagnosis, rules
+from quantilax.checks import diagnosis, rules
+from quantilax.runs.provenance import provenance
 
 HERE = Path(__file__).parent
 RANGES = Path(rules.__file__).with_name("healthy.csv")
@@ -28,17 +28,17 @@ Ranges = dict[str, tuple[float, float, int]]
 
 
 def runs(data: Path) -> dict[str, pl.DataFrame]:
-    """All evaluations, by cell."""
+    """All evaluations, by variant."""
     parts: dict[str, list[pl.DataFrame]] = {}
     for file in sorted(data.glob("*.parquet")):
         table = pl.read_parquet(file)
-        parts.setdefault(table["cell"][0], []).append(table)
-    return {cell: pl.concat(tables, how="diagonal").sort("seed", "env_step") for cell, tables in parts.items()}
+        parts.setdefault(table["variant"][0], []).append(table)
+    return {variant: pl.concat(tables, how="diagonal").sort("seed", "env_step") for variant, tables in parts.items()}
 
 
-def config_of(cell: Cell) -> dict:
-    """Every hyperparameter of a cell, as `config.yaml` would have them."""
-    return pytree.to_dict(cell.agent().config)
+def config_of(variant: Variant) -> dict:
+    """Every hyperparameter of a variant, as `config.yaml` would have them."""
+    return pytree.to_dict(variant.agent().config)
 
 
 def medians(table: pl.DataFrame, config: dict) -> list[dict[str, float]]:
@@ -61,13 +61,13 @@ def ranges(healthy: dict[str, list[dict[str, float]]]) -> Ranges:
     return {name: (min(values), max(values), len(values)) for name, values in every.items()}
 
 
-def write_ranges(found: Ranges, cells: list[str]) -> None:
+def write_ranges(found: Ranges, variants: list[str]) -> None:
     """Into the package."""
     made = provenance()
     with RANGES.open("w", newline="") as file:
-        file.write("# Least and largest median of a run over healthy runs, by quantity (quantilax.studies.rules).\n")
+        file.write("# Least and largest median of a run over healthy runs, by quantity (quantilax.checks.rules).\n")
         file.write(f"# investigations/0003-diagnosis/fit.py; commit {made['commit']}; jax {made['versions']['jax']}\n")
-        file.write(f"# seeds 0 to {FITTED - 1} of each of: {'; '.join(cells)}\n")
+        file.write(f"# seeds 0 to {FITTED - 1} of each of: {'; '.join(variants)}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["quantity", "low", "high", "runs"])
         for name, (low, high, count) in found.items():
@@ -80,9 +80,9 @@ def use(found: Ranges) -> None:
     rules.healthy = lambda: made
 
 
-def kind(cell: Cell) -> str:
-    """What a cell is in the table."""
-    return "fault" if cell in FAULTS else "milder fault" if cell in MILDER else "healthy"
+def kind(variant: Variant) -> str:
+    """What a variant is in the table."""
+    return "fault" if variant in FAULTS else "milder fault" if variant in MILDER else "healthy"
 
 
 def split(seed: int) -> str:
@@ -104,30 +104,30 @@ def main() -> None:
     parser.add_argument("--require", action="store_true", help="fail below 80 % of faults or above 5 % of false alarms")
     asked = parser.parse_args()
     tables = runs(asked.data)
-    configs = {cell.name: config_of(cell) for cell in CELLS if cell.name in tables}
+    configs = {variant.name: config_of(variant) for variant in VARIANTS if variant.name in tables}
     healthy = {
-        cell.name: medians(tables[cell.name].filter(pl.col("seed") < FITTED), configs[cell.name])
-        for cell in CELLS
-        if cell.cause is None and cell.name in tables
+        variant.name: medians(tables[variant.name].filter(pl.col("seed") < FITTED), configs[variant.name])
+        for variant in VARIANTS
+        if variant.cause is None and variant.name in tables
     }
     if not asked.keep_ranges:
         write_ranges(ranges(healthy), list(healthy))
         rules.healthy.cache_clear()
     rows = []
     shipped = {name: (low, high, 0) for name, (low, high) in rules.healthy().items()}
-    for cell in (cell for cell in CELLS if cell.name in tables):
+    for variant in (variant for variant in VARIANTS if variant.name in tables):
         use(shipped)
-        found = diagnosis.diagnose(tables[cell.name], configs[cell.name])
+        found = diagnosis.diagnose(tables[variant.name], configs[variant.name])
         without = found
-        if cell.cause is None and not asked.keep_ranges:
-            use(ranges({name: some for name, some in healthy.items() if name != cell.name}))
-            without = diagnosis.diagnose(tables[cell.name], configs[cell.name])
+        if variant.cause is None and not asked.keep_ranges:
+            use(ranges({name: some for name, some in healthy.items() if name != variant.name}))
+            without = diagnosis.diagnose(tables[variant.name], configs[variant.name])
         for one, other in zip(found, without, strict=True):
             rows.append(
                 {
-                    "cell": cell.name,
-                    "kind": kind(cell),
-                    "cause": cell.cause or "none",
+                    "variant": variant.name,
+                    "kind": kind(variant),
+                    "cause": variant.cause or "none",
                     "seed": one.seed,
                     "split": split(one.seed),
                     "outcome": one.outcome.word,
@@ -141,8 +141,8 @@ def main() -> None:
     pl.DataFrame(rows).write_csv(asked.out)
     for part in ("fitted", "seen", "held out"):
         print(f"\n{part}")
-        for name in dict.fromkeys(row["cell"] for row in rows):
-            mine = [row for row in rows if row["cell"] == name and row["split"] == part]
+        for name in dict.fromkeys(row["variant"] for row in rows):
+            mine = [row for row in rows if row["variant"] == name and row["split"] == part]
             if mine:
                 right = sum(row["named_first"] == row["cause"] for row in mine)
                 alone = sum(row["left_out"] == row["cause"] for row in mine)

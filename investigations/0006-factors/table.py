@@ -16,7 +16,7 @@ from quantilax.studies.store import Store
 
 SOLVED, DEEP = 475, 300
 HERE = Path(__file__).parent
-CELLS = {
+VARIANTS = {
     ("soft", "times 0.04", "average 0.9998"): "munchausen=true, normalize_rewards=false, weight_averaging=0.9998",
     ("soft", "times 0.04", "last weights"): "base",
     ("soft", "running moments", "average 0.9998"): "munchausen=true, weight_averaging=0.9998",
@@ -26,11 +26,11 @@ CELLS = {
     ("hard", "running moments", "average 0.9998"): "munchausen=false, weight_averaging=0.9998",
     ("hard", "running moments", "last weights"): "munchausen=false, weight_averaging=0",
 }
-"""The factorial's cells: in `factorial` those of a fixed factor, in `factorial-unit` those over running moments."""
+"""The factorial's variants: in `factorial` those of a fixed factor, in `factorial-unit` those over running moments."""
 
 
 class Told(NamedTuple):
-    """Figures of a cell, as the tables have them; shares are of the evaluations after a seed's first of 475 or more."""
+    """Figures of a variant, as the tables have them; shares are of the evaluations after a seed's first of 475 or more."""
 
     seeds: str
     first: str
@@ -43,7 +43,7 @@ class Told(NamedTuple):
 
 
 def told(records: pl.DataFrame) -> Told:
-    """Figures of the runs of one cell."""
+    """Figures of the runs of one variant."""
     first, for_good, ends, after = [], [], [], []
     for _, run in records.sort("env_step").group_by("seed"):
         returns, steps = run["return_mean"].to_numpy(), run["env_step"].to_numpy()
@@ -66,9 +66,9 @@ def share_below(run: pl.DataFrame) -> float:
     return float(np.mean(returns[np.argmax(returns >= SOLVED) :] < SOLVED)) if (returns >= SOLVED).any() else 1.0
 
 
-def compare(cells: dict[tuple[str, ...], pl.DataFrame]) -> None:
-    """Rank tests of the shares below 475 between cells that differ in one factor, adjusted by Holm for all of them."""
-    shares = {name: [share_below(run) for _, run in records.group_by("seed")] for name, records in cells.items()}
+def compare(variants: dict[tuple[str, ...], pl.DataFrame]) -> None:
+    """Rank tests of the shares below 475 between variants that differ in one factor, adjusted by Holm for all of them."""
+    shares = {name: [share_below(run) for _, run in records.group_by("seed")] for name, records in variants.items()}
     pairs = [
         (a, b) for a, b in itertools.combinations(shares, 2) if sum(x != y for x, y in zip(a, b, strict=True)) == 1
     ]
@@ -83,18 +83,18 @@ def compare(cells: dict[tuple[str, ...], pl.DataFrame]) -> None:
 def main() -> None:
     """Print both tables, and the tests of the factorial."""
     studies = {name: Store.open(HERE / name).records() for name in ("factors", "factorial", "factorial-unit")}
-    cells: dict[tuple[str, ...], pl.DataFrame] = {
-        name: studies["factorial" if name[1] == "times 0.04" else "factorial-unit"].filter(cell=cell)
-        for name, cell in CELLS.items()
+    variants: dict[tuple[str, ...], pl.DataFrame] = {
+        name: studies["factorial" if name[1] == "times 0.04" else "factorial-unit"].filter(variant=variant)
+        for name, variant in VARIANTS.items()
     }
-    for name, records in cells.items():
+    for name, records in variants.items():
         print(f"| {' | '.join((*name, *told(records)))} |")
     print()
-    compare(cells)
+    compare(variants)
     print()
     factors = studies["factors"]
-    for cell in factors["cell"].unique(maintain_order=True):
-        print(f"| {cell} | {' | '.join(told(factors.filter(cell=cell)))} |")
+    for variant in factors["variant"].unique(maintain_order=True):
+        print(f"| {variant} | {' | '.join(told(factors.filter(variant=variant)))} |")
 
 
 if __name__ == "__main__":

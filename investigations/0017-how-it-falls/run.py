@@ -37,18 +37,18 @@ def play(agent: Agent, policy: Policy, key: Key[Array, ""]) -> dict[str, Array]:
     """Lengths of episodes, the state that each ended in, whether it terminated, and every tenth state of each."""
 
     def step(carry: PyTree, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-        env_state, obs, active, lengths, last, died = carry
-        env_state, obs, seen = rollout.collect(agent.env, policy, env_state, obs, key)
+        envs, active, lengths, last, died = carry
+        envs, seen = rollout.step(agent.env, policy, envs, key)
         last = jnp.where(active[:, None], seen.next_obs, last)
         died = died | (active & seen.terminated)
         lengths = lengths + active
         active = active & ~(seen.terminated | seen.truncated)
-        return (env_state, obs, active, lengths, last, died), last
+        return (envs, active, lengths, last, died), last
 
     key_reset, key = jax.random.split(key)
-    env_state, obs = jax.vmap(agent.env.reset)(jax.random.split(key_reset, EPISODES))
-    carry = env_state, obs, jnp.ones(EPISODES, bool), jnp.zeros(EPISODES, jnp.int32), obs, jnp.zeros(EPISODES, bool)
-    (_, _, _, lengths, last, died), path = jax.lax.scan(step, carry, jax.random.split(key, 500))
+    envs = rollout.reset(agent.env, jax.random.split(key_reset, EPISODES), policy.carry)
+    carry = envs, jnp.ones(EPISODES, bool), jnp.zeros(EPISODES, jnp.int32), envs.obs, jnp.zeros(EPISODES, bool)
+    (_, _, lengths, last, died), path = jax.lax.scan(step, carry, jax.random.split(key, 500))
     return {"lengths": lengths, "last": last, "died": died, "path": path[EVERY - 1 :: EVERY]}
 
 

@@ -64,12 +64,12 @@ class Player:
         env_state = jax.vmap(lambda x: self.begun.replace(**x))(fields | {"time": jnp.full(EPISODES, -steps)})
 
         def step(carry: Any, key: Key[Array, ""]) -> tuple[Any, None]:
-            env_state, obs, lives = carry
-            env_state, obs, seen = rollout.collect(self.agent.env, act, env_state, obs, key)
-            return (env_state, obs, lives & ~seen.terminated), None
+            envs, lives = carry
+            envs, seen = rollout.step(self.agent.env, act, envs, key)
+            return (envs, lives & ~seen.terminated), None
 
-        carry = env_state, starts, jnp.ones(EPISODES, bool)
-        return jax.lax.scan(step, carry, jax.random.split(key, steps))[0][2]
+        carry = rollout.Envs(env_state, starts, None, act.carry), jnp.ones(EPISODES, bool)
+        return jax.lax.scan(step, carry, jax.random.split(key, steps))[0][1]
 
     def _lean(self, params: list[Array]) -> Float[Array, "3"]:
         """The pole's lean at which the policy turns, as a + b x + c v near the middle: (a, b, c), by least squares.

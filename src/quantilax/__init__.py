@@ -1,4 +1,4 @@
-"""quantilax: distributional reinforcement learning in JAX on Flax NNX, whole training as one XLA program."""
+"""Distributional reinforcement learning in JAX and Flax NNX; a training is one XLA program."""
 
 import importlib
 import importlib.util
@@ -57,9 +57,10 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Look up a name, or a room such as `quantilax.runs`, on first use.
+    """Look up a name, or a module such as `quantilax.runs`, on first use.
 
-    `import quantilax` imports no JAX: the command line handles signals before it does, and what is not used costs no time.
+    `import quantilax` does not import JAX. The command line can then handle signals before JAX is
+    imported, and unused parts cost no time.
     """
     if name in _HOME:
         value = getattr(importlib.import_module(f"quantilax.{_HOME[name]}"), name)

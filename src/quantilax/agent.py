@@ -1,4 +1,4 @@
-"""What users hold: a frozen view of an algorithm, an environment and a config.
+"""The agents that users create: an algorithm with an environment and a config, frozen.
 
 from quantilax import IQN
 
@@ -34,11 +34,11 @@ from quantilax.types import (
 
 
 class ConfigWarning(UserWarning):
-    """A setting known to mislead, with the remedy."""
+    """A setting known to mislead, with a remedy."""
 
 
 class Curve(NamedTuple):
-    """One row per evaluation: `lengths, returns = curve`; see `Agent.records` for more."""
+    """One row per evaluation: `lengths, returns = curve`. `Agent.records` returns more."""
 
     lengths: Int[Array, "rows episodes"]
     returns: Float[Array, "rows episodes"]
@@ -46,7 +46,10 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _OfAgent:
-    """A function of (agent, state, key) as one of (algorithm, env, config, state, key); equal where the function is."""
+    """Adapts a function of (agent, state, key) to (algorithm, env, config, state, key).
+
+    Two adapters are equal if their functions are.
+    """
 
     function: Callable[["Agent", State, Key[Array, ""]], PyTree]
 
@@ -57,9 +60,10 @@ class _OfAgent:
 
 
 EVALUATION = 0x45564C55
-"""Folded into the key of `Agent.evaluate`: training splits its key into a few, never into so many.
+"""Folded into the key of `Agent.evaluate`, so that its episodes do not use the keys from which a
+run with the same key drew its weights.
 
-Without it the episodes of a key would be drawn from the keys that the weights of a run of the same key were drawn from."""
+Training splits its key into a few keys, never into so many that they reach this number."""
 
 _init = switches.checked(jax.jit(train.init, static_argnums=0))
 _train = switches.checked(jax.jit(train.train, static_argnums=(0, 4)))
@@ -84,49 +88,58 @@ def _step(algorithm: Algorithm, env: Environment, config: Any, state: State) -> 
 
 @pytree.dataclass
 class Agent:
-    """An algorithm on an environment with a config: `IQN.create(...)` makes one. A pytree whose leaves are floats."""
+    """An algorithm, an environment and a config, made by `IQN.create(...)`.
+
+    A pytree whose leaves are the floats of the config and the environment.
+    """
 
     algorithm: Algorithm = pytree.field(static=True)
     env: Any
     config: Any
     eval_callback: Callable[..., PyTree] | None = pytree.field(None, static=True)
-    """A pure function (agent, state, key) -> pytree, called inside the program at each evaluation; see `records`."""
+    """A pure function (agent, state, key) -> pytree, called inside the program at each evaluation;
+    see `records`."""
 
     def train(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Curve]:
-        """Train from scratch in one XLA program: the final state and the curve, row 0 before training.
+        """Train from scratch in one XLA program: return the final state and the curve.
 
-        `jax.jit(jax.vmap(algo.train))(keys)` trains several seeds at once; the steps of the rows are `evaluation_steps`.
+        Row 0 of the curve is measured before training; `evaluation_steps` gives the step of each
+        row. `jax.jit(jax.vmap(algo.train))(keys)` trains several seeds at once.
         """
         state, record = self.records(key)
         return state, Curve(record.lengths, record.returns)
 
     def records(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Record]:
-        """Train as `train` does: the final state, and every row's record (step, lengths, returns, metrics, callback).
+        """Train as `train` does: return the final state and every row's record.
 
-        `record.callback` holds what `eval_callback` returned, stacked: give one to `create` or `replace` to have anything
-        that can be computed from a state in the curve.
+        A record holds the step, lengths, returns, metrics and callback. `record.callback` is what
+        `eval_callback` returned, stacked over the rows. To add anything to the curve that can be
+        computed from a state, pass an `eval_callback` to `create` or `replace`.
         """
         return _train(*self.arguments(), as_key(key), self.in_program_callback)
 
     def init(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> State:
-        """Return the state before training, warm-up done."""
+        """Return the state before training, after the warm-up."""
         return _init(*self.arguments(), as_key(key))
 
     def step(self, state: State) -> tuple[State, Metrics]:
-        """Run one iteration: collect once per environment, then the gradient steps."""
+        """Run one iteration: collect steps in every environment, then take the gradient steps."""
         return _step(*self.arguments(), arguments.one_state(state))
 
     def policy(self, state: State) -> Callable[..., Int[Array, ""]]:
-        """Return the policy that evaluation runs: (observation, key) -> action, for one observation; `jax.vmap` it for more.
+        """Return the policy that evaluation runs: (observation, key) -> action.
 
-        Of an environment with masks it is (observation, key, legal) -> action.
+        It takes one observation; use `jax.vmap` for several. If the environment has masks, the
+        policy is (observation, key, legal) -> action.
 
-        Observations may be arrays or lists of the space's shape. Those of a space of integers or bools are never made of
-        floats: a picture scaled to 0..1 is refused. Under `jax.jit` the checks add nothing to the program.
+        Observations may be arrays or lists of the space's shape. If the space holds integers or
+        bools, floats are refused, for example a picture scaled to 0..1. Under `jax.jit` the checks
+        add nothing to the program.
 
         Raises:
-            ConfigError: a state of several runs; from the policy: another shape, or numbers that the space does not have; no
-                mask or one that does not fit.
+            ConfigError: the state is that of several runs. The policy raises it for an observation
+                of another shape or with numbers outside of the space, and for a mask that is
+                missing or does not fit.
         """
         state, masks = arguments.one_state(state), envs.masks(self.env)
 
@@ -142,15 +155,18 @@ class Agent:
     def evaluate(
         self, state: State, key: Key[Array, ""] | Shaped[Array, "2"], episodes: int = 128
     ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
-        """Play `episodes` episodes with the policy of a state, in parallel, each to its end: (lengths, returns).
+        """Play `episodes` episodes with the policy of a state: return (lengths, returns).
+
+        The episodes run in parallel, each to its end.
 
         Args:
-            state: of one run.
-            key: other keys, other episodes; that of a training will do too, which draws from none of theirs.
-            episodes: E; a new number is a new program.
+            state: the state of one run.
+            key: another key gives other episodes. The key of a training may be reused: the episodes
+                use none of the keys drawn from it.
+            episodes: E; each new number compiles a new program.
 
         Raises:
-            ConfigError: a state of several runs, a number of episodes below 1.
+            ConfigError: the state is that of several runs, or the number of episodes is below 1.
         """
         episodes = arguments.as_count("episodes", episodes)
         return _evaluate(*self.arguments(), arguments.one_state(state), as_key(key), episodes)
@@ -159,16 +175,18 @@ class Agent:
     def quantiles(
         self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
     ) -> Float[Array, "*batch N A"]:
-        """Quantiles Z of the discounted return at fractions `taus` in [0, 1], for every action, in the environment's units.
+        """Quantiles Z of the discounted return for every action, in the environment's units.
 
         Args:
-            state: of one run (map over several with `jax.vmap`).
-            obs: one observation, or any number of leading axes of them; checked as `policy` checks it.
-            taus: the fractions.
+            state: the state of one run (use `jax.vmap` for several).
+            obs: one observation, or several with any number of leading axes; checked as `policy`
+                does.
+            taus: fractions in [0, 1].
 
         Raises:
-            ConfigError: an algorithm without quantiles, a state of several runs, another shape, numbers that the space does
-                not have, a fraction outside of [0, 1].
+            ConfigError: the algorithm has no quantiles, the state is that of several runs, an
+                observation has another shape or numbers outside of the space, or a fraction is
+                outside of [0, 1].
         """
         Z = self.algorithm.quantiles
         if Z is None:
@@ -181,9 +199,9 @@ class Agent:
         return z.reshape(*batch, *z.shape[1:])
 
     def replace(self, **changes: Any) -> "Agent":
-        """Return an agent with hyperparameters, or its `eval_callback`, changed.
+        """Return an agent with other hyperparameters or another `eval_callback`.
 
-        Floats may be tracers, so `jax.vmap` sweeps them.
+        Floats may be tracers, so `jax.vmap` can sweep them.
         """
         eval_callback = _callable(changes.pop("eval_callback", self.eval_callback))
         config: Any = pytree.replace(self.config, **changes)
@@ -197,16 +215,16 @@ class Agent:
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Environment steps, warm-up included, at which the rows of the curve are measured."""
+        """Environment steps, including the warm-up, at which the curve's rows are measured."""
         return train.evaluation_steps(self.config)
 
     def arguments(self) -> tuple[Algorithm, Environment, Any]:
-        """(algorithm, env, config) as the functions of `quantilax.train` take them, every leaf an array.
+        """(algorithm, env, config) as `quantilax.train` takes them, with arrays as leaves.
 
         Raises:
-            ConfigError: a hyperparameter that is an array of several numbers, or no device to compute on.
+            ConfigError: a hyperparameter is an array of several numbers, or there is no device.
         """
-        switches.devices()  # else JAX says in many ways, and in none, that there are none
+        switches.devices()  # raises one clear error if JAX finds no device
         for name in pytree.float_fields(type(self.config)):
             shape = jnp.shape(getattr(self.config, name))
             if shape:
@@ -229,10 +247,10 @@ def create(
     where: str = "",
     eval_callback: Callable[[Agent, State, Key[Array, ""]], PyTree] | None = None,
 ) -> Agent:
-    """Build an agent from what a YAML section holds, check it, and warn of settings known to mislead.
+    """Build an agent from a YAML section, check it, and warn of settings known to mislead.
 
     Raises:
-        ConfigError: one line, prefixed with `where`.
+        ConfigError: in one line, prefixed with `where`.
     """
     try:
         environment = envs.as_environment(env)
@@ -264,18 +282,20 @@ class Creator(NamedTuple):
         eval_callback: Callable[[Agent, State, Key[Array, ""]], PyTree] | None = None,
         **hyperparameters: Any,
     ) -> Agent:
-        """Return an agent for an environment: a name, a gymnax environment, or an object of your own.
+        """Return an agent for an environment.
 
         Args:
-            env: see `quantilax.types.Environment` for what an object of your own needs.
+            env: a name, a gymnax environment, or an object of your own
+                (`quantilax.types.Environment` says what it needs).
             eval_callback: a pure function (agent, state, key) -> pytree; see `Agent.records`.
-            hyperparameters: fields of the algorithm's `Config`; the rest keep their defaults.
+            hyperparameters: fields of the algorithm's `Config`; the others keep their defaults.
 
         Raises:
-            ConfigError: an unknown field, a wrong type, a value out of range, an environment that does not fit.
+            ConfigError: an unknown field, a wrong type, a value out of range, or an unsuitable
+                environment.
 
         Warns:
-            ConfigWarning: settings known to mislead, with the remedy.
+            ConfigWarning: settings known to mislead, with a remedy.
         """
         return create(self.algorithm, env, hyperparameters, eval_callback=eval_callback)
 

@@ -1,7 +1,7 @@
-"""Checks of what users hand to an agent: observations, fractions, states, numbers of episodes.
+"""Checks of what users pass to an agent: observations, fractions, states, episode counts.
 
-Shapes and types are known while JAX traces, so checking them adds nothing to a program. Values are checked where they are
-concrete; those of a tracer are not known.
+Shapes and types are known while JAX traces, so checking them adds nothing to a program. Values are
+checked only if they are concrete; those of a tracer are unknown.
 """
 
 from typing import Any
@@ -27,7 +27,11 @@ def as_observation(space: Box, obs: Any) -> Shaped[Array, "*obs"]:
 
 
 def as_observations(space: Box, obs: Any) -> Shaped[Array, "*batch obs"]:
-    """Return observations of the space with any number of leading axes as an array, or raise `ConfigError`."""
+    """Return observations with any number of leading axes as an array.
+
+    Raises:
+        ConfigError: they are not observations of the space.
+    """
     given = _as_array("obs", obs)
     if given.shape[max(given.ndim - len(space.shape), 0) :] != space.shape:
         wanted = ", ".join(["...", *map(str, space.shape)])
@@ -39,9 +43,9 @@ def as_legal(space: Discrete | Box, masks: bool, legal: Any) -> Legal:
     """Return the mask of legal actions as an array, or raise `ConfigError`.
 
     Args:
-        space: the actions.
+        space: the action space.
         masks: whether the environment has masks.
-        legal: what was given; None: nothing.
+        legal: what the user passed; None if nothing.
     """
     if not masks or not isinstance(space, Discrete):
         if legal is not None:
@@ -56,7 +60,7 @@ def as_legal(space: Discrete | Box, masks: bool, legal: Any) -> Legal:
 
 
 def as_fractions(taus: Any) -> Float[Array, "N"]:
-    """Return fractions as an array, or raise `ConfigError` where one is not in [0, 1]."""
+    """Return fractions as an array, or raise `ConfigError` if one is outside of [0, 1]."""
     given = _as_array("taus", taus)
     if jnp.issubdtype(given.dtype, jnp.bool_) or given.ndim != 1:
         raise ConfigError(f"taus: expected fractions of shape (N,), got {given.dtype} of shape {given.shape}")
@@ -70,7 +74,7 @@ def as_fractions(taus: Any) -> Float[Array, "N"]:
 
 
 def one_state(state: State) -> State:
-    """Return the state of one run, or raise `ConfigError` where it is that of several or none at all."""
+    """Return the state of one run; raise `ConfigError` for several runs, or if it is no state."""
     if not hasattr(state, "env_steps"):
         raise ConfigError(
             f"state: expected the state of a run, which init returns and train returns first, got {type(state).__name__}"
@@ -84,15 +88,16 @@ def one_state(state: State) -> State:
 
 
 def as_count(name: str, value: Any) -> int:
-    """Return a whole number, 1 or more, as an int, or raise `ConfigError`."""
+    """Return a positive whole number as an int, or raise `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MAX_INT32:
         raise ConfigError(f"{name}: expected a whole number from 1 to {MAX_INT32}, got {shown(value)}")
     return int(value)
 
 
 def _as_array(name: str, value: Any) -> Any:
-    """Return numbers in any form as an array of JAX or NumPy."""
-    of_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))  # tracers, which NumPy cannot read
+    """Return numbers in any form as a JAX or NumPy array."""
+    # NumPy cannot read tracers.
+    of_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
     try:
         array = jnp.asarray(value) if of_jax else np.asarray(value)
     except (TypeError, ValueError):
@@ -103,7 +108,10 @@ def _as_array(name: str, value: Any) -> Any:
 
 
 def _as_numbers(space: Box, given: Any) -> Array:
-    """Convert an array to the space's type where that keeps its values; floats become no pixels, integers none beyond 255."""
+    """Convert an array to the space's dtype if that keeps its values.
+
+    For pixels, for example, floats and integers above 255 are refused.
+    """
     dtype = space.number
     if jnp.issubdtype(dtype, jnp.floating) or given.dtype == dtype:
         return jnp.asarray(given, dtype)

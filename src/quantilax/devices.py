@@ -1,7 +1,8 @@
-"""How runs are laid over devices, compiled ahead of time and trained segment by segment, with an axis of seeds.
+"""Several seeds on one or more devices: compile ahead of time, then train segment by segment.
 
-`trace_fit` traces in the caller's thread, what it returns compiles in any, and `fit` is the host's loop over the compiled
-segments: it draws progress, writes files and can stop in between.
+`trace_fit` traces in the caller's thread and returns a function that may compile in any thread.
+`fit` is the host's loop over the compiled segments. Between two segments the host can draw
+progress, write files or stop.
 """
 
 import contextlib
@@ -25,20 +26,26 @@ from quantilax.types import Algorithm, Config, Environment, EvalCallback, Record
 
 
 class Program(NamedTuple):
-    """The two compiled functions of a run, each over a leading axis of seeds, and the shapes of what they give."""
+    """The two compiled functions of a run, and the shapes of their results.
+
+    Each function has a leading axis of seeds.
+    """
 
     init: Callable[..., State] | None
-    """(env, config, keys) -> state; None where the program was compiled to go on from a state."""
+    """(env, config, keys) -> state; None if the program was compiled to continue from a state."""
     segment: Callable[..., tuple[State, Record]]
-    """(env, config, state, iterations) -> (state, record); the given state is donated."""
+    """(env, config, state, iterations) -> (state, record). The given state is donated."""
     specs: tuple[State, Record]
-    """`jax.ShapeDtypeStruct` in the place of every array."""
+    """State and record with `jax.ShapeDtypeStruct` in place of every array."""
     trace_seconds: float
     compile_seconds: float
 
 
 class Layout(NamedTuple):
-    """How S runs are laid over devices: `rounds` runs on each, and on the last ones copies of the last run."""
+    """How S runs are distributed over devices: `rounds` runs on each.
+
+    If the runs do not fill the last devices, copies of the last run do.
+    """
 
     runs: int
     rounds: int
@@ -47,30 +54,34 @@ class Layout(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Number of runs with the copies."""
+        """Number of runs including the copies."""
         return self.rounds * self.mesh.size
 
     @property
     def is_even(self) -> bool:
-        """Whether the runs fill the devices, so that states can stay where they are."""
+        """Whether the runs fill the devices without copies. If so, states stay where they are."""
         return self.padded == self.runs
 
     @property
     def sharding(self) -> NamedSharding:
-        """Of states and records between two segments."""
+        """Sharding of states and records between two segments."""
         return NamedSharding(self.mesh, P("runs") if self.is_even else P())
 
 
 def layout(runs: int) -> Layout:
-    """Lay runs over `switches.devices()`, on as few as give the least number of rounds."""
+    """Distribute runs over `switches.devices()`.
+
+    It uses the fewest devices that give the smallest number of rounds.
+    """
     devices = switches.devices()
     rounds = -(-runs // min(len(devices), runs))
     return Layout(runs, rounds, Mesh(np.array(devices[: -(-runs // rounds)]), ("runs",)))
 
 
 def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
-    """Apply a function along the leading axis, on all devices; on each one after another if it is a CPU, else all at once.
+    """Apply a function along the leading axis, on all devices.
 
+    On a CPU, each device takes its seeds one after another; other devices take theirs all at once.
     See docs/decisions/0007-seeds-one-after-another-on-a-cpu.md and 0010-a-device-per-core.md.
     """
 
@@ -91,10 +102,11 @@ def over_seeds(function: Callable[[Any], Any], inputs: PyTree) -> Any:
 def _jitted(
     treedef: Any, algorithm: Algorithm, per_run: bool, laid: Layout, eval_callback: EvalCallback | None = None
 ) -> tuple[Any, Any, Sharding]:
-    """Return `init` and `segment` of several runs as jitted functions, and where states lie.
+    """Return `init` and `segment` of several runs as jitted functions, and the sharding of states.
 
-    The last few are kept, one for each `treedef` of environment and config: JAX finds what it has traced and compiled by the
-    function, so a second run of the same in a process, a resumed one say, is compiled once, and no more stay in memory.
+    JAX finds traced and compiled programs by the identity of the function. This cache keeps the
+    last few functions, one per `treedef` of environment and config. So a second run of the same
+    structure in a process, such as a resumed one, is not compiled again, and memory stays bounded.
     """
 
     def init_seeds(env: Environment, config: Config, keys: Key[Array, "S"]) -> State:
@@ -136,7 +148,7 @@ def run_keys(seeds: Sequence[int]) -> Key[Array, "S"]:
 
 
 def compile_fit(*arguments: Any, **options: Any) -> Program:
-    """Trace and compile: `trace_fit` and what it returns."""
+    """Trace with `trace_fit` and compile at once."""
     return trace_fit(*arguments, **options)()
 
 
@@ -152,34 +164,36 @@ def trace_fit(
     per_run: bool = False,
     while_compiling: Callable[[], Any] | None = None,
 ) -> Callable[[], Program]:
-    """Trace `init` and `segment` for S runs, ahead of time; the function it returns compiles them, once.
+    """Trace `init` and `segment` for S runs; the returned function compiles them, once.
 
-    The contexts of JAX (precision of products, default device) belong to a thread and count while tracing. So call this in
-    the caller's thread; compile, and call the program, in any.
+    JAX's contexts (precision of products, default device) belong to a thread and matter while
+    tracing. So call this in the caller's thread. The returned function and the program may be
+    called in any thread.
 
     Args:
-        algorithm, env, config, eval_callback: of the runs.
-        keys: one for each.
-        with_init: without it only the program that goes on from a state is compiled.
-        per_run: the leaves of `env` and `config` have a leading axis S too; else all runs share them.
-        while_compiling: called in another thread once all is traced, while Python has nothing to do.
+        algorithm, env, config, eval_callback: those of the runs.
+        keys: one key per run.
+        with_init: if false, compile only the program that continues from a state.
+        per_run: the leaves of `env` and `config` also have a leading axis S; otherwise all runs
+            share them.
+        while_compiling: called in another thread after tracing, when Python is otherwise idle.
 
     Raises:
         ConfigError: `jax_disable_jit` is set, or there is no device.
     """
     switches.check()
     start = time.perf_counter()
-    jitted = _jitted if eval_callback is None else _jitted.__wrapped__  # what a function reads may be another by now
+    jitted = _jitted if eval_callback is None else _jitted.__wrapped__  # a callback may read values that change
     structure, laid = jax.tree.structure((env, config)), layout(len(keys))
     jitted_init, jitted_segment, sharding = jitted(structure, algorithm, per_run, laid, eval_callback)
     lowered_init = jitted_init.lower(env, config, keys)
-    compiled_init = background.call(lowered_init.compile) if with_init else None  # while Python traces the other
+    compiled_init = background.call(lowered_init.compile) if with_init else None  # while Python traces segment
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
     try:
         lowered_segment = jitted_segment.lower(env, config, lowered_init.out_info, iterations)
     except BaseException:
         if compiled_init is not None:
-            compiled_init()  # a process that ends while XLA compiles is aborted, and tells nothing
+            compiled_init()  # if the process ends while XLA compiles, it aborts without the error message
         raise
     trace_seconds = time.perf_counter() - start
 
@@ -205,16 +219,18 @@ def trace_fit(
 def fit(
     env: Environment, config: Config, program: Program, state: State, since: int | None = None
 ) -> Iterator[tuple[State, Record]]:
-    """Yield (state, record) after each segment of S seeds that is still to come.
+    """Yield (state, record) after each remaining segment of S seeds.
 
-    Each seed's curve is that of `train.train` with its key alone: bit for bit on a CPU (`over_seeds`). The given state and each
-    yielded one are donated to the next segment: copy what must outlive the turn of the loop.
+    Each seed's curve is that of `train.train` with its key alone, on a CPU bit for bit
+    (`over_seeds`). The given state and each yielded one are donated to the next segment, so copy
+    what you need for longer.
 
     Args:
-        env, config: leaves as `train.leaves_as_arrays` gives them.
-        program: made by `compile_fit` for the same.
-        state: leading axis S, from `program.init` or from a checkpoint.
-        since: the environment step at which the state stands, its evaluation done; None: evaluate before training.
+        env, config: with leaves as returned by `train.leaves_as_arrays`.
+        program: from `compile_fit` for the same runs.
+        state: with leading axis S, from `program.init` or a checkpoint.
+        since: the environment step of the state, whose evaluation is done. None: evaluate before
+            training.
     """
     for iterations in train.segment_iterations(config, since):
         state, record = program.segment(env, config, state, np.int32(iterations))
@@ -222,7 +238,10 @@ def fit(
 
 
 def check_memory(runs: int, algorithm: Algorithm, env: Environment, config: Config) -> None:
-    """Raise `ConfigError` where the states of all runs are larger than the memory that this process may use (CPU only)."""
+    """Raise `ConfigError` if the states of all runs exceed the memory that this process may use.
+
+    On a CPU only.
+    """
     needed = train.state_bytes(algorithm, env, config)["total"] * runs
     if switches.platform() != "cpu":
         return
@@ -235,15 +254,16 @@ def check_memory(runs: int, algorithm: Algorithm, env: Environment, config: Conf
 
 
 def use_all_cores(num_seeds: int, elsewhere: bool = False, asked: bool = False) -> None:
-    """Make JAX see a device per core, as far as there are seeds to fill them, so that seeds train side by side.
+    """Make JAX see one CPU device per core, so that seeds train side by side.
 
-    For CPUs; to be called before anything else of JAX. Without effect where JAX has begun to compute, or where `XLA_FLAGS`
-    say how many devices there are.
+    There are no more devices than seeds. Call it before any other use of JAX. It has no effect if
+    JAX has begun to compute, or if `XLA_FLAGS` set the number of devices.
 
     Args:
-        num_seeds: how many devices can be filled.
-        elsewhere: they are for other machines, which may have more cores than there are here.
-        asked: the user, or a run that was begun, wants that number: a quota of processor time does not lower it.
+        num_seeds: how many devices can be used.
+        elsewhere: the devices are on other machines, which may have more cores than this one.
+        asked: the user, or an earlier start of the run, asks for this number, so a quota of
+            processor time does not lower it.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -33,8 +33,24 @@ def reason(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def did_you_mean(word: Any, known: Iterable[str], noun: str = "") -> str:
-    """Return `; did you mean 'x'?` for a near miss, else `; known noun: ...` with all there is."""
+FEW = 8
+"""Names that a message may list."""
+
+
+def did_you_mean(word: Any, known: Iterable[str], noun: str = "", command: str = "") -> str:
+    """Return `; did you mean 'x'?` for a near miss, else the names there are: of many the nearest, and what lists them all.
+
+    Args:
+        word: what was asked for.
+        known: the names there are.
+        noun: what they are called.
+        command: lists them.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known {noun}: {', '.join(known)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    if len(known) <= FEW:
+        return f"; known {noun}: {', '.join(known)}"
+    nearest = difflib.get_close_matches(str(word), known, n=3, cutoff=0.0)
+    return f"; the nearest {noun} are {', '.join(nearest)}" + (f"; {command} lists all" if command else "")

@@ -1,4 +1,7 @@
-"""Fractions tau in [0, 1]: where quantile functions are evaluated, and what fixed quantiles and atoms give there."""
+"""Fractions tau in [0, 1], at which quantile functions are evaluated.
+
+This includes the quantile functions of fixed quantiles and of atoms.
+"""
 
 from collections.abc import Callable
 
@@ -10,18 +13,21 @@ Fractions = Float[Array, "*shape N"]
 
 
 def uniform(u: Fractions) -> Fractions:
-    """Independent and uniform, as the paper has them."""
+    """Independent and uniform, as in the IQN paper."""
     return u
 
 
 def stratified(u: Fractions) -> Fractions:
-    """One in each of N equal strata, uniform within: `tau_i = (i + u_i) / N`; means over them vary less."""
+    """One fraction in each of N equal strata, uniform within it: `tau_i = (i + u_i) / N`.
+
+    Means over such fractions vary less.
+    """
     n = u.shape[-1]
     return (jnp.arange(n, dtype=u.dtype) + u) / n
 
 
 def midpoints(u: Fractions) -> Fractions:
-    """The middles of N equal strata, `tau_i = (i + 1/2) / N`: nothing is drawn."""
+    """The midpoints of N equal strata, `tau_i = (i + 1/2) / N`; nothing is drawn."""
     return stratified(jnp.full(u.shape[-1:], 0.5, u.dtype))
 
 
@@ -33,8 +39,12 @@ SAMPLERS: dict[str, Callable[[Fractions], Fractions]] = {
 
 
 def proposed(log_p: Float[Array, "*shape N"]) -> Float[Array, "*shape N+1"]:
-    """`0 = tau_0 <= ... <= tau_N = 1` from the logarithms of N shares of [0, 1]: `tau_i = p_0 + ... + p_{i-1}`."""
-    inner = jnp.minimum(jnp.cumsum(jnp.exp(log_p[..., :-1]), axis=-1), 1.0)  # rounding can carry a sum beyond 1
+    """Fractions `0 = tau_0 <= ... <= tau_N = 1` with `tau_i = p_0 + ... + p_{i-1}`.
+
+    Args:
+        log_p: logarithms of N shares of [0, 1].
+    """
+    inner = jnp.minimum(jnp.cumsum(jnp.exp(log_p[..., :-1]), axis=-1), 1.0)  # rounding can make a sum larger than 1
     zero = jnp.zeros_like(log_p[..., :1])
     return jnp.concatenate([zero, inner, zero + 1], axis=-1)
 
@@ -45,19 +55,22 @@ def centres(tau: Float[Array, "*shape N+1"]) -> Float[Array, "*shape N"]:
 
 
 def expectation(tau: Float[Array, "N+1"], z: Float[Array, "N *A"]) -> Float[Array, "*A"]:
-    """`sum_i (tau_{i+1} - tau_i) z_i`: the mean of what has the quantile z_i from tau_i to tau_{i+1}."""
+    """`sum_i (tau_{i+1} - tau_i) z_i`.
+
+    This is the mean of the distribution whose quantile is z_i between tau_i and tau_{i+1}.
+    """
     return jnp.diff(tau) @ z
 
 
 def draw(
     key: Key[Array, ""], sampler: str, shape: tuple[int, ...], numbers: tuple[int, ...]
 ) -> list[Float[Array, "*shape N"]]:
-    """Draw sets of `numbers` fractions, each set with the leading axes `shape`; all from one call of the generator.
+    """Draw sets of fractions, all from one call of the generator.
 
     Args:
         key: consumed.
-        sampler: a name in `SAMPLERS`; every set is stratified by itself.
-        shape: () where one draw serves a whole batch.
+        sampler: a name in `SAMPLERS`; each set is stratified separately.
+        shape: leading axes of each set; () if one draw serves a whole batch.
         numbers: N of each set.
     """
     u = jax.random.uniform(key, (*shape, sum(numbers)))
@@ -66,7 +79,10 @@ def draw(
 
 
 def of_quantiles(Z: Float[Array, "n A"], tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-    """The step function through n quantiles at the midpoints: Z_i where tau lies in ((i - 1) / n, i / n]."""
+    """The step function through n quantiles at the midpoints.
+
+    It is Z_i for tau in ((i - 1) / n, i / n].
+    """
     n = Z.shape[0]
     return Z[jnp.clip(jnp.ceil(tau * n).astype(jnp.int32) - 1, 0, n - 1)]
 
@@ -74,6 +90,6 @@ def of_quantiles(Z: Float[Array, "n A"], tau: Float[Array, "N"]) -> Float[Array,
 def of_atoms(
     probabilities: Float[Array, "M A"], support: Float[Array, "M"], tau: Float[Array, "N"]
 ) -> Float[Array, "N A"]:
-    """The least z_i with p_1 + ... + p_i >= tau."""
+    """The smallest z_i with p_1 + ... + p_i >= tau."""
     below = jnp.cumsum(probabilities, axis=0)[None] < tau[:, None, None]  # (N, M, A)
     return support[jnp.minimum(below.sum(axis=1), support.shape[0] - 1)]

@@ -1,12 +1,13 @@
-"""Hyperparameters in groups: each is declared once, with its default, meaning, unit and range.
+"""Groups of hyperparameters, each declared once with its default, meaning, unit and range.
 
-A config is a class composed of groups and of fields of its own. A group's field gets another default with `default`:
+A config class combines groups and fields of its own. `default` gives a group's field another
+default:
 
     @dataclass
     class Config(Loop, Optimiser):
         total_timesteps: int = default(Loop, "total_timesteps", 491_520)
 
-What a publication used stands in the config's `PAPER`.
+The config's `PAPER` lists the values used in the publication.
 """
 
 import dataclasses
@@ -17,20 +18,21 @@ from quantilax.networks import ACTIVATIONS, COMPUTE_DTYPES, TORSOS
 from quantilax.pytree import dataclass, field
 
 LEAST, MOST = 1e-16, 1e16
-"""Bounds of what other numbers are multiplied or divided by: beyond them squares and quotients leave the floats of 32 bits."""
+"""Bounds on factors and divisors; beyond them squares and quotients leave the range of 32-bit
+floats."""
 
 
 def default(group: type, name: str, value: Any) -> Any:
-    """Declare a field of a group again, with another default."""
+    """Declare a group's field again, with another default."""
     return dataclasses.field(default=value, metadata=group.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
 
 
 @dataclass
 class Loop:
-    """What is run, and how it is evaluated."""
+    """The length of a run, its environments and its evaluations."""
 
     PAPER: ClassVar[Mapping[str, Any]] = {}
-    """Values of the algorithm's publication, by field; those without a counterpart there are left out."""
+    """The publication's values by field, without those that have no field here."""
 
     total_timesteps: int = field(100_000, "environment steps of the run, over all environments, warm-up included", ge=1)
     eval_freq: int = field(5_000, "environment steps between evaluations", ge=1)
@@ -44,7 +46,7 @@ class Loop:
 
 @dataclass
 class Replay:
-    """What is kept, and how batches are drawn."""
+    """What the replay keeps, and how batches are drawn from it."""
 
     buffer_size: int = field(100_000, "transitions kept; the newest replace the oldest", ge=1)
     fill_buffer: int = field(1_000, "environment steps with random actions before learning", ge=0)
@@ -59,20 +61,27 @@ class Replay:
 
 @dataclass
 class Optimiser:
-    """Step sizes, clipping, and the average of the weights."""
+    """Step sizes, gradient clipping, and the average of the weights."""
 
     learning_rate: float = field(1e-3, "first step size of Adam", ge=0)
     learning_rate_end: float = field(1.0, "share of the step size left after its linear fall; 1: constant", ge=0, le=1)
     learning_rate_fraction: float = field(1.0, "share of the gradient steps over which the step size falls", gt=0, le=1)
     weight_averaging: float = field(
-        0.0, "share that the average of the weights, which is evaluated, keeps in a gradient step", ge=0, lt=1
+        0.0,
+        "share that the average of the weights, which is evaluated, keeps in a gradient step; lower in a run so"
+        " short that the average would be older than an eighth of it",
+        ge=0,
+        lt=1,
     )
     max_grad_norm: float = field(float("inf"), "the gradient's global norm is clipped to it", gt=0, finite=False)
 
 
 @dataclass
 class Target:
-    """The target network: every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta."""
+    """The target network.
+
+    Every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta.
+    """
 
     target_update_freq: int = field(32, "gradient steps between two moves of the target", ge=1)
     polyak: float = field(0.0, "share of the target kept in a move; 0: a hard copy", ge=0, le=1)
@@ -81,11 +90,11 @@ class Target:
 
 @dataclass
 class Munchausen:
-    """Targets of the softmax policy pi, its log-probability added to the reward."""
+    """Targets of the softmax policy pi, with its log-probability added to the reward."""
 
     munchausen: bool = field(False, "targets of the softmax policy, its log-probability added to the reward")
     munchausen_alpha: float = field(0.9, "alpha, share of t ln pi(a given x) added to the reward", ge=0, le=1)
-    # Below 1e-6, exp(q / t) makes infinities of what q is rounded by.
+    # Below 1e-6, exp(q / t) turns the rounding errors of q into infinities.
     munchausen_temperature: float = field(
         0.03, "t of the softmax policy, in units of return; the paper's, for rewards in [-1, 1]", ge=1e-6, le=MOST
     )
@@ -94,7 +103,7 @@ class Munchausen:
 
 @dataclass
 class Huber:
-    """The loss of a mean, and that of quantile regression."""
+    """The Huber loss of means and of quantile regression."""
 
     kappa: float = field(
         1.0,
@@ -106,7 +115,7 @@ class Huber:
 
 @dataclass
 class Exploration:
-    """Epsilon-greedy on a linear schedule."""
+    """Epsilon-greedy exploration with a linear schedule."""
 
     eps_start: float = field(1.0, "epsilon at environment step 0", ge=0, le=1)
     eps_end: float = field(0.04, "last epsilon", ge=0, le=1)
@@ -115,7 +124,7 @@ class Exploration:
 
 @dataclass
 class Task:
-    """What is learned of the environment's rewards and observations."""
+    """How rewards and observations enter learning."""
 
     gamma: float = field(0.99, "discount per environment step", ge=0, le=1)
     bootstrap_truncated: bool = field(
@@ -132,7 +141,7 @@ class Task:
 
 @dataclass
 class Network:
-    """psi, the torso, and f, what makes numbers of its features."""
+    """psi, the torso, and f, which maps its features to outputs."""
 
     torso: str = field("mlp", "what psi does before its dense layers: nothing or convolutions", choices=TORSOS)
     torso_sizes: tuple[int, ...] = field((64, 64), "widths of the dense layers of psi", ge=1)

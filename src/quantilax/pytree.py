@@ -1,18 +1,22 @@
-"""The rule that everything handed to `train` follows: leaves may vary, the treedef is the compile key.
+"""Dataclasses that are pytrees: leaves may vary, and each treedef is one compiled program.
 
-A class decorated with `dataclass` is a frozen, keyword-only dataclass and a JAX pytree. Its annotations decide what a
-field is:
+A class decorated with `dataclass` is a frozen, keyword-only dataclass and a JAX pytree. The
+annotation of a field decides what it is:
 
-- `int`, `bool`, `str` and `tuple[...]` are *static*: part of the treedef. A new value is a new program.
-- everything else (`float`, arrays, other pytrees) is a *leaf* or a subtree. A new value runs in the same program, and
-  `jax.vmap` maps over it.
+- `int`, `bool`, `str` and `tuple[...]` are *static*: part of the treedef. A new value compiles a
+  new program.
+- Everything else (`float`, arrays, other pytrees) is a *leaf* or a subtree. A new value runs in the
+  same program, and `jax.vmap` can map over it.
 
     @dataclass
     class Config:
-        learning_rate: float = field(1e-3, "step size of Adam", gt=0)   # a leaf: vmap sweeps it
-        batch_size: int = field(64, "transitions in a gradient step", ge=1)  # static: one program per value
+        # a leaf: vmap sweeps it
+        learning_rate: float = field(1e-3, "step size of Adam", gt=0)
+        # static: one program per value
+        batch_size: int = field(64, "transitions in a gradient step", ge=1)
 
-`from_dict` and `replace` build instances from what users write, and refuse what they cannot have meant.
+Everything passed to `quantilax.train` follows this rule. `from_dict` and `replace` build instances
+from user input, and refuse values that cannot be meant.
 """
 
 import dataclasses
@@ -31,8 +35,10 @@ from quantilax.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 STATIC_TYPES = (int, bool, str, tuple)
+LIST = "quantilax list ALGORITHM"
+"""The command that lists fields with their meanings."""
 MAX_INT32 = 2**31 - 1
-"""Where the programs' counters end."""
+"""The largest number that the counters in programs hold."""
 
 
 def field(
@@ -50,12 +56,12 @@ def field(
     """Declare a field: its default, its meaning with its unit, and the values it may take.
 
     Args:
-        default: the value where none is given; a field without one is required.
+        default: the default; a field without one is required.
         doc: meaning and unit, in one sentence.
-        gt, ge, lt, le: bounds, checked for every number in it.
-        choices: the strings it may be, read at each check: a registry may grow.
-        finite: refuse infinities.
-        static: overrules the annotation (for an opaque object that belongs into the treedef).
+        gt, ge, lt, le: bounds on every number in the field.
+        choices: allowed strings. They are read at each check, because a registry may grow.
+        finite: whether infinities are refused.
+        static: overrides the annotation, for example to put an opaque object into the treedef.
     """
     bounds = {name: b for name, b in (("gt", gt), ("ge", ge), ("lt", lt), ("le", le)) if b is not None}
     metadata = {"doc": doc, "bounds": bounds, "choices": choices, "finite": finite, "static": static}
@@ -64,9 +70,9 @@ def field(
 
 @typing.dataclass_transform(field_specifiers=(field,), frozen_default=True, kw_only_default=True)
 def dataclass(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass and a pytree by the rule of this module."""
+    """Make `cls` a frozen, keyword-only dataclass and a pytree, as this module describes."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    # Fields of the first base first, as they are read, and without class variables.
+    # Order the fields as the bases are written, first base first, without class variables.
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     names = [name for base in cls.__bases__ for name in getattr(base, "__dataclass_fields__", ())]
     cls.__dataclass_fields__ = {name: fields[name] for name in dict.fromkeys([*names, *fields])}  # type: ignore[attr-defined]
@@ -81,10 +87,10 @@ def dataclass(cls: type[T]) -> type[T]:
 
 
 def is_static(annotation: Any) -> bool:
-    """Say whether a field with this annotation belongs to the treedef (True) or is a leaf or subtree (False).
+    """Return whether a field with this annotation is static, rather than a leaf or subtree.
 
     Raises:
-        TypeError: for a union of static types, which would leave it open.
+        TypeError: the annotation is a union with a static type, which is ambiguous.
     """
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType) and any(is_static(a) for a in typing.get_args(annotation)):
@@ -93,16 +99,20 @@ def is_static(annotation: Any) -> bool:
 
 
 def float_fields(cls: type) -> tuple[str, ...]:
-    """Names of the fields of `cls` that are numbers and leaves: those that `jax.vmap` can sweep."""
+    """Names of the fields of `cls` that are numbers and leaves, so `jax.vmap` can sweep them."""
     hints = typing.get_type_hints(cls)
     return tuple(f.name for f in dataclasses.fields(cls) if hints[f.name] is float)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Build `cls` from a mapping as a YAML section holds it.
+    """Build `cls` from a mapping such as a YAML section.
 
-    Numbers written as text (YAML reads `1e-3` as a string) and whole floats for integers (`1e5`) are converted;
-    anything else of a wrong type, out of range, unknown or missing raises `ConfigError`, prefixed with `where`.
+    Numbers written as text are converted (YAML reads `1e-3` as a string), and so are whole floats
+    for integer fields (`1e5`).
+
+    Raises:
+        ConfigError: a field of another type, out of range, unknown or missing; prefixed with
+            `where`.
     """
     converted = convert(cls, values, where)
     required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
@@ -113,13 +123,13 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def convert(cls: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Convert and check the given fields of `cls`, as `from_dict` does, without asking for the others."""
+    """Convert and check the given fields as `from_dict` does, without requiring the others."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     converted = {}
     for name, value in values.items():
         if name not in fields:
-            hint = did_you_mean(name, fields, "fields")
+            hint = did_you_mean(name, fields, "fields", LIST)
             raise ConfigError(f"{_prefix(where)}unknown field '{name}'{hint}")
         f = fields[name]
         try:
@@ -132,12 +142,18 @@ def convert(cls: type, values: Mapping[str, Any], where: str = "") -> dict[str, 
 
 
 def replace(obj: T, **changes: Any) -> T:
-    """Return `obj` with some fields changed, checked as `from_dict` checks them; arrays and tracers pass as they are."""
+    """Return `obj` with some fields changed, checked as in `from_dict`.
+
+    Arrays and tracers are not converted.
+    """
     return dataclasses.replace(obj, **convert(type(obj), changes))  # type: ignore[type-var]
 
 
 def check(obj: Any, where: str = "") -> None:
-    """Raise `ConfigError` where a field, of `obj` or of one within it, lies outside its bounds: a constructor does not look."""
+    """Raise `ConfigError` if a field of `obj`, or of an object in its fields, is out of bounds.
+
+    Constructors do not check this.
+    """
     for f in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
         value = getattr(obj, f.name)
         if "bounds" in f.metadata:
@@ -146,21 +162,23 @@ def check(obj: Any, where: str = "") -> None:
 
 
 def to_dict(obj: Any) -> dict[str, Any]:
-    """Return the fields of `obj` as plain Python values, ready for YAML; `from_dict` reads them back."""
+    """Return the fields as plain Python values for YAML; `from_dict` reads them back."""
     return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """Return the defaults of the fields of `cls` that have one, as plain Python values."""
+    """Return the default of each field that has one, as plain Python values."""
     fields: Any = dataclasses.fields(cls)
     return {f.name: _plain(f.default) for f in fields if f.default is not dataclasses.MISSING}
 
 
 def number(text: str) -> int | float:
-    """Read a number as YAML 1.2 and Python spell it; a leading zero, octal in YAML 1.1 and decimal in 1.2, is refused.
+    """Read a number as written in YAML 1.2 or Python.
+
+    A leading zero is refused, because it means octal in YAML 1.1 and decimal in YAML 1.2.
 
     Raises:
-        ValueError: it is no number, or an ambiguous one.
+        ValueError: the text is not a number, or an ambiguous one.
     """
     try:
         return int(text, 0)
@@ -175,11 +193,11 @@ def number(text: str) -> int | float:
 
 
 class _MismatchError(ValueError):
-    """A conversion that failed, with the expectation as its message."""
+    """A failed conversion; the message says what was expected."""
 
 
 def _as(annotation: Any, value: Any) -> Any:
-    """Convert `value` to what `annotation` asks for, or raise `_MismatchError`."""
+    """Convert `value` to the type of `annotation`, or raise `_MismatchError`."""
     converters: dict[Any, Callable[[Any], Any]] = {
         bool: _as_bool,
         int: _as_int,
@@ -237,10 +255,11 @@ def _as_str(value: Any) -> str:
 
 
 def _check(f: dataclasses.Field, value: Any, where: str) -> None:
-    """Raise `ConfigError` where `value` lies outside the field's bounds or choices."""
+    """Raise `ConfigError` if `value` is outside of the field's bounds or choices."""
     choices = f.metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{_prefix(where)}{f.name}: unknown value '{value}'{did_you_mean(value, choices, 'values')}")
+        hint = did_you_mean(value, choices, "values", LIST)
+        raise ConfigError(f"{_prefix(where)}{f.name}: unknown value '{value}'{hint}")
     tests: dict[str, tuple[str, Callable[[Any, float], Any]]] = {
         "gt": (">", lambda v, b: v > b),
         "ge": (">=", lambda v, b: v >= b),
@@ -263,9 +282,10 @@ def _check(f: dataclasses.Field, value: Any, where: str) -> None:
 
 
 def in_program(value: Any) -> Any:
-    """Return what a program has for a number: a float of 32 bits, in which 1e-50 is 0 and 0.99999999 is 1.
+    """Return a number as programs represent it: as a 32-bit float.
 
-    XLA computes with 0 in the place of subnormal numbers, those below 1.18e-38.
+    1e-50 becomes 0 and 0.99999999 becomes 1. XLA treats subnormal numbers, those below 1.18e-38, as
+    0.
     """
     if not isinstance(value, float):
         return value
@@ -291,10 +311,10 @@ def _noun(annotation: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it: 60 letters at most."""
+    """Return a value as shown in messages, in at most 60 characters."""
     try:
         text = "a tracer" if isinstance(value, jax.core.Tracer) else repr(value)
-    except ValueError:  # Python prints no integer of thousands of digits
+    except ValueError:  # Python refuses to print integers with thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -1,15 +1,18 @@
-"""Signals: what is measured at an evaluation so that `quantilax diagnose` can tell why a run goes wrong.
+"""Signals: what a run measures about itself at each evaluation, for `quantilax diagnose`.
 
-A pure observer: `measure` takes what an algorithm knows (`Learner`), draws with keys of its own, and changes nothing. The
-formulas stand here, one function each; an algorithm's file only hands over its parts.
+Measuring does not change training: `measure` draws with its own keys and reads what a `Learner`
+holds. The formulas are here, one function each; an algorithm's file only provides the parts.
+docs/diagnosis.md explains the signals and lists the formulas.
 
 | symbol | here | meaning |
 |---|---|---|
-| R | `reference` | transitions of random actions, the same at each evaluation of a run |
-| g, g_m | | gradient of the loss, before clipping; that of the m-th part |
-| Q, Q^- | | expected return by the online and the target network, in the units that the network learns |
-| G | | discounted return of an evaluation's episode, in the same units |
-| rms(Q) | | root of the mean of Q^2 over R: what makes values relative |
+| R | `reference` | reference batch: transitions of random actions, the same at each evaluation |
+| g, g_m | | gradient of the loss before clipping; gradient of the m-th part |
+| Q, Q^- | | values: expected returns by the online and the target network, in learned units |
+| G | | discounted return of an evaluation's episode, in learned units |
+| rms(Q) | | root mean square of Q on R; relative signals are divided by it |
+
+Learned units are those of rewards after scaling and normalisation.
 """
 
 from collections.abc import Callable
@@ -27,119 +30,141 @@ from quantilax.learning import exploration, normalize, rollout
 from quantilax.types import Algorithm, Config, Environment, Legal, Observation, Policy, State, Transition, num_actions
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
-"""|R| is their product."""
+"""The size of R is their product."""
 PARTS, PART = 16, 32
-"""Gradients, of so many transitions each, for the noise of the gradient."""
+"""Number of gradients, and of transitions in each, that measure the gradient's noise."""
 UPDATES = 8
-"""Gradient steps tried, each from the run's own state."""
+"""Trial steps: gradient steps that are tried from the run's state and then thrown away."""
 NUM_FRACTIONS = 16
-"""Midpoints at which Z is taken where fractions are not drawn."""
+"""Midpoints at which Z is evaluated if fractions are not drawn."""
 DRAWS = 8
-"""Actions drawn for each observation, to see how much is explored."""
+"""Actions drawn for each observation to measure exploration."""
 DORMANT = 0.025
-"""Share of its layer's mean activation below which a unit counts as dormant (Sokar et al. 2023)."""
+"""A unit is dormant if its mean activation is at most this share of its layer's mean (Sokar et al.
+2023)."""
 SMALL = 1e-12
 
 
 class Signals(NamedTuple):
-    """Numbers of one evaluation; None where an algorithm has no such thing, NaN where this evaluation has none.
+    """The signals of one evaluation.
 
-    "Relative" is: over rms(Q). Nothing here depends on the unit of the rewards but what says "learned units".
+    None if the algorithm has no such thing, NaN if this evaluation has nothing to measure.
+    "Relative" means divided by rms(Q). Only signals in "learned units" depend on the unit of
+    rewards.
     """
 
     gradient_signal: Float[Array, ""]
-    """|E g|^2, unbiased, so that it may be negative: see `noise_parts`."""
+    """Squared length of the mean gradient, |E g|^2: the part that transitions agree on. As an
+    unbiased estimate it can be negative; see `noise_parts`."""
     gradient_noise: Float[Array, ""]
-    """Trace of the covariance of one transition's gradient: see `noise_parts`."""
+    """How much the gradients of single transitions differ from their mean: the trace of their
+    covariance; see `noise_parts`."""
     clip_share: Float[Array, ""]
-    """Share of gradients that are clipped."""
+    """Share of trial steps whose gradient is clipped."""
     clip_factor: Float[Array, ""]
-    """Mean of what is left of a gradient's norm: min(1, max_grad_norm / |g|)."""
+    """Share of a gradient's length that clipping leaves, the mean of min(1, max_grad_norm / |g|); 1
+    if nothing is clipped."""
     update_ratio: Float[Array, ""]
-    """|step| / |theta| of a gradient step."""
+    """Length of a trial step divided by the length of all weights, |step| / |theta|."""
     adam_below_eps: Float[Array, ""]
-    """Share of the parameters with a gradient whose sqrt(v), bias-corrected, is below Adam's epsilon."""
+    """Share of the weights for which Adam's epsilon is larger than sqrt(v), the typical size of
+    their gradient. v is bias-corrected; weights without a gradient do not count."""
     adam_damping: Float[Array, ""]
-    """What Adam's epsilon leaves of its step: see `damping`."""
+    """Share of Adam's step that its epsilon leaves; 1 if epsilon plays no part. See `damping`."""
     adam_scale: Float[Array, ""]
-    """Median of that sqrt(v)."""
+    """The typical size of a weight's gradient: the median of sqrt(v)."""
     overshoot: Float[Array, ""]
-    """Share of its batch's error that a gradient step removes; above 1 it turns errors round: see `overshoot`."""
+    """Share of its own batch's errors that a trial step removes: 0 none, 1 all, above 1 it turns
+    them round. See `overshoot`."""
     loss_ratio: Float[Array, ""]
-    """Loss on a gradient step's own batch, after over before."""
+    """Loss on a trial step's own batch after the step, divided by that before."""
     policy_churn: Float[Array, ""]
-    """Share of R whose greedy action a gradient step changes."""
+    """Share of R in which a trial step changes the best action."""
     value_churn: Float[Array, ""]
-    """Mean change of Q over R by a gradient step, relative."""
+    """How much a trial step changes the values on R: the mean |Q' - Q|, relative."""
 
     reference_q: Float[Array, ""]
-    """Mean of Q over R and actions, learned units."""
+    """Mean value over R and all actions, in learned units."""
     reference_q_target: Float[Array, ""] | None
-    """Mean of Q^- over R and actions, learned units; R is fixed, so it stands still if the target does."""
+    """The same by the target network. R is fixed, so this value stands still if the target does."""
     target_lag: Float[Array, ""] | None
-    """Mean of |Q - Q^-| over R, relative."""
+    """How far the values of the two networks are apart on R: the mean |Q - Q^-|, relative."""
     target_disagreement: Float[Array, ""] | None
-    """Share of R where Q and Q^- choose different actions."""
+    """Share of R in which the two networks choose different actions."""
     action_gap: Float[Array, ""]
-    """Mean over R of best less second-best Q, relative."""
+    """By how much the best action's value exceeds the second best's: mean over R, relative."""
     decision_snr: Float[Array, ""] | None
-    """Median over R of action gap / sqrt(Var_tau[Z_1 - Z_2] / K)."""
+    """The action gap divided by the error that K drawn fractions give it, median over R; see
+    `decision_snr`."""
     reference_error: Float[Array, ""]
-    """Mean of |r + gamma max Q^-(x') - Q(x, a)| over R, relative: what the run has forgotten, or never learned."""
+    """Mean TD error on R, |r + gamma max Q^-(x') - Q(x, a)|, relative. It is high in states that
+    the run has forgotten or never learned."""
     replay_error: Float[Array, ""]
-    """Mean of |expected target - Q| over what it learns from, relative."""
+    """Mean TD error on a batch that training learns from, |expected target - Q|, relative."""
     value_bound: Float[Array, ""]
-    """Largest |Q| over R and the first states / (largest |r| / (1 - gamma)): above 1 no such return exists, but
-    with Munchausen, whose values hold log-probabilities and entropy too."""
+    """The largest |Q| on R and the first states, divided by the largest return that is possible
+    with the largest reward seen, max |r| / (1 - gamma). Above 1 no such return exists, except with
+    Munchausen, whose values include log-probabilities and entropy."""
     doomed_q: Float[Array, ""]
-    """Largest of |Q - r| over R's terminal steps, relative; it should be near 0. NaN where R has none."""
+    """The largest error of a value at the terminal steps of R, where nothing follows the reward:
+    the largest |Q - r|, relative. It should be near 0; NaN if R has no terminal step."""
 
     terminal_share: Float[Array, ""]
-    """Share of what it learns from that ends an episode for good."""
+    """Share of the transitions learned from that terminate an episode."""
     truncation_share: Float[Array, ""]
-    """Truncated / all ends among what it learns from; NaN where there is no end."""
+    """Share of truncations among all ends of episodes learned from; NaN if there is no end."""
     replay_episodes: Float[Array, ""] | None
-    """Ends of episodes in the replay."""
+    """Number of ends of episodes in the replay."""
     action_entropy: Float[Array, ""]
-    """Entropy of the actions that it learns from, over log A: 1 is uniform."""
+    """Entropy of the actions learned from, divided by log A: 1 if all are used equally, 0 if one
+    is."""
     exploration: Float[Array, ""]
-    """Share of actions, taken over R as training takes them now, that are not the greedy ones at the same fractions."""
+    """Share of the actions that differ from the greedy ones at the same fractions, as training
+    would act now on R."""
 
     start_q: Float[Array, ""]
-    """Mean over episodes of Q of their first step, learned units."""
+    """Mean value predicted at first steps of the evaluation's episodes, in learned units."""
     start_return: Float[Array, ""]
-    """Mean of G over the same, learned units."""
+    """Mean of G over the same episodes, in learned units."""
     bias: Float[Array, ""]
-    """(start_q - start_return) / rms of G."""
+    """Predicted less actual return: (start_q - start_return) / rms(G)."""
     end_error: Float[Array, ""]
-    """Mean of |Q - r| at the last steps of episodes that terminate before the time limit, over rms of G."""
+    """Error of the values at the last steps of episodes that terminate before the time limit: the
+    mean |Q - r| / rms(G)."""
     limit_reached: Float[Array, ""]
-    """Share of episodes that last to the time limit."""
+    """Share of the episodes that last to the time limit."""
     limit_deaths: Float[Array, ""]
-    """Share of those that are told as terminated; NaN where there are none."""
+    """Share of these episodes that is reported as terminated; NaN if there are none."""
     limit_error: Float[Array, ""]
-    """Mean of (Q - r) at the last steps of these, over rms of G: what the network thought was to come."""
+    """How much more the network expected at the last steps of episodes that terminate at the time
+    limit than it got: the mean (Q - r) / rms(G)."""
     calibration: Float[Array, ""] | None
-    """Mean over tau of |P(G <= Z_tau) - tau| at first steps."""
+    """How far predicted quantiles at first steps are from the true shares of returns below them:
+    the mean over tau of |P(G <= Z_tau) - tau|."""
     spread_predicted: Float[Array, ""] | None
-    """Mean interquartile range of Z at first steps, over rms of G."""
+    """Width of the predicted distribution at first steps: its mean interquartile range / rms(G)."""
     spread_observed: Float[Array, ""]
-    """Interquartile range of G, over rms of G."""
+    """The width of G: its interquartile range / rms(G)."""
     crossing: Float[Array, ""] | None
-    """Share of neighbouring fractions whose Z of the greedy action falls, over R."""
+    """Share of neighbouring fractions on R at which the quantile of the best action falls instead
+    of rising."""
     huber_share: Float[Array, ""] | None
-    """P(|delta| > kappa)."""
+    """Share of the errors that are larger than kappa, P(|delta| > kappa)."""
     huber_scale: Float[Array, ""] | None
-    """Mean |delta| / kappa."""
+    """Mean size of the errors divided by kappa, mean |delta| / kappa."""
 
     dormant: Float[Array, ""]
-    """Share of psi's units that are dormant over R: see `dormant_share`."""
+    """Share of the torso's units that are hardly active on R; see `dormant_share`."""
     effective_rank: Float[Array, ""]
-    """Effective rank of psi over R, over its width: see `effective_rank`."""
+    """How many independent directions the torso's features use on R, as a share of their number;
+    see `effective_rank`."""
 
 
 class Experience(NamedTuple):
-    """Steps without their observations; rewards in learned units. Rows that hold none are `~is_there`."""
+    """Steps without observations, with rewards in learned units.
+
+    `is_there` marks the rows that hold a step.
+    """
 
     action: Int[Array, "*rows"]
     reward: Float[Array, "*rows"]
@@ -149,27 +174,32 @@ class Experience(NamedTuple):
 
 
 class Learning(NamedTuple):
-    """What a loop that learns by a head hands over, `Algorithm.signals`; the rest is in its config, state and head."""
+    """What an algorithm with a head provides as `Algorithm.signals`.
+
+    The rest is read from its config, state and head.
+    """
 
     is_replay: bool
-    """What it learns from is kept in the state; else an iteration is collected, observed and thrown away."""
+    """Whether the state keeps what is learned from. If not, an iteration is collected and observed
+    to measure it, and then thrown away."""
     draw: Callable[[Config, State, Key[Array, ""], int], tuple[PyTree, Any]]
-    """(config, state, key, n) -> (a batch of n, as training draws them; where they lie)."""
+    """(config, state, key, n) -> (a batch of n, drawn as in training; its place in the replay)."""
     loss: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Float[Array, ""], Any]]
-    """(params, config, state, batch, key) -> (mean loss, whatever else is measured)."""
+    """(params, config, state, batch, key) -> (mean loss, other metrics)."""
     compared: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Any, Any]]
     """(params, config, state, batch, key) -> (predictions of the actions taken, targets)."""
     experience: Callable[[Config, State], Experience]
-    """All that it can learn from now."""
+    """Everything that can be learned from now."""
     optimizer: Callable[[Config], optax.GradientTransformation]
     behaviour: Callable[..., Policy]
-    """(config, state, epsilon, noise=True) -> how training acts; without noise it draws the same fractions."""
+    """(config, state, epsilon, noise=True) -> the policy of training. With noise=False it draws the
+    same fractions."""
     epsilon: Callable[[Config, State], Float[Array, ""] | float]
-    """Share of random actions now."""
+    """Probability of a random action now."""
 
 
 class Learner(NamedTuple):
-    """A loop with its config, state and head; observations are normalised, values in learned units."""
+    """An algorithm with its config, state and head; values are in learned units."""
 
     learning: Learning
     config: Config
@@ -177,30 +207,36 @@ class Learner(NamedTuple):
     head: heads.Head
     params: PyTree
     target_params: PyTree
-    """None: there is no target network."""
+    """None if there is no target network."""
 
     def draw(self, key: Key[Array, ""], size: int) -> PyTree:
-        """A batch, as training draws them."""
+        """Draw a batch as training does."""
         return self.learning.draw(self.config, self.state, key, size)[0]
 
     def loss(self, params: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
-        """Mean loss."""
+        """Mean loss on a batch."""
         return self.learning.loss(params, self.config, self.state, batch, key)[0]
 
     def errors(
         self, params: PyTree, batch: PyTree, key: Key[Array, ""]
     ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
-        """Target less estimate of each pair that the loss compares, and Q of the actions taken."""
+        """Return the errors of a batch, and Q of the actions taken.
+
+        An error is target minus estimate, for each pair that the loss compares.
+        """
         predictions, targets = self.learning.compared(params, self.config, self.state, batch, key)
         return jax.vmap(self.head.errors)(predictions, targets), jax.vmap(self.head.mean)(predictions)
 
     def values(self, params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        """Q of one observation; where it is a mean over drawn fractions, over their midpoints."""
+        """Q of one observation.
+
+        If Q is a mean over drawn fractions, the mean is taken over midpoints.
+        """
         network = nnx.merge(self.state.network, params)
         return self.head.mean(self.head.predict(network.head, network.psi(obs), [midpoints(NUM_FRACTIONS)])[0])
 
     def quantiles(self, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        """Z of one observation, of heads that learn it."""
+        """Z of one observation, for heads that learn it."""
         network = nnx.merge(self.state.network, params)
         Z: Float[Array, "N A"] = self.head.quantiles(network.head, network.psi(obs), tau)
         return Z
@@ -222,7 +258,7 @@ def measure(
         env, algorithm, config, state: those of training.
         episodes: those of the evaluation.
         reference_key: the same at each evaluation of a run.
-        key: another one at each.
+        key: different at each evaluation.
     """
     learning: Learning = algorithm.signals
     if not learning.is_replay:
@@ -234,7 +270,7 @@ def measure(
     key_reference, key_explore = jax.random.split(reference_key)
     key_gradient, key_updates, key_errors = jax.random.split(key, 3)
     raw = reference(env, key_reference)
-    if not config.bootstrap_truncated:  # it learns from a cut as from an end, and that is how cuts are looked at here
+    if not config.bootstrap_truncated:  # training treats cuts as ends, and so do the signals
         raw, episodes = raw.ended_where_truncated(), episodes._replace(last=episodes.last.ended_where_truncated())
     R = normalize.transitions(state.normalizer, raw)
     experience = learning.experience(config, state)
@@ -251,7 +287,10 @@ def measure(
 
 
 def reference(env: Environment, key: Key[Array, ""]) -> Transition:
-    """R: `REFERENCE_ENVS` x `REFERENCE_STEPS` transitions of random actions, on one axis, as the environment gives them."""
+    """R: `REFERENCE_ENVS` x `REFERENCE_STEPS` transitions of random actions on one axis.
+
+    They are not normalised.
+    """
     policy = rollout.random_action(env)
 
     def one(envs: rollout.Envs, key: Key[Array, ""]) -> tuple[rollout.Envs, Transition]:
@@ -266,36 +305,50 @@ def reference(env: Environment, key: Key[Array, ""]) -> Transition:
 def noise_parts(
     mean_square: Float[Array, ""], square_of_mean: Float[Array, ""], parts: int, size: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Signal G2 = |E g|^2 and noise S = tr Cov of one transition's gradient, both unbiased, from M gradients of b transitions:
+    """Signal G2 = |E g|^2 and noise S = tr Cov of one transition's gradient, both unbiased.
+
+    They are estimated from M gradients of b transitions each:
 
         S  = b M / (M - 1) (mean_m |g_m|^2 - |mean_m g_m|^2)
         G2 = |mean_m g_m|^2 - S / (M b)
 
-    A batch of B has the noise S / B beside the signal G2; B = S / G2 is the simple noise scale. For M = 2 these are
-    S = b |g_1 - g_2|^2 / 2 and G2 = g_1 . g_2. Source: McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, appendix A.
+    A batch of B transitions has the noise S / B beside the signal G2; B = S / G2 is the simple
+    noise scale. For M = 2 these are S = b |g_1 - g_2|^2 / 2 and G2 = g_1 . g_2.
+
+    Source: McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, appendix A.
     """
     noise = size * parts / (parts - 1) * (mean_square - square_of_mean)
     return square_of_mean - noise / (parts * size), noise
 
 
 def overshoot(before: Float[Array, "B"], after: Float[Array, "B"]) -> Float[Array, ""]:
-    """Share of the errors that a step removes, `1 - sum(before after) / sum(before^2)`: 0 nothing, 1 all, 2 turned round."""
+    """Share of the errors that a step removes, `1 - sum(before after) / sum(before^2)`.
+
+    0: none, 1: all, 2: every error changes its sign.
+    """
     return 1 - jnp.sum(before * after) / (jnp.sum(before**2) + SMALL)
 
 
 def damping(m: Float[Array, "P"], sqrt_v: Float[Array, "P"], eps: Float[Array, ""] | float) -> Float[Array, ""]:
-    """What epsilon leaves of Adam's step, |m / (sqrt(v) + eps)| / |m / sqrt(v)|: 1 where it does not matter."""
+    """Share of Adam's step that epsilon leaves, |m / (sqrt(v) + eps)| / |m / sqrt(v)|.
+
+    1 if epsilon plays no part.
+    """
     whole = jnp.where(sqrt_v > 0, m / jnp.where(sqrt_v > 0, sqrt_v, 1.0), 0.0)
     return optax.tree.norm(whole * sqrt_v / (sqrt_v + eps)) / (optax.tree.norm(whole) + SMALL)
 
 
 def rms(x: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """Root of the mean square, never 0."""
+    """Root mean square, never 0."""
     return jnp.sqrt(jnp.mean(x**2) + SMALL)
 
 
 def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
-    """Best less second-best value, -inf where an action is not legal; NaN where there is one action."""
+    """Best less second-best value; NaN if there are not two legal actions.
+
+    Args:
+        q: values; -inf for actions that are not legal.
+    """
     if q.shape[0] < 2:
         return jnp.full((), jnp.nan)
     best, second = jax.lax.top_k(q, 2)[0]
@@ -303,10 +356,18 @@ def gap(q: Float[Array, "A"]) -> Float[Array, ""]:
 
 
 def decision_snr(Z: Float[Array, "N A"], num_samples: int, legal: Legal = None) -> Float[Array, ""]:
-    """Action gap over the standard error that K drawn fractions give it: gap / sqrt(Var_tau[Z_1 - Z_2] / K).
+    """Action gap over its standard error with K drawn fractions.
 
-    Z_1 and Z_2 are those of the two best legal actions; NaN where there is one. K independent fractions are meant, whatever
-    `acting_tau_sampling` and `risk` say: stratified ones have less noise, midpoints none.
+        gap / sqrt(Var_tau[Z_1 - Z_2] / K)
+
+    Z_1 and Z_2 are the quantiles of the two best legal actions; NaN if there is only one action.
+    The fractions are assumed independent, whatever `acting_tau_sampling` and `risk` say. Stratified
+    ones have less noise, and midpoints have none.
+
+    Args:
+        Z: quantiles at N fractions.
+        num_samples: K.
+        legal: mask of the legal actions.
     """
     if Z.shape[1] < 2:
         return jnp.full((), jnp.nan)
@@ -317,12 +378,16 @@ def decision_snr(Z: Float[Array, "N A"], num_samples: int, legal: Legal = None) 
 
 
 def calibration(Z: Float[Array, "E N"], tau: Float[Array, "N"], G: Float[Array, "E"]) -> Float[Array, ""]:
-    """Mean over tau of |P(G <= Z_tau) - tau|: 0 where quantiles are those of the returns, 1/2 where all lie to one side."""
+    """Mean over tau of |P(G <= Z_tau) - tau|.
+
+    0 if the quantiles are those of the returns, 1/2 if all returns lie on one side of all
+    quantiles.
+    """
     return jnp.abs((G[:, None] <= Z).mean(axis=0) - tau).mean()
 
 
 def dormant_share(features: Float[Array, "B F"]) -> Float[Array, ""]:
-    """Share of units whose mean |activation| is at most `DORMANT` times the mean over the layer.
+    """Share of units whose mean |activation| is at most `DORMANT` times the layer's mean.
 
     Source: Sokar et al. (2023), https://arxiv.org/abs/2302.12902, definition 3.1.
     """
@@ -331,14 +396,20 @@ def dormant_share(features: Float[Array, "B F"]) -> Float[Array, ""]:
 
 
 def effective_rank(features: Float[Array, "B F"]) -> Float[Array, ""]:
-    """exp(entropy of the singular values over their sum), over F. Source: Roy & Vetterli (2007)."""
+    """exp(entropy of the singular values, normalised to sum to 1) / F.
+
+    Source: Roy & Vetterli (2007).
+    """
     values = jnp.linalg.svd(features, compute_uv=False)
     share = values / (values.sum() + SMALL)
     return jnp.exp(-jnp.sum(share * jnp.log(share + SMALL))) / features.shape[1]
 
 
 def entropy(counts: Float[Array, "A"]) -> Float[Array, ""]:
-    """Entropy of a distribution given by counts, over log A; 1 where there is one action."""
+    """Entropy of a distribution given by counts, divided by log A.
+
+    1 if there is only one action.
+    """
     share = counts / jnp.maximum(counts.sum(), 1)
     bits = -jnp.sum(share * jnp.log(share + SMALL))
     return bits / jnp.log(counts.shape[0]) if counts.shape[0] > 1 else jnp.ones(())
@@ -351,7 +422,7 @@ def quartile_range(x: Float[Array, "*shape"]) -> Float[Array, ""]:
 
 
 def nanmean(x: Float[Array, "*shape"], where: Bool[Array, "*shape"]) -> Float[Array, ""]:
-    """Mean over a part; NaN where it is empty."""
+    """Mean over the elements selected by `where`; NaN if there are none."""
     return jnp.where(where, x, 0.0).sum() / where.sum()
 
 
@@ -375,7 +446,7 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
-    eps = getattr(learner.config, "adam_eps", 1e-8)  # optax's own, where the config has none
+    eps = getattr(learner.config, "adam_eps", 1e-8)  # the default of optax, if the config has none
     adam = optax.tree.get(learner.state.optimizer_state, "ScaleByAdamState")
     m, v = _as_vector(adam.mu), _as_vector(adam.nu)
     corrected = v / (1 - 0.999 ** jnp.maximum(learner.state.gradient_steps, 1))
@@ -402,7 +473,7 @@ def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[st
         norm = optax.tree.norm(gradient)
         updates, _ = optimizer.update(gradient, learner.state.optimizer_state, learner.params)
         params = optax.apply_updates(learner.params, updates)
-        before, after = (  # at the fractions of the step itself; of noisy networks at others, and without the noise
+        before, after = (  # with the step's own fractions; noisy networks use others, without noise
             learner.errors(p, batch, jax.random.clone(key_loss))[0].mean(axis=(1, 2)) for p in (learner.params, params)
         )
         q_after = values(params, R.obs)

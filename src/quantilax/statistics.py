@@ -1,71 +1,76 @@
-"""Statistics over seeds and episodes: estimates, 95% intervals and tests; records of a study in, tables out.
+"""Statistics over seeds and episodes: estimates, 95% intervals and tests.
 
-Everything here reads numbers and knows no agent. What a figure means and when it misleads: `docs/guides/statistics.md`.
+Everything here takes numbers and knows nothing of agents. docs/guides/statistics.md explains what
+each figure means and when it misleads.
 
-    R                        resamples of a bootstrap
-    B                        those of them that are worked on at once
-    n, m                     seeds of a variant, of the base (in one environment)
-    T                        evaluations of a seed
-    x, y                     values of a variant's seeds, of the base's
-    z_0, a                   bias correction and acceleration of a BCa interval
+| symbol | meaning |
+|---|---|
+| R | resamples of a bootstrap |
+| B | resamples in one batch |
+| n, m | seeds of a variant, of the base (in one environment) |
+| x, y | values of a variant's seeds, of the base's |
+| z_0, a | bias correction and acceleration of a BCa interval |
 
-A *variant* is one setting of a study; its seeds are independent runs. Where a study holds several environments they are
-*strata*: seeds are drawn anew, ranked and paired within an environment only.
+A *variant* is one setting of a study; its seeds are independent runs. If a study has several
+environments, they are *strata*: seeds are resampled, ranked and paired only within an environment.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # polars and scipy.stats take a good part of a second each
-    pass
-
 CONFIDENCE = 0.95
 FEW_SEEDS = 10
-"""With fewer, the interval of 95% of a bootstrap covers 90% or less, see docs/guides/statistics.md."""
+"""With fewer seeds, a 95% bootstrap interval covers 90% or less; see docs/guides/statistics.md."""
 RESAMPLES = 5_000
 QUICK_RESAMPLES = 2_000
-"""For curves and for episodes, of which there are many."""
+"""Resamples for curves and for episodes, of which there are many."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH = 2**20
-"""Numbers that a batch of resamples may hold."""
+"""Upper bound on the numbers in a batch of resamples."""
 JACKKNIFE_UP_TO = 1_000
-"""Rows, beyond which an interval is not accelerated: the correction vanishes with their number and costs its square."""
+"""Number of rows above which an interval is not accelerated. The correction vanishes as rows are
+added, and costs the square of their number."""
 EXACT_UP_TO = 3_000
-"""Number of seeds times that of the smaller side, beyond which a rank test is the normal approximation."""
+"""Number of all seeds times that of the smaller side, above which a rank test uses the normal
+approximation."""
 
 Statistic = Callable[..., np.ndarray]
-"""(*strata), each (B, n, ...) -> (B, ...)"""
+"""(*strata), each (B, n, ...), -> (B, ...)."""
 
 
 # Estimates
 
 
 def iqm(values: Any, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean without the lowest and the highest quarter; NaN where one of them is.
+    """Interquartile mean: the mean without the lowest and the highest quarter; NaN if a value is.
 
-    A quarter is floor(n / 4) values, so of 6 the middle four count, and of less than 4 all: this is
-    `scipy.stats.trim_mean(values, 0.25)`, as in rliable (https://arxiv.org/abs/2108.13264, section 4).
+    A quarter is floor(n / 4) values. So the middle four of 6 values count, and all of fewer than 4.
+    This is `scipy.stats.trim_mean(values, 0.25)`, as in rliable (https://arxiv.org/abs/2108.13264,
+    section 4).
     """
     ordered = np.sort(values, axis=axis)
     ordered = ordered if axis is None else np.moveaxis(ordered, axis, -1)
     cut = ordered.shape[-1] // 4
     middle = ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
-    result = np.where(np.isnan(ordered[..., -1]), np.nan, middle)  # sorting lays NaN where it would be cut off
+    result = np.where(np.isnan(ordered[..., -1]), np.nan, middle)  # sorting puts NaN last, where it would be cut off
     return float(result) if result.ndim == 0 else result
 
 
 def improvement(x: np.ndarray, y: np.ndarray) -> float:
-    """Probability of improvement: the mean over all pairs of 1 where x > y, 1/2 where they are equal, and 0."""
+    """Probability of improvement.
+
+    This is the mean over all pairs of 1 if x > y, 1/2 if they are equal, and 0 otherwise.
+    """
     return float(_wins(x, y).mean())
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(n, m) of 1, 1/2 and 0."""
+    """Matrix (n, m): 1 if x > y, 1/2 if they are equal, 0 otherwise."""
     return (x[:, None] > y) + 0.5 * (x[:, None] == y)
 
 
@@ -73,21 +78,25 @@ def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPLES) -> tuple[Any, Any]:
-    """Bootstrap an interval of 95% of a statistic; the same call gives the same interval.
+    """Bootstrap a 95% interval of a statistic; the same call gives the same interval.
 
-    The level is nominal: of few rows it covers less, a mean of 5 in about 80%, of 20 in 92% (docs/guides/statistics.md).
-    Rows are drawn with replacement within each stratum. The interval is BCa (Efron 1987; for strata Davison and Hinkley
-    1997, section 5.3.2), as `scipy.stats.bootstrap` has it for several samples. Percentiles are taken where it is not
-    defined: a stratum of one row, no resample below or above the statistic, a jackknife without variance or with a value
-    that is not finite; and with more than 1,000 rows. Ends are resamples' values, the outer ones: nothing is interpolated.
+    The level is nominal. With few rows the interval covers less: for a mean of 5 rows about 80%, of
+    20 rows 92% (docs/guides/statistics.md). Rows are drawn with replacement within each stratum.
+
+    The interval is BCa (Efron 1987; for strata Davison and Hinkley 1997, section 5.3.2), as
+    `scipy.stats.bootstrap` computes it for several samples. Percentiles are used if BCa is not
+    defined: for a stratum of one row, if no resample is below or above the statistic, or if the
+    jackknife has no variance or a value that is not finite. They are also used for more than 1,000
+    rows. The ends are values of resamples, rounded outwards: nothing is interpolated.
 
     Args:
-        statistic: takes the strata with a leading axis of resamples, (B, n, ...), and gives (B, ...).
-        strata: (n, ...) each, a row per independent unit.
+        statistic: takes the strata with a leading axis of resamples, (B, n, ...), and returns (B,
+            ...).
+        strata: (n, ...) each, with one row per independent unit.
         resamples: R.
 
     Returns:
-        low and high, shaped as the statistic without B.
+        low and high, with the shape of the statistic without B.
     """
     from scipy.special import ndtr, ndtri
 
@@ -111,11 +120,12 @@ def interval(statistic: Statistic, *strata: np.ndarray, resamples: int = RESAMPL
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """Give an interval of the median that covers it in 95% of samples or more, whatever the distribution.
+    """An interval that covers the median in at least 95% of samples, for any distribution.
 
-    The ends are order statistics x_(k) and x_(n + 1 - k) with the largest k for which P(Binomial(n, 1/2) < k) <= 2.5%.
-    Below 6 values there is none: the ends are infinite. Values may be infinite; none may be NaN. For strata of equal
-    size the interval is conservative (Hoeffding 1956).
+    The ends are order statistics x_(k) and x_(n + 1 - k) with the largest k for which P(Binomial(n,
+    1/2) < k) <= 2.5%. For fewer than 6 values there is no such k, and the ends are infinite. Values
+    may be infinite, but not NaN. For strata of equal size the interval is conservative (Hoeffding
+    1956).
     """
     from scipy import stats
 
@@ -125,7 +135,10 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def share_interval(count: float, of: int) -> tuple[float, float]:
-    """Wilson's interval of a share: `count` out of `of`, which is positive (Wilson 1927; Brown, Cai and DasGupta 2001)."""
+    """Wilson's interval of the share `count` / `of`; `of` must be positive.
+
+    Source: Wilson (1927); Brown, Cai and DasGupta (2001).
+    """
     from scipy.special import ndtri
 
     z2, share = ndtri(_tails()[1]) ** 2, count / of
@@ -135,10 +148,12 @@ def share_interval(count: float, of: int) -> tuple[float, float]:
 
 
 def improvement_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Bootstrap an interval of the mean over strata of `improvement`; variants and base are drawn apart.
+    """Bootstrap an interval of the mean of `improvement` over strata.
 
-    Where resamples do not differ (one side lies wholly above the other, or all is equal) a bootstrap says nothing, and of
-    a single seed neither. Then the interval is Wilson's for the independent pairs there are, min(n, m) of each stratum.
+    Seeds of variant and base are drawn separately. A bootstrap says nothing if the resamples do not
+    differ (one side lies entirely above the other, or all values are equal), or if a side has a
+    single seed. Then the interval is Wilson's, for the number of independent pairs: the sum of
+    min(n, m) over strata.
 
     Args:
         pairs: (x, y) of each stratum.
@@ -148,7 +163,7 @@ def improvement_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tupl
     def statistic(*drawn: np.ndarray) -> np.ndarray:
         shares = []
         for w, i, j in zip(wins, drawn[::2], drawn[1::2], strict=True):
-            beaten = _counts(i, len(w)) @ w  # (B, m): wins of what was drawn of x over each of y
+            beaten = _counts(i, len(w)) @ w  # (B, m): wins of the drawn x over each y
             shares.append(np.take_along_axis(beaten, j, axis=1).sum(axis=1) / (i.shape[1] * j.shape[1]))
         return np.mean(shares, axis=0)
 
@@ -160,14 +175,17 @@ def improvement_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tupl
 
 
 def _counts(drawn: np.ndarray, size: int) -> np.ndarray:
-    """(B, n) indices -> (B, size): how often each was drawn."""
+    """Turn indices (B, n) into counts (B, size): how often each index was drawn."""
     batch = len(drawn)
     flat = (drawn + size * np.arange(batch)[:, None]).ravel()
     return np.bincount(flat, minlength=batch * size).reshape(batch, size).astype(float)
 
 
 def _acceleration(statistic: Statistic, strata: Sequence[np.ndarray]) -> Any:
-    """Estimate a, from the jackknife within each stratum; NaN where it is not defined."""
+    """Estimate a with the jackknife within each stratum.
+
+    NaN if it is not defined, or if a stratum has more than `JACKKNIFE_UP_TO` rows.
+    """
     if not all(2 <= len(x) <= JACKKNIFE_UP_TO for x in strata):
         return math.nan
     cubes: Any = 0.0
@@ -188,7 +206,7 @@ def _acceleration(statistic: Statistic, strata: Sequence[np.ndarray]) -> Any:
 
 
 def _batches(total: int, size: int) -> Iterator[int]:
-    """Cut a number of resamples of `size` numbers each into batches."""
+    """Split `total` resamples of `size` numbers each into batches."""
     most = max(1, BATCH // max(1, size))
     for start in range(0, total, most):
         yield min(most, total - start)
@@ -199,7 +217,7 @@ def _tails() -> tuple[float, float]:
 
 
 def pooled(statistic: Statistic) -> Statistic:
-    """Make a statistic of one sample one of strata."""
+    """Turn a statistic of one sample into a statistic of strata, pooled."""
     return lambda *strata: statistic(np.concatenate(strata, axis=1), axis=1)
 
 
@@ -207,19 +225,21 @@ def pooled(statistic: Statistic) -> Statistic:
 
 
 def rank_test(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Test, two-sided, whether both sides have one distribution: Mann-Whitney, summed over strata (van Elteren).
+    """Two-sided test of whether both sides have the same distribution: return the p-value.
 
-    The p-value is that of the permutation distribution given the ties: P(|W - E W| >= |w - E W|) with W the sum of one
-    side's midranks. It is exact while (n + m) min(n, m) <= 3,000 in each stratum, and beyond it the normal
-    approximation with correction for ties and continuity, as `scipy.stats.mannwhitneyu` has it.
+    The test is Mann-Whitney's, summed over strata (van Elteren). The p-value is that of the
+    permutation distribution given the ties, P(|W - E W| >= |w - E W|) with W the sum of one side's
+    midranks. It is exact if (n + m) min(n, m) <= 3,000 in each stratum. Otherwise it is the normal
+    approximation with corrections for ties and continuity, as in `scipy.stats.mannwhitneyu`.
 
     Args:
-        pairs: (x, y) of each stratum, each side of one size in all of them; values may be infinite.
+        pairs: (x, y) of each stratum; each side has the same size in all of them. Values may be
+            infinite.
     """
     from scipy import special, stats
 
     pairs = [(x, y) if len(x) <= len(y) else (y, x) for x, y in pairs]
-    ranks = [np.rint(2 * stats.rankdata(np.concatenate(pair))).astype(int) for pair in pairs]  # midranks, in halves
+    ranks = [np.rint(2 * stats.rankdata(np.concatenate(pair))).astype(int) for pair in pairs]  # midranks times 2
     sides = [(len(x), len(y)) for x, y in pairs]
     apart = abs(sum(int(r[:n].sum()) - n * (n + m + 1) for r, (n, m) in zip(ranks, sides, strict=True)))
     if all((n + m) * n <= EXACT_UP_TO for n, m in sides):
@@ -237,8 +257,8 @@ def rank_test(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def _rank_sums(ranks: np.ndarray, n: int) -> np.ndarray:
-    """Chances of each sum of n of these whole numbers, all choices of n alike."""
-    table = np.zeros((n + 1, int(np.sort(ranks)[-n:].sum()) + 1))  # ways to choose k of those seen, with sum s
+    """Probabilities of each sum of n of these integers, if all choices are equally likely."""
+    table = np.zeros((n + 1, int(np.sort(ranks)[-n:].sum()) + 1))  # ways to choose k of the ranks so far with sum s
     table[0, 0] = 1
     for rank in ranks:
         table[1:, rank:] += table[:-1, :-rank]
@@ -246,7 +266,10 @@ def _rank_sums(ranks: np.ndarray, n: int) -> np.ndarray:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjust p-values so that the chance of any false rejection among them stays below the level (Holm 1979)."""
+    """Adjust p-values for multiple tests (Holm 1979).
+
+    The probability of any false rejection then stays below the level.
+    """
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1)))
@@ -257,7 +280,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 class Summary(NamedTuple):
-    """Statistics of episodes' returns or lengths."""
+    """Statistics of the returns or lengths of episodes."""
 
     mean: float
     mean_interval: tuple[float, float]
@@ -270,12 +293,12 @@ class Summary(NamedTuple):
 def summarize(values: np.ndarray) -> Summary:
     """Summarise episodes of one seed (E,) or of several (S, E).
 
-    The intervals are bootstraps of 95%. With several seeds whole seeds are drawn, so they hold for what training with
-    another seed would give; with one seed only the episodes are drawn, and they say nothing on other seeds. Of a single
-    episode of a single seed there is no interval: NaN.
+    The intervals are 95% bootstraps. With several seeds whole seeds are drawn, so the intervals
+    hold for training with another seed. With one seed only its episodes are drawn, so they say
+    nothing about other seeds. A single episode of a single seed has no interval: NaN.
     """
     values = np.atleast_2d(values)
-    units = values.T if len(values) == 1 else values  # what is drawn, in rows
+    units = values.T if len(values) == 1 else values  # one row per unit that is resampled
 
     def told(statistic: Statistic) -> tuple[float, float]:
         if len(units) == 1:

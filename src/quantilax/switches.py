@@ -1,7 +1,8 @@
-"""JAX's own switches (`jax.config`, `JAX_*`, and their contexts): what they mean for runs. docs/guides/switches.md lists them.
+"""JAX's own switches (`jax.config`, `JAX_*` and their contexts) and what they mean for runs.
 
-Programs are traced under `standard`, in the thread and under the contexts of the caller. The others of its switches
+Programs are traced under `standard`, in the caller's thread and contexts. The other switches
 (precision of products, generator of keys, default device) are the caller's choice.
+docs/guides/switches.md lists them.
 """
 
 import contextlib
@@ -19,7 +20,10 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def standard() -> Iterator[None]:
-    """Set what programs are written for: numbers of 32 bits, NumPy's promotions, transfers as they come."""
+    """Set what programs are written for.
+
+    Numbers have 32 bits, promotion follows NumPy, and transfers are allowed.
+    """
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
@@ -31,13 +35,16 @@ def standard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """Let NaN and inf pass: they say 'not measured' in records, and 'no bound' in configs."""
+    """Let NaN and infinity pass.
+
+    NaN means "not measured" in records, and infinity means "no bound" in configs.
+    """
     with jax.debug_nans(False), jax.debug_infs(False):
         yield
 
 
 def computing(program: Callable[..., T]) -> Callable[..., T]:
-    """Return a compiled program that can be called under any switch, in any thread."""
+    """Wrap a compiled program so that it can be called under any switch, in any thread."""
 
     @wraps(program)
     def call(*arguments: Any) -> T:
@@ -48,20 +55,23 @@ def computing(program: Callable[..., T]) -> Callable[..., T]:
 
 
 NOT_MEASURED = (".metrics", ".signals", ".learned_returns")
-"""Fields of records in which NaN says that there was nothing to measure."""
+"""Fields of records in which NaN means that there was nothing to measure."""
 
 
 def checked(function: Callable[..., T]) -> Callable[..., T]:
-    """Return a jitted function that gives what it always gives, and looks for NaN and inf where JAX is asked to.
+    """Wrap a jitted function so that it obeys `jax_debug_nans` and `jax_debug_infs`.
+
+    Its results do not depend on them.
 
     Raises:
-        FloatingPointError: `jax_debug_nans` or `jax_debug_infs` is set, and a result that must be a number is none.
+        FloatingPointError: one of the two is set, and a result that must be a number is NaN or
+            infinite.
     """
 
     @wraps(function)
     def call(*arguments: Any) -> T:
         wanted = {"NaN": _set("debug_nans"), "inf": _set("debug_infs")}
-        if _set("disable_jit"):  # each operation is checked
+        if _set("disable_jit"):  # JAX then checks each operation
             with standard():
                 return function(*arguments)
         with standard(), unchecked():
@@ -86,17 +96,20 @@ def _check(tree: Any, what: str, is_bad: Callable[[Any], Any]) -> None:
 
 
 def devices() -> list[jax.Device]:
-    """Return the devices that runs are laid over: that of `jax.default_device` where it is set, else all of this process.
+    """Return the devices for runs.
+
+    This is `jax.default_device` if it is set, else all devices of this process.
 
     Raises:
-        ConfigError: `JAX_PLATFORMS` or `JAX_DEFAULT_DEVICE` names a platform that is not there.
+        ConfigError: `JAX_PLATFORMS` or `JAX_DEFAULT_DEVICE` names a platform that does not exist
+            here.
     """
     chosen = _set("default_device")
     try:
         if isinstance(chosen, str):
             return jax.local_devices(backend=chosen)[:1]
         return jax.local_devices() if chosen is None else [chosen]
-    except (RuntimeError, AssertionError) as error:  # the latter, without a word, where JAX lacks the platform's plugin
+    except (RuntimeError, AssertionError) as error:  # AssertionError without text: the platform's plugin is missing
         name, asked = (
             ("JAX_DEFAULT_DEVICE", chosen) if chosen else ("JAX_PLATFORMS", _set("platforms") or "any platform")
         )
@@ -107,7 +120,7 @@ def devices() -> list[jax.Device]:
 
 
 def check() -> None:
-    """Check that runs can be compiled here, ahead of time.
+    """Check that runs can be compiled ahead of time.
 
     Raises:
         ConfigError: `jax_disable_jit` is set, or there is no device.
@@ -121,12 +134,12 @@ def check() -> None:
 
 
 def platform() -> str:
-    """Return the platform that computes: cpu, gpu, tpu."""
+    """Return the platform that runs compute on: cpu, gpu or tpu."""
     return devices()[0].platform
 
 
 def facts() -> dict[str, Any]:
-    """Return the switches that decide a run's numbers, by the name that `jax.config` has for them."""
+    """Return the switches that affect a run's numbers, under their names in `jax.config`."""
     return {f"jax_{name}": _set(name) for name in DECIDING}
 
 
@@ -140,5 +153,5 @@ DECIDING = (
 
 
 def _set(name: str) -> Any:
-    """Return what a switch is set to, in this thread; None: this JAX has no such switch."""
+    """Return the value of a switch in this thread; None if this version of JAX does not have it."""
     return getattr(jax.config, f"jax_{name}", None)

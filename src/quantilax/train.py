@@ -1,8 +1,9 @@
-"""The loop that every algorithm shares: `segment`, and the scan of it, `train`.
+"""The training loop that every algorithm shares: `segment`, and `train`, which scans segments.
 
-A segment is the training between two evaluations and the one evaluation after it. `train` scans segments inside one XLA
-program; `quantilax.devices.fit` runs the same segments one by one. The length of a segment is data, not shape: segments of
-every length, and the evaluation before training (length 0), are one compiled program.
+A segment is the training between two evaluations and the evaluation after it. `train` scans
+segments inside one XLA program; `quantilax.devices.fit` runs the same segments one by one. The
+number of iterations is an argument, not a shape. So one compiled program serves segments of every
+length, and the evaluation before training as well (length 0).
 """
 
 from dataclasses import replace
@@ -24,10 +25,11 @@ from quantilax.types import Algorithm, Config, Environment, EvalCallback, Metric
 
 
 def evaluation_steps(config: Config) -> tuple[int, ...]:
-    """Environment steps, warm-up included, at which each row of a curve is measured.
+    """Environment steps, including the warm-up, at which each row of a curve is measured.
 
-    Row 0 stands before training (after the warm-up); then follow the multiples of `eval_freq`, and the end of the run.
-    Each is rounded down to whole iterations, so no run takes more than `total_timesteps`.
+    Row 0 is measured before training, after the warm-up. The others follow at the multiples of
+    `eval_freq` and at the end of the run. Each is rounded down to whole iterations, so no run takes
+    more than `total_timesteps`.
     """
     warmup, per = config.warmup_steps, config.steps_per_iteration
     asked = [*range(config.eval_freq, config.total_timesteps, config.eval_freq), config.total_timesteps]
@@ -36,11 +38,12 @@ def evaluation_steps(config: Config) -> tuple[int, ...]:
 
 
 def segment_iterations(config: Config, since: int | None = None) -> list[int]:
-    """Iterations before each row of the curve that is still to come.
+    """Iterations before each remaining row of the curve.
 
     Args:
-        config: of the run.
-        since: environment step of the last row there is; None: there is none, so the first row comes after 0 iterations.
+        config: the config of the run.
+        since: environment step of the last row so far. None: there is none yet, and the first row
+            comes after 0 iterations.
     """
     steps = evaluation_steps(config)
     rows = (steps[0], *steps) if since is None else (since, *(step for step in steps if step > since))
@@ -51,7 +54,10 @@ MAX_EVALUATIONS = 100_000
 
 
 def check(env: Environment, config: Config) -> None:
-    """Raise `ConfigError` for fields that contradict each other or the environment, in the loop or in the algorithm."""
+    """Raise `ConfigError` for fields that contradict each other or the environment.
+
+    This covers the fields of the loop, of the algorithm and of the torso.
+    """
     if config.total_timesteps // config.eval_freq > MAX_EVALUATIONS:
         raise ConfigError(f"eval_freq: {config.eval_freq} asks for over {MAX_EVALUATIONS:,} evaluations; raise it")
     config.check()
@@ -60,7 +66,7 @@ def check(env: Environment, config: Config) -> None:
 
 
 def advice(env: Environment, config: Config) -> list[str]:
-    """Lines on the settings of the loop that mislead, on those of the algorithm, and on the torso for this environment."""
+    """Lines on misleading settings of the loop, the algorithm and the torso."""
     lines = []
     last = evaluation_steps(config)[-1]
     if config.total_timesteps % config.eval_freq or config.eval_freq % config.steps_per_iteration:
@@ -75,7 +81,10 @@ def advice(env: Environment, config: Config) -> list[str]:
 
 
 def uncovered(support: tuple[float, float], returns: Float[np.ndarray, "*episodes"]) -> str | None:
-    """Return a line on returns that a categorical support does not cover, with the remedy; None where it covers nine of ten."""
+    """Return a line, with a remedy, if a categorical support does not cover the returns.
+
+    None if at most a share `UNCOVERED` of the returns lies outside of it.
+    """
     v_min, v_max = support
     above, below = float(np.mean(returns > v_max)), float(np.mean(returns < v_min))
     if above + below <= UNCOVERED:
@@ -88,22 +97,25 @@ def uncovered(support: tuple[float, float], returns: Float[np.ndarray, "*episode
 
 
 UNCOVERED = 0.1
-"""Share of an evaluation's returns outside of the support from which on it is told."""
+"""Share of an evaluation's returns outside of the support above which `uncovered` reports them."""
 
 
 @switches.standard()
 def init(algorithm: Algorithm, env: Environment, config: Config, key: Key[Array, ""]) -> State:
-    """Return the state before training, warm-up done."""
+    """Return the state before training, after the warm-up."""
     env, config = _opaque((env, config))
     return _strong(algorithm.init(env, config, key))
 
 
 initial = jax.jit(init, static_argnums=0)
-"""`init`; one trace of it serves `state_bytes` and the programs of `quantilax.devices`."""
+"""`init`, jitted. `state_bytes` and the programs of `quantilax.devices` share one trace of it."""
 
 
 def step(algorithm: Algorithm, env: Environment, config: Config, state: State) -> tuple[State, Metrics]:
-    """One iteration of training: act for `steps_per_iteration` environment steps, observe them, update."""
+    """Run one training iteration.
+
+    Act for `steps_per_iteration` environment steps, observe them, and update.
+    """
     key, key_collect, key_update, key_observe = jax.random.split(state.key, 4)
     state, transitions = rollout.collect(env, config, partial(algorithm.act, env), replace(state, key=key), key_collect)
     return algorithm.update(config, algorithm.observe(config, state, transitions, key_observe), key_update)
@@ -118,10 +130,11 @@ def segment(
     iterations: Int[Array, ""],
     eval_callback: EvalCallback | None = None,
 ) -> tuple[State, Record]:
-    """Run `iterations` steps of the algorithm, then evaluate.
+    """Run `iterations` training iterations, then evaluate.
 
-    Evaluating is a pure observer: its key is folded from `state.evaluation_key`, which training never uses. With
-    `config.metrics` off nothing reads what the algorithm measures, and XLA leaves the measuring out.
+    An evaluation does not change training: its key is folded from `state.evaluation_key`, which
+    training never uses. If `config.metrics` is off, nothing reads the algorithm's metrics, and XLA
+    removes their computation.
     """
 
     env, config = _opaque((env, config))
@@ -145,7 +158,7 @@ def segment(
         lengths, returns = episodes.lengths, episodes.returns
         if has_support:
             learned_returns = normalize.rewards(state.normalizer, episodes.discounted)
-            if (moments := state.normalizer.reward) is not None:  # before the first step nothing is known of their unit
+            if (moments := state.normalizer.reward) is not None:  # the unit is unknown before the first step
                 with switches.unchecked():
                     learned_returns = jnp.where(moments.moments.number > 0, learned_returns, jnp.nan)
         if measures_signals(algorithm, config):
@@ -155,7 +168,7 @@ def segment(
         lengths, returns = rollout.evaluate(env, policy, key, config.eval_episodes)
     callback = None
     if eval_callback is not None:
-        key = jax.random.fold_in(state.evaluation_key, ~state.env_steps)  # no step of any evaluation
+        key = jax.random.fold_in(state.evaluation_key, ~state.env_steps)  # differs from the step of every evaluation
         callback = _strong(eval_callback(algorithm, env, config, state, key))
     record = Record(
         env_step=state.env_steps,
@@ -171,18 +184,21 @@ def segment(
 
 
 def measures_signals(algorithm: Algorithm, config: Config) -> bool:
-    """Say whether records hold `quantilax.signals.Signals`."""
+    """Return whether records hold `quantilax.signals.Signals`."""
     return algorithm.signals is not None and getattr(config, "signals", False)
 
 
 def signal_keys(state: State) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """Return the key of a run's reference batch, and one for this evaluation's signals; nothing else uses them."""
+    """Return the key of the run's reference batch, and the key of this evaluation's signals.
+
+    Nothing else uses these keys.
+    """
     key = jax.random.fold_in(state.evaluation_key, 2**31)  # evaluations fold in steps, callbacks ~steps
     return jax.random.fold_in(key, 2**32 - 1), jax.random.fold_in(key, state.env_steps)
 
 
 def measured(mean: Metrics, state: State, iterations: Int[Array, ""]) -> Metrics:
-    """Add to the means over a segment what is measured at its end."""
+    """Add what is measured at the end of a segment to the means over the segment."""
     with switches.unchecked():
         mean = jax.tree.map(lambda x: jnp.where(iterations > 0, x, jnp.nan), mean)
     if hasattr(state, "replay"):
@@ -193,12 +209,12 @@ def measured(mean: Metrics, state: State, iterations: Int[Array, ""]) -> Metrics
 
 
 def relative_distance(params: PyTree, target_params: PyTree) -> Float[Array, ""]:
-    """||theta - theta^-|| / ||theta||, all parameters as one vector."""
+    """||theta - theta^-|| / ||theta||, with all parameters as one vector."""
     return optax.tree.norm(optax.tree.sub(params, target_params)) / optax.tree.norm(params)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Say whether no number in a tree of arrays is NaN or infinite."""
+    """Return whether no number in a tree of arrays is NaN or infinite."""
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
@@ -210,9 +226,10 @@ def train(
     key: Key[Array, ""],
     eval_callback: EvalCallback | None = None,
 ) -> tuple[State, Record]:
-    """Run a whole training: the final state, and the records stacked into a curve with leading axis `rows`.
+    """Train a whole run: return the final state and the records, stacked along an axis `rows`.
 
-    Pure: `jax.jit` it, and `jax.vmap` it over keys and over every leaf of the config and the environment.
+    Pure: apply `jax.jit` to it, or `jax.vmap` over keys and over any leaf of the config and the
+    environment.
     """
 
     def body(state: State, iterations: Int[Array, ""]) -> tuple[State, Record]:
@@ -224,7 +241,10 @@ def train(
 @switches.standard()
 @switches.unchecked()
 def leaves_as_arrays(tree: PyTree) -> PyTree:
-    """Turn the leaves into arrays of at most 32 bits a number, so that 1e-3 and an array of it share a program."""
+    """Turn the leaves into arrays of at most 32 bits per number.
+
+    Then a float such as 1e-3 and an array of the same value share one program.
+    """
 
     def array(x: Any) -> Array:
         x = jnp.float32(x) if isinstance(x, float) else jnp.asarray(x)
@@ -235,13 +255,19 @@ def leaves_as_arrays(tree: PyTree) -> PyTree:
 
 @switches.standard()
 def state_spec(algorithm: Algorithm, env: Environment, config: Config) -> State:
-    """Return `jax.ShapeDtypeStruct` in the place of every array of one run's state, without running anything."""
+    """Return one run's state with `jax.ShapeDtypeStruct` in place of every array.
+
+    Nothing is run.
+    """
     spec: State = initial.eval_shape(algorithm, leaves_as_arrays(env), leaves_as_arrays(config), jax.random.key(0))
     return spec
 
 
 def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[str, int]:
-    """Bytes that one run's state takes, in all and for each of its fields, without running anything."""
+    """Return the size of one run's state in bytes, in total and per field.
+
+    Nothing is run.
+    """
     spec = state_spec(algorithm, env, config)
 
     def size(tree: Any) -> int:
@@ -251,13 +277,16 @@ def state_bytes(algorithm: Algorithm, env: Environment, config: Config) -> dict[
 
 
 def _opaque(tree: PyTree) -> PyTree:
-    """Hide the leaves' values from XLA, so that a config closed over and one passed in compile to the same arithmetic."""
+    """Hide the values of the leaves from XLA.
+
+    A config in a closure and one passed as an argument then compile to the same arithmetic.
+    """
     opaque: PyTree = jax.lax.optimization_barrier(tree)
     return opaque
 
 
 def _strong(tree: PyTree) -> PyTree:
-    """Drop weak types, which would make a state differ from its successor."""
+    """Drop weak types, because they would make a state's types differ from its successor's."""
 
     def strong(x: Array) -> Array:
         return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x

@@ -1,4 +1,4 @@
-"""The types that the rooms of the house hand to each other.
+"""The types that all modules share: environments, transitions, policies, algorithms, records.
 
 Symbols in shapes: `E` environments (or episodes), `B` batch, `N` and `N'` fractions, `A` actions.
 """
@@ -17,69 +17,75 @@ State: TypeAlias = Any
 Config: TypeAlias = Any
 
 Carry: TypeAlias = PyTree
-"""What a policy remembers of an episode, such as the memory of a recurrent torso; () where it remembers nothing."""
+"""What a policy remembers within an episode, such as the memory of a recurrent torso; () if it has
+no memory."""
 Legal: TypeAlias = Bool[Array, "A"] | None
-"""Mask of the actions that may be taken; None: all of them."""
+"""Mask of the actions that may be taken; None means all of them."""
 Action: TypeAlias = Shaped[Array, "*action"]
 
 
 class Policy(NamedTuple):
-    """How to act, in one environment; `quantilax.learning.rollout` plays it in several."""
+    """How to act in one environment; `quantilax.learning.rollout` runs it in several."""
 
     act: Callable[[Observation, Carry, Key[Array, ""], Legal], tuple[Action, Carry]]
     """(observation, carry, key, legal) -> (action, carry)."""
     carry: Carry = ()
-    """What it remembers before the first step of an episode."""
+    """The carry before the first step of an episode."""
     before: Callable[[Carry, Key[Array, ""], Bool[Array, "E A"] | None], Carry] | None = None
-    """(carry, key, legal) -> carry, all with the leading axis E: what is drawn for E environments at once, before they act."""
+    """(carry, key, legal) -> carry, all with the leading axis E. It runs once before E environments
+    act, and draws what is drawn for all of them together."""
 
 
 class Discrete(NamedTuple):
-    """Actions 0, 1, ..., n - 1."""
+    """The actions 0, 1, ..., n - 1."""
 
     n: int
 
 
 class Box(NamedTuple):
-    """Arrays of real numbers (or of pixels) of one shape, between bounds."""
+    """Arrays of one shape whose entries are real numbers (or pixels) between bounds."""
 
     shape: tuple[int, ...]
     dtype: Any = jnp.float32
     low: Any = -math.inf
-    """Smallest numbers: one for all, or an array of `shape`."""
+    """Lower bound: one number for all entries, or an array of `shape`."""
     high: Any = math.inf
-    """Largest numbers, likewise."""
+    """Upper bound, in the same form."""
 
     @property
     def number(self) -> Any:
-        """`dtype` as programs have it: `float` is float32 there, unless JAX computes in 64 bits."""
+        """`dtype` as it is inside programs: `float` becomes float32, unless JAX uses 64 bits."""
         return jax.dtypes.canonicalize_dtype(self.dtype)
 
 
 class TimeStep(NamedTuple):
-    """What one step of one environment gives."""
+    """The result of one step of one environment."""
 
     obs: Observation
-    """The observation to act on next: after a last step, the first of the next episode."""
+    """The observation to act on next. After the last step of an episode it is the first of the next
+    episode."""
     next_obs: Observation
-    """The true successor: after a last step, the terminal (or cut-off) observation."""
+    """The true successor. After the last step of an episode it is the observation at which the
+    episode terminated or was cut off."""
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
-    """The episode ended by its own rules: nothing follows, the return to come is 0."""
+    """The episode ended by the rules of the task. Nothing follows, so the remaining return is 0."""
     truncated: Bool[Array, ""]
-    """The episode was cut off (a time limit): the return to come is that of `next_obs`."""
+    """The episode was cut off, for example by a time limit. The remaining return is that of
+    `next_obs`."""
     legal: Legal = None
-    """The actions that may be taken at `obs`, one at least; None: all, always."""
+    """Mask of the actions that may be taken at `obs`, at least one; None: always all."""
     next_legal: Legal = None
-    """The same at `next_obs`; anything where that terminated. None where `legal` is."""
+    """The same at `next_obs`, with arbitrary values if the step terminated. None if `legal` is
+    None."""
 
 
 class Transition(NamedTuple):
-    """One step of experience (x, a, r, x'); batched with leading axes."""
+    """One step of experience (x, a, r, x'), batched with leading axes."""
 
     obs: Observation
     action: Shaped[Array, "..."]
-    """Its own axes, where it has some, come after those of the batch."""
+    """If an action has axes of its own, they come after those of the batch."""
     reward: Float[Array, "*batch"]
     next_obs: Observation
     terminated: Bool[Array, "*batch"]
@@ -91,33 +97,37 @@ class Transition(NamedTuple):
 
     @property
     def discount(self) -> Float[Array, "*batch"]:
-        """1 - terminated: a time limit still bootstraps, from `next_obs`."""
+        """1 - terminated. A step at a time limit still bootstraps, from `next_obs`."""
         return 1.0 - jnp.asarray(self.terminated, jnp.float32)
 
     def ended_where_truncated(self) -> "Transition":
-        """The same with every cut told as an end, so that nothing bootstraps from it."""
+        """Mark each truncation as a termination, so that no transition bootstraps from it."""
         return self._replace(
             terminated=self.terminated | self.truncated, truncated=jnp.zeros_like(self.truncated, dtype=bool)
         )
 
 
 class NStep(NamedTuple):
-    """Experience (x, a, R, x') over `steps` = m steps: n, or fewer where the episode ended; batched with leading axes."""
+    """Experience (x, a, R, x') over m = `steps` steps, batched with leading axes.
+
+    m is n, or less if the episode ended earlier.
+    """
 
     obs: Observation
     action: Shaped[Array, "..."]
-    """That of the first step; its own axes come after those of the batch."""
+    """The action of the first step. If it has axes of its own, they come after those of the batch.
+    """
     reward: Float[Array, "*batch"]
     """R = r_0 + gamma r_1 + ... + gamma^(m-1) r_{m-1}."""
     next_obs: Observation
-    """The true successor of the last step; anything where that terminated."""
+    """The true successor of the last step, with arbitrary values if that step terminated."""
     terminated: Bool[Array, "*batch"]
-    """Of the last step."""
+    """Whether the last step terminated."""
     truncated: Bool[Array, "*batch"]
-    """Of the last step."""
+    """Whether the last step was cut off."""
     steps: Int[Array, "*batch"]
     weight: Float[Array, "*batch"] | None = None
-    """Of the example in the loss, where it was drawn by priority; None: 1."""
+    """Weight of the example in the loss if it was drawn by priority; None means 1."""
     legal: Bool[Array, "*batch A"] | None = None
     """The actions that could be taken at `obs`."""
     next_legal: Bool[Array, "*batch A"] | None = None
@@ -125,21 +135,21 @@ class NStep(NamedTuple):
 
     @property
     def discount(self) -> Float[Array, "*batch"]:
-        """1 - terminated: the return from `next_obs` counts gamma^m times it."""
+        """1 - terminated. The return from `next_obs` is multiplied by gamma^m times this."""
         return 1.0 - jnp.asarray(self.terminated, jnp.float32)
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """An environment is a pytree with these members; its leaves (physics, say) may vary, its treedef is static.
+    """A pytree with these members. Its leaves, such as physics, may vary; its treedef is static.
 
-    `step` resets by itself after a last step, and still gives the true successor as `TimeStep.next_obs`. Both flags may
-    be true at once; `terminated` then wins.
+    After the last step of an episode, `step` resets by itself and still returns the true successor
+    as `TimeStep.next_obs`. `terminated` and `truncated` may both be true; `terminated` then counts.
     """
 
     @property
     def name(self) -> str:
-        """What error messages, run directories and plots call it."""
+        """The name used in error messages, run directories and plots."""
 
     @property
     def observation_space(self) -> Box:
@@ -147,100 +157,123 @@ class Environment(Protocol):
 
     @property
     def action_space(self) -> Discrete | Box:
-        """The actions it takes."""
+        """The actions that the environment takes."""
 
     @property
     def max_episode_steps(self) -> Int[Array, ""] | int:
-        """No episode is longer than this; evaluation relies on it to end."""
+        """Upper bound on the length of an episode. Evaluations rely on it to end."""
 
     def reset(self, key: Key[Array, ""]) -> tuple[EnvState, Observation] | tuple[EnvState, Observation, Legal]:
-        """Begin an episode: (state, observation), and the mask of legal actions where time steps have one."""
+        """Begin an episode: (state, observation[, legal]).
+
+        `legal` is the mask of legal actions, if the environment has masks.
+        """
 
     def step(self, key: Key[Array, ""], state: EnvState, action: Array) -> tuple[EnvState, TimeStep]:
-        """Take one step, and reset after a last one."""
+        """Take one step, and reset after the last step of an episode."""
 
 
 class Metrics(NamedTuple):
-    """Means over the gradient steps between two evaluations (NaN where there was none), and the state at their end."""
+    """Metrics of the training between two evaluations.
+
+    Most are means over the gradient steps (NaN if there were none); some are measured at the end.
+    Learned units are those of rewards after scaling and normalisation.
+    """
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     """Global norm before clipping."""
     q: Float[Array, ""]
-    """Mean predicted return of the transitions in the batch, in the units that the network learns."""
+    """Mean predicted return of the batch's transitions, in learned units."""
     td_error: Float[Array, ""]
-    """Mean over the batch of |expected target - expected prediction|, in the same units."""
+    """Mean over the batch of |expected target - expected prediction|, in learned units."""
     epsilon: Float[Array, ""]
-    """Exploration: probability of a random action."""
+    """Probability of a random action in training."""
     replay_fill: Float[Array, ""] | None = None
-    """At the end: share of the replay that is filled; None where the algorithm has no replay."""
+    """Share of the replay that is filled at the end; None if the algorithm has no replay."""
     target_distance: Float[Array, ""] | None = None
-    """At the end: ||theta - theta^-|| / ||theta||; None where the algorithm has no target network."""
+    """||theta - theta^-|| / ||theta|| at the end; None if the algorithm has no target network."""
 
 
 class Record(NamedTuple):
-    """What a segment leaves behind: one evaluation, and the metrics of the training before it."""
+    """The output of a segment: one evaluation, and the metrics of the training before it."""
 
     env_step: Int[Array, ""]
-    """Environment steps taken so far, warm-up included."""
+    """Environment steps taken so far, including the warm-up."""
     lengths: Int[Array, "E"]
     returns: Float[Array, "E"]
     finite: Bool[Array, ""]
-    """No parameter is NaN or infinite."""
+    """Whether no parameter is NaN or infinite."""
     metrics: Metrics | None
-    """None where the config says `metrics: false`."""
+    """None if the config says `metrics: false`."""
     callback: PyTree = None
-    """What the agent's `eval_callback` returned; None without one."""
+    """What the agent's `eval_callback` returned; None without a callback."""
     signals: PyTree = None
     """A `quantilax.signals.Signals`; None unless the config says `signals: true`."""
     learned_returns: Float[Array, "E"] | None = None
-    """Discounted returns in the units that are learned; None unless these have bounds, `config.support`."""
+    """Discounted returns in learned units; None unless `config.support` bounds them."""
 
 
 EvalCallback: TypeAlias = Callable[["Algorithm", Environment, Config, State, Key[Array, ""]], PyTree]
-"""(algorithm, env, config, state, key) -> whatever is to stand in the curve, pure: it runs inside the program."""
+"""(algorithm, env, config, state, key) -> a pytree that is added to the curve. It must be pure,
+because it runs inside the compiled program."""
 
 
 class Algorithm(NamedTuple):
-    """An algorithm is a config and pure functions; `quantilax.train` composes them to a loop.
+    """A config class and pure functions, which `quantilax.train` combines into a training loop.
 
-    An iteration takes `steps_per_iteration` environment steps by `act`, shows them to `observe`, and ends with `update`.
+    An iteration takes `steps_per_iteration` environment steps with `act`, passes them to `observe`,
+    and ends with `update`.
 
-    The config class is a `quantilax.pytree.dataclass` with the fields of `quantilax.hyperparameters.Loop`, `gamma` and
-    `bootstrap_truncated`, the properties `warmup_steps` (environment steps that `init` takes), `steps_per_iteration` and
-    `gradient_steps` (of the whole run), and the methods `check()` (raises `ConfigError` for fields that contradict each
-    other), `derived()` (name -> figure, what follows from it) and `advice()` (lines on settings known to mislead).
+    The config class is a `quantilax.pytree.dataclass` with the fields of
+    `quantilax.hyperparameters.Loop`, `gamma` and `bootstrap_truncated`. Its properties are
 
-    The state class extends `quantilax.learning.rollout.State`; where it has a `replay` or `target_params`, their fill and
-    distance are measured.
+    - `warmup_steps`: environment steps that `init` takes,
+    - `steps_per_iteration`,
+    - `gradient_steps`: of the whole run,
+
+    and its methods are
+
+    - `check()`: raises `ConfigError` for fields that contradict each other,
+    - `derived()`: name -> a quantity that follows from the config,
+    - `advice()`: lines on settings known to mislead.
+
+    The state class extends `quantilax.learning.rollout.State`. If it has `replay` or
+    `target_params`, `Metrics.replay_fill` or `Metrics.target_distance` is measured.
     """
 
     name: str
     config: type
     init: Callable[[Environment, Config, Key[Array, ""]], State]
-    """Networks, replay, environments, warm-up included."""
+    """Creates networks, replay and environments, and runs the warm-up."""
     act: Callable[[Environment, Config, State], Policy]
-    """How training acts."""
+    """The policy that training acts with."""
     observe: Callable[[Config, State, Transition, Key[Array, ""]], State]
-    """(config, state, transitions, key) -> state: takes in what an iteration collected, leading axes (T, E)."""
+    """(config, state, transitions, key) -> state. It takes in the transitions of an iteration, with
+    leading axes (T, E)."""
     update: Callable[[Config, State, Key[Array, ""]], tuple[State, Metrics]]
     """The gradient steps of an iteration."""
     policy: Callable[[Environment, Config, State], Policy]
     """The policy that evaluation runs."""
     quantiles: Callable[[Config, State, Observation, Float[Array, "N"]], Float[Array, "N A"]] | None = None
-    """(config, state, observation, fractions) -> Z, for one observation; None: the algorithm is not distributional."""
+    """(config, state, observation, fractions) -> Z, for one observation; None if the algorithm is
+    not distributional."""
     signals: Any = None
-    """A `quantilax.signals.Learning`, what signals are measured with where the config's `signals` is true; None: they
-    cannot be."""
+    """A `quantilax.signals.Learning`, from which signals are measured if the config says `signals:
+    true`; None if the algorithm has no signals."""
 
 
 def no_action(space: Discrete | Box) -> Array:
-    """Return an action of zeros: its shape and dtype are those of every action of the space."""
+    """Return an action of zeros, with the shape and dtype of every action of the space."""
     return jnp.zeros((), jnp.int32) if isinstance(space, Discrete) else jnp.zeros(space.shape, space.number)
 
 
 def num_actions(env: Environment) -> int:
-    """Return the number of actions of an environment with discrete ones."""
+    """Return the number of actions of an environment.
+
+    Raises:
+        TypeError: the environment has continuous actions.
+    """
     space = env.action_space
     if not isinstance(space, Discrete):
         raise TypeError(f"{env.name} has continuous actions")
@@ -251,12 +284,12 @@ def as_key(key: Key[Array, ""] | Shaped[Array, "2"]) -> Key[Array, ""]:
     """Return a typed key for a typed key (`jax.random.key`) or a raw one (`jax.random.PRNGKey`).
 
     Raises:
-        TypeError: where `key` is neither; a batch of keys needs `jax.vmap`.
+        TypeError: `key` is neither; a batch of keys needs `jax.vmap`.
     """
     try:
         array = jnp.asarray(key)
         typed = jax.random.wrap_key_data(array) if array.dtype == jnp.uint32 else array
-    except (TypeError, ValueError):  # no array, or raw keys with another number of words
+    except (TypeError, ValueError):  # not an array, or raw keys with the wrong number of words
         typed = None
     if typed is None or not jnp.issubdtype(typed.dtype, jax.dtypes.prng_key):
         given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__

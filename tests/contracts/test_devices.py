@@ -55,6 +55,7 @@ for count in (4, 8):
 """
 
 
+@pytest.mark.validation
 def test_two_four_and_eight_devices_give_the_same_results_bit_for_bit(pytestconfig):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

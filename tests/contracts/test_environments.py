@@ -153,6 +153,22 @@ def test_an_unknown_name_is_refused_with_a_suggestion():
         envs.make("probe/bimodel")
 
 
+def test_environments_with_continuous_actions_are_known_and_never_suggested():
+    import gymnax
+
+    from quantilax.envs.gymnax import CONTINUOUS, names
+
+    downloads = {"MNISTBandit-bsuite"}
+    found = {name for name in set(names()) - downloads if isinstance(envs.make(name).action_space, Box)}
+    assert found == set(CONTINUOUS)
+    assert set(names()) >= found
+    for name in ("Pendulum-v2", "swimmer", "reacher-misc"):
+        with pytest.raises(ConfigError) as caught:
+            envs.make(name)
+        assert not any(one in str(caught.value) for one in CONTINUOUS)
+    assert gymnax.registered_envs
+
+
 class Own:
     """A user's environment: a plain class, no pytree."""
 

@@ -17,7 +17,7 @@ from quantilax import PQN, ConfigError, ConfigWarning, fractions, heads, train
 from quantilax.algorithms import pqn, values
 from quantilax.heads import HLGaussHead
 from quantilax.learning import rollout
-from tests.conftest import tiny
+from tests.conftest import each, tiny
 
 HEADS = {
     "scalar": {},
@@ -346,7 +346,7 @@ def test_the_gradient_does_not_flow_through_the_target(head):
     assert any(np.asarray(x).any() for x in jax.tree.leaves(of_params))
 
 
-@pytest.mark.parametrize("head", ["hl_gauss", *DISTRIBUTIONS])
+@pytest.mark.parametrize("head", each(["hl_gauss", *DISTRIBUTIONS], first=["quantile"]))
 def test_each_head_trains_measures_signals_and_consumes_its_keys_once(head):
     algo = with_head(head, signals=True)
     with jax.debug_key_reuse(True):
@@ -360,7 +360,7 @@ def test_each_head_trains_measures_signals_and_consumes_its_keys_once(head):
     assert all(moved)
 
 
-@pytest.mark.parametrize("head", DISTRIBUTIONS)
+@pytest.mark.parametrize("head", each(DISTRIBUTIONS, first=["categorical", "implicit_quantile"]))
 def test_quantiles_rise_with_their_fractions_and_their_mean_is_what_the_policy_maximises(head):
     algo = with_head(head, num_quantile_samples=2000)
     state = algo.init(jax.random.key(4))

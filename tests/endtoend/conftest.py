@@ -58,6 +58,28 @@ class Ended(NamedTuple):
         return [line for line in self.stderr.splitlines() if not line.startswith("Matplotlib is building")]
 
 
+OF_TINY_CONFIGS = (
+    "each row of the curve is a mean over",
+    "a weight can travel about",
+    ": the target is slow: ",
+    "the schedule is never seen",
+)
+"""What is said of every config that trains as little as those above."""
+
+
+def heard(stderr: str) -> str:
+    """Leave out the warnings that every config as tiny as those above gets."""
+    lines = stderr.splitlines(keepends=True)
+    return "".join(
+        line for line in lines if not (line.startswith("warning: ") and any(x in line for x in OF_TINY_CONFIGS))
+    )
+
+
+def ended(arguments: tuple[str, ...], status: int, stdout: str, stderr: str) -> Ended:
+    """Make an `Ended`."""
+    return Ended(arguments, status, stdout, heard(stderr))
+
+
 Call = Callable[..., Ended]
 
 
@@ -71,8 +93,8 @@ def process(cwd: Path, cache: Path, *arguments: str) -> Ended:
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "quantilax.cli", *arguments]
-    ended = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    return Ended(arguments, ended.returncode, ended.stdout, ended.stderr)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return ended(arguments, done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -100,7 +122,7 @@ def call(
         except SystemExit as end:
             status = int(end.code or 0)
         out, err = capsys.readouterr()
-        return Ended(arguments, status, out, err)
+        return ended(arguments, status, out, err)
 
     names = (
         "jax_compilation_cache_dir",

@@ -1,5 +1,6 @@
 """What the command line prints where it trains nothing: help, lists, resolved configs and warnings."""
 
+import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantilax import ALGORITHMS, pytree, runs
+from quantilax import ALGORITHMS, Study, pytree, runs
 from quantilax.host import console
 from tests.endtoend.conftest import Call, tree
 
@@ -60,6 +61,21 @@ def test_list_names_every_algorithm_and_environment_and_each_can_be_made(call: C
         assert make(name).name == name
 
 
+def test_list_prints_the_fields_of_an_algorithm_with_default_and_meaning(call: Call):
+    ended = call("list", "iqn")
+    assert (ended.status, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    starts = {line.split()[0] for line in lines if not line.startswith(" ")}
+    assert starts == {"field", *(f.name for f in dataclasses.fields(ALGORITHMS["iqn"].config))}
+    (risk,) = (line for line in lines if line.startswith("risk "))
+    assert risk.split()[1] == "neutral"
+    assert "distortion of the acting policy's fractions; one of " in risk
+    (sizes,) = (line for line in lines if line.startswith("torso_sizes "))
+    assert sizes.split()[1].startswith("[")
+    ended = call("list", "iqm")
+    assert ended.lines == ["error: unknown algorithm 'iqm'; did you mean 'iqn'?"]
+
+
 @pytest.mark.parametrize("file", ["tiny.yaml", "tiny_pqn.yaml"])
 def test_a_dry_run_prints_the_resolved_config_and_what_follows_and_writes_nothing(call: Call, tmp_path, file):
     call()  # whatever a first call of the process leaves behind
@@ -80,7 +96,7 @@ def test_a_dry_run_prints_the_resolved_config_and_what_follows_and_writes_nothin
     per_seed, total = (int(part.split()[0].replace(",", "")) for part in table["bytes_of_state"].split(", "))
     assert total == 3 * per_seed
     if name == "iqn":
-        # A transition: an observation of 6 variants, action and reward in 4 bytes each, two flags of 1 byte: 34 bytes.
+        # A transition: an observation of 6 cells, action and reward in 4 bytes each, two flags of 1 byte: 34 bytes.
         replay = int(table["bytes_of_replay"].split()[0].replace(",", ""))
         assert 1000 * 34 <= replay <= 1.1 * 1000 * 34
         assert per_seed > replay
@@ -118,6 +134,29 @@ def test_env_and_algorithm_can_be_overridden(call: Call, tmp_path):
     config, _ = resolved(ended.stdout)
     assert (config["x"]["algorithm"], config["x"]["env"]) == ("pqn", "probe/bimodal")
     assert "lambda_" in config["x"]
+
+
+def test_the_configs_that_come_with_quantilax_are_listed_printed_and_taken_by_their_names(call: Call, tmp_path):
+    ended = call("configs")
+    assert (ended.status, ended.stderr) == (0, "")
+    listed = dict(line.split(": ") for line in ended.stdout.splitlines())
+    there = {f"{path.parent.name}/{path.stem}": path for path in CONFIGS}
+    assert {name: sections.split(", ") for name, sections in listed.items()} == {
+        name: list(yaml.safe_load(path.read_text())) for name, path in there.items()
+    }
+    cartpole = there["gymnax/cartpole"].read_text()
+    assert call("configs", "gymnax/cartpole").stdout == call("configs", "gymnax/cartpole.yaml").stdout == cartpole
+    (tmp_path / "mine.yaml").write_text(cartpole)
+    dry = call("train", "gymnax/cartpole", "iqn", "--dry-run")
+    assert (dry.status, dry.stderr) == (0, "")
+    assert dry.stdout == call("train", "mine.yaml", "iqn", "--dry-run").stdout
+    ended = call("configs", "gymnax/cartpol")
+    assert ended.lines == ["error: no config 'gymnax/cartpol' comes with quantilax; did you mean 'gymnax/cartpole'?"]
+    (tmp_path / "gymnax").mkdir()
+    (tmp_path / "gymnax" / "cartpole").write_text("mine:\n  algorithm: pqn\n  env: CartPole-v1\n")
+    assert "algorithm: pqn" in call("train", "gymnax/cartpole", "--dry-run").stdout  # a file of that name comes first
+    (tmp_path / "s.yaml").write_text("base: {config: gymnax/acrobot, section: iqn}\nseeds: 1\n")
+    assert Study.load(tmp_path / "s.yaml").base.section.env == "Acrobot-v1"
 
 
 def test_numbers_that_yaml_reads_as_text_are_coerced(call: Call, tmp_path):
@@ -160,9 +199,12 @@ def test_every_section_in_configs_resolves_without_a_warning(call: Call, path, s
 def test_a_misleading_setting_gives_exactly_one_warning_with_the_remedy(call: Call, file, fields, words):
     ended = call("train", file, "--dry-run", *fields)
     assert ended.status == 0
-    (line,) = ended.lines
-    assert line.startswith(f"warning: {file}: ")
-    assert all(word in line for word in words), line
+    assert all(line.startswith(f"warning: {file}: ") for line in ended.lines)
+    (_,) = (line for line in ended.lines if all(word in line for word in words))
+    beyond = {("buffer_size=12",): "cannot hold one episode", ("target_update_freq=10", "polyak=0.99"): "the target"}
+    more = beyond.get(tuple(fields))  # these lie outside of a usual range besides
+    assert len(ended.lines) == 1 + (more is not None), ended.lines
+    assert more is None or any(more in line for line in ended.lines)
 
 
 def test_two_misleading_settings_give_a_warning_each(call: Call):
@@ -170,6 +212,14 @@ def test_two_misleading_settings_give_a_warning_each(call: Call):
     assert ended.status == 0
     assert len(ended.lines) == 2
     assert all(line.startswith("warning: ") for line in ended.lines)
+
+
+def test_train_says_at_once_what_lint_says_by_arithmetic(call: Call):
+    ended = call("train", "tiny.yaml", "--dry-run", "learning_rate=0.1")
+    assert ended.status == 0
+    assert ended.lines == [
+        "warning: tiny.yaml: iqn: learning_rate=0.1 is above 0.01, larger than any that is known to serve here; 1e-3 or less"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -44,14 +44,18 @@ def test_a_run_with_a_fault_is_diagnosed_by_a_process_of_its_own(call: Call, tmp
 
 def test_a_study_is_diagnosed_variant_by_variant(call: Call, tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY.replace("iqn}", "iqn, overrides: {signals: true}}"))
-    assert call("study", "study.yaml", "--out", "s", "--quiet", "--jobs", "1").status == 0
-    ended = call("diagnose", "s")
+    assert call("study", "study.yaml", "--out", "all/s", "--quiet", "--jobs", "1").status == 0
+    ended = call("diagnose", "all/s")
     assert ended.status == 0
     base, clipped = ended.stdout.split("variant clipped")
     assert base.startswith("variant base")
     assert "clipping" not in base
     assert "in sum: clipping named first in 2 of 2 seeds" in clipped
-    assert set(json.loads(call("diagnose", "s", "--json").stdout)) == {"base", "clipped"}
+    assert set(json.loads(call("diagnose", "all/s", "--json").stdout)) == {"base", "clipped"}
+
+    assert call("study", "all", "--compact").status == 0
+    assert not (tmp_path / "all" / "s").exists()
+    assert call("diagnose", "all/s").stdout == ended.stdout
 
 
 def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path):

@@ -84,7 +84,7 @@ def test_a_run_with_a_head_of_ones_own_is_refused_without_its_file(call: Call, t
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("none.py", None, "error: --import: none.py is no Python file; name one that ends with .py"),
+        ("none.py", None, "error: --import: none.py: no such file"),
         ("mine.txt", "x = 1", "error: --import: mine.txt is no Python file; name one that ends with .py"),
         ("json.py", "x = 1", "error: --import: json.py has the name of another module, json; rename the file"),
         ("broken.py", "x = 1\nx(\n", "error: broken.py: line 2: SyntaxError: '(' was never closed"),
@@ -94,6 +94,7 @@ def test_a_run_with_a_head_of_ones_own_is_refused_without_its_file(call: Call, t
             "error: fails.py: line 2: ZeroDivisionError: division",
         ),
         ("v2.mine.py", "x = 1", "error: --import: v2.mine.py is no Python file; name one that ends with .py and has"),
+        (".", None, "error: --import: . is no Python file; name one that ends with .py"),
         (".py", "x = 1", "error: --import: .py is no Python file; name one"),
         ("ends.py", "import sys\n\nsys.exit('no')\n", "error: ends.py: line 3: SystemExit: no; mend the file"),
         ("ends_well.py", "import sys\nsys.exit()\n", "error: ends_well.py: line 2: SystemExit: SystemExit; mend"),

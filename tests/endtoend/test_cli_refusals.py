@@ -43,7 +43,8 @@ def refusal(call: Call, tmp_path: Path):
     ("fields", "words"),
     [
         (["learning_rat=1"], "command line: unknown field 'learning_rat'; did you mean 'learning_rate'?"),
-        (["xyzzy=1"], "unknown field 'xyzzy'; known fields: acting_tau_sampling, activation, "),
+        (["xyzzy=1"], "command line: unknown field 'xyzzy'; the nearest fields are "),
+        (["xyzzy=1"], "; quantilax list ALGORITHM lists all"),
         (["learning_rate=fast"], "learning_rate: expected a number, got 'fast'"),
         (["learning_rate=true"], "learning_rate: expected a number, got True"),
         (["learning_rate="], "learning_rate: expected a number, got None"),
@@ -65,6 +66,8 @@ def refusal(call: Call, tmp_path: Path):
         (["risk=3"], "risk: expected text, got 3"),
         (["env=probe/corrido"], "unknown environment 'probe/corrido'; did you mean 'probe/corridor'?"),
         (["env=CartPole-v2"], "unknown environment 'CartPole-v2'; did you mean 'CartPole-v1'?"),
+        (["env=xyzzy"], "unknown environment 'xyzzy'; the nearest environments are "),
+        (["env=xyzzy"], "; quantilax list lists all; a class of your own is named module:Class"),
         (["env=Pendulum-v1"], "env: Pendulum-v1 has continuous actions and iqn needs discrete ones; choose another"),
         (["env=3"], "env: expected a name, got 3"),
         (["algorithm=iqm"], "unknown algorithm 'iqm'; did you mean 'iqn'?"),
@@ -175,7 +178,7 @@ def test_a_bad_file_is_refused_by_its_name_and_line(refusal, tmp_path, text, wor
 
 
 def test_a_missing_file_is_refused(refusal):
-    assert refusal("train", "nope.yaml").startswith("error: nope.yaml: no such file; configs lie under ")
+    assert refusal("train", "nope.yaml").startswith("error: nope.yaml: no such file; quantilax configs lists ")
 
 
 def test_a_directory_as_file_is_refused(refusal, tmp_path):

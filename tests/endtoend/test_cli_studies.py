@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 
 from quantilax import runs
 from quantilax.errors import ConfigError
+from quantilax.runs import provenance
 from quantilax.studies.store import Store
 from tests.endtoend.conftest import TINY, Call, Ended, process, tree
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, store
@@ -46,8 +48,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     study = process(root, cache, "study", "s.yaml", "--out", "s")
     report = process(root, cache, "report", "s")
     options = ("--variant", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
-    options += ("--benchmarks", "b.md")
-    return Done(root, study, report, process(root, cache, "recommend", "s", *options))
+    options += ("--benchmarks", "b.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_DIR", os.devnull)  # as an installed package, whatever changes this checkout has
+        return Done(root, study, report, process(root, cache, "recommend", "s", *options))
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let commands in this process find no checkout either."""
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
 
 
 def test_a_study_ends_with_its_table_and_says_how_to_get_a_report(done: Done):
@@ -75,7 +85,7 @@ def test_a_report_lies_beside_the_results(done: Done):
 def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Call, tmp_path):
     assert (done.recommend.status, done.recommend.stdout.splitlines()[-2:]) == (
         0,
-        ["written: section iqn_kept of tiny.yaml", "written: its row in b.md"],
+        ["written: section iqn_kept of tiny.yaml", "written: its record in b.yaml"],
     ), done.recommend
     text = (done.root / "tiny.yaml").read_text()
     assert text.startswith(TINY)
@@ -90,26 +100,26 @@ def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Cal
     assert (ended.status, ended.stderr) == (0, "")
 
 
-def test_a_validated_section_has_its_row_on_the_page(done: Done):
-    *_, row = (done.root / "b.md").read_text().splitlines()
-    variants = row.strip("| ").split(" | ")
-    assert variants[:4] == ["`tiny.yaml iqn_kept`", "`probe/corridor`", "300", "2: 3, 4"]
+def test_a_validated_section_has_its_record(done: Done):
+    (record,) = yaml.safe_load((done.root / "b.yaml").read_text())
+    assert (record["config"], record["section"]) == ("tiny.yaml", "iqn_kept")
+    assert (record["environment"], record["steps"], record["n"], record["seeds"]) == ("probe/corridor", 300, 2, "3, 4")
     summary = Store.open(done.root / "s" / "validation").summary().row(0, named=True)
-    assert variants[4].startswith(f"{summary['final_iqm']:.3f}")
-    assert variants[5] == f"{summary['final_min']:.3f}"
-    assert variants[-1].startswith(
-        "`quantilax recommend s --variant base --seeds 2 --write tiny.yaml --section iqn_kept"
+    assert record["return_at_end"].startswith(f"{summary['final_iqm']:.3f}")
+    assert record["lowest_at_end"] == f"{summary['final_min']:.3f}"
+    assert record["command"].startswith(
+        "quantilax recommend s --variant base --seeds 2 --write tiny.yaml --section iqn_kept"
     )
 
 
 def test_a_section_is_validated_by_the_file_of_a_study_that_has_nothing_to_choose(call: Call, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "one.yaml").write_text("base: {config: tiny.yaml, section: iqn}\nseeds: 1\n")
-    options = ("--seeds", "2", "--write", "tiny.yaml", "--benchmarks", "b.md", "--quiet")
+    options = ("--seeds", "2", "--write", "tiny.yaml", "--benchmarks", "b.yaml", "--quiet")
     ended = call("recommend", "one.yaml", "--out", "one", *options)
     assert (ended.status, ended.stdout.splitlines()[0]) == (0, "base: the study has no other variant"), ended
     assert "held-out seeds 1, 2 (n = 2)" in (tmp_path / "tiny.yaml").read_text()
-    assert "`tiny.yaml iqn`" in (tmp_path / "b.md").read_text()
+    assert "config: tiny.yaml\n  section: iqn\n" in (tmp_path / "b.yaml").read_text()
     assert Store.open(tmp_path / "one").records().is_empty()
     report = call("report", "one")
     assert report.status == 0, report
@@ -134,12 +144,22 @@ def test_what_was_begun_gets_as_many_devices_as_it_was_begun_with(call: Call, tm
 def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_nothing(call: Call, tmp_path, monkeypatch):
     store(tmp_path / "s", {"base": [NEVER] * 6, "fast": [GOOD] * 6})  # of curves that training does not give
     (tmp_path / "x.yaml").write_text(TINY)
-    ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--benchmarks", "b.md", "--quiet")
+    ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--benchmarks", "b.yaml", "--quiet")
     assert ended.status == 1
     assert ended.stderr.startswith("held-out seeds 6, 7 contradict: it is not ahead of “base” there")
     assert ended.stderr.endswith("; nothing is written\n")
     assert (tmp_path / "x.yaml").read_text() == TINY
-    assert not (tmp_path / "b.md").exists()
+    assert not (tmp_path / "b.yaml").exists()
+
+
+def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp_path, monkeypatch):
+    store(tmp_path / "s", {"base": [NEVER] * 6, "fast": [GOOD] * 6})
+    monkeypatch.setattr(provenance, "changes", lambda: ["src/quantilax/train.py"])
+    before = tree(tmp_path)
+    ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--benchmarks", "b.yaml", "--quiet")
+    assert ended.status == 2
+    assert ended.stderr.startswith(f"error: {tmp_path}: src/quantilax/train.py: not committed; commit first")
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -166,7 +186,7 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
             ["recommend", "s", "--write", "flow.yaml"],
             "error: flow.yaml: section 'iqn' cannot be put in without changing the",
         ),
-        (["recommend", "s", "--benchmarks", "b.md"], "error: --benchmarks: a row tells of a section that is written"),
+        (["recommend", "s", "--benchmarks", "b.yaml"], "error: --benchmarks: a record is of a section that is written"),
         (
             ["recommend", "s", "--write", "x.yaml", "--benchmarks", "s"],
             "error: s: cannot be read: Is a directory; choose another --benchmarks",

@@ -48,6 +48,19 @@ def test_a_dry_run_tells_variants_groups_time_and_memory_and_leaves_nothing(call
     assert tree(tmp_path) == before
 
 
+def test_a_study_says_at_once_which_variants_have_settings_that_mislead(call: Call, tmp_path):
+    variants = (
+        "{named: {fast: {learning_rate: 0.1}, faster: {learning_rate: 0.2}, both: {learning_rate: 0.1, gamma: 0.5}}}"
+    )
+    (tmp_path / "s.yaml").write_text(f"base: {{config: tiny.yaml}}\nvariants: {variants}\nseeds: 1\n")
+    ended = call("study", "s.yaml", "--dry-run", "--jobs", "1")
+    told = "is above 0.01, larger than any that is known to serve here; 1e-3 or less"
+    assert ended.lines == [
+        f"warning: 2 of 4 variants, 'fast' the first: learning_rate=0.1 {told}",
+        f"warning: variant 'faster': learning_rate=0.2 {told}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [

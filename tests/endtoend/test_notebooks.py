@@ -16,7 +16,7 @@ import sys
 import nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
 nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
-print(sum(len(variant.get("outputs", ())) for variant in notebook.variants))
+print(sum(len(cell.get("outputs", ())) for cell in notebook.cells))
 """
 
 
@@ -47,5 +47,5 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, pytestconfig):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_without_outputs(path):
-    variants = [variant for variant in json.loads(path.read_text())["variants"] if variant["variant_type"] == "code"]
-    assert all(variant["outputs"] == [] and variant["execution_count"] is None for variant in variants)
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)

@@ -39,7 +39,7 @@ from quantilax.studies.store import Store
 from tests.manifests import content_of, write_manifest
 
 from ..conftest import each
-from .conftest import TINY, Call, Ended, process, tree
+from .conftest import TINY, Call, Ended, ended, heard, process, tree
 
 SHORT = TINY.replace("total_timesteps: 300", "total_timesteps: 440").replace("eval_freq: 100", "eval_freq: 40")
 """Eleven segments, at steps 40, 80, ..., 440."""
@@ -86,7 +86,7 @@ class Life:
 
     @property
     def stderr(self) -> str:
-        return self.streams[1].read_text()
+        return heard(self.streams[1].read_text())
 
     def poll(self) -> int | None:
         """The exit status (-9 for SIGKILL), or None while it lives."""
@@ -117,7 +117,7 @@ class Life:
         while self.server.drains:
             self.server.drains.pop().wait(10)
         told = (stream.read_text() if stream.is_file() else "" for stream in self.streams)  # /dev/full has no end
-        return Ended(self.arguments, int(self.status), *told)
+        return ended(self.arguments, int(self.status), *told)
 
     def kill(self) -> None:
         """Kill it with -9 and wait for its end."""
@@ -341,7 +341,7 @@ def kill_at_any_moment(life: Life, run: Path, rng: random.Random) -> None:
     life.kill()
 
 
-@pytest.mark.parametrize("times", each([8, 20], [8]))
+@pytest.mark.parametrize("times", each([8, 20], []))
 def test_a_run_killed_many_times_ends_as_the_uninterrupted_one(times, server, here):
     run, rng = here / "run", random.Random(0)
     ways = [kill_during_a_save, kill_after_a_save, kill_during_a_save, kill_at_any_moment] * (times // 4)
@@ -371,6 +371,7 @@ def test_a_run_killed_many_times_ends_as_the_uninterrupted_one(times, server, he
     assert_same_end(run, here / "expected")
 
 
+@pytest.mark.validation
 def test_a_run_of_processes_begun_from_a_shell_is_resumed_alike(server, whole, here):
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run")
     life.until(lambda: len(checkpoints.steps(root(here / "run"))) >= 2)
@@ -380,6 +381,7 @@ def test_a_run_of_processes_begun_from_a_shell_is_resumed_alike(server, whole, h
     assert_same_end(here / "run", whole)
 
 
+@pytest.mark.validation
 def test_a_run_killed_after_its_last_checkpoint_is_brought_to_its_end_by_resume(server, whole, here):
     run = here / "run"
     shutil.copytree(whole, run)
@@ -434,6 +436,7 @@ def test_a_disk_that_is_full_from_some_step_on_ends_no_run_and_costs_nothing_aft
     assert_same_end(run, whole)
 
 
+@pytest.mark.validation
 def test_a_disk_that_is_full_from_the_beginning_costs_nothing_after_making_room(server, whole, here):
     ended = server.run(here, "train", "short.yaml", *SEEDS, "--out", "run", file_size=6_000)
     assert_told_once_each_and_in_the_end(ended, Path("run"), "the beginning")
@@ -482,6 +485,7 @@ def fill(file: Path) -> None:
                 pass
 
 
+@pytest.mark.validation
 def test_a_small_disk_that_runs_full_meanwhile_ends_no_run(server, whole, here):
     disk = here / "disk"
     disk.mkdir()
@@ -863,9 +867,7 @@ def test_a_run_whose_loss_is_not_finite_fails_in_one_line_and_keeps_its_checkpoi
 # 10. Signals
 
 
-@pytest.mark.parametrize(
-    ("number", "out"), [(signal.SIGINT, "run"), (signal.SIGTERM, "run"), (signal.SIGINT, "a run's directory")]
-)
+@pytest.mark.parametrize(("number", "out"), [(signal.SIGTERM, "run"), (signal.SIGINT, "a run's directory")])
 def test_a_signal_lets_the_segment_end_saves_it_and_the_command_told_goes_on(server, whole, here, number, out):
     run = here / out
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", out)
@@ -930,6 +932,7 @@ def init(**_):
 """
 
 
+@pytest.mark.validation
 def test_a_logger_that_hangs_is_waited_for_when_all_is_written_until_ctrl_c(server, whole, here):
     (here / "wandb.py").write_text(HANGING)
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
@@ -944,6 +947,7 @@ def test_a_logger_that_hangs_is_waited_for_when_all_is_written_until_ctrl_c(serv
     assert warning.startswith("warning: wandb is not done and no longer waited for")
 
 
+@pytest.mark.validation
 def test_a_stopped_run_says_so_before_it_waits_for_a_logger_that_hangs(server, whole, here):
     (here / "wandb.py").write_text(HANGING)
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
@@ -1017,6 +1021,7 @@ def test_a_finished_run_resumed_stays_as_it_is(finished, tmp_path, call):
     assert tree(run) == before
 
 
+@pytest.mark.validation
 def test_an_extension_that_was_killed_and_resumed_ends_as_one_that_was_not(server, whole, here):
     extend = ("--total-timesteps", "700")
     for name in ("one", "other"):
@@ -1057,6 +1062,7 @@ def test_a_save_that_fails_without_a_word_neither_hangs_nor_ends_the_run(stopped
     assert one.unsaved_reason
 
 
+@pytest.mark.validation
 def test_a_standard_error_that_is_full_ends_no_run(server, whole, here):
     command = ("train", "short.yaml", *SEEDS, "--out")
     loud, quiet = (
@@ -1068,6 +1074,7 @@ def test_a_standard_error_that_is_full_ends_no_run(server, whole, here):
         assert_same_end(here / name, whole)
 
 
+@pytest.mark.validation
 def test_a_standard_error_that_is_closed_ends_no_run_and_no_refusal(here):
     def closed(*arguments):
         command = [sys.executable, "-m", "quantilax.cli", *arguments]
@@ -1150,7 +1157,7 @@ def test_a_hyperparameter_that_came_after_a_run_stood_at_its_default(stopped):
 
 def test_an_environment_of_other_parameters_is_asked_for_again(tmp_path, call):
     agent = runs.load_section(config_of(tmp_path)).create()
-    longer = dataclasses.replace(agent.env, variants=8)
+    longer = dataclasses.replace(agent.env, cells=8)
     agent = dataclasses.replace(agent, env=longer)
     runs.run(agent, tmp_path / "run", callback=lambda state, record: True, quiet=True)
     for command in ("resume", "evaluate"):

@@ -6,8 +6,13 @@ import pytest
 
 from quantilax import IQN, PQN
 
+REPEATED = pytest.mark.validation
 
-@pytest.mark.parametrize("variant", [{}, {"n_step": 3}, {"munchausen": True}])
+
+@pytest.mark.parametrize(
+    "variant",
+    [{}, pytest.param({"n_step": 3}, marks=REPEATED), pytest.param({"munchausen": True}, marks=REPEATED)],
+)
 def test_iqn_solves_the_corridor(variant):
     algo = IQN.create(
         env="probe/corridor", total_timesteps=8_000, eval_freq=2_000, fill_buffer=500, eval_episodes=16, gamma=0.9,
@@ -19,7 +24,10 @@ def test_iqn_solves_the_corridor(variant):
     assert (np.asarray(lengths[-1]) == 6).all()  # the shortest way
 
 
-@pytest.mark.parametrize("head", [{}, {"head": "hl_gauss", "num_atoms": 21, "v_min": 0.0, "v_max": 1.0}])
+@pytest.mark.parametrize(
+    "head",
+    [{}, pytest.param({"head": "hl_gauss", "num_atoms": 21, "v_min": 0.0, "v_max": 1.0}, marks=REPEATED)],
+)
 def test_pqn_solves_the_corridor(head):
     algo = PQN.create(
         env="probe/corridor", total_timesteps=16_384, eval_freq=4_096, eval_episodes=16, num_envs=8, num_steps=32,

@@ -1,6 +1,6 @@
 """A small part of the validation of docs/diagnosis.md: faults in runs that otherwise learn, and what is named first.
 
-Seeds 200 and 201 took part neither in setting the ranges nor in the confusion matrix; cells of one treedef are one program.
+Seeds 200 and 201 took part neither in setting the ranges nor in the confusion matrix; variants of one treedef are one program.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ SEEDS = [200, 201]
 
 @pytest.fixture(scope="module")
 def faults() -> Any:
-    """The cells of the validation."""
+    """The variants of the validation."""
     spec = importlib.util.spec_from_file_location("faults", FAULTS)
     module = importlib.util.module_from_spec(spec)
     sys.modules["faults"] = module
@@ -37,8 +37,8 @@ def faults() -> Any:
 
 @pytest.fixture(scope="module")
 def named(faults) -> dict[str, list[str]]:
-    """First cause of each seed, by cell: of the healthy base and of every fault."""
-    agents = {cell.name: cell.agent() for cell in faults.CELLS if cell.name == "base" or cell in faults.FAULTS}
+    """First cause of each seed, by variant: of the healthy base and of every fault."""
+    agents = {v.name: v.agent() for v in faults.VARIANTS if v.name == "base" or v in faults.FAULTS}
     groups = defaultdict(dict)
     for name, agent in agents.items():
         groups[jax.tree.structure(agent.arguments()[1:])][name] = agent

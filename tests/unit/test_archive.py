@@ -9,7 +9,7 @@ from polars.testing import assert_frame_equal
 from quantilax.errors import ConfigError, RunError
 from quantilax.studies import archive
 from quantilax.studies import store as stores
-from quantilax.studies.store import Store
+from quantilax.studies.store import Failure, Store
 from tests.studies import GOOD, LATE, store
 
 
@@ -47,19 +47,29 @@ def test_a_study_in_two_files_says_what_it_said(several):
 
 
 def test_an_archive_gives_each_study_by_the_path_that_it_had_and_can_be_unpacked(several):
+    Store.open(several / "one").failed(Failure("slow", "out of memory"))
     before = {name: (Store.open(several / name).facts, Store.open(several / name).records()) for name in NAMES}
     assert archive.compact(several) == [several / name for name in NAMES]
     assert files(several) == ["README.md", "records.parquet", "studies.json"]
     for name, (facts, records) in before.items():
         packed = Store.open(several / name)
         assert_frame_equal(packed.records(), records)
-        assert {**packed.facts, "columns": None} == {**facts, "columns": None}
+        assert packed.facts.items() >= facts.items()
         assert_frame_equal(packed.summary(), Store.find(several / name).summary())
+    assert Store.open(several / "one").failures() == [Failure("slow", "out of memory")]
     archive.unpack(several)
     assert "studies.json" not in files(several)
+    assert Store.open(several / "one").failures() == [Failure("slow", "out of memory")]
     for name, (facts, records) in before.items():
         assert Store.open(several / name).facts == facts
         assert_frame_equal(Store.open(several / name).records(), records)
+
+
+def test_a_study_is_opened_by_a_path_that_is_text_in_its_directory_and_in_an_archive(several):
+    path, records = str(several / "one"), Store.open(several / "one").records()
+    assert_frame_equal(Store.open(path).records(), records)
+    archive.compact(several)
+    assert_frame_equal(Store.open(path).records(), records)
 
 
 def test_a_study_of_an_archive_is_not_written_to(several):

@@ -1,6 +1,7 @@
 """The writer's thread and what a user is told: neither can end a run, or make it wait for ever."""
 
 import io
+import re
 import sys
 import threading
 
@@ -82,6 +83,30 @@ def test_what_is_told_stands_as_it_is(make, capsys):
         progress.say("runs/[bold]x[/bold] is gone on with")
         progress.warn("[/] is odd")
     assert capsys.readouterr().err.splitlines() == ["runs/[bold]x[/bold] is gone on with", "warning: [/] is odd"]
+
+
+def test_without_a_bar_lines_come_at_a_sane_pace_the_first_and_the_last_always(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    log = console.Log(console.console())
+    log.say("compiling")
+    for step in range(25):  # one a second
+        log.progress(f"step {step}")
+        now[0] += 1
+    log.end()
+    log.end()
+    times, lines = zip(*(line.split(" ", 1) for line in capsys.readouterr().err.splitlines()), strict=True)
+    assert lines == ("compiling", "step 0", "step 10", "step 20", "step 24")
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", time) for time in times)
+
+
+def test_without_a_bar_compiling_is_told_at_once(capsys):
+    with RunProgress(100) as progress:
+        progress.compiling()
+        assert capsys.readouterr().err.endswith(" compiling\n")
+    with RunProgress(100, quiet=True) as progress:
+        progress.compiling()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_lossy_stream_is_the_stream_in_all_else(capsys):

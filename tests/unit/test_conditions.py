@@ -48,7 +48,8 @@ def test_source_that_computes_counts_and_source_that_handles_runs_does_not(packa
     assert (identity.code(algo) != before) == counts
 
 
-def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("function", ["act", "update"])
+def test_the_file_of_an_algorithm_of_ones_own_counts(function, tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text("def update(config, state, key): ...\n")
     spec = importlib.util.spec_from_file_location("mine_for_a_digest", file)
@@ -56,7 +57,7 @@ def test_the_file_of_an_algorithm_of_ones_own_counts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     algo = tiny("iqn")
-    mine = create(algo.algorithm._replace(update=module.update), algo.env, TINY["iqn"])
+    mine = create(algo.algorithm._replace(**{function: module.update}), algo.env, TINY["iqn"])
     without, before = identity.code(algo), identity.code(mine)
     file.write_text("def update(config, state, key): return state\n")
     assert before not in (without, identity.code(mine))

@@ -27,14 +27,14 @@ def relative(path: Path) -> str:
 
 
 def rows(page: Path) -> dict[str, list[str]]:
-    """Variants of every table row of a page whose first variant is a name in code, by that name."""
-    variants = (
+    """Cells of every table row of a page whose first cell is a name in code, by that name."""
+    cells = (
         [c.strip() for c in line.strip("|").split(" | ")] for line in page.read_text().splitlines() if "| `" in line
     )
-    return {first.strip("` "): rest for first, *rest in variants if re.fullmatch(r"`\w+`", first)}
+    return {first.strip("` "): rest for first, *rest in cells if re.fullmatch(r"`\w+`", first)}
 
 
-def test_the_tables_of_hyperparameters_are_what_the_configs_say():
+def test_the_tables_are_what_the_configs_and_the_data_of_benchmarks_say():
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "tables.py"), "--check"], capture_output=True, text=True
     )
@@ -60,11 +60,11 @@ def test_the_page_of_q_learning_tells_what_goes_with_what():
     page = (DOCS / "algorithms" / "q_learning.md").read_text()
     section = page.partition("### What goes with what\n")[2].partition("\n## ")[0]
     top, _, *lines = [
-        [variant.strip() for variant in line.strip("|").split("|")]
+        [cell.strip() for cell in line.strip("|").split("|")]
         for line in section.partition("\n\n`double`")[0].strip().splitlines()
     ]
     assert top == ["", *(f"`{head}`" for head in HEADS)]
-    told = {row: [{"yes": True, "no": False}[variant] for variant in variants] for row, *variants in lines}
+    told = {row: [{"yes": True, "no": False}[cell] for cell in cells] for row, *cells in lines}
     assert told == {
         "Q-learning": [is_accepted("q_learning", head=head) for head in HEADS],
         "Q-learning with `munchausen`": [is_accepted("q_learning", head=head, munchausen=True) for head in HEADS],

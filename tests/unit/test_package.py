@@ -161,8 +161,10 @@ assert plt.subplots is pong.plt.subplots
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_types_are_shipped():
+def test_types_and_configs_are_shipped():
     assert (SOURCE / "py.typed").exists()
+    wheel = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"configs": "quantilax/configs"}  # where `quantilax.runs.configs` looks first
 
 
 def test_on_windows_the_command_line_says_what_it_needs(monkeypatch, capsys):

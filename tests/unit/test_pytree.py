@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float
 
 from quantilax import ALGORITHMS, pytree
-from quantilax.errors import ConfigError
+from quantilax.errors import ConfigError, did_you_mean
 from quantilax.hyperparameters import default
 
 DQN, C51, QRDQN, IQN, FQF, QLEARNING, PQN = (algorithm.config for algorithm in ALGORITHMS.values())
@@ -395,11 +395,16 @@ def test_an_unknown_field_is_refused_with_a_suggestion():
     assert str(caught.value) == "unknown field 'learning_rat'; did you mean 'learning_rate'?"
 
 
-def test_an_unknown_field_like_no_other_is_refused_with_all_there_is():
-    with pytest.raises(ConfigError, match=r"^unknown field 'xyzzy'; known fields: ") as caught:
+def test_an_unknown_field_like_no_other_is_refused_with_the_three_nearest_and_the_command_that_lists_all():
+    with pytest.raises(ConfigError, match=r"^unknown field 'xyzzy'; the nearest fields are ") as caught:
         pytree.from_dict(IQN, {"xyzzy": 1})
-    for f in dataclasses.fields(IQN):
-        assert f.name in str(caught.value)
+    nearest, command = str(caught.value).split(" are ")[1].split("; ")
+    assert len(set(nearest.split(", ")) & {f.name for f in dataclasses.fields(IQN)}) == 3
+    assert command == "quantilax list ALGORITHM lists all"
+
+
+def test_an_unknown_name_of_few_is_refused_with_all_there_are():
+    assert did_you_mean("x", ["one", "two"], "numbers") == "; known numbers: one, two"
 
 
 def test_replace_refuses_an_unknown_field_too():

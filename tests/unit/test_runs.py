@@ -1,6 +1,8 @@
 """Runs from Python: callbacks, loading, evaluating, extending, and what is refused; the command line has its own tests."""
 
+import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -43,6 +45,51 @@ def finished(tmp_path_factory) -> Path:
     result = quantilax.run(tiny("iqn"), path, seeds=[3, 5], quiet=True)
     assert (result.path, result.status, result.env_step) == (path, "finished", 240)
     return path
+
+
+class KilledError(BaseException):
+    """Stands for the death of the process: nothing that handles errors may handle it."""
+
+
+def survives(agent, path: Path, fault: int) -> bool:
+    """Begin or resume a run in a process that dies at the so-manieth rename or flush; say whether there was none."""
+    calls, dead = itertools.count(), threading.Event()
+
+    def mortal(real):
+        def call(*args, **kwargs):
+            if dead.is_set() or next(calls) == fault:
+                dead.set()
+                raise KilledError
+            return real(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("fsync", "replace", "rename"):
+            patched.setattr(os, name, mortal(getattr(os, name)))
+        patched.setattr(threading, "excepthook", lambda *_: None)
+        try:
+            if (path / "run.json").exists():
+                quantilax.resume(path, quiet=True)
+            else:
+                quantilax.run(agent, path, seeds=[3, 5], quiet=True)
+        except (KilledError, RunError):
+            assert dead.is_set()
+    return not dead.is_set()
+
+
+@pytest.mark.parametrize("every", each([7, 1], first=[7]))
+def test_a_run_that_dies_at_any_rename_or_flush_is_gone_on_with_to_the_same_end(every, finished, tmp_path):
+    agent, faults = tiny("iqn"), 0
+    for fault in itertools.count(0, every):
+        path = tmp_path / str(fault)
+        if survives(agent, path, fault):
+            break
+        faults += 1
+        assert survives(agent, path, -1)
+        assert_same_end(path, finished)
+        assert RunDirectory.open(path).status == "finished"
+    assert faults >= 40 // every
 
 
 def test_what_two_threads_note_in_run_json_at_once_is_all_there(tmp_path, monkeypatch):
@@ -373,12 +420,15 @@ def test_what_an_eval_callback_returns_stands_in_the_tables_and_the_checkpoints(
 
 
 def test_an_environment_of_ones_own_is_given_again(tmp_path):
-    agent = tiny("pqn", env=Own())
+    class Local(Own):
+        """Which no name stands for."""
+
+    agent = tiny("pqn", env=Local())
     quantilax.run(agent, tmp_path / "run", callback=lambda s, r: True, quiet=True)
-    with pytest.raises(ConfigError, match="unknown environment 'own'"):
+    with pytest.raises(ConfigError, match="was trained in 'own', which no name makes here; pass env= from Python"):
         quantilax.resume(tmp_path / "run", quiet=True)
-    assert quantilax.resume(tmp_path / "run", env=Own(), quiet=True).status == "finished"
-    algo, state, _ = quantilax.load(tmp_path / "run", env=Own())
+    assert quantilax.resume(tmp_path / "run", env=Local(), quiet=True).status == "finished"
+    algo, state, _ = quantilax.load(tmp_path / "run", env=Local())
     assert algo.evaluate(state, jax.random.key(0), 3)[0].tolist() == [5, 5, 5]
 
 

@@ -14,7 +14,7 @@ from quantilax.host import strict_yaml
 from quantilax.reports import choice, recommend, sections
 from quantilax.reports import pages as report
 from quantilax.reports.results import Results
-from quantilax.runs import load_section
+from quantilax.runs import load_section, provenance
 from quantilax.studies import start
 from quantilax.studies.definition import plain
 from quantilax.studies.store import Store
@@ -23,6 +23,13 @@ from tests.studies import FALLS, GOOD, LATE, NEVER, START, store, write
 
 SLOW = (10.0, 20.0, 480.0, 500.0)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path, monkeypatch):
+    """A directory in the place of quantilax's checkout, without git: as an installed package."""
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
@@ -292,6 +299,65 @@ def test_a_score_says_falls_and_leaves_out_what_a_study_without_threshold_has_no
     assert "solved" not in told
 
 
+# The commit
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["src/a.py"], ": src/a.py: not committed; commit first"),
+        (["x.yaml", "b.yaml", "a", "b", "c", "d"], ": a, b, c and 1 more: not committed; commit first"),
+        (["configs/x.yaml"], ": configs/x.yaml: not committed"),
+    ],
+)
+def test_with_uncommitted_changes_nothing_is_run_or_written(found, checkout, monkeypatch, changes, words):
+    monkeypatch.setattr(start, "run", lambda *_, **__: pytest.fail("it runs"))
+    monkeypatch.setattr(provenance, "changes", lambda: changes)
+    with pytest.raises(ConfigError, match=re.escape(f"{checkout}{words}")):
+        recommend.recommend(found, write=checkout / "x.yaml", benchmarks=checkout / "b.yaml")
+    assert not (checkout / "x.yaml").exists()
+
+
+def test_changes_to_the_files_that_are_written_do_not_count(found, checkout, monkeypatch):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    monkeypatch.setattr(provenance, "changes", lambda: ["b.yaml", "x.yaml"])
+    monkeypatch.setitem(START, "commit", "abc+")
+    monkeypatch.setitem(START, "uncommitted", ["b.yaml", "x.yaml"])
+    (checkout / "link.yaml").symlink_to("x.yaml")
+    told = recommend.recommend(found, write=checkout / "link.yaml", benchmarks=checkout / "b.yaml", seeds=8)
+    assert told.edited is not None
+    assert "Commit abc, " in (checkout / "x.yaml").read_text()
+    assert "commits: [abc]" in (checkout / "b.yaml").read_text()
+
+
+def test_a_validation_that_writes_nothing_may_have_changes(found, monkeypatch):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    monkeypatch.setattr(provenance, "changes", lambda: ["src/a.py"])
+    assert recommend.recommend(found, seeds=8).judgement.holds
+
+
+@pytest.mark.parametrize("says", [{}, {"uncommitted": ["src/a.py"]}, {"uncommitted": ["src/a.py", "x.yaml"]}])
+def test_held_out_runs_of_uncommitted_code_are_not_written(found, checkout, monkeypatch, says):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    with monkeypatch.context() as patch:
+        for name, value in {"commit": "abc+", **says}.items():
+            patch.setitem(START, name, value)
+        recommend.recommend(found, seeds=8)
+    monkeypatch.setattr(start, "run", lambda *_, **__: pytest.fail("it runs"))
+    with pytest.raises(ConfigError, match=r"validation: has runs of 2026-11-22 at commit abc\+, with changes"):
+        recommend.recommend(found, write=checkout / "x.yaml", seeds=9)
+    assert not (checkout / "x.yaml").exists()
+
+
+def test_held_out_runs_that_began_when_something_was_changed_meanwhile_are_not_written(found, checkout, monkeypatch):
+    validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
+    monkeypatch.setitem(START, "commit", "abc+")
+    monkeypatch.setitem(START, "uncommitted", ["src/a.py"])
+    with pytest.raises(ConfigError, match=r"at commit abc\+, with changes"):
+        recommend.recommend(found, write=checkout / "x.yaml", seeds=8)
+    assert not (checkout / "x.yaml").exists()
+
+
 # The file
 
 TEXT = """\
@@ -332,6 +398,17 @@ def test_only_the_values_that_differ_are_replaced(tmp_path):
     assert edited.text == expected.replace("iqn:   #", "#: Recommended by quantilax: why\niqn:   #")
     assert set(edited.changed) == {"learning_rate", "torso_sizes", "double"}
     assert set(edited.commented) == {"learning_rate", "torso_sizes"}
+
+
+def test_however_a_section_is_laid_out_its_other_lines_stay(tmp_path):
+    text = (
+        "iqn:\n    env:    'probe/corridor'\n    double: True\n    # two\n\n    torso_sizes: [8,8]\n"
+        "    head_sizes:\n    -   8\n    gamma:  0.90   # here\n# above\n\niqn_other: {env:  probe/corridor}\n"
+    )
+    fields = target(text, tmp_path, gamma=0.5, kappa=0.25)
+    edited = sections.put(text, Path("x.yaml"), "iqn", fields, ["why"]).text
+    expected = text.replace("gamma:  0.90   # here\n", "gamma: 0.5   # here\n    kappa: 0.25\n")
+    assert edited == "#: Recommended by quantilax: why\n" + expected
 
 
 def test_the_last_section_is_edited_before_the_end_of_the_file(tmp_path):

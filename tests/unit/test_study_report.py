@@ -11,14 +11,14 @@ from quantilax import statistics
 from quantilax.checks.rules import healthy
 from quantilax.reports import choice, figures, formats
 from quantilax.reports import pages as report
-from quantilax.reports.results import Results, smallest_p, verdict_of
+from quantilax.reports.results import Results, seeds_needed, smallest_p, verdict_of
 from quantilax.reports.verdict import verdict
 from quantilax.studies import definition, start
 from quantilax.studies.store import Failure, Store
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, START, store, write
 from tests.unit.test_diagnosis import frame
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 SELF_CLOSED = {"path", "circle", "rect"}
 
 
@@ -191,8 +191,71 @@ def test_too_few_seeds_to_show_anything_are_said_to_be_too_few(tmp_path):
     curves = {"base": [GOOD] * 3, "low": [NEVER] * 3}
     said = verdict(Results.read(store(tmp_path / "s", curves, seeds=3)))
     assert any("With so few seeds no difference could have shown: the smallest" in line for line in said.caveats)
-    assert any("is 0.1;" in line for line in said.caveats)
+    assert any("is 0.1; it takes 4 seeds per variant or more (--seeds 4 --resume)." in line for line in said.caveats)
     assert any("fewer than 10 seeds" in line for line in said.caveats)
+
+
+@pytest.mark.parametrize(("comparisons", "seeds"), [(1, 4), (2, 5), (6, 5), (7, 6)])
+def test_the_seeds_needed_are_the_fewest_that_can_show_a_difference(comparisons, seeds):
+    # 2 / C(2n, n): 0.029 of 4 seeds, 0.0079 of 5 (6 comparisons of it are 0.048), 0.0022 of 6
+    assert seeds_needed(comparisons) == seeds
+
+
+def test_nothing_is_recommended_where_no_difference_could_have_shown(tmp_path):
+    few = report.report(store(tmp_path / "few", {"base": [GOOD] * 3, "low": [NEVER] * 3}, seeds=3))
+    told = (
+        "With so few seeds no difference between the variants could have shown. It takes at least 4 seeds per variant"
+    )
+    for text in (few.page, few.twin):
+        assert told in text
+        assert "No recommendation" in text
+        assert "Recommended section" not in text
+        assert "algorithm: iqn" not in text
+    enough = report.report(store(tmp_path / "enough", {"base": [GOOD] * 4, "low": [NEVER] * 4}, seeds=4))
+    assert "Recommended section" in enough.page
+    assert "Recommended section" in enough.twin
+
+
+def test_an_interval_that_says_nothing_is_left_out(tmp_path):
+    there = Results.read(store(tmp_path / "s", {"base": [NEVER, GOOD, NEVER], "other": [GOOD] * 3}, seeds=3))
+    base, other = (formats.with_interval(row, "solved_for_good_median", formats.steps) for row in there.rows)
+    assert (base.text, base.detail) == ("never", "")  # not: 0 to never
+    assert (other.text, other.detail) == ("100", "")
+
+
+def test_a_configuration_tells_the_bases_value_and_its_own(tmp_path):
+    there = store(
+        tmp_path / "s", {"base": [GOOD] * 6, "slow": [LATE] * 6}, {"slow": {"learning_rate": "3e-5", "gamma": 0.9}}
+    )
+    told = report.report(there)
+    base = Results.read(there).store.facts["variants"]["base"]
+    assert base["gamma"] != 0.9
+    told_of = f"learning_rate: {base['learning_rate']} → 3.0e-05, gamma: {base['gamma']} → 0.9"
+    rows = {row[0]["text"]: row[1]["text"] for row in Page(told.page).rows if row}
+    assert rows["slow"] == told_of
+    assert rows["base"] == "the base"
+    assert told_of in told.twin.replace("\\", "")
+
+
+def test_words_with_signs_are_broken_after_an_equals_sign_only():
+    assert report.whole("x a_b=3e-4, <b>") == (
+        'x <span class="whole">a_b=</span><wbr><span class="whole">3e-4,</span> &lt;b&gt;'
+    )
+    long = "a-" * 20
+    assert report.whole(long) == long
+
+
+def test_no_label_lies_on_a_line(tmp_path, two):
+    drawn = figures.solved_for_good(Results.read(two), hover=False).body
+    (level,) = re.findall(r'<path class="level" d="([^"]*)"/>', drawn)
+    stretches = [tuple(map(float, ends)) for ends in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", level)]
+    names = [float(y) for y in re.findall(r'<text class="name halo" x="[\d.]+" y="([\d.]+)"', drawn)]
+    assert len(stretches) == len(names) == 2
+    assert not any(top < y + 3 and bottom > y - 10 for y in names for top, bottom in stretches)
+
+
+def test_the_page_speaks_of_no_pointer_that_a_phone_does_not_have(told):
+    assert "pointer" not in Page(told.page).words
 
 
 def test_without_a_threshold_nothing_is_said_of_solving(tmp_path):
@@ -456,7 +519,7 @@ def test_counts_are_told_with_the_number_of_variants_that_they_are_not_adjusted_
 def test_a_prediction_that_was_changed_after_runs_is_not_told_as_made_before_them(tmp_path):
     there = store(tmp_path / "s", {"base": [GOOD] * 6}, prediction="It falls.")
     assert "<b>Predicted before the runs</b> It falls." in report.report(Results.read(there).store).page
-    asked = there.asked() | {"prediction": "It holds.", "solved": 450.0}
+    asked = there.facts["asked"] | {"prediction": "It holds.", "solved": 450.0}
     for _ in range(2):  # the second time nothing is changed
         start.run(definition.make(asked, "s"), tmp_path / "s", resume=True, quiet=True)
     there = Store.open(tmp_path / "s")

@@ -1,7 +1,8 @@
-"""The registry of algorithms: a name, a loop and a head.
+"""The registry of algorithms. An algorithm is a name, a training loop and a head.
 
-`iqn` is Q-learning with implicit quantiles; `q_learning` and `pqn` take any head, by the hyperparameter `head`.
-The classes are the hyperparameters of each, and `PAPER` is what its publication used on Atari.
+`iqn`, for example, is Q-learning with implicit quantiles. `q_learning` and `pqn` take any head
+through the hyperparameter `head`. Each class here holds the hyperparameters of one algorithm, and
+its `PAPER` what the publication used on Atari.
 """
 
 from quantilax import heads
@@ -50,7 +51,7 @@ class FQF(q_learning.Config, proposed.Fractions):
 
 @dataclass
 class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
-    """Q-learning from a replay with a target network, by any head."""
+    """Q-learning from a replay with a target network, with any head."""
 
     head: str = field(  # type: ignore[misc]
         "implicit_quantile", "what is learned of the return", choices=HEADS
@@ -69,14 +70,18 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def get(name: str) -> Algorithm:
-    """Return the algorithm of that name, or raise `ConfigError` with a suggestion."""
+    """Return the algorithm of this name, or raise `ConfigError` with a suggestion."""
     if name not in ALGORITHMS:
         raise ConfigError(f"unknown algorithm '{name}'{did_you_mean(name, ALGORITHMS, 'algorithms')}")
     return ALGORITHMS[name]
 
 
 def register(algorithm: Algorithm) -> Algorithm:
-    """Add an algorithm of your own, so that configs and the command line find it by its name."""
+    """Add an algorithm of your own, so that configs and the command line find it by its name.
+
+    Raises:
+        ConfigError: if the name is taken.
+    """
     if algorithm.name in ALGORITHMS:
         raise ConfigError(f"algorithm '{algorithm.name}' is registered already; choose another name")
     ALGORITHMS[algorithm.name] = algorithm

@@ -1,19 +1,26 @@
-"""PQN: parallelised Q-learning without replay or target network (Gallici et al. 2024, https://arxiv.org/abs/2407.04811).
+"""PQN: parallelised Q-learning without replay or target network.
 
 | symbol | here | meaning |
 |---|---|---|
 | T, E | `num_steps`, `num_envs` | each iteration collects T steps in E environments, on policy |
-| Y | `Y` | what the network gives for each action, by `head`: Q, N quantiles, N quantiles at tau, logits of M atoms, (n, A) |
-| Q(x, a) | `means(Y)` | value of an action; LayerNorm in the torso is what makes it stable without a target |
-| v_t, Z_t | | max_a Q(x'_t, a) at the true successor; the distribution of its best action's return |
-| lambda_t | `trace` | `lambda_`, and 0 where an episode ends: t + 1 belongs to another episode |
+| Y | `Y` | output of the network for each action, (n, A): depends on `head` |
+| Q(x, a) | `means(Y)` | value of an action |
+| v_t, Z_t | | max_a Q(x'_t, a) at the true successor; distribution of that action's return |
+| lambda_t | `trace` | `lambda_`, and 0 where an episode ends: t + 1 belongs to another one |
 | G_t | `target` | r_t + gamma (1 - terminated_t) [(1 - lambda_t) v_t + lambda_t G_{t+1}] |
 
-The loss is (Q(x_t, a_t) - G_t)^2 / 2 with G fixed, over `num_epochs` passes of `num_minibatches` shuffled parts. With
-`munchausen` G_t is of the softmax policy, its log-probability added to the reward, see `losses.munchausen_lambda_returns`.
+Y is Q, N quantiles, N quantiles at tau, or the logits of M atoms. LayerNorm in the torso is what
+keeps Q stable without a target network.
 
-With a head that learns a distribution G_t is one too: that of r_t + gamma (1 - terminated_t) times G_{t+1} with probability
-lambda_t, else times Z_t. The quantile heads learn from draws of it by IQN's loss, the categorical one by cross-entropy.
+The loss is (Q(x_t, a_t) - G_t)^2 / 2 with G fixed, over `num_epochs` passes of `num_minibatches`
+shuffled minibatches. With `munchausen`, G_t is the return of the softmax policy, whose
+log-probability is added to the reward, see `losses.munchausen_lambda_returns`.
+
+If the head learns a distribution, G_t is a distribution too: that of
+`r_t + gamma (1 - terminated_t) X`, where X is G_{t+1} with probability lambda_t and Z_t otherwise.
+The quantile heads learn from draws of it by IQN's loss, the categorical head by cross-entropy.
+
+Source: Gallici et al. (2024), https://arxiv.org/abs/2407.04811.
 """
 
 from dataclasses import replace
@@ -71,12 +78,12 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
 
     @property
     def warmup_steps(self) -> int:
-        """Environment steps of `init`: none."""
+        """Environment steps that `init` takes: none."""
         return 0
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of `step`."""
+        """Environment steps per iteration."""
         return self.num_envs * self.num_steps
 
     @property
@@ -90,7 +97,7 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
         return self.total_timesteps // self.steps_per_iteration * self.num_epochs * self.num_minibatches
 
     def derived(self) -> dict[str, Any]:
-        """Figures that follow from the config, see docs/guides/derived.md."""
+        """Return figures that follow from the config, see docs/guides/derived.md."""
         return self.figures(
             self.num_epochs * self.num_minibatches / self.steps_per_iteration,
             minibatch_size=self.batch_size,
@@ -98,7 +105,7 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
         )
 
     def check(self) -> None:
-        """Raise `ConfigError` for fields that contradict each other."""
+        """Raise `ConfigError` if fields contradict each other."""
         super().check()
         if self.steps_per_iteration % self.num_minibatches:
             raise ConfigError(
@@ -117,7 +124,7 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
             )
 
     def advice(self) -> list[str]:
-        """Lines on settings known to mislead, each with the remedy."""
+        """Return lines on settings known to mislead, each with the remedy."""
         lines = super().advice()
         if not self.layer_norm:
             lines.append(
@@ -127,43 +134,43 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
 
 
 class Rows(NamedTuple):
-    """What an iteration learns from, one leading axis T E."""
+    """What an iteration learns from, with one leading axis T E."""
 
     obs: Shaped[Array, "TE *obs"]
     action: Int[Array, "TE"]
     target: PyTree
-    """G of each step, as the head has it."""
+    """G of each step, in the head's form."""
 
 
 @dataclass
 class State(values.State):
-    """All that training carries from one iteration to the next."""
+    """Everything that training carries from one iteration to the next."""
 
     rows: Rows | None = None
-    """Between `observe` and `update`."""
+    """Set between `observe` and `update`, else None."""
     transitions: Transition | None = None
-    """The same, leading axes (T, E), normalised."""
+    """The same steps, normalised, with leading axes (T, E)."""
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
-    """Make the network and reset the environments."""
+    """Build the network and reset the environments."""
     key_params, key_reset, key_evaluation, key = jax.random.split(key, 4)
     learner, begun = values.init(env, config, key_params, optimizer(config)), rollout.begin(env, config, key_reset)
     return State(**learner, **begun, key=key, evaluation_key=key_evaluation)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """RAdam, and what the head adds to it."""
+    """Return RAdam, with what the head adds to it."""
     return values.optimizer(config, optax.radam)
 
 
 def act(env: Environment, config: Config, state: State) -> Policy:
-    """Epsilon-greedy on Q, epsilon the same for a whole iteration."""
+    """Return the epsilon-greedy policy on Q. Epsilon is constant within an iteration."""
     return values.acting(config, state, epsilon_at(config, state.env_steps))
 
 
 def observe(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> State:
-    """Compute the lambda-returns of T steps in E environments."""
+    """Compute the lambda-returns of T steps in E environments, and keep them for `update`."""
     transitions = normalize.transitions(state.normalizer, transitions)
     rows = Rows(transitions.obs, transitions.action, lambda_targets(config, state, transitions, key))
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
@@ -171,7 +178,10 @@ def observe(config: Config, state: State, transitions: Transition, key: Key[Arra
 
 
 def lambda_targets(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> Any:
-    """G_t of every step, each cut at the end of its episode, as the head learns it; leading axes (T, E)."""
+    """Return G_t of every step in the head's form, with leading axes (T, E).
+
+    Each G_t is cut at the end of its episode.
+    """
     head, network = heads.of(config), nnx.merge(state.network, state.params)
     key_next, key_returns = jax.random.split(key)
     T, E = transitions.reward.shape
@@ -191,7 +201,7 @@ def lambda_targets(config: Config, state: State, transitions: Transition, key: K
 
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
-    """Go `num_epochs` times over what was observed, in shuffled minibatches."""
+    """Make `num_epochs` passes over the observed steps, in shuffled minibatches."""
     rows, state = state.rows, replace(state, rows=None, transitions=None)
 
     def minibatch(state: State, drawn: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:
@@ -213,7 +223,10 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
 def loss(
     params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "B"], Float[Array, "B"]]]:
-    """Mean of the head's loss over a minibatch, each step at fractions of its own; and (q, |mean of G - q|) of each."""
+    """Return the mean of the head's loss over a minibatch, and (q, |mean of G - q|) of each step.
+
+    Each step has fractions of its own.
+    """
     head, (predictions, G) = heads.of(config), compared(params, config, state, rows, key)
     G = jax.lax.stop_gradient(G)
     q, td_error, _ = jax.vmap(head.measures)(predictions, G)
@@ -221,20 +234,20 @@ def loss(
 
 
 def compared(params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]) -> tuple[Any, Any]:
-    """Predictions of the actions taken, and their targets."""
+    """Return the predictions for the actions taken, and their targets."""
     (tau,) = heads.of(config).draw(key, rows.action.shape, "tau")
     predictions = predict(nnx.merge(state.network, params), rows.obs, tau, config)
     return jax.vmap(lambda Z, action: Z.taken(action))(predictions, rows.action), rows.target
 
 
 def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[Rows, Int[Array, "B"]]:
-    """Draw some of what was observed: the rows, and where they lie."""
+    """Draw `size` of the observed steps. Return their rows and indices."""
     index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
     return jax.tree.map(lambda x: x[index], state.rows), index
 
 
 def experience(config: Config, state: State) -> signals.Experience:
-    """All that was observed."""
+    """Return all observed steps."""
     seen = state.transitions
     assert seen is not None
     is_there = jnp.ones_like(seen.terminated)
@@ -242,12 +255,12 @@ def experience(config: Config, state: State) -> signals.Experience:
 
 
 def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
-    """Epsilon-greedy on Q; there is no noise."""
+    """Return the epsilon-greedy policy on Q. PQN has no noisy layers, so `noise` is ignored."""
     return values.acting(config, state, epsilon)
 
 
 def explores(config: Config, state: State) -> Float[Array, ""]:
-    """Epsilon now."""
+    """Return the current epsilon."""
     return epsilon_at(config, state.env_steps)
 
 

@@ -14,7 +14,7 @@ ALL: dict[str, Any] = {
     "compute_dtype": "float32",
     **dict.fromkeys(("normalize_observations", "normalize_rewards", "spectral_norm"), False),
 }
-"""What all of them have alike."""
+"""What all publications have in common."""
 
 REPLAY = ALL | {
     "eval_freq": 250_000,
@@ -41,7 +41,7 @@ REPLAY = ALL | {
 """What DQN and its descendants share."""
 
 DQN = REPLAY | {"eval_epsilon": 0.05, "learning_rate": 2.5e-4, "kappa": 1.0, "eps_end": 0.1}
-del DQN["adam_eps"]  # its optimiser was RMSProp
+del DQN["adam_eps"]  # DQN used RMSProp
 """Mnih et al. (2015)."""
 
 C51 = REPLAY | {"learning_rate": 2.5e-4, "num_atoms": 51, "v_min": -10.0, "v_max": 10.0}

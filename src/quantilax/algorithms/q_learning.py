@@ -1,21 +1,21 @@
-"""Q-learning from a replay with a target network, by any head: DQN, C51, QR-DQN, IQN, FQF and others.
+"""Q-learning from a replay with a target network, with any head: DQN, C51, QR-DQN, IQN, FQF, ...
 
 | symbol | here | meaning |
 |---|---|---|
-| x, a, R, x' | `transition` | m steps, `n_step` or fewer at an episode's end; R is the sum of their discounted rewards |
-| m, d | `steps`, `discount` | of the transition; `discount = 1 - terminated`: a time limit still bootstraps |
+| x, a, R, x' | `transition` | m steps; R is the sum of their discounted rewards |
+| m, d | `steps`, `discount` | m is `n_step`, or less at an episode's end; d is 1 - terminated |
 | Z(x, a), Q(x, a) | `prediction`, `head.mean` | what the head says of the return, and its mean |
 | theta, theta^- | `params`, `target_params` | online and target network; equal at step 0 |
-| a* | `a_star` | argmax of Q^-(x', .); of the online network's if `double` |
+| a* | `a_star` | argmax of Q^-(x', .), or of the online network's Q(x', .) if `double` |
 | y | `target` | what is learned: `R + gamma^m d Z^-(x', a*)`, in the head's form |
 
-Its refinements are switches:
+A time limit still bootstraps: d is 1 there. Refinements are switches:
 
 - `double` (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461), `n_step`, `prioritized`,
-  `dueling` and `noisy`, as Rainbow has them (Hessel et al. 2018, https://arxiv.org/abs/1710.02298).
-- `munchausen` (Vieillard, Pietquin & Geist 2020, https://arxiv.org/abs/2007.14430): pi is the softmax
-  of Q^- over the temperature t, R gets `alpha [t ln pi(a|x)]` clipped to [l0, 0], and the target has
-  `sum_a' pi(a'|x') (Z^-(x', a') - t ln pi(a'|x'))` in the place of `Z^-(x', a*)`.
+  `dueling` and `noisy`, as in Rainbow (Hessel et al. 2018, https://arxiv.org/abs/1710.02298).
+- `munchausen` (Vieillard, Pietquin & Geist 2020, https://arxiv.org/abs/2007.14430): pi is the
+  softmax of Q^- at temperature t. R gains `alpha [t ln pi(a|x)]`, with the bracket clipped to [l0,
+  0], and `sum_a' pi(a'|x') (Z^-(x', a') - t ln pi(a'|x'))` takes the place of `Z^-(x', a*)`.
 """
 
 from dataclasses import replace
@@ -53,7 +53,7 @@ from quantilax.types import (
 
 @dataclass
 class Config(values.Config, Replay, Target):
-    """Hyperparameters of Q-learning; an algorithm's own has a `head` and its groups too."""
+    """Hyperparameters of Q-learning. An algorithm's own config adds a `head` and its groups."""
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
     exploration_repeats: int = field(
@@ -64,12 +64,12 @@ class Config(values.Config, Replay, Target):
 
     @property
     def warmup_steps(self) -> int:
-        """Environment steps of `init`: `fill_buffer` in whole iterations, no more than the run has."""
+        """Environment steps of `init`: `fill_buffer` in whole iterations, at most the whole run."""
         return min(-(-self.fill_buffer // self.num_envs), self.total_timesteps // self.num_envs) * self.num_envs
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of an iteration: one of each environment."""
+        """Environment steps per iteration: one in each environment."""
         return self.num_envs
 
     @property
@@ -78,7 +78,7 @@ class Config(values.Config, Replay, Target):
         return (self.total_timesteps - self.warmup_steps) // self.num_envs * self.num_epochs
 
     def derived(self) -> dict[str, Any]:
-        """Figures that follow from the config, see docs/guides/derived.md."""
+        """Return figures that follow from the config, see docs/guides/derived.md."""
         updates_per_step = self.num_epochs / self.num_envs
         constant = self.target_update_freq / (1 - self.polyak) if self.polyak < 1 else float("inf")
         return self.figures(
@@ -89,7 +89,7 @@ class Config(values.Config, Replay, Target):
         )
 
     def check(self) -> None:
-        """Raise `ConfigError` for fields that contradict each other."""
+        """Raise `ConfigError` if fields contradict each other."""
         super().check()
         n, envs = self.n_step, self.num_envs
         steps = "one step" if n == 1 else f"n_step={n} steps"
@@ -116,7 +116,7 @@ class Config(values.Config, Replay, Target):
             )
 
     def advice(self) -> list[str]:
-        """Lines on settings known to mislead, each with the remedy."""
+        """Return lines on settings known to mislead, each with the remedy."""
         lines, batch, fill = super().advice(), self.batch_size, self.fill_buffer
         if batch < 16 and self.n_step == 1:
             lines.append(
@@ -150,17 +150,17 @@ class Config(values.Config, Replay, Target):
 
 @dataclass
 class State(values.State):
-    """All that training carries from one iteration to the next."""
+    """Everything that training carries from one iteration to the next."""
 
     target_params: PyTree
     priorities: replay.Priorities | None
-    """Of the steps in the replay; None unless `prioritized`."""
+    """Of the steps in the replay. None unless `prioritized`."""
     replay: replay.Ring
-    """Steps as the environment gave them, nothing normalised."""
+    """Steps as the environment gave them; nothing is normalised."""
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
-    """Make the networks (target = online), reset the environments, fill the replay with random actions."""
+    """Build two equal networks, reset the environments, fill the replay with random actions."""
     key_params, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 5)
     learner = values.init(env, config, key_params, optimizer(config))
     random = rollout.random_action(env)
@@ -187,12 +187,12 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam, and what the head adds to it."""
+    """Return Adam, with what the head adds to it."""
     return values.optimizer(config, partial(optax.adam, eps=config.adam_eps))
 
 
 def act(env: Environment, config: Config, state: State) -> Policy:
-    """How training acts: epsilon-greedy on Q, with random actions that go on if `exploration_repeats` says so."""
+    """Return the training policy: epsilon-greedy, with random actions that repeat if asked for."""
     epsilon, longest = epsilon_at(config, state.env_steps), config.exploration_repeats
     if longest == 1:
         return behaviour(config, state, epsilon)
@@ -200,7 +200,7 @@ def act(env: Environment, config: Config, state: State) -> Policy:
 
 
 def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
-    """Epsilon-greedy on Q; if `noisy` with a draw of noise for each action, or without `noise` the same but for that."""
+    """Return the epsilon-greedy policy; if `noisy`, each action draws noise (if `noise`)."""
     if not config.noisy:
         return values.acting(config, state, epsilon)
 
@@ -213,7 +213,7 @@ def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, n
 
 
 def observe(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> State:
-    """Write the step of each environment into the replay."""
+    """Write one step of each environment into the replay."""
     transition = jax.tree.map(lambda x: x[0], transitions)
     ring = replay.add(state.replay, transition, state.envs.obs, state.envs.legal)
     priorities = None if state.priorities is None else replay.priorities.add(state.priorities, ring)
@@ -221,13 +221,13 @@ def observe(config: Config, state: State, transitions: Transition, key: Key[Arra
 
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
-    """`num_epochs` gradient steps, each on a batch of its own."""
+    """Take `num_epochs` gradient steps, each on a batch of its own."""
     state, measured = jax.lax.scan(partial(step, config), state, jax.random.split(key, config.num_epochs))
     return state, values.metrics(config, state, measured)
 
 
 def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
-    """One gradient step on one batch, and the target's move: state, (loss, gradient norm, q, TD error)."""
+    """Take a gradient step and move the target: state, (loss, gradient norm, q, TD error)."""
     key_sample, key_loss = jax.random.split(key)
     if state.priorities is not None:
         state = replace(state, priorities=replay.priorities.write(state.priorities, state.replay))
@@ -244,9 +244,9 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
 
 
 def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[NStep, Any]:
-    """Draw a normalised batch from the replay, and where it lies; by priority if there are some.
+    """Draw a normalised batch. If `prioritized`, also return where it lies in the replay.
 
-    Then the batch has weights: beta rises linearly to 1 at the end of the run.
+    The batch then has weights, and beta rises linearly to 1 at the end of the run.
     """
     if state.priorities is None:
         batch, drawn = replay.sample(state.replay, key, size, config.gamma), None
@@ -259,9 +259,9 @@ def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[
 def loss(
     params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "B"], ...]]:
-    """Mean of the head's loss over a normalised batch, by the weights of priorities; and (q, TD error, priority) of each.
+    """Return the weighted mean of the head's loss, and (q, TD error, priority) of each example.
 
-    If `noisy` with independent draws of noise for online(x), for the target network and for online(x').
+    If `noisy`, online(x), the target network and online(x') get independent draws of noise.
     """
     head, networks = heads.of(config), (params, state.target_params, params)
     if config.noisy:
@@ -276,12 +276,12 @@ def loss(
 def compared(
     config: Config, network: nnx.GraphDef, networks: tuple[PyTree, ...], batch: NStep, key: Key[Array, ""]
 ) -> tuple[Any, Any]:
-    """Predictions of the actions taken in a batch, and their targets.
+    """Return the predictions for the actions taken in a normalised batch, and their targets.
 
     Args:
-        config, batch, key: of the gradient step; every example draws its fractions from the key.
-        network: the structure of all of them.
-        networks: parameters of the online network at x, of the target network, and of the online one where it selects a*.
+        config, batch, key: of the gradient step. Each example draws its fractions from the key.
+        network: the structure of all three networks.
+        networks: parameters: online for x, target, and online for selecting a*.
     """
     online, target, selector = (nnx.merge(network, params) for params in networks)
     uses = "tau", "tau_prime", "tau_action"
@@ -299,13 +299,13 @@ def compared(
 def target_of(
     config: Config, successor: Any, q_next: Float[Array, "A"], q_before: Float[Array, "A"] | None, transition: NStep
 ) -> Any:
-    """y of one transition: R + gamma^m d Z^-(x', a*), a* the best action by q_next; with `munchausen` its soft form.
+    """Return y of one transition: R + gamma^m d Z^-(x', a*), or its soft form if `munchausen`.
 
     Args:
         config: gamma, the head, and the numbers of `munchausen`.
-        successor: what the target network says of x'.
-        q_next: values of the network that selects, at x'; -inf for actions that are not legal.
-        q_before: those of the target network at x, for `munchausen`; else None.
+        successor: what the target network predicts at x'.
+        q_next: values at x' of the network that selects a*; -inf for illegal actions.
+        q_before: values at x of the target network, for `munchausen`; else None.
         transition: (x, a, R, x'), over m steps.
     """
     head, reward = heads.of(config), transition.reward
@@ -320,7 +320,7 @@ def target_of(
 
 
 def experience(config: Config, state: State) -> signals.Experience:
-    """All steps in the replay."""
+    """Return all steps in the replay."""
     rows = state.replay.rows  # (T, E)
     filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
     rewards = normalize.rewards(state.normalizer, rows.reward)
@@ -329,12 +329,12 @@ def experience(config: Config, state: State) -> signals.Experience:
 
 
 def learned(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
-    """`compared` without noise."""
+    """Return `compared` without noise."""
     return compared(config, state.network, (params, state.target_params, params), batch, key)
 
 
 def explores(config: Config, state: State) -> Float[Array, ""] | float:
-    """Share of random actions now."""
+    """Return the current share of random actions."""
     return exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
 
 
@@ -342,7 +342,7 @@ SIGNALS = signals.Learning(True, draw, loss, learned, experience, optimizer, beh
 
 
 def algorithm(name: str, config: type) -> Algorithm:
-    """Q-learning with the head of a config class, under a name."""
-    head = heads.HEADS.get(getattr(config, "head", ""))  # a field has no one value
+    """Return Q-learning with the head of a config class, under a name."""
+    head = heads.HEADS.get(getattr(config, "head", ""))  # a `head` that is a field may be any head
     of_head = None if head is not None and head.quantiles is None else quantiles
     return Algorithm(name, config, init, act, observe, update, policy, of_head, SIGNALS)

@@ -1,4 +1,4 @@
-"""What the loops share that learn values of actions by a head: the network, its optimiser, acting."""
+"""What the loops that learn values of actions share: the network, its optimiser, acting."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,22 +23,25 @@ from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observat
 
 @dataclass
 class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Network):
-    """What the loops' configs share; an algorithm's own has a `head`, and the groups of its hyperparameters."""
+    """What the configs of these loops share.
+
+    An algorithm's own config adds a `head` and the groups of its hyperparameters.
+    """
 
     head: ClassVar[str]
     squared_error: ClassVar[bool] = False
-    """A mean is learned by the squared error, whatever kappa is."""
+    """Whether a mean is learned by the squared error, whatever kappa is."""
     steps_per_iteration: ClassVar[Any]
-    """A property of each loop's config, as is the next."""
+    """A property of each loop's config, like `gradient_steps`."""
     gradient_steps: ClassVar[Any]
 
     @property
     def support(self) -> tuple[float, float] | None:
-        """Bounds of what the head can learn; None: there are none."""
+        """Bounds of the returns that the head can learn; None if there are none."""
         return heads.of(self).support
 
     def check(self) -> None:
-        """Raise `ConfigError` for fields that contradict each other."""
+        """Raise `ConfigError` if fields contradict each other."""
         for head in heads.HEADS.values():
             missing = [group.__name__ for group in head.configs if not isinstance(self, group)]
             if not missing:
@@ -55,45 +58,44 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
             raise ConfigError(f"num_epochs: {steps} gradient steps are more than {MAX_INT32}; lower it")
 
     def figures(self, updates_per_step: float, **own: Any) -> dict[str, Any]:
-        """`derived` of a loop, with figures of its own."""
+        """Return the figures of every loop's `derived`, together with a loop's own."""
         return {
             "gradient_steps": self.gradient_steps,
             "updates_per_env_step": updates_per_step,
             **own,
-            "average_age_env_steps": averaging.mean_age(self.weight_averaging) / updates_per_step,
+            "average_age_env_steps": averaging.mean_age(self.weight_averaging, self.gradient_steps) / updates_per_step,
             "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
         }
 
     def advice(self) -> list[str]:
-        """Lines on settings known to mislead, each with the remedy."""
+        """Return lines on settings known to mislead, each with the remedy."""
         lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
-        lines += averaging.advice(self.weight_averaging, self.gradient_steps)
         lines += normalize.advice(self.normalize_rewards, self.reward_scale)
         return lines if self.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
 
 
 class Network(nnx.Module):
-    """psi, and the layer of the config's head."""
+    """psi and the layer of the config's head."""
 
     def __init__(self, env: Environment, config: Any, *, rngs: nnx.Rngs) -> None:
-        """Make both for the environment's spaces."""
+        """Build both for the spaces of the environment."""
         self.psi = torso(env.observation_space, config, rngs=rngs)
         self.head = heads.of(config).layer(self.psi.features, num_actions(env), rngs)
 
 
 @dataclass
 class State(rollout.State):
-    """A network, the average of its weights, and the optimiser's moments."""
+    """The network, the EMA of its weights, and the state of the optimiser."""
 
     network: nnx.GraphDef
-    """The network's structure: no leaves, the same for every seed."""
+    """The structure of the network. It has no leaves and is the same for every seed."""
     average_params: PyTree
-    """What evaluation runs, see `quantilax.learning.averaging`."""
+    """The weights that evaluation uses, see `quantilax.learning.averaging`."""
     optimizer_state: PyTree
 
 
 def init(env: Environment, config: Any, key: Key[Array, ""], optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    """Make the network: fields of `State`."""
+    """Build the network. Return the fields that `State` has for it."""
     made = Network(env, config, rngs=nnx.Rngs(key))
     network, params = nnx.split(computing_in(made, config.compute_dtype))
     optimizer_state = optimizer.init(params)
@@ -101,12 +103,15 @@ def init(env: Environment, config: Any, key: Key[Array, ""], optimizer: optax.Gr
 
 
 def optimizer(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
-    """`scheduled`, and what the head adds to it."""
+    """Return `scheduled`, with what the head adds to it."""
     return heads.of(config).optimizer(scheduled(config, rule))
 
 
 def scheduled(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
-    """`rule` with the config's schedule of step sizes, after clipping by the global norm; small arrays as one vector."""
+    """Return `rule` with the config's schedule of step sizes, after clipping by the global norm.
+
+    Small arrays are packed into one vector, see `quantilax.learning.packing`.
+    """
     end = config.learning_rate * config.learning_rate_end
     duration = config.learning_rate_fraction * config.gradient_steps
     schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
@@ -117,14 +122,18 @@ def scheduled(config: Any, rule: Callable[..., optax.GradientTransformation]) ->
 def gradient_step(
     config: Any, state: Any, optimizer: optax.GradientTransformation, loss: Callable[..., Any], *arguments: Any
 ) -> tuple[Any, tuple[Array, Array], Any]:
-    """One step on `loss(params, *arguments) -> (value, measured)`: state, (value, gradient norm), measured."""
+    """Take one step on `loss(params, *arguments) -> (value, measured)`.
+
+    Returns:
+        The state, (value, gradient norm), and measured.
+    """
     (value, measured), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *arguments)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state)
     params = optax.apply_updates(state.params, updates)
     state = replace(
         state,
         params=params,
-        average_params=averaging.update(state.average_params, params, config.weight_averaging),
+        average_params=averaging.update(state.average_params, params, config.weight_averaging, config.gradient_steps),
         optimizer_state=optimizer_state,
         gradient_steps=state.gradient_steps + 1,
     )
@@ -132,19 +141,19 @@ def gradient_step(
 
 
 def metrics(config: Any, state: State, measured: tuple[Array, ...]) -> Metrics:
-    """Means of (loss, gradient norm, q, TD error), and the epsilon by which the iteration acted."""
+    """Return the means of (loss, gradient norm, q, TD error), and the iteration's epsilon."""
     loss, gradient_norm, q, td_error = (x.mean() for x in measured)
     epsilon = epsilon_at(config, state.env_steps - config.steps_per_iteration)
     return Metrics(loss=loss, gradient_norm=gradient_norm, q=q, td_error=td_error, epsilon=epsilon)
 
 
 def predict(network: Any, obs: Shaped[Array, "B *obs"], tau: Taus, config: Any) -> Any:
-    """What the head says at a batch of observations."""
+    """Return the head's predictions for a batch of observations."""
     return heads.of(config).predict(network.head, jax.vmap(network.psi)(obs), [tau])[0]
 
 
 def means(predictions: Any, config: Any) -> Float[Array, "B A"]:
-    """Q of a batch of predictions."""
+    """Return Q of a batch of predictions."""
     q: Float[Array, "B A"] = jax.vmap(heads.of(config).mean)(predictions)
     return q
 
@@ -158,12 +167,13 @@ def successors(
     tau_action: Taus,
     config: Any,
 ) -> tuple[Any, Float[Array, "B A"]]:
-    """What a network says of the returns from x' at tau, and the values by which another, or the same, chooses a* there.
+    """Return what a network predicts at x', and the values that choose a* there.
 
     Args:
-        target, selector: the networks; in one pass if they are the same.
+        target, selector: the networks that predict and that choose a*. If they are the same, both
+            results come from one pass.
         obs, legal: x', and the actions that may be taken there.
-        tau, tau_action: the fractions of each.
+        tau, tau_action: the fractions for the predictions and for the choice.
         config: of the head.
     """
     if selector is not target:
@@ -175,14 +185,17 @@ def successors(
 
 
 def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
-    """Probability of a random action by the schedule, in the iteration in which `env_steps` stands."""
+    """Return the scheduled epsilon of the iteration in which `env_steps` lies.
+
+    Epsilon is the probability of a random action.
+    """
     steps, duration = config.steps_per_iteration, config.exploration_fraction * config.total_timesteps
     begun = env_steps if steps == config.num_envs else env_steps // steps * steps
     return exploration.linear_schedule(config.eps_start, config.eps_end, duration, begun)
 
 
 def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
-    """Epsilon-greedy on Q."""
+    """Return the epsilon-greedy policy on Q."""
     head = heads.of(config)
 
     def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
@@ -196,15 +209,20 @@ def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy
 
 
 def policy(env: Environment, config: Any, state: State) -> Policy:
-    """The policy that evaluation runs: averaged weights, greedy but for `eval_epsilon`, noisy layers without noise."""
+    """Return the policy that evaluation runs.
+
+    It uses the EMA of the weights and no noise, and is greedy except for `eval_epsilon`.
+    """
     return acting(config, averaging.averaged(state), config.eval_epsilon)
 
 
 def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-    """Z_tau(x, .) of the averaged weights, for one observation; observation and Z in the environment's units.
+    """Return Z_tau(x, .) of the EMA of the weights, for one observation.
+
+    The observation and Z are in the environment's units.
 
     Raises:
-        ConfigError: with a head that learns no distribution.
+        ConfigError: if the head learns no distribution.
     """
     of_head = heads.of(config).quantiles
     if of_head is None:

@@ -1,1 +1,1 @@
-"""Checks: settings that mislead (lint), and causes of what went wrong in a run (diagnosis)."""
+"""Checks: misleading settings (lint), and causes of what went wrong in a run (diagnosis)."""

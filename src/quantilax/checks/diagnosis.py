@@ -1,10 +1,12 @@
-"""Diagnosis: why a run goes wrong, named from the signals in its files.
+"""Diagnosis: name the likely causes of what went wrong in a run, from the signals in its files.
 
-A cause is named where a quantity made of signals leaves the range that healthy runs keep, as `quantilax.checks.rules` say.
-Causes that score above their rule's margin are told, those that explain others first. Where there is none, what is outside
-by less is told as a hint, and if the run failed the study is proposed that would decide.
+A cause is named if its figure leaves the range of healthy runs by more than the margin of its rule
+(`quantilax.checks.rules`). Causes that explain others come first. If no cause is named, figures
+that are outside by less become hints. If no cause is named and the run failed, a study that would
+decide is proposed.
 
-Every range comes from runs, and every rule was validated on other runs than those that set it: docs/diagnosis.md.
+Every range comes from runs, and every rule was validated on other runs than those that set it:
+docs/diagnosis.md.
 """
 
 import math
@@ -23,69 +25,74 @@ from quantilax.signals import Signals
 
 
 class Outcome(NamedTuple):
-    """How a run went, by its mean returns."""
+    """How a run went, judged by its mean returns."""
 
     word: str
-    """`learned`, `fell` (and did not come back), `fell and came back`, `did not learn`, or `broke` (numbers not finite)."""
+    """`learned`, `fell` (and did not come back), `fell and came back`, `did not learn`, or `broke`
+    (its numbers are not finite)."""
     first: float
     best: float
     last: float
     fall: int | None
-    """Environment step of the first evaluation more than half of the way back down from the best so far, or that is broken."""
+    """Environment step of the first evaluation that is broken, or that lies more than half of the
+    way back down from the best return so far to the first one."""
 
 
 class Evidence(NamedTuple):
-    """A figure that speaks for a cause."""
+    """A figure that supports a cause."""
 
     quantity: str
     median: float
     low: float
     high: float
-    """Of healthy runs."""
+    """`low` and `high` are the smallest and the largest median of healthy runs."""
     since: int | None
-    """Environment step from which on it is outside; None: only for a while, or not outside."""
+    """Environment step from which on the figure is outside its range; None if it is not, or only
+    for a while."""
 
 
 class Cause(NamedTuple):
-    """A cause that is named."""
+    """A cause that is named, or a hint."""
 
     cause: str
     says: str
     score: float
     """Decades beyond the healthy limit."""
     evidence: tuple[Evidence, ...]
-    """Measured; the first is what named the cause."""
+    """Measured figures; the first is the one that named the cause."""
     config: dict[str, Any]
-    """The fields that it points to, as the run had them: read, not measured."""
+    """The fields to look at with their values in the run; these are read, not measured."""
     change: dict[str, Any]
     """The smallest change worth trying."""
     remark: str
 
 
 class Diagnosis(NamedTuple):
-    """What there is to say of one seed."""
+    """The diagnosis of one seed."""
 
     seed: int
     outcome: Outcome
     causes: tuple[Cause, ...]
     near: tuple[Cause, ...]
-    """Where none is named: those whose quantity is outside of the healthy range by less than their rule's margin, the farthest
-    first. A hint, not a finding."""
+    """Hints, not findings: if no cause is named, those whose figure is outside its healthy range by
+    less than their rule's margin. The farthest outside comes first."""
     study: dict[str, Any] | None
-    """Variants to try, as a study's file has them, where the run failed and nothing is out of its range."""
+    """Variants to try, in the form of a study's file, if the run failed and no cause is named."""
     unjudged: tuple[str, ...] = ()
-    """What could not have been named in this run, whatever its signals had been, and why; told where nothing is named."""
+    """Causes that this run could not have shown whatever its signals, and why; reported if no cause
+    is named."""
 
 
 def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
     """Name the causes in the evaluations of a run, for each of its seeds.
 
     Args:
-        run: rows as in `evaluations.parquet`, with the columns of the signals; of a study, those of one variant.
-        config: the section that was run, every field.
+        run: rows as in `evaluations.parquet`, with the columns of the signals; of a study, the rows
+            of one variant.
+        config: the section that was run, with every field.
 
     Raises:
-        ConfigError: no signals in it, or too few evaluations.
+        ConfigError: the rows have no signals, or too few evaluations.
     """
     if not has_signals(run):
         raise ConfigError("has no signals; train it again with signals=true on the command line (or in the config)")
@@ -103,7 +110,10 @@ MIN_ROWS = 4
 
 
 def has_signals(run: pl.DataFrame) -> bool:
-    """Say whether signals were measured in these evaluations; beside variants that have them, others' are all null."""
+    """Return whether signals were measured in these evaluations.
+
+    If other variants of a study have signals, the columns exist but hold only nulls.
+    """
     if not set(Signals._fields) <= set(run.columns):
         return False
     return run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in Signals._fields).any()).item() is True
@@ -135,7 +145,7 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
 
 
 def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
-    """Say what the rules could not have found with this batch and so few evaluations."""
+    """Say which rules could not have named a cause with this batch and so few evaluations."""
     (noise,) = (rule for rule in RULES if rule.cause == "noise")
     most = medians["noise_to_signal_most"]
     if math.isfinite(medians[noise.quantity]) and rules.score(noise, most) <= noise.margin:
@@ -146,12 +156,12 @@ def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
 
 
 def _depth(rule: Rule, named: list[Rule]) -> int:
-    """Length of the longest chain of named causes that explain this one."""
+    """Length of the longest chain of named causes that explains this one."""
     return max((1 + _depth(other, named) for other in named if rule.cause in other.explains), default=0)
 
 
 def judge(run: pl.DataFrame) -> Outcome:
-    """Say how a run went."""
+    """Judge how a run went."""
     returns = run["return_mean"].to_numpy()
     is_sound = np.isfinite(returns)
     if "finite" in run.columns:
@@ -174,7 +184,10 @@ def judge(run: pl.DataFrame) -> Outcome:
 
 
 def evidence(name: str, rows: pl.DataFrame, medians: Row) -> Evidence:
-    """Put a quantity beside its healthy range, with the step from which on it is outside of it for most of the run."""
+    """Compare a figure with its healthy range.
+
+    `since` is the first step that is outside, if most of the evaluations from there on are outside.
+    """
     low, high = rules.healthy().get(name, Range(math.nan, math.nan))
     values = rows[name].to_numpy().astype(float)
     outside = (values < low) | (values > high)
@@ -187,14 +200,16 @@ def evidence(name: str, rows: pl.DataFrame, medians: Row) -> Evidence:
 
 
 MOST = 0.75
-"""Share of the evaluations from one on that must be outside for a departure to begin there."""
+"""Share of the evaluations from a step on that must be outside for `Evidence.since` to be that
+step."""
 
 
 def proposal(config: Config, medians: Row, scores: Mapping[str, float]) -> dict[str, Any]:
-    """Return the variants of a study that would decide: the changes of the causes that come nearest to their margins.
+    """Return the variants of a study that would decide: changes for the likeliest causes.
 
-    A change of one field is tried as `one_at_a_time`, one of several together as `named` after its cause. What was not
-    measured proposes nothing; where that leaves room, the learning rate is varied.
+    These are the causes with the highest scores. A change of one field is tried as `one_at_a_time`,
+    a change of several fields as `named`, under the name of its cause. A figure that was not
+    measured proposes nothing. If room is left, the learning rate is varied.
     """
     measured = {cause: score for cause, score in scores.items() if math.isfinite(score)}
     alone: dict[str, list[Any]] = {}
@@ -214,7 +229,7 @@ def proposal(config: Config, medians: Row, scores: Mapping[str, float]) -> dict[
 
 
 PROPOSED = 4
-"""Variants of a proposed study: with ten seeds each it stays small."""
+"""Variants in a proposed study; with ten seeds each it stays small."""
 
 
 def _median(values: pl.Series) -> float:
@@ -226,7 +241,7 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
     """Diagnose the run in a directory, from its files alone.
 
     Raises:
-        ConfigError: no run directory, no evaluations yet, no signals in them.
+        ConfigError: not a run directory, no evaluations yet, or no signals in them.
     """
     from quantilax.host.files import read_parquet
     from quantilax.runs import RunDirectory, load_section
@@ -241,10 +256,12 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
 
 
 def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
-    """Diagnose every finished run of a study, by variant; variants without signals are left out where others have them.
+    """Diagnose every finished run of a study, by variant.
+
+    If some variants have signals, those without are left out.
 
     Raises:
-        ConfigError: no study's directory, no finished runs yet, no signals in them.
+        ConfigError: not a study's directory, no finished runs yet, or no signals in them.
     """
     from quantilax.studies.store import Store, with_defaults
 
@@ -259,16 +276,18 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
 
 
 def can_diagnose(records: pl.DataFrame) -> bool:
-    """Say whether these evaluations have signals, and enough of them."""
+    """Return whether these evaluations have signals, and enough rows."""
     if not has_signals(records):
         return False
     return bool((records.group_by("variant", "seed").len()["len"] >= MIN_ROWS).all())
 
 
 def summary(found: Mapping[str, list[Diagnosis]]) -> pl.DataFrame:
-    """A row per variant and first cause, the most frequent first: seeds, how they went, evidence, the change worth trying.
+    """Summarise diagnoses in a table: one row per variant and first cause, most frequent first.
 
-    The evidence is the figure that named the cause: least and largest median of those seeds, and the healthy range.
+    The columns are the seeds, how they went, the evidence, and the change worth trying. The
+    evidence is the figure that named the cause: the smallest and the largest median of those seeds,
+    and the healthy range.
     """
     rows: list[dict[str, str]] = []
     for variant, seeds in found.items():
@@ -315,7 +334,7 @@ def _of(path: Path, run: pl.DataFrame, config: Config) -> list[Diagnosis]:
 
 
 def told(found: list[Diagnosis]) -> list[str]:
-    """Lines for people: each seed, then all of them together."""
+    """Lines for people to read: each seed, then all seeds together."""
     lines: list[str] = []
     for one in found:
         lines += [f"seed {one.seed}: {_outcome(one.outcome)}", *(f"  {line}" for line in _causes(one))]
@@ -325,7 +344,7 @@ def told(found: list[Diagnosis]) -> list[str]:
 
 
 def sums(found: list[Diagnosis]) -> list[str]:
-    """For each first cause the number of seeds, the most frequent first."""
+    """Say how many seeds have each first cause, most frequent first."""
     first = [one.causes[0].cause if one.causes else "none" for one in found]
     counts = sorted({cause: first.count(cause) for cause in first}.items(), key=lambda x: -x[1])
     words = {"none": "no cause"}
@@ -333,7 +352,7 @@ def sums(found: list[Diagnosis]) -> list[str]:
 
 
 def as_json(one: Diagnosis) -> dict[str, Any]:
-    """A diagnosis as plain values; NaN becomes null."""
+    """Return a diagnosis as plain values; NaN becomes null."""
 
     def plain(value: Any) -> Any:
         if hasattr(value, "_asdict"):

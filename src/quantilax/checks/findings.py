@@ -1,19 +1,20 @@
-"""What a tool has to say on a config or a run: one line each, with where it knows it from and what to do."""
+"""A finding: one line on a config or a run, with its evidence and a remedy."""
 
 from typing import Literal, NamedTuple, get_args
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)
-"""From the gravest: cannot have been meant; tends to mislead; worth knowing."""
+"""The gravest first. An error cannot be meant, a warning tends to mislead, a note is worth knowing.
+"""
 
 
 class Finding(NamedTuple):
-    """One thing found."""
+    """One finding on a config or a run."""
 
     severity: Severity
     field: str
-    """The hyperparameter or derived quantity that it is on; empty where it is on none."""
+    """The hyperparameter or derived quantity in question; empty if there is none."""
     finding: str
     evidence: str
-    """Where it is known from, and how surely."""
+    """How the finding is known, and how surely."""
     remedy: str

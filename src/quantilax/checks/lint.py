@@ -1,4 +1,4 @@
-"""What can be said of a config before any run: settings that mislead, contradict each other or have no effect.
+"""Checks of a config before any run: misleading, contradictory or ineffective settings.
 
 from quantilax.checks.lint import lint
 
@@ -29,24 +29,27 @@ def lint(
     given: Iterable[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Finding]:
-    """Return what is found, the gravest first.
+    """Return the findings on an agent's config, the gravest first.
 
     Args:
-        agent: of any algorithm, yours too, with numbers in its config.
-        confirm: run the first steps with fields changed and compare the curves; else only the program is read.
-        steps: environment steps after the warm-up to compare before a field is said to change nothing; more take longer.
-        given: fields that the user chose: one without effect is then a warning, else a note. None: those that differ from
-            their defaults.
+        agent: of any algorithm, including your own; the numbers in its config must be concrete.
+        confirm: also run the first steps with changed fields and compare the curves. If false, only
+            the program is read.
+        steps: environment steps after the warm-up to compare before a field is said to change
+            nothing; more steps take longer.
+        given: fields that the user chose. If one has no effect, that is a warning; for other fields
+            it is a note. None: the fields that differ from their defaults.
         progress: called with a line on what is being done.
 
     Raises:
-        ConfigError: the state of the runs to compare is larger than the machine's memory, or runs cannot be compiled here.
+        ConfigError: the states of the runs to compare exceed the machine's memory, or runs cannot
+            be compiled here.
     """
     switches.check()
     trial = None
     found = [*_advice(agent), *ranges(agent)]
     if confirm:
-        devices.check_memory(4, *agent.arguments())  # two runs, each with a state before and one after a segment
+        devices.check_memory(4, *agent.arguments())  # two runs, each with a state before and after a segment
         progress("compiling the first steps of the run")
         trial = inert.Trial(agent, steps)
         if not trial.is_repeatable():
@@ -70,12 +73,12 @@ def lint(
 
 
 def is_clean(findings: Iterable[Finding]) -> bool:
-    """Say whether there is nothing but notes."""
+    """Return whether there is nothing but notes."""
     return all(finding.severity == "note" for finding in findings)
 
 
 def _advice(agent: Agent) -> Iterator[Finding]:
-    """What the loop and the algorithm say on their own settings, line by line."""
+    """Turn the advice of the loop and the algorithm on their own settings into findings."""
     names = agent.config.__dataclass_fields__
     for line in train.advice(agent.env, agent.config):
         finding, _, remedy = line.rpartition("; ")

@@ -1,7 +1,8 @@
-"""Derived quantities and fields outside of what is usual, by arithmetic alone; docs/guides/lint.md has each range's source.
+"""Fields and derived quantities outside of their usual range, by arithmetic alone.
 
-A rule reads fields and derived quantities by their names, which mean the same in every algorithm; where a config has none
-of that name the rule says nothing. What only one algorithm can know stands in the `advice()` of its config.
+docs/guides/lint.md gives the source of each range. A rule reads fields and derived quantities by
+name; a name means the same in every algorithm. If a config does not have the name, the rule says
+nothing. Advice that only one algorithm can give is in the `advice()` of its config.
 """
 
 import math
@@ -16,9 +17,9 @@ from quantilax.checks.findings import Finding, Severity
 
 SAMPLES_PER_STEP = (1.0, 64.0)
 TARGET_UPDATES = 5.0
-"""Gradient steps: a target faster than this is hardly one."""
+"""Gradient steps; a target network that is faster than this is hardly one."""
 TARGETS_PER_RUN = 10.0
-"""Time constants of the target that a run should have room for."""
+"""Time constants of the target network that should fit into a run."""
 EXPLORATION = 0.5
 """Share of the run."""
 WARMUP = 0.2
@@ -26,13 +27,13 @@ WARMUP = 0.2
 EVAL_EPISODES = 10
 LEARNING_RATE = 1e-2
 TRAVEL = 0.5
-"""Sum of all step sizes: about as far as Adam can move a weight."""
+"""Sum of all step sizes, which is about as far as Adam can move a weight."""
 HORIZONS = (0.05, 10.0)
-"""1 / (1 - gamma) over the longest episode."""
+"""1 / (1 - gamma), divided by the longest episode."""
 
 
 def ranges(agent: Agent) -> Iterator[Finding]:
-    """Yield what lies outside of its usual range, or contradicts something else."""
+    """Yield a finding for each quantity outside of its usual range or in conflict with another."""
     config, derived = agent.config, agent.config.derived()
     warmup, end = agent.evaluation_steps[0], agent.evaluation_steps[-1]
     yield from _replayed(derived)
@@ -99,7 +100,7 @@ def _exploration(config: Any, derived: dict[str, Any], warmup: int) -> Iterator[
     if end is None or _number(getattr(config, "eps_start", None)) == _number(getattr(config, "eps_end", None)):
         return
     total = config.total_timesteps
-    if total * EXPLORATION < end < total:  # at the very end: told by the algorithm
+    if total * EXPLORATION < end < total:  # the very end is reported by the algorithm
         yield _told(
             "warning",
             name,
@@ -217,7 +218,7 @@ def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a concrete number as float; None for all else."""
+    """Return a concrete number as a float; None for anything else."""
     if value is None or isinstance(value, jax.core.Tracer) or np.size(value) != 1:
         return None
     return float(np.asarray(value).item())

@@ -1,9 +1,10 @@
-"""Rules of the diagnosis: which quantity gives a cause away, how far healthy runs go, and what to change.
+"""Rules of the diagnosis: which figure reveals a cause, how healthy runs look, what to change.
 
-`quantities` makes the figures that rules read from the columns of a run. A rule has a cause, the quantity that gives it away,
-the side on which it leaves the range of healthy runs (`healthy.csv`, measured; its first lines say how), what it explains of
-other causes, and the smallest change worth trying. Its score is in decades: the logarithm to base 10 of how far a run's median
-lies beyond the healthy limit.
+`quantities` computes the figures that the rules read, from the columns of a run. A rule names a
+cause, the figure that decides about it, the side on which it leaves the range of healthy runs, the
+other causes that it explains, and the smallest change worth trying. The ranges are measured; the
+first lines of `healthy.csv` say how. A rule's score is in decades: the base-10 logarithm of how far
+a run's median lies beyond the healthy limit.
 """
 
 import csv
@@ -19,13 +20,13 @@ import polars as pl
 from quantilax.signals import PART, PARTS, Signals
 
 Row = Mapping[str, float]
-"""Medians over a run of its quantities and signals."""
+"""Medians over a run of its figures and signals."""
 Config = Mapping[str, Any]
-"""A section with every field, as `config.yaml` has it."""
+"""A section with every field, as in `config.yaml`."""
 
 
 class Range(NamedTuple):
-    """What a quantity is in healthy runs: least and largest median of a run."""
+    """The smallest and the largest median of the healthy runs."""
 
     low: float
     high: float
@@ -39,40 +40,46 @@ class Rule(NamedTuple):
     """What is wrong, in a sentence."""
     quantity: str
     side: int
-    """1: too large, -1: too small."""
+    """1: too large, -1: too small, 0: either."""
     margin: float
-    """Decades beyond the healthy limit from which on the cause is named."""
+    """Decades beyond the healthy limit above which the cause is named."""
     beside: tuple[str, ...]
-    """Other quantities that are told with it."""
+    """Other figures that are reported with it."""
     fields: tuple[str, ...]
-    """Hyperparameters that it points to: read from the config, told apart from what is measured."""
+    """Hyperparameters to look at. They are read from the config, and reported apart from what is
+    measured."""
     change: Callable[[Config, Row], dict[str, Any]]
     """The smallest change worth trying."""
     explains: tuple[str, ...] = ()
-    """Causes whose quantity leaves its range because of this one."""
+    """Causes whose figures leave their range because of this one."""
     remark: str = ""
-    """What a change of a field cannot do."""
+    """Advice that a change of a field cannot express."""
 
 
 WINDOW = 5
-"""Evaluations over which the ways of the target are summed."""
+"""Evaluations over which the movements of the target network's values are summed."""
 SMALL = 1e-12
 
 
 def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
-    """Return what the rules read of one seed: a row per evaluation after the first, which stands before training.
+    """Return what the rules read of one seed, one row per evaluation except the first.
 
-    | quantity | from |
-    |---|---|
-    | `noise_to_signal` | S / (B G2), noise over signal of a batch's gradient: sum of S so far over `largest_signal` |
-    | `noise_to_signal_most` | the same, had there been no signal at all: the most that it could have been |
-    | `return_size` | rms of the discounted returns seen so far at first steps, learned units |
-    | `target_pace` | way of the target's values on R since the last evaluation, over their distance from Q then and now |
-    | `explored` | mean `exploration` so far: whether it ever tried anything |
-    | `return_range` | greatest less least return of all evaluations, the first too (mean +- std), over the greater magnitude |
-    | `limit_surprise` | of the episodes so far that reached the time limit, the share that died there unexpectedly |
+    The first evaluation is made before training. The rows hold every signal as it is, and these
+    figures:
 
-    and every signal as it is.
+    - `noise_to_signal`: noise of a batch's gradient over its signal, S / (B G2), over all
+      evaluations so far: the sum of S divided by B times `largest_signal`.
+    - `noise_to_signal_most`: the same if there were no signal at all, which is the upper limit of
+      `noise_to_signal`.
+    - `return_size`: the largest absolute `start_return` so far, in learned units.
+    - `target_pace`: how far the target network's values on R (`reference_q_target`) moved since the
+      evaluation before, over how far they were then from the online network's values now
+      (`reference_q`). Both are summed over `WINDOW` evaluations.
+    - `explored`: mean of `exploration` so far, which tells whether the run ever tried anything.
+    - `return_range`: largest less smallest return of all evaluations, including the first (mean
+      plus and minus standard deviation), over the larger magnitude of the two.
+    - `limit_surprise`: of the episodes so far that reached the time limit, the share that
+      terminated there although the network expected more.
     """
     whole = run.sort("env_step")
     mean, std = whole["return_mean"].to_numpy().astype(float), whole["return_std"].to_numpy().astype(float)
@@ -100,26 +107,27 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
 
 
 def largest_signal(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Sum of G2 so far, and twice its standard error: what is called noise should not be an estimate's failure.
+    """A cautious estimate of the signal: the sum of G2 so far plus twice its standard error.
 
-    Where G2 is small that of one evaluation is sqrt(2 / d) S / n, with n transitions and d directions in which
-    gradients vary evenly; d = 1 is the most that it can be.
+    So what may only be a bad estimate is not called noise. If G2 is small, the standard error of
+    one evaluation is sqrt(2 / d) S / n, with n transitions and d directions in which gradients vary
+    evenly. d = 1 gives the largest value.
     """
     error = np.sqrt(2) * noise / (PARTS * PART)
     return np.maximum(signal.cumsum(), 0) + 2 * np.sqrt((error**2).cumsum())
 
 
 def summed(values: np.ndarray) -> np.ndarray:
-    """Sums over the last `WINDOW` values, fewer at first."""
+    """Sums over the last `WINDOW` values, or over fewer at the beginning."""
     return np.array([values[max(0, i + 1 - WINDOW) : i + 1].sum() for i in range(len(values))])
 
 
 SURPRISE = 0.1
-"""Of the returns' size: what a network that knows of the limit would be wrong by at most."""
+"""Largest `limit_error`, as a share of the returns' size, of a network that knows of the limit."""
 
 
 def minibatch(config: Config) -> float:
-    """Transitions in a gradient step of an algorithm that learns from minibatches of what it collects."""
+    """Transitions in a gradient step of an algorithm that learns from minibatches, such as PQN."""
     return float(config["num_envs"] * config["num_steps"] / config["num_minibatches"])
 
 
@@ -141,7 +149,8 @@ def _change_learning_rate(config: Config, row: Row) -> dict[str, Any]:
 
 
 def _change_reward_scale(config: Config, row: Row) -> dict[str, Any]:
-    # A fixed factor: over running moments the unit of all values moves while the policy improves (investigations/0005-solved).
+    # A fixed factor, because with running moments the unit of all values moves while the policy
+    # improves (investigations/0005-solved).
     beyond = max(1.0, row["return_size"] / healthy()["return_size"].high)
     return {"reward_scale": float(f"{config['reward_scale'] / beyond / 2:.1g}")}
 
@@ -299,23 +308,30 @@ RULES = (
         _change_noise,
     ),
 )
-"""What is known to go wrong, in the order in which it is told where nothing else decides."""
+"""Known causes, in the order in which they are reported if nothing else decides."""
 
 
 @cache
 def healthy() -> dict[str, Range]:
-    """Return the ranges of healthy runs, by quantity; `investigations/0003-diagnosis/fit.py` writes them, but for `EXACT`."""
-    text = resources.files("quantilax.studies").joinpath("healthy.csv").read_text(encoding="utf-8")
+    """Return the ranges of healthy runs, by figure.
+
+    `investigations/0003-diagnosis/fit.py` writes them, except those in `EXACT`.
+    """
+    text = resources.files("quantilax.checks").joinpath("healthy.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {row["quantity"]: Range(float(row["low"]), float(row["high"])) for row in rows} | EXACT
 
 
 EXACT = {"return_range": Range(1e-3, 2.0)}
-"""Ranges that need no measuring: returns that differ by less than a thousandth do not differ, and 2 is the most there is."""
+"""Ranges that need no measuring: returns that differ by less than a thousandth are the same, and 2
+is the maximum."""
 
 
 def score(rule: Rule, median: float) -> float:
-    """Decades by which a median lies beyond the healthy range, on the rule's side (0: on either); negative within it."""
+    """Decades by which a median lies beyond the healthy range on the rule's side.
+
+    Negative within the range; -inf if the median is NaN.
+    """
     if math.isnan(median):
         return -math.inf
     low, high = healthy()[rule.quantity]
@@ -325,4 +341,4 @@ def score(rule: Rule, median: float) -> float:
 
 
 FLOOR = 1e-6
-"""Healthy ranges that begin or end at 0 are taken to do so here: decades need a number."""
+"""Stands for a 0 at either end of a healthy range, which has no logarithm."""

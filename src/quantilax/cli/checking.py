@@ -1,7 +1,6 @@
 """`lint` and `diagnose`."""
 
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -89,10 +88,11 @@ def diagnose(path: Path, as_json: bool) -> None:
     quantilax diagnose runs/x
     """
     from quantilax.checks import diagnosis
-    from quantilax.studies.store import FACTS
+    from quantilax.studies.store import Store
 
+    is_study = Store.find(path) is not None
     found = (
-        diagnosis.diagnose_study(path) if os.path.exists(path / FACTS) else {"": diagnosis.diagnose_run(path)}
+        diagnosis.diagnose_study(path) if is_study else {"": diagnosis.diagnose_run(path)}
     )  # a run is a study of one variant
     if as_json:
         told = {variant: [diagnosis.as_json(one) for one in seeds] for variant, seeds in found.items()}

@@ -1,7 +1,9 @@
-"""`evaluate`, `show`, `list-runs` and `list`."""
+"""`evaluate`, `show`, `plot`, `list-runs`, `list` and `configs`."""
 
+import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -113,6 +115,32 @@ def list_runs(directory: Path) -> None:
         click.echo(f"warning: {line}", err=True)
 
 
+@click.command(name="configs")
+@click.argument("name", required=False)
+def configs_(name: str | None) -> None:
+    """List the configs that come with quantilax and their sections, or print the one called NAME.
+
+    Every command that takes a CONFIG takes such a name.
+
+    \b
+    quantilax configs
+    quantilax configs gymnax/cartpole > mine.yaml
+    quantilax train gymnax/cartpole iqn
+    """
+    from quantilax.errors import did_you_mean
+    from quantilax.runs import configs
+
+    shipped = configs.shipped()
+    if name is None:
+        for each, file in shipped.items():
+            click.echo(f"{each}: {', '.join(configs.read_yaml(file))}")
+        return
+    name = name.removesuffix(".yaml")
+    if name not in shipped:
+        raise ConfigError(f"no config '{name}' comes with quantilax{did_you_mean(name, shipped, 'configs')}")
+    click.echo(shipped[name].read_text(encoding="utf-8"), nl=False)
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def show(run: Path) -> None:
@@ -140,19 +168,96 @@ def show(run: Path) -> None:
         click.echo(f"\ngo on with: quantilax resume {shlex.quote(str(run))}")
 
 
-@click.command(name="list")
-def list_() -> None:
-    """List algorithms and environments."""
-    from quantilax import algorithms, envs
+@click.command()
+@click.argument("directories", nargs=-1, required=True, metavar="RUN|STUDY...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("curves.png"),
+    show_default=True,
+    help="The picture: .png, .svg or .pdf; one that is there is overwritten.",
+)
+def plot(directories: tuple[Path, ...], out: Path) -> None:
+    """Draw the learning curves of several runs in one picture; of a study, those of its variants.
 
+    Drawn are means over the seeds, with 95% intervals at each step. Labels are the names of the directories.
+
+    \b
+    quantilax plot runs/iqn runs/qrdqn --out heads.png
+    quantilax plot studies/fractions
+    """
+    from quantilax.host import paths
+    from quantilax.runs import plots
+
+    names = [path.resolve().name for path in directories]
+    labels = [name if names.count(name) == 1 else str(path) for name, path in zip(names, directories, strict=True)]
+    curves = [curve for path, label in zip(directories, labels, strict=True) for curve in _curves(path, label)]
+    plots.together(curves, paths.check(out))
+    click.echo(f"{out}: {len(curves)} learning curve{'s' if len(curves) > 1 else ''}")
+
+
+def _curves(path: Path, label: str) -> list["Curve"]:  # type: ignore[name-defined]
+    """The curve of a run, or one for each variant of a study."""
+    from quantilax import runs
+    from quantilax.runs import plots
+    from quantilax.studies.store import Store
+
+    store = None if os.path.exists(path / "run.json") else Store.find(path)
+    if store is None:
+        return [plots.curve_of_run(runs.RunDirectory.open(path).path / "evaluations.csv", label)]
+    records = store.records()
+    if records.is_empty():
+        raise ConfigError(f"{path}: has no finished run yet")
+    rows = {
+        part["variant"][0]: part.select("seed", "env_step", "return_mean").rows()
+        for part in records.partition_by("variant", maintain_order=True)
+    }
+    return [plots.curve(f"{label}: {variant}", of_variant) for variant, of_variant in rows.items()]
+
+
+@click.command(name="list")
+@click.argument("algorithm", required=False)
+def list_(algorithm: str | None) -> None:
+    """List algorithms and environments, or the fields of ALGORITHM with their defaults and meanings.
+
+    \b
+    quantilax list
+    quantilax list iqn
+    """
+    from quantilax import algorithms, envs
+    from quantilax.envs.gymnax import CONTINUOUS
+
+    if algorithm is not None:
+        _list_fields(algorithms.get(algorithm).config)
+        return
     console = table_console(80, highlight=False)
     console.print("[bold]algorithms[/bold]")
-    for name, algorithm in algorithms.ALGORITHMS.items():
-        told, module = algorithm.config.__doc__ or "", sys.modules[algorithm.init.__module__]
-        if told.startswith(f"{algorithm.config.__name__}("):  # a dataclass's own, where nothing was written
+    for name, one in algorithms.ALGORITHMS.items():
+        told, module = one.config.__doc__ or "", sys.modules[one.init.__module__]
+        if told.startswith(f"{one.config.__name__}("):  # a dataclass's own, where nothing was written
             told = module.__doc__ or ""
         console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True, markup=False)
     for library, names in envs.names().items():
         console.print(f"[bold]environments of {library}[/bold]")
         for name in names:
-            console.print(f"  {name}")
+            console.print(f"  {name}" + (" (continuous actions: refused)" if name in CONTINUOUS else ""))
+    console.print("[bold]environments of your own[/bold]")
+    console.print("  module:Class, such as mypackage.envs:GridWorld")
+
+
+def _list_fields(config: type) -> None:
+    import yaml
+
+    from quantilax import pytree
+
+    defaults = pytree.defaults(config)
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    for field in dataclasses.fields(config):
+        meaning, choices = field.metadata.get("doc", ""), field.metadata.get("choices")
+        of = f"; one of {', '.join(sorted(choices))}" if choices else ""
+        default = yaml.safe_dump(defaults.get(field.name, ""), default_flow_style=True).removesuffix("\n...\n").strip()
+        table.add_row(field.name, default, meaning + of)
+    table_console(110, highlight=False, markup=False, emoji=False).print(table)

@@ -68,6 +68,15 @@ def load(config: Path, section: str | None, overrides: tuple[str, ...]) -> "Sect
     return runs.load_section(config, named, runs.parse_overrides(fields))
 
 
+def misleading(agent: "Agent") -> list[str]:  # type: ignore[name-defined]
+    """Say which settings of an agent lie outside of their usual range: what `lint` knows by arithmetic alone."""
+    from quantilax.checks.ranges import ranges
+
+    found = [told for told in ranges(agent) if told.severity != "note"]
+    findings = (told.finding if told.field in told.finding else f"{told.field}: {told.finding}" for told in found)
+    return [f"{finding}; {told.remedy}" for finding, told in zip(findings, found, strict=True)]
+
+
 def seed_range(seeds: list[int]) -> str:
     """Write 0-4 for 0, 1, 2, 3, 4."""
     is_range = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))

@@ -1,15 +1,17 @@
 """`study`, `report` and `recommend`."""
 
+import contextlib
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 import rich.table
 
-from quantilax.cli.shared import NO_CACHE, QUIET, stop_on_signals, table_console
+from quantilax.cli.shared import NO_CACHE, QUIET, misleading, stop_on_signals, table_console
 from quantilax.errors import ConfigError
 
 
@@ -94,6 +96,8 @@ def study(
     runs.use_all_cores(
         wanted or len(asked.variants) * len(asked.seeds), elsewhere=on is not None and is_told, asked=is_told
     )
+    for line in _misleading(asked):
+        click.echo(f"warning: {line}", err=True)
     if dry_run:
         if not no_cache:
             runs.enable_compilation_cache()
@@ -132,9 +136,7 @@ def report(directory: Path, out: Path | None) -> None:
 )
 @click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
 @click.option("--section", help="Its name there.  [default: that of the study's base]")
-@click.option(
-    "--benchmarks", type=click.Path(path_type=Path), help="The Markdown file whose table gets a row of the section."
-)
+@click.option("--benchmarks", type=click.Path(path_type=Path), help="The YAML file that gets a record of the section.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The results' directory of STUDY.yaml.  [default: studies/<name>]"
 )
@@ -157,12 +159,13 @@ def recommend(
     """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
 
     Of a study whose only variant is its base the file STUDY.yaml will do: nothing is to be chosen, so it need not be run.
-    Where the held-out seeds contradict, nothing is written and the exit status is 1.
+    Where the held-out seeds contradict, nothing is written and the exit status is 1. --write is refused while the checkout of
+    quantilax has uncommitted changes.
 
     \b
     quantilax recommend studies/fractions
     quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
-    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.md
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.yaml
     quantilax recommend investigations/0014-research/iqn_research.yaml --out studies/research --seeds 10
     """
     from quantilax import runs
@@ -210,7 +213,7 @@ def recommend(
         )
     click.echo(f"written: section {found.section} of {write}")
     if benchmarks is not None:
-        click.echo(f"written: its row in {benchmarks}")
+        click.echo(f"written: its record in {benchmarks}")
 
 
 def _summarize(store: "Store", quiet: bool) -> None:  # type: ignore[name-defined]
@@ -252,8 +255,29 @@ SUMMARY = (
 """Columns that a terminal has room for."""
 
 
-def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
+def _misleading(study: "Study") -> list[str]:  # type: ignore[name-defined]
+    """Say which settings of the variants mislead, each line once, with the variants that have them."""
     from quantilax import train
+    from quantilax.agent import ConfigWarning
+
+    found: dict[str, list[str]] = {}
+    for variant in study.variants:
+        with contextlib.suppress(ConfigError), warnings.catch_warnings(category=ConfigWarning, action="ignore"):
+            agent = study.create(variant)  # one that cannot be made is told when the study runs
+            for line in dict.fromkeys([*train.advice(agent.env, agent.config), *misleading(agent)]):
+                found.setdefault(line, []).append(variant.name)
+    return [f"{_variants(names, len(study.variants))}: {line}" for line, names in found.items()]
+
+
+def _variants(names: list[str], all_there_are: int) -> str:
+    if len(names) == 1:
+        return f"variant '{names[0]}'"
+    if len(names) == all_there_are:
+        return f"all {all_there_are} variants"
+    return f"{len(names)} of {all_there_are} variants, '{names[0]}' the first"
+
+
+def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
     from quantilax.studies.forecast import forecast
 
     console = table_console(120, highlight=False, markup=False)
@@ -270,9 +294,6 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
     console.print(table)
     for failure in planned.failures:
         click.echo(f"warning: variant '{failure.variant}' cannot be run: {failure.reason}", err=True)
-    for variant, agent in ((variant, agent) for group in planned.groups for variant, agent in group.agents.items()):
-        for line in train.advice(agent.env, agent.config):
-            click.echo(f"warning: variant '{variant}': {line}", err=True)
     batch_shape, told = planned.batch_shape, forecast(planned)
     for group, why in told.broken:
         for variant in group.agents:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from quantilax.cli.shared import LOG, NO_CACHE, QUIET, load, show_config, stop_on_signals, tell
+from quantilax.cli.shared import LOG, NO_CACHE, QUIET, load, misleading, show_config, stop_on_signals, tell
 from quantilax.errors import ConfigError
 
 
@@ -69,7 +69,8 @@ def train(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         agent = asked.create()
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
+    told = [*(str(warning.message) for warning in caught), *(f"{asked.where}: {line}" for line in misleading(agent))]
+    for message in dict.fromkeys(told):
         click.echo(f"warning: {message}", err=True)
     if dry_run:
         show_config(asked.name, agent, seeds)

@@ -1,5 +1,8 @@
 """Environments: the contract (see `quantilax.types.Environment`), one adapter per library, and probes with known returns."""
 
+import contextlib
+import dataclasses
+from functools import cache
 from typing import Any
 
 import jax
@@ -7,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantilax import pytree, switches
-from quantilax.envs import probes
+from quantilax.envs import classes, probes
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
-__all__ = ["as_environment", "make", "masks", "names"]
+__all__ = ["as_environment", "is_known", "make", "masks", "name_of", "names"]
 
 MAX_ACTIONS = 2**24
 """A random action is made of a uniform float, which has no more values."""
@@ -54,11 +57,13 @@ class Opaque:
 
 @switches.standard()
 def make(name: str) -> Environment:
-    """Return the environment of that name: a probe (`probe/...`) or one of gymnax.
+    """Return the environment of that name: a probe (`probe/...`), one of gymnax, or a class of your own (`module:Class`).
 
     Raises:
         ConfigError: where there is none, with a suggestion.
     """
+    if ":" in name:
+        return _of_class(classes.find(name), name)
     if name in probes.PROBES:
         return probes.PROBES[name]()
     if name.startswith("probe/"):
@@ -82,6 +87,35 @@ def names() -> dict[str, tuple[str, ...]]:
     return {"gymnax": gymnax.names(), "quantilax": tuple(probes.PROBES)}
 
 
+def is_known(name: str) -> bool:
+    """Say whether a name is that of an environment, or of a class that may be one."""
+    return ":" in name or name in probes.PROBES or any(name in of_library for of_library in names().values())
+
+
+def name_of(env: Environment) -> str:
+    """Return a name for which `make` gives this environment again; where there is none, what the environment calls itself."""
+    registered = getattr(env, "registered", None)  # None: not an adapter's
+    inner: Any = env if registered is None else env.env  # type: ignore[attr-defined]
+    cls = type(inner.env.value if isinstance(inner, Opaque) else inner)
+    candidates = [env.name, classes.name_of(cls)]
+    if not registered and cls.__module__.split(".")[0] not in ("quantilax", "gymnax"):
+        candidates.reverse()
+    for name in filter(None, candidates):
+        with contextlib.suppress(ConfigError):
+            made: Any = make(name)
+            if registered is not None and hasattr(made, "registered"):
+                made = dataclasses.replace(made, registered=registered)
+            if classes.are_equal(made, env):
+                return name
+    return env.name
+
+
+@cache
+def _of_class(cls: type, name: str) -> Environment:
+    """One object of each class: a plain object is a part of the programs that are compiled for it."""
+    return as_environment(classes.construct(cls, name))
+
+
 def as_environment(env: Any) -> Environment:
     """Return what fulfils the contract: for a name `make`'s, for a gymnax environment its adapter, else the checked object.
 
@@ -100,8 +134,8 @@ def as_environment(env: Any) -> Environment:
     missing = [member for member in MEMBERS if not hasattr(env, member)]
     if missing:
         raise ConfigError(
-            f"env: {type(env).__name__} has no '{missing[0]}'; pass a name, a gymnax environment or an object with"
-            f" {', '.join(MEMBERS)}"
+            f"env: {type(env).__name__} has no '{missing[0]}'; give a name, a gymnax environment, or an object or module:Class"
+            f" with {', '.join(MEMBERS)}"
         )
     if jax.tree_util.all_leaves([env]):  # not registered as a pytree
         env = Opaque(env=Identity(env))

@@ -1,7 +1,10 @@
-"""Adapter for gymnax 1.x (https://github.com/RobertTLange/gymnax), whose `step` returns six values and resets by itself.
+"""Adapter for gymnax 1.x (https://github.com/RobertTLange/gymnax).
 
-The games of MinAtar are made as Young & Tian (2019), https://arxiv.org/abs/1903.03176, have them, as far as parameters go:
-sticky actions, and no time limit but where they have one. docs/guides/environments.md has what is left.
+In gymnax 1.x, `step` returns six values and resets by itself.
+
+The games of MinAtar follow Young & Tian (2019), https://arxiv.org/abs/1903.03176, as far as
+parameters allow: sticky actions, and no time limit except in games that have one.
+docs/guides/environments.md lists the remaining differences.
 """
 
 import builtins
@@ -24,12 +27,13 @@ from quantilax.envs.sticky import StickyActions
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.types import Box, Discrete, Environment, TimeStep
 
-# Five environments of gymnax import seaborn and matplotlib.pyplot for their renderers, which nothing here calls: 1.2 s, where
-# gymnax itself takes 0.1. Within these modules, and nowhere else, stand-ins put that off.
+# Five environments of gymnax import seaborn and matplotlib.pyplot for their renderers, which
+# nothing here calls. That takes 1.2 s; gymnax itself takes 0.1 s. Stand-ins delay these imports
+# until they are needed, in these modules and nowhere else.
 
 
 class _Later(types.ModuleType):
-    """Stands in for a module until something is looked up in it."""
+    """Stands in for a module until an attribute is looked up in it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -40,11 +44,11 @@ class _Later(types.ModuleType):
 SEABORN, MATPLOTLIB = _Later("seaborn"), _Later("matplotlib")
 MATPLOTLIB.pyplot, MATPLOTLIB.colors = _Later("matplotlib.pyplot"), _Later("matplotlib.colors")  # type: ignore[attr-defined]
 LATER = {("seaborn",): SEABORN, ("matplotlib.pyplot",): MATPLOTLIB, ("matplotlib", "colors"): MATPLOTLIB}
-"""By what an import asks for, what it is given."""
+"""Maps what an import asks for to the stand-in that it gets."""
 
 
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = None, level: int = 0) -> Any:
-    """What an `import` statement of these modules calls."""
+    """Replaces `__import__` in these modules."""
     there = LATER.get((name, *(fromlist or ())))
     return builtins.__import__(name, globals, locals, fromlist, level) if there is None else there
 
@@ -56,7 +60,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Has environments of gymnax import with `_import`; other modules are none of its business."""
+    """Makes gymnax environments import with `_import`; other modules are not affected."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname, path) if fullname.startswith("gymnax.environments.") else None
@@ -73,34 +77,45 @@ finally:
 
 
 NO_LIMIT = 5_000
-"""Steps after which a game that has no time limit is cut off: evaluations have to end."""
+"""Steps after which a game without a time limit is cut off, so that evaluations end."""
 MINATAR = {
     "Asterix-MinAtar": NO_LIMIT,
     "Breakout-MinAtar": NO_LIMIT,
-    "Freeway-MinAtar": 2_501,  # the original counts 2,500 down to below 0
+    "Freeway-MinAtar": 2_501,  # the original counts from 2,500 down to below 0
     "Seaquest-MinAtar": NO_LIMIT,
     "SpaceInvaders-MinAtar": NO_LIMIT,
 }
-"""Steps in an episode of each game of MinAtar."""
+"""Steps in an episode of each MinAtar game."""
+CONTINUOUS = ("MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Reacher-misc", "Swimmer-misc")
+"""Environments of gymnax with real-valued actions, which all algorithms here refuse."""
 
 
 @pytree.dataclass
 class Gymnax:
-    """A gymnax environment under the contract; its parameters (physics, time limit) are leaves."""
+    """A gymnax environment as an `Environment`.
+
+    Its parameters (physics, time limit) are leaves.
+    """
 
     env: Any = pytree.field(static=True)
     params: PyTree
     registered: str = ""
-    """What gymnax knows it as, where it was made by name: not every environment calls itself so."""
+    """The name under which it was made; not every gymnax environment calls itself by it."""
 
     @property
     def name(self) -> str:
-        """The name that `make` takes; of an object that was made elsewhere what it calls itself."""
+        """The name that `make` takes.
+
+        For an object that was made elsewhere: the environment's own name.
+        """
         return self.registered or self.env.name
 
     @property
     def observation_space(self) -> Box:
-        """Shape and dtype of an observation; a discrete one becomes one-hot, MinAtar's zeros and ones bools."""
+        """Shape and dtype of an observation.
+
+        A discrete observation becomes one-hot, and MinAtar's zeros and ones become bools.
+        """
         space, low, high = _read(self.env.observation_space, self.env.default_params)
         if hasattr(space, "n"):
             return Box((int(space.n),))
@@ -128,7 +143,10 @@ class Gymnax:
         return state, self._encode(obs)
 
     def step(self, key: Key[Array, ""], state: PyTree, action: Int[Array, ""]) -> tuple[PyTree, TimeStep]:
-        """Take one step; gymnax resets after a last one and keeps the true successor aside."""
+        """Take one step.
+
+        gymnax resets after the last step of an episode and returns the true successor in `info`.
+        """
         obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, self.params)
         return state, TimeStep(
             obs=self._encode(obs),
@@ -146,11 +164,12 @@ class Gymnax:
 
 
 def _read(make: Callable[[Any], Any], params: Any) -> tuple[Any, Any, Any]:
-    """Return a space of gymnax and its bounds, as numbers where all are alike."""
-    with (
-        switches.standard(),
-        jax.ensure_compile_time_eval(),
-    ):  # gymnax makes arrays of them, also while a program is traced
+    """Return a gymnax space and its bounds.
+
+    A bound is one number if it is the same for all entries.
+    """
+    # gymnax creates arrays for spaces, even while a program is traced.
+    with switches.standard(), jax.ensure_compile_time_eval():
         space = make(params)
         ends = [np.asarray(getattr(space, name, 0.0)) for name in ("low", "high")]
     low, high = (end.item(0) if (end == end.item(0)).all() else end for end in ends)
@@ -159,13 +178,21 @@ def _read(make: Callable[[Any], Any], params: Any) -> tuple[Any, Any, Any]:
 
 @cache
 def _environment(name: str) -> Any:
-    return gymnax.make(name)[0]  # one object per name: it is part of the treedef
+    return gymnax.make(name)[0]  # one object per name, because it is part of the treedef
 
 
 def make(name: str) -> Environment:
-    """Return the gymnax environment of that name, with its default parameters; a game of MinAtar with the original's."""
+    """Return the gymnax environment of that name, with its default parameters.
+
+    A game of MinAtar gets those of the original.
+
+    Raises:
+        ConfigError: the name is unknown, or the environment cannot be made.
+    """
     if name not in names():
-        raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, names(), 'environments')}")
+        discrete = [one for one in names() if one not in CONTINUOUS]
+        hint = did_you_mean(name, discrete, "environments", "quantilax list")
+        raise ConfigError(f"unknown environment '{name}'{hint}; a class of your own is named module:Class")
     try:
         env = _environment(name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images
@@ -183,5 +210,5 @@ def make(name: str) -> Environment:
 
 
 def names() -> tuple[str, ...]:
-    """Names that gymnax knows, yours registered with it included."""
+    """Names that gymnax knows, including those that you registered with it."""
     return tuple(gymnax.registered_envs)

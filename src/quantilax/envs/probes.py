@@ -1,14 +1,15 @@
-"""Probes: tiny environments whose distribution of returns is known, to test algorithms on (yours too).
+"""Probes: tiny environments with known return distributions, to test algorithms on.
 
-| name | what it tells apart |
+| name | what an algorithm must do to pass |
 |---|---|
-| `probe/bimodal` | learns the distribution, not only its mean |
-| `probe/geometric` | bootstraps: the return's distribution only comes from many steps |
-| `probe/time_limit` | a time limit is no death: the value is 1 / (1 - gamma) |
-| `probe/terminal` | an episode's end is one: nothing is bootstrapped over it, nor from an observation after a reset |
-| `probe/corridor` | credit over several steps, exploration, control |
+| `probe/bimodal` | learn the distribution, not only its mean |
+| `probe/geometric` | bootstrap: the return's distribution only results from many steps |
+| `probe/time_limit` | not treat a time limit as death: the value is 1 / (1 - gamma) |
+| `probe/terminal` | not bootstrap over the end of an episode, nor from the reset after it |
+| `probe/corridor` | assign credit over several steps, explore, control |
 
-Each is a pytree: its floats are leaves. `quantile_function(tau, gamma)` is the true one of the return from a first observation.
+Each probe is a pytree whose floats are leaves. `quantile_function(tau, gamma)` is the true quantile
+function of the return from a first observation. You can test your own algorithms with them too.
 """
 
 import jax
@@ -37,7 +38,7 @@ def _time_step(
 
 @pytree.dataclass
 class Bimodal:
-    """One step: action 0 gives `low` or `high` with equal chances, action 1 gives `safe`."""
+    """One step: action 0 pays `low` or `high` with equal probability, action 1 pays `safe`."""
 
     low: float = pytree.field(-1.0, "reward of the bad outcome of action 0")
     high: float = pytree.field(2.0, "reward of the good outcome of action 0")
@@ -68,7 +69,10 @@ class Bimodal:
 
 @pytree.dataclass
 class Geometric:
-    """Each step pays 1 and ends the episode with probability `p`: a return of (1 - gamma^L) / (1 - gamma), L geometric."""
+    """Each step pays 1, and ends the episode with probability `p`.
+
+    The return is (1 - gamma^L) / (1 - gamma), with L geometric.
+    """
 
     p: float = pytree.field(0.3, "probability that a step is the last", ge=0.01, le=1)
 
@@ -78,7 +82,7 @@ class Geometric:
     max_episode_steps = 10_000
 
     def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
-        """True quantiles of the return of the one action: P(L <= n) = 1 - (1 - p)^n."""
+        """True quantiles of the return of the only action: P(L <= n) = 1 - (1 - p)^n."""
         length = jnp.maximum(jnp.ceil(jnp.log1p(-tau) / jnp.log1p(-jnp.asarray(self.p)) - 1e-4), 1)
         return ((1 - gamma**length) / (1 - gamma))[:, None]
 
@@ -95,7 +99,10 @@ class Geometric:
 
 @pytree.dataclass
 class TimeLimit:
-    """Each step pays 1 for ever, cut off every `limit` steps; time is not observed."""
+    """Each step pays 1, forever; episodes are cut off every `limit` steps.
+
+    Time is not observed.
+    """
 
     limit: int = pytree.field(4, "steps before an episode is cut off", ge=1)
 
@@ -109,7 +116,7 @@ class TimeLimit:
         return self.limit
 
     def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
-        """1 / (1 - gamma), whatever the action."""
+        """1 / (1 - gamma) for every action."""
         return jnp.full((len(tau), 2), 1 / (1 - gamma))
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "1"]]:
@@ -126,7 +133,10 @@ class TimeLimit:
 
 @pytree.dataclass
 class Terminal:
-    """Two steps, seen as (1, 0), (0, 1) and, at the end, (0, 0): the first pays 0, the second `reward`, then it is over."""
+    """Two steps: the first pays 0, the second pays `reward`, then the episode ends.
+
+    They are observed as (1, 0) and (0, 1), and the end as (0, 0).
+    """
 
     reward: float = pytree.field(1.0, "what the second step pays")
 
@@ -136,7 +146,7 @@ class Terminal:
     max_episode_steps = 2
 
     def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
-        """Gamma times the reward."""
+        """`gamma` times the reward."""
         return jnp.full((len(tau), 1), gamma * self.reward)
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "2"]]:
@@ -146,7 +156,7 @@ class Terminal:
     def step(
         self, key: Key[Array, ""], state: Int[Array, ""], action: Int[Array, ""]
     ) -> tuple[Int[Array, ""], TimeStep]:
-        """Go on, pay at the end."""
+        """Go on; pay at the end."""
         last = state == 1
         next_obs = jax.nn.one_hot(state + 1, 2)  # zeros at the end
         obs = jnp.where(last, jax.nn.one_hot(0, 2), next_obs)
@@ -155,9 +165,10 @@ class Terminal:
 
 @pytree.dataclass
 class Corridor:
-    """`cells` cells in a row, from the leftmost: action 1 goes right, action 0 left; 1 is paid for leaving at the right end.
+    """A row of `cells` cells. Action 1 goes right, action 0 left; leaving at the right end pays 1.
 
-    The optimal return is 1 and takes `cells` steps; an episode is cut off after 4 `cells` steps.
+    An episode begins in the leftmost cell. The optimal return is 1 and takes `cells` steps; an
+    episode is cut off after 4 `cells` steps.
     """
 
     cells: int = pytree.field(6, "length of the corridor", ge=2)
@@ -176,12 +187,15 @@ class Corridor:
         return 4 * self.cells
 
     def quantile_function(self, tau: Float[Array, "N"], gamma: float) -> Float[Array, "N A"]:
-        """Of the optimal policy: gamma^(cells - 1) to the right; to the left, which leaves it in place, one step later."""
+        """Of the optimal policy: gamma^(cells - 1) to the right, one step later to the left.
+
+        The first step to the left leaves the position as it is.
+        """
         right = jnp.full_like(tau, gamma ** (self.cells - 1))
         return jnp.stack([gamma * right, right], axis=-1)
 
     def reset(self, key: Key[Array, ""]) -> tuple[tuple[Array, Array], Float[Array, "cells"]]:
-        """Begin an episode at the leftmost cell."""
+        """Begin an episode in the leftmost cell."""
         return (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), jax.nn.one_hot(0, self.cells)
 
     def step(

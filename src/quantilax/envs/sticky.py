@@ -1,4 +1,4 @@
-"""Sticky actions: now and then the last action is taken again, whatever was chosen.
+"""Sticky actions: with some probability the last action is taken again instead of the chosen one.
 
 Source: Machado et al. (2018), https://arxiv.org/abs/1709.06009, section 5.
 """
@@ -15,10 +15,10 @@ from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
 @pytree.dataclass
 class StickyActions:
-    """An environment whose last action is repeated with `probability`; its observations do not show it.
+    """An environment that repeats the last action with `probability`, unseen in its observations.
 
-    The action before the first is 0. As in MinAtar, the last action outlives the end of an episode. Where the environment
-    has masks, a last action that is not legal any more is not taken again.
+    The action before the first is 0. As in MinAtar, the last action is kept over the end of an
+    episode. If the environment has masks, a last action that is no longer legal is not repeated.
     """
 
     env: Environment
@@ -26,22 +26,22 @@ class StickyActions:
 
     @property
     def name(self) -> str:
-        """That of the environment."""
+        """That of the wrapped environment."""
         return self.env.name
 
     @property
     def observation_space(self) -> Box:
-        """That of the environment."""
+        """That of the wrapped environment."""
         return self.env.observation_space
 
     @property
     def action_space(self) -> Discrete | Box:
-        """That of the environment."""
+        """That of the wrapped environment."""
         return self.env.action_space
 
     @property
     def max_episode_steps(self) -> Int[Array, ""] | int:
-        """That of the environment."""
+        """That of the wrapped environment."""
         return self.env.max_episode_steps
 
     def reset(self, key: Key[Array, ""]) -> Any:
@@ -50,7 +50,7 @@ class StickyActions:
         return ((state, no_action(self.env.action_space), *legal), obs, *legal)
 
     def step(self, key: Key[Array, ""], state: Any, action: Any) -> tuple[Any, TimeStep]:
-        """Take one step with this action or the last."""
+        """Take one step with the given action or the last one."""
         key, key_sticky = jax.random.split(key)
         inner, last, *legal = state
         repeats = jax.random.bernoulli(key_sticky, self.probability)

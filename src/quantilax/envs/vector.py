@@ -1,6 +1,7 @@
-"""Several environments as one: the only place that maps over environments.
+"""Several environments as one; this is the only module that maps over environments.
 
-A library that is batched by nature can fulfil `VectorEnv` itself; one environment in JAX is mapped over by `Mapped`.
+A library that is batched by nature can implement `VectorEnv` itself; `Mapped` maps over one
+environment in JAX.
 """
 
 from typing import Protocol
@@ -13,7 +14,7 @@ from quantilax.types import Environment, Observation, TimeStep
 
 
 class VectorEnv(Protocol):
-    """E environments as one; every array has the leading axis E. As `Environment` otherwise."""
+    """E environments as one, like `Environment` but every array has the leading axis E."""
 
     def reset(self, keys: Key[Array, "E"]) -> tuple[PyTree, Observation, Bool[Array, "E A"] | None]:
         """Begin an episode in each: (states, observations, masks of legal actions)."""

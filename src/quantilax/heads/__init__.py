@@ -1,4 +1,4 @@
-"""Heads: what is learned of the return, one file each, and a line in the registry."""
+"""Heads decide what is learned of the return. Each has its own file and an entry in `HEADS`."""
 
 from typing import Any
 
@@ -20,14 +20,18 @@ HEADS: dict[str, type[Head]] = {
 
 _GROUPS = tuple(dict.fromkeys(group for head in HEADS.values() for group in head.configs))
 CONFIGS: tuple[type, ...] = tuple(g for g in _GROUPS if not any(g in other.__mro__[1:] for other in _GROUPS))
-"""Groups of the hyperparameters of all heads, each once, without those that another extends."""
+"""Hyperparameter groups of all heads, each once, except those that another group extends."""
 
 
 def register(head: type[Head]) -> type[Head]:
-    """Add a head of your own, so that `head` may be its name; also as a decorator of its class.
+    """Register a head of your own, so that configs can select it by name.
 
-    Its groups of hyperparameters must be in the config. `q_learning` and `pqn` have `CONFIGS`; a group of your own
-    needs a config class of your own, see docs/guides/custom-head.md.
+    This also works as a decorator of the head's class. The config must contain the head's
+    hyperparameter groups. `q_learning` and `pqn` contain `CONFIGS`; a group of your own needs a
+    config class of your own, see docs/guides/custom-head.md.
+
+    Raises:
+        ConfigError: if the name is taken, or the class lacks a required method.
     """
     if head.name in HEADS:
         raise ConfigError(f"head '{head.name}' is registered already; choose another name")

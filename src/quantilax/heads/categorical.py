@@ -1,7 +1,10 @@
-"""Categorical: probabilities p_i of M atoms z_i (C51; Bellemare, Dabney & Munos 2017, https://arxiv.org/abs/1707.06887).
+"""Categorical head (C51): probabilities p_i of M atoms z_i.
 
-Y are logits; z_1, ..., z_M, the support, go from `v_min` to `v_max`. The target is `Phi(r + g z)` with the probabilities
-p(x', a*), Phi the projection onto the support, and the loss its cross-entropy with p(x, a).
+Y holds logits. The atoms z_1, ..., z_M form the support, which runs from `v_min` to `v_max`. The
+target is `Phi(r + g z)` with the probabilities p(x', a*), where Phi is the projection onto the
+support. The loss is the cross-entropy of p(x, a) with it.
+
+Source: Bellemare, Dabney & Munos (2017), https://arxiv.org/abs/1707.06887.
 """
 
 from typing import Any
@@ -29,10 +32,10 @@ class Categorical:
 
 
 class OfAtoms(Head):
-    """Logits of atoms: what heads share that learn a histogram."""
+    """Base of the heads that learn a histogram, as logits of the atoms."""
 
     def check(self) -> None:
-        """Raise `ConfigError` for a support that is empty, or whose atoms floats of 32 bits do not tell apart."""
+        """Raise `ConfigError` if the support is empty, too wide, or too fine for float32."""
         c = self.config
         if any(isinstance(v, jax.core.Tracer) or np.ndim(v) for v in (c.v_min, c.v_max)):  # in a sweep
             return
@@ -60,51 +63,57 @@ class OfAtoms(Head):
         return losses.support(self.config.v_min, self.config.v_max, self.config.num_atoms)
 
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A layer of M logits per action."""
+        """Build a layer of M logits per action."""
         return self.action_layer(self.config.num_atoms, features, num_actions, rngs)
 
     def mean(self, prediction: Prediction) -> Float[Array, "*A"]:
-        """`sum_i z_i p_i`."""
+        """Return `sum_i z_i p_i`."""
         return self.atoms @ jax.nn.softmax(prediction.Y, axis=0)
 
 
 class CategoricalHead(OfAtoms):
-    """Probabilities of the atoms."""
+    """Probabilities of the atoms, learned by cross-entropy."""
 
     name, configs = "categorical", (Categorical,)
 
     def target(self, reward: Scalar, discount: Scalar, successor: Prediction) -> Float[Array, "M"]:
-        """Probabilities of `Phi(reward + discount z)`, those of z being p(x', a*)."""
+        """Return the probabilities of `Phi(reward + discount z)`, those of z being p(x', a*)."""
         p = jax.nn.softmax(successor.Y)
         return losses.categorical_projection(reward + discount * self.atoms, p, self.atoms)
 
     def soft_target(
         self, reward: Scalar, discount: Scalar, successor: Prediction, policy: SoftPolicy
     ) -> Float[Array, "M"]:
-        """Of the mixture over a ~ pi: probabilities of `Phi(reward + discount (z - t ln pi(a)))`, of z being p(x', a)."""
+        """Return the probabilities of `Phi(reward + discount (z - t ln pi(a)))` for a ~ pi.
+
+        Given a, z has the probabilities p(x', a).
+        """
         atoms = reward + discount * (self.atoms[:, None] - policy.t_log_pi)  # (M, A)
         p = policy.pi * jax.nn.softmax(successor.Y, axis=0)
         return losses.categorical_projection(atoms.ravel(), p.ravel(), self.atoms)
 
     def expected(self, target: Float[Array, "M"]) -> Scalar:
-        """`sum_i z_i p_i` of the target."""
+        """Return `sum_i z_i p_i` of the target."""
         return target @ self.atoms
 
     def loss(self, taken: Prediction, target: Float[Array, "M"]) -> Scalar:
-        """Cross-entropy with the target's probabilities."""
+        """Return the cross-entropy with the target's probabilities."""
         return -(target @ jax.nn.log_softmax(taken.Y))
 
     def priority(self, taken: Prediction, target: Float[Array, "M"]) -> Scalar:
-        """The target's Kullback-Leibler divergence from p(x, a), as Hessel et al. (2018) have it."""
+        """Return the Kullback-Leibler divergence of the target from p(x, a).
+
+        This is the priority of Hessel et al. (2018), https://arxiv.org/abs/1710.02298.
+        """
         return losses.kl_divergence(target, jax.nn.log_softmax(taken.Y))
 
     def lambda_returns(self, key: Key[Array, ""], steps: Steps, successors: Prediction) -> Float[Array, "T E M"]:
-        """Probabilities of the mixture of returns, projected at each step."""
+        """Return the probabilities of the mixture of returns, projected at each step."""
         of_column = jax.vmap(losses.categorical_lambda_returns, in_axes=(1, 1, 1, 1, None), out_axes=1)
         p = jax.nn.softmax(successors.Y, axis=-1)
         G: Float[Array, "T E M"] = of_column(steps.reward, steps.discount, p, steps.trace, self.atoms)
         return G
 
     def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        """The least atom whose P(Z <= z) is tau."""
+        """Return the least atom z with P(Z <= z) >= tau."""
         return fractions.of_atoms(jax.nn.softmax(self.outputs(layer, psi), axis=0), self.atoms, tau)

@@ -1,8 +1,11 @@
-"""HL-Gauss: the mean of the return as a histogram smoothed by a Gaussian (Farebrother et al. 2024, https://arxiv.org/abs/2403.03950).
+"""HL-Gauss head: the mean of the return, learned as a histogram smoothed by a Gaussian.
 
-Y are logits of M bins around the atoms z_1, ..., z_M of the categorical head, and `Q = sum_i z_i softmax(Y)_i`. A target is a
-number, as with the scalar head. Its histogram has the mass that a Gaussian around it leaves to each bin, and the loss is the
-cross-entropy with that histogram. The bins reach half an atom beyond the support, where the paper's end at it.
+Y holds the logits of M bins around the atoms z_1, ..., z_M of the categorical head, and
+`Q = sum_i z_i softmax(Y)_i`. A target is a number, as with the scalar head. Its histogram gives
+each bin the mass of a Gaussian centred at the target. The loss is the cross-entropy with that
+histogram. The bins extend half an atom beyond the support, while the paper's bins end with it.
+
+Source: Farebrother et al. (2024), https://arxiv.org/abs/2403.03950.
 """
 
 import jax
@@ -27,14 +30,15 @@ class HLGauss:
 
 
 class HLGaussHead(OfMeans, OfAtoms):
-    """Q, by the histogram of a target."""
+    """Q, learned through the histogram of the target."""
 
     name, configs = "hl_gauss", (Categorical, HLGauss)
 
     def histogram(self, target: Scalar) -> Float[Array, "M"]:
-        """`p_i = Phi((i + 1/2 - b) / sigma) - Phi((i - 1/2 - b) / sigma)`, over their sum; b is the target's place.
+        """Return `p_i = Phi((i + 1/2 - b) / sigma) - Phi((i - 1/2 - b) / sigma)`, over their sum.
 
-        A target beyond the support counts as the support's end.
+        Phi is the normal CDF. i and b count steps of the support from its lower end; b is the
+        position of the target. A target beyond the support counts as the nearer end.
         """
         z = self.atoms
         n = z.shape[0]
@@ -43,5 +47,5 @@ class HLGaussHead(OfMeans, OfAtoms):
         return jnp.diff(below) / (below[-1] - below[0])
 
     def loss(self, taken: Prediction, target: Scalar) -> Scalar:
-        """Cross-entropy with the target's histogram."""
+        """Return the cross-entropy with the target's histogram."""
         return -(self.histogram(target) @ jax.nn.log_softmax(taken.Y))

@@ -1,17 +1,20 @@
-"""Implicit quantiles: IQN's Z_tau at any fraction tau (Dabney, Ostrovski, Silver & Munos 2018, https://arxiv.org/abs/1806.06923).
+"""Implicit quantile head (IQN): quantiles Z_tau at any fraction tau.
 
 | symbol | here | meaning |
 |---|---|---|
-| psi(x), phi(tau) | `psi`, `layer.embedding` | features of the observation, embedding of a fraction |
-| Z_tau(x, a) | `Y` | quantile of the return at fraction tau: `f(psi(x) * phi(tau))_a`, (N, A) |
-| tau, tau', tau'' | `"tau"`, `"tau_prime"`, `"tau_action"` | N, N' and K fractions that `draw` gives |
+| psi(x), phi(tau) | `psi`, `layer.embedding` | features of the observation, embedding of tau |
+| Z_tau(x, a) | `Y` | quantile of the return at tau: `f(psi(x) * phi(tau))_a`, (N, A) |
+| tau, tau', tau'' | `"tau"`, `"tau_prime"`, `"tau_action"` | N, N' and K fractions from `draw` |
 | beta | `risk` | distortion of the fractions that a policy acts on |
 
-Algorithm 1, of one transition (x, a, r, x') with discount g; mean, target and loss are those of `quantile`:
+Algorithm 1 for one transition (x, a, r, x') with discount g. `mean`, `target` and `loss` are those
+of `quantile`:
 
-    a* = argmax_a 1/K sum_k Z_{tau''_k}(x', a)                                `mean`, at "tau_action"
-    y_j = r + g Z_{tau'_j}(x', a*)                                            `target`, at "tau_prime"
-    loss = sum_i 1/N' sum_j rho^kappa_{tau_i}(y_j - Z_{tau_i}(x, a))          `loss`, at "tau"
+    a* = argmax_a 1/K sum_k Z_{tau''_k}(x', a)                          `mean`, at "tau_action"
+    y_j = r + g Z_{tau'_j}(x', a*)                                      `target`, at "tau_prime"
+    loss = sum_i 1/N' sum_j rho^kappa_{tau_i}(y_j - Z_{tau_i}(x, a))    `loss`, at "tau"
+
+Source: Dabney, Ostrovski, Silver & Munos (2018), https://arxiv.org/abs/1806.06923.
 """
 
 from collections.abc import Sequence
@@ -32,7 +35,7 @@ from quantilax.pytree import dataclass, field
 
 @dataclass
 class ImplicitQuantiles(Huber):
-    """Numbers of fractions, how they are drawn and embedded, and kappa."""
+    """The numbers of fractions, how they are drawn and embedded, and kappa."""
 
     num_tau_samples: int = field(8, "N, fractions in the loss", ge=1)
     num_tau_prime_samples: int = field(8, "N', fractions in the target", ge=1)
@@ -53,17 +56,20 @@ class ImplicitQuantilesHead(OfQuantiles):
     name, configs = "implicit_quantile", (ImplicitQuantiles,)
 
     def check(self) -> None:
-        """Raise `ConfigError` where the risk measure is not defined."""
+        """Raise `ConfigError` if the risk measure is not defined at `risk_eta`."""
         risk.check(self.config.risk, self.config.risk_eta)
 
     def layer(self, features: int, num_actions: int, rngs: nnx.Rngs) -> nnx.Module:
-        """f(psi(x) * phi(tau))."""
+        """Build f(psi(x) * phi(tau))."""
         c = self.config
         sizes, activation = (c.head_sizes, c.num_cosines), (c.activation, c.layer_norm)
         return ImplicitQuantileHead(features, num_actions, *sizes, *activation, c.dueling, c.noisy, rngs=rngs)
 
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...], *uses: str) -> list[Taus]:
-        """Fractions for each use, of every example its own or of all the same (`share_tau`)."""
+        """Draw fractions for each use.
+
+        Each example gets fractions of its own, or all share one draw (`share_tau`).
+        """
         c = self.config
         numbers = {
             "tau": c.num_tau_samples,
@@ -74,18 +80,18 @@ class ImplicitQuantilesHead(OfQuantiles):
         return list(fractions.draw(key, c.tau_sampling, shape, tuple(numbers[use] for use in uses)))
 
     def draw_acting(self, key: Key[Array, ""]) -> tuple[Float[Array, "K"], Key[Array, ""]]:
-        """beta(tau), K of them: a policy maximises the mean over these."""
+        """Return K fractions beta(tau) for the mean that a policy acts on, and an unused key."""
         key_tau, key = jax.random.split(key)
         (tau,) = fractions.draw(key_tau, self.config.acting_tau_sampling, (), (self.config.num_quantile_samples,))
         return risk.DISTORTIONS[self.config.risk](tau, self.config.risk_eta), key
 
     def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
-        """Z at each of several sets of fractions, in one pass."""
+        """Return Z at each of several sets of fractions, computed in one pass."""
         return [
             Prediction(Z, jnp.broadcast_to(tau, Z.shape[:-1]))
             for Z, tau in zip(in_one_pass(layer, psi, *taus), taus, strict=True)
         ]
 
     def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        """Z at tau."""
+        """Return Z at tau."""
         return self.predict(layer, psi, [tau])[0].Y

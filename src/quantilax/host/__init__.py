@@ -1,1 +1,1 @@
-"""What the rest needs of the operating system: files, locks, signals, threads, the console, limits of the machine."""
+"""Operating-system services: files, locks, signals, threads, the console and machine limits."""

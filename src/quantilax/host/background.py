@@ -1,4 +1,4 @@
-"""Work in other threads: one call, or jobs done in order."""
+"""Work in other threads: a single call, or jobs that run in order."""
 
 import queue
 import threading
@@ -12,9 +12,10 @@ Job = Callable[[], None]
 
 
 def call(function: Callable[[], T]) -> Callable[[], T]:
-    """Call a function in a thread of its own; what is returned waits for its result, or raises what it raised.
+    """Call a function in a thread of its own, and return a function that waits for its outcome.
 
-    The thread does not keep the process from ending.
+    The returned function returns what the call returned or raises what it raised. The thread is a
+    daemon: it does not keep the process alive.
     """
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -35,28 +36,29 @@ def call(function: Callable[[], T]) -> Callable[[], T]:
 
 
 class Background:
-    """A thread for jobs that are done one after another; leaving the context waits for all of them.
+    """A thread that runs jobs one after another; leaving the context waits for all of them.
 
-    Jobs report their own failures; the thread outlives one that does not. At most one job put in with `put_large` waits or
-    runs: the next one waits for it, so no more than one copy of a run's state is kept.
+    Jobs should report their own failures; the thread survives a job that raises. At most one job
+    added with `put_large` waits or runs at a time, and adding the next one blocks until then. So
+    at most one copy of a run's state is kept.
     """
 
     def __init__(self, name: str = "quantilax-writer") -> None:
-        """Prepare the thread; it starts with the context, or with `start`."""
+        """Prepare the thread; entering the context or calling `start` starts it."""
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.is_free = threading.Semaphore(1)
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self.ended = threading.Event()  # `join` of Python 3.11, once interrupted, takes the thread for ended
+        self.ended = threading.Event()  # an interrupted `join` of Python 3.11 marks a live thread as ended
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Start the thread."""
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the jobs, unless the process is to end at once."""
+        """Wait for the jobs, except on `KeyboardInterrupt`: then the process should end at once."""
         self.end()
         if not isinstance(error, KeyboardInterrupt):
             self.join()
@@ -66,11 +68,11 @@ class Background:
         self.thread.start()
 
     def end(self) -> None:
-        """Take no more jobs: the thread ends after those put in so far."""
+        """Accept no more jobs: the thread ends after those added so far."""
         self.jobs.put(None)
 
     def join(self, seconds: float | None = None) -> None:
-        """Wait for the thread's end, if it was started, for so many seconds at most."""
+        """Wait up to `seconds` for the thread to end, if it was started."""
         if self.is_at_work:
             self.ended.wait(seconds)
 
@@ -80,7 +82,7 @@ class Background:
         return self.thread.ident is not None and not self.ended.is_set()
 
     def finish(self) -> None:
-        """Wait for all jobs put in so far."""
+        """Wait for all jobs added so far."""
         done = threading.Event()
         self.jobs.put(done.set)
         done.wait()
@@ -90,7 +92,7 @@ class Background:
         self.jobs.put(job)
 
     def put_large(self, make: Callable[[], Job]) -> None:
-        """Wait until no large job is left, then make one and add it."""
+        """Wait until the previous large job is done, then make one and add it."""
         self.is_free.acquire()
         try:
             job = make()
@@ -110,7 +112,7 @@ class Background:
             while (job := self.jobs.get()) is not None:
                 try:
                     job()
-                except BaseException as error:  # who waits for a later job must not wait for ever
+                except BaseException as error:  # go on: somebody may be waiting for a later job
                     threading.excepthook(
                         threading.ExceptHookArgs((type(error), error, error.__traceback__, self.thread))
                     )

@@ -1,4 +1,4 @@
-"""The cache of compiled programs in the user's directory."""
+"""The cache of compiled programs in the user's cache directory."""
 
 import contextlib
 import os
@@ -7,20 +7,21 @@ from pathlib import Path
 import jax
 
 CACHE_BYTES = 2**30
-"""How much compiled programs may take when a command starts; a run's take about 1 MiB."""
+"""Limit on the bytes of compiled programs when a command starts; a run's take about 1 MiB."""
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache directory, so that a second start takes no compiling.
+    """Keep compiled programs in the user's cache directory, so that a second start is fast.
 
-    There `CACHE_BYTES` bound them, or JAX itself where `JAX_COMPILATION_CACHE_MAX_SIZE` is set. `JAX_COMPILATION_CACHE_DIR`
-    names another place, which is the user's to clear; a place that cannot be written to is left alone.
+    The cache is trimmed to `CACHE_BYTES`, or left to JAX's own limit if
+    `JAX_COMPILATION_CACHE_MAX_SIZE` is set. `JAX_COMPILATION_CACHE_DIR` names another directory,
+    which is the user's to clear. A directory that cannot be made is not used.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantilax" / "xla"
             cache.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError):  # the latter where the user has no home
+        except (OSError, RuntimeError):  # RuntimeError: the user has no home directory
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
         if jax.config.jax_compilation_cache_max_size == -1:  # type: ignore[attr-defined]
@@ -30,10 +31,11 @@ def enable_compilation_cache() -> None:
 
 
 def _make_room(cache: Path, most: int) -> None:
-    """Delete the programs that were not used for the longest time, by the file system's notes, while all take more than `most`.
+    """Delete the least recently used programs until the rest take at most `most` bytes.
 
-    JAX's own bound reads the whole directory for each program that it adds, and adds none where one lies that was kept
-    without it.
+    The time of use is the file system's access or modification time. JAX's own limit is no
+    substitute: it reads the whole directory for each program it adds, and adds none if the
+    directory holds a program that was stored without the limit.
     """
     found, total = [], 0
     with contextlib.suppress(OSError), os.scandir(cache) as entries:
@@ -45,8 +47,8 @@ def _make_room(cache: Path, most: int) -> None:
     for _, size, path in sorted(found):
         if total <= most:
             break
-        with contextlib.suppress(OSError):  # another process deleted it, or it is not ours to delete
+        with contextlib.suppress(OSError):  # another process deleted it, or we may not
             os.unlink(path)
         with contextlib.suppress(OSError):
-            os.unlink(path.removesuffix("-cache") + "-atime")  # by which JAX's own bound would go
+            os.unlink(path.removesuffix("-cache") + "-atime")  # JAX's own limit reads this file
         total -= size

@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, and tables whose paths Polars does not see: it takes brackets for a pattern."""
+"""Files that are written completely or not at all, and Parquet tables at any path.
+
+Tables are opened here because Polars takes brackets in a path for a pattern.
+"""
 
 import os
 from pathlib import Path
@@ -9,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file aside, flush it to the disk and rename it: a reader, or a crash, never meets half of it."""
+    """Write a file aside, flush it to disk and rename it, so that nobody ever finds half a file."""
     aside = path.with_name(path.name + ".partial")
     try:
         with aside.open("w", encoding="utf-8") as stream:
@@ -23,7 +26,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the names in a directory, to the disk."""
+    """Flush a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,19 +35,19 @@ def flush(path: Path) -> None:
 
 
 def read_parquet(path: Path) -> "pl.DataFrame":
-    """Read a table.
+    """Read a Parquet table.
 
     Raises:
         OSError: the file cannot be read.
         polars.exceptions.PolarsError: it holds no table.
     """
-    import polars as pl  # takes a good part of a second
+    import polars as pl  # slow to import: a good part of a second
 
     with path.open("rb") as stream:
         return pl.read_parquet(stream)
 
 
 def write_parquet(table: "pl.DataFrame", path: Path) -> None:
-    """Write a table."""
+    """Write a Parquet table."""
     with path.open("wb") as stream:
         table.write_parquet(stream)

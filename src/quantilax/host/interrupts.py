@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first lets a segment end and be saved, the second ends at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: a first signal ends a run after its segment, a second one at once."""
 
 import signal
 import threading
@@ -14,25 +14,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal; what it wrote is kept. `exit_status`: 130 of Ctrl-C, 143 of SIGTERM, 129 of SIGHUP."""
+    """A signal stopped a run; what the run wrote is kept.
+
+    `exit_status` is 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+    """
 
     def __init__(self, message: str, number: int, at_once: bool = False) -> None:
-        """Tell with `message` how to go on, and with `at_once` that a compiled program may still run."""
+        """Say in `message` how to go on; `at_once`: a compiled program may still be running."""
         super().__init__(message)
         self.exit_status = 128 + number
         self.at_once = at_once
 
 
 class Stop:
-    """Handlers of `SIGNALS` for as long as the context lasts; without effect outside the main thread.
+    """Handlers for `SIGNALS` while the context lasts; they do nothing outside the main thread.
 
-    At first a signal is held, so that what says how a run stands is written; `release` acts on it. From then on the first
-    signal ends at once, or, where `is_training` is set and there is something to save, lets the segment end. A signal that is
-    ignored, as by `nohup` or in a background job of a script, stays ignored.
+    Signals are held at first, so that the run's status can be written; `release` acts on a held
+    one. From then on the first signal ends at once, unless `is_training` is set: then it sets
+    `requested`, so that the segment ends and is saved, and the second ends at once. A signal that
+    is ignored, as under `nohup` or in a script's background job, stays ignored.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        """Prepare; `tell` is called with a line at the first signal."""
+        """Prepare; `tell` is called with a line at the first signal during training."""
         self.tell = tell
         self.is_holding = True
         self.held: int | None = None
@@ -47,23 +51,23 @@ class Stop:
                 if signal.getsignal(number) not in (
                     signal.SIG_IGN,
                     None,
-                ):  # None: a handler that Python could not put back
+                ):  # None: Python could not restore that handler
                     self.before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put back the handlers that were there."""
+        """Restore the previous handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def hold(self) -> None:
-        """Hold signals from here on."""
+        """Hold signals from now on."""
         self.is_holding = True
 
     def release(self) -> None:
-        """Hold no more signals.
+        """Stop holding signals.
 
         Raises:
             Interrupted: one was held.
@@ -73,7 +77,7 @@ class Stop:
             raise Interrupted("ended at once", self.held)
 
     def cut_short(self, wait: Callable[[], None]) -> None:
-        """Call a function that waits: a signal ends the waiting, and nothing else. Afterwards signals are held."""
+        """Call a function that waits; a signal only ends the wait. Afterwards signals are held."""
         self.is_training = False
         try:
             self.release()
@@ -84,7 +88,9 @@ class Stop:
             self.hold()
 
     def finish_first(self, function: Callable[[], T]) -> T:
-        """Call a function that a signal must not break into, as what traces: JAX's callbacks swallow exceptions.
+        """Call a function that no signal may interrupt.
+
+        Tracing needs this: JAX's callbacks swallow exceptions.
 
         Raises:
             Interrupted: a signal came meanwhile.
@@ -98,7 +104,10 @@ class Stop:
                 raise Interrupted("ended at once", self.held, at_once=True)
 
     def wait_for(self, function: Callable[[], T]) -> T:
-        """Call a function that Python cannot interrupt (a compiled program) and stay able to handle signals meanwhile."""
+        """Call a function that Python cannot interrupt, such as a compiled program.
+
+        It runs in a thread of its own, so that the main thread can handle signals meanwhile.
+        """
         return background.call(function)()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

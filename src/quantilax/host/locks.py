@@ -1,4 +1,4 @@
-"""Who is writing to a directory: one process at a time."""
+"""Locks on directories: one process at a time may write to one."""
 
 import os
 import platform
@@ -19,17 +19,18 @@ except ImportError as error:
 
 @contextmanager
 def lock(directory: Path, name: str = "lock", wait: bool = False) -> Iterator[None]:
-    """Keep other processes from writing to a directory, for as long as this one lives.
+    """Keep other processes from writing to a directory while the context lasts.
 
-    The kernel holds the lock, so it ends with its holder, however that ends; the file `name` says who it is.
+    The kernel holds the lock and releases it when the process ends, however it ends. The file
+    `name` says which process that is.
 
     Args:
-        directory: what is locked.
-        name: of the lock's file in it; one directory may have several.
-        wait: wait for the holder, who does not keep it for long.
+        directory: the directory to lock.
+        name: the lock's file in the directory, which may have several locks.
+        wait: wait for the holder, if holders keep this lock only briefly.
 
     Raises:
-        ConfigError: another process holds it (without `wait`), or the directory cannot be written to.
+        ConfigError: another process holds the lock, or the directory cannot be written to.
     """
     file = directory / name
     while True:
@@ -42,7 +43,7 @@ def lock(directory: Path, name: str = "lock", wait: bool = False) -> Iterator[No
                 raise ConfigError(
                     f"{directory}: is in use by {stream.read().strip() or 'another process'}; wait for it or stop it"
                 )
-            if not _is_file(descriptor, file):  # its last holder has deleted it meanwhile
+            if not _is_file(descriptor, file):  # the previous holder has deleted it meanwhile
                 continue
             _say_holder(descriptor, f"process {os.getpid()} on {platform.node()} ({command()})\n")
             try:
@@ -54,7 +55,7 @@ def lock(directory: Path, name: str = "lock", wait: bool = False) -> Iterator[No
 
 
 def is_locked(directory: Path, name: str = "lock") -> bool:
-    """Say whether a process is writing to a directory."""
+    """Say whether a process holds the lock of a directory."""
     try:
         with (directory / name).open() as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -66,19 +67,19 @@ def is_locked(directory: Path, name: str = "lock") -> bool:
 
 
 def command() -> str:
-    """Return the command that this process runs."""
-    program = Path(sys.argv[0]).name  # `__main__.py` where it was `python -m quantilax`
+    """Return the command line of this process."""
+    program = Path(sys.argv[0]).name  # `__main__.py` for `python -m quantilax`
     return shlex.join(["quantilax" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _take(descriptor: int, wait: bool) -> bool:
-    for _ in range(5):  # `is_locked` of another process may hold it for an instant
+    for _ in range(5):  # `is_locked` in another process may hold it for an instant
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             time.sleep(0.05)
         except OSError:
-            return True  # a file system without locks: nothing better is to be had
+            return True  # the file system has no locks: go on without one
         else:
             return True
     return False
@@ -93,5 +94,5 @@ def _is_file(descriptor: int, file: Path) -> bool:
 
 def _say_holder(descriptor: int, who: str) -> None:
     os.ftruncate(descriptor, 0)
-    with suppress(OSError):  # the disk is full: the lock holds without a name
+    with suppress(OSError):  # the disk is full: the lock holds without the name
         os.pwrite(descriptor, who.encode(errors="backslashreplace"), 0)

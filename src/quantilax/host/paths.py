@@ -1,4 +1,4 @@
-"""Directories that users name: which can be used, and which name a new one gets where none is given."""
+"""Directories that users name: which paths can be used, and how text becomes part of a name."""
 
 import os
 import re
@@ -8,22 +8,23 @@ from typing import Any
 from quantilax.errors import ConfigError
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""How an address of something that is no local path begins, `Path` having made one slash of two; `C:/` is none."""
+"""Start of an address, which is not a local path. `Path` turns its `//` into `/`. `C:/` is none."""
 UNUSABLE = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]+')
-"""What some system does not take in a file's name."""
+"""Characters that some system does not allow in a file's name."""
 LONGEST = 100
-"""Bytes of a part of a file's name that a user chose; a whole name may have 255."""
+"""Most bytes of user text within a file's name; a whole name may have 255."""
 
 
 def check(path: Any, option: str = "--out") -> Path:
-    """Return a user's path if it can name something on this machine, for readers and writers alike.
+    """Return a user's path if it can name something on this machine, to read or to write.
 
     Args:
         path: a string or a path, relative or absolute.
-        option: what the user called it, for the message.
+        option: the user's name for it, for the message.
 
     Raises:
-        ConfigError: it is no path, an address, no text in UTF-8, or relative to a working directory that is gone.
+        ConfigError: it is not a path, is an address, is not UTF-8, holds a null byte, or is
+            relative to a working directory that is gone.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
         raise ConfigError(f"{option}: expected a path, got {path!r}")
@@ -41,7 +42,7 @@ def check(path: Any, option: str = "--out") -> Path:
 
 
 def make(path: Path) -> Path:
-    """Make a directory and its parents, where they are not there yet, and return it.
+    """Make a directory and its parents unless they exist, and return it.
 
     Raises:
         ConfigError: it cannot be made.
@@ -54,7 +55,7 @@ def make(path: Path) -> Path:
 
 
 def check_working_directory() -> None:
-    """Raise `ConfigError` where the current directory was deleted, so that relative paths lead nowhere."""
+    """Raise `ConfigError` if the working directory was deleted, so that relative paths fail."""
     try:
         os.getcwd()
     except OSError:
@@ -62,6 +63,6 @@ def check_working_directory() -> None:
 
 
 def as_name(text: str) -> str:
-    """Return a text that a user chose as a part of a file's name: no separators, no dot in front, not too long."""
+    """Return user text as part of a file's name: no separators, no leading dot, not too long."""
     kept = UNUSABLE.sub("-", text).strip(". ")
     return kept.encode(errors="ignore")[:LONGEST].decode(errors="ignore") or "unnamed"

@@ -1,11 +1,13 @@
-"""YAML with one meaning: the same values from every version of PyYAML, and nothing that is guessed.
+"""YAML with one meaning: every version of PyYAML gives the same values, and nothing is guessed.
 
-A plain word is a number, a switch or null only where YAML 1.1 and 1.2 agree on it, and `1_000` is a number too. Everything
-else is text: `yes`, `064`, `1:00`, `0b1`, `2024-01-01` and `1e-3`. A field that wants a number converts text by YAML 1.2's
-rules and refuses what is ambiguous (`quantilax.pytree`). So what `yaml.safe_dump` writes, which quotes whatever YAML 1.1
-would take for something else than text, is read back to the same values.
+A plain word is a number, a boolean or null only if YAML 1.1 and 1.2 agree on it; `1_000` is a
+number too. Everything else is text: `yes`, `064`, `1:00`, `0b1`, `2024-01-01` and `1e-3`. A field
+that needs a number converts text by YAML 1.2's rules and refuses ambiguous text
+(`quantilax.pytree`). `yaml.safe_dump` quotes whatever YAML 1.1 would not take for text, so its
+output is read back to the same values.
 
-Of `<<: [*first, *second]` the first wins, as YAML's merge type has it; keys of the mapping itself win over both.
+In `<<: [*first, *second]` the first wins, as YAML's merge type requires; the mapping's own keys
+win over both.
 """
 
 import re
@@ -14,7 +16,7 @@ from typing import Any
 import yaml
 
 MAX_VALUES = 100_000
-"""Values that a text may hold, those behind an alias counted wherever it is used."""
+"""Most values in a text; the values behind an alias count at each use."""
 
 _TAG = "tag:yaml.org,2002:"
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
@@ -29,11 +31,11 @@ _PLAIN = {
     ),
     "merge": ("<<", ["<"]),
 }
-"""What a plain word is, and the characters that it may begin with; all else is text."""
+"""Per kind of plain word, its pattern and the characters it may begin with; the rest is text."""
 
 
 class _Composer(yaml.SafeLoader):
-    """Makes nodes of a text, plain words told apart by `_PLAIN`."""
+    """Composes the nodes of a text; `_PLAIN` decides what a plain word is."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -43,19 +45,19 @@ for _name, (_pattern, _first) in _PLAIN.items():
 
 
 class BrokenError(ValueError):
-    """A text that is no YAML, or that has no one meaning; `line` counts from 1 and is None where it is not known."""
+    """The text is not YAML or has no single meaning; `line` counts from 1, None if unknown."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
-        """Say what is wrong, and in which line."""
+        """Say what is wrong and in which line."""
         super().__init__(problem)
         self.line = line
 
 
 def parse(text: str) -> Any:
-    """Return the value of a text: mappings (with names as keys), lists, text, numbers, switches and None.
+    """Return the value of a text: mappings (string keys), lists, strings, numbers, booleans, None.
 
     Raises:
-        BrokenError: it cannot be read.
+        BrokenError: the text cannot be read.
     """
     try:
         loader = _Composer(text)
@@ -74,17 +76,17 @@ def parse(text: str) -> Any:
         raise BrokenError(f"the character {chr(error.character)!r} may not stand in YAML", line) from None
     except RecursionError:
         raise BrokenError("nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML, on odd text
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:  # raised by PyYAML
         raise BrokenError(str(error).partition("\n")[0] or "not YAML") from None
 
 
 class _Values:
-    """Turns the nodes of one text into values."""
+    """Converts the nodes of one text to values."""
 
     def __init__(self) -> None:
         self.count = 0
         self.open: set[int] = set()
-        """Nodes (by identity) whose values are being made."""
+        """Identities of the nodes being converted, to find an alias to an enclosing value."""
 
     def of(self, node: yaml.Node) -> Any:
         """Return a node's value."""
@@ -141,7 +143,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         return text
     if kind not in _PLAIN:
         raise _broken(f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out", node)
-    if not re.fullmatch(_PLAIN[kind][0], text):  # by an explicit tag
+    if not re.fullmatch(_PLAIN[kind][0], text):  # possible with an explicit tag
         raise _broken(f"'{text:.60}' is not written as a !!{kind}; leave the tag out", node)
     if kind == "int":
         try:

@@ -1,1 +1,1 @@
-"""What loops share: steps of environments, exploration, normalisation, averages of weights, packing, risk."""
+"""What training loops share: rollouts, exploration, normalisation, EMAs, packing, risk."""

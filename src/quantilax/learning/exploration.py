@@ -1,6 +1,8 @@
-"""Exploration: the schedule of epsilon (and of the learning rate), the epsilon-greedy choice, and its form that lasts.
+"""Exploration: schedules, epsilon-greedy actions, and random actions that last several steps.
 
-Temporally extended epsilon-greedy, ez-greedy: Dabney, Ostrovski & Barreto (2021), https://arxiv.org/abs/2006.01782.
+The linear schedule serves both epsilon and the learning rate. Random actions that last are
+temporally extended epsilon-greedy (ez-greedy): Dabney, Ostrovski & Barreto (2021),
+https://arxiv.org/abs/2006.01782.
 """
 
 from typing import NamedTuple
@@ -21,40 +23,43 @@ def linear_schedule(start: Number, end: Number, duration: Number, step: Int[Arra
         duration > 0, jnp.clip(jnp.asarray(step, jnp.float32) / jnp.maximum(duration, 1.0), 0.0, 1.0), 1.0
     )
     way = jnp.asarray(end - start)
-    gone = jnp.clip(
-        way * share, jnp.minimum(way, 0), jnp.maximum(way, 0)
-    )  # else fused with the sum, or not: other low bits
+    # Without the clip XLA may or may not fuse the product with the sum, which changes the low bits.
+    gone = jnp.clip(way * share, jnp.minimum(way, 0), jnp.maximum(way, 0))
     return start + gone
 
 
 def masked(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"] | None) -> Float[Array, "*batch A"]:
-    """Return values of actions, -inf for those that are not legal.
+    """Return values of actions, with -inf for illegal ones.
 
-    Where none is, as the mask after an episode's end may have it, all count.
+    If no action is legal, all values stay. The mask after an episode's end may be like that.
     """
     return q if legal is None else jnp.where(legal | ~legal.any(axis=-1, keepdims=True), q, -jnp.inf)
 
 
 def legal_action(u: Float[Array, ""], legal: Bool[Array, "A"]) -> Int[Array, ""]:
-    """Return one of the legal actions: the one at the share u of them, 0 <= u < 1."""
+    """Return the legal action at the share u of all legal ones, 0 <= u < 1."""
     number = legal.sum()
     place = jnp.minimum((u * number).astype(jnp.int32), number - 1)
     return jnp.argmax(jnp.cumsum(legal) > place).astype(jnp.int32)
 
 
 def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "A"], epsilon: Number, legal: Legal = None) -> Int[Array, ""]:
-    """Choose the legal action of largest value or, with probability `epsilon`, any of them with equal chances."""
-    explore, action = jax.random.uniform(key, (2,))  # one call of the generator; `action * A` never rounds up to A
+    """Return the legal action of largest value or, with probability `epsilon`, a random one.
+
+    All legal actions have equal chances then.
+    """
+    # One call of the generator for both. `action * A` never rounds up to A.
+    explore, action = jax.random.uniform(key, (2,))
     any_action = (action * q.shape[-1]).astype(jnp.int32) if legal is None else legal_action(action, legal)
     return jnp.where(explore < epsilon, any_action, jnp.argmax(masked(q, legal), axis=-1).astype(jnp.int32))
 
 
 class Repeats(NamedTuple):
-    """A random action that goes on; with the leading axis E of environments."""
+    """A random action that repeats, with the leading axis E of environments."""
 
     action: Int[Array, "E"]
     left: Int[Array, "E"]
-    """Steps for which it is still to be taken, the coming one included; 0: the greedy action is."""
+    """Steps for which it is still taken, including the next one; 0: the greedy action is taken."""
 
 
 def begin_repeats(
@@ -65,19 +70,22 @@ def begin_repeats(
     longest: int,
     legal: Bool[Array, "E A"] | None = None,
 ) -> Repeats:
-    """Where none goes on, begin one with probability `epsilon`: any action, for n steps with chances in proportion to n^-2.
+    """Begin a random action with probability `epsilon` in each environment where none goes on.
+
+    It lasts n steps, with probability proportional to n^-2.
 
     Args:
-        repeats: before the step; one whose action is not legal any more does not go on.
+        repeats: before the step. An action that is no longer legal does not go on.
         key: consumed.
-        epsilon: probability.
+        epsilon: the probability that a random action begins.
         num_actions: each has equal chances.
         longest: the most steps; with 1 it is epsilon-greedy.
         legal: masks of the actions that may be taken.
     """
     explore, action, duration = jax.random.uniform(key, (3, *repeats.left.shape))
     chances = 1.0 / np.arange(1, longest + 1) ** 2
-    below = jnp.asarray(np.cumsum(chances[:-1]) / chances.sum(), jnp.float32)  # P(n <= 1), ..., P(n <= longest - 1)
+    # P(n <= 1), ..., P(n <= longest - 1)
+    below = jnp.asarray(np.cumsum(chances[:-1]) / chances.sum(), jnp.float32)
     n = 1 + jnp.searchsorted(below, duration, side="right").astype(jnp.int32)
     goes_on = repeats.left > 0
     if legal is None:
@@ -90,11 +98,13 @@ def begin_repeats(
 
 
 def repeating(policy: Policy, epsilon: Number, num_actions: int, longest: int) -> Policy:
-    """Return the policy with random actions that go on: it remembers them, and forgets them at an episode's end.
+    """Return the policy with random actions that repeat.
+
+    The carry holds the random action, so the policy forgets it when the episode ends.
 
     Args:
-        policy: what is done otherwise; it explores no more by itself.
-        epsilon, num_actions, longest: of `begin_repeats`.
+        policy: acts when no random action goes on; it must not explore by itself.
+        epsilon, num_actions, longest: as in `begin_repeats`.
     """
 
     def before(carry: Carry, key: Key[Array, ""], legal: Bool[Array, "E A"] | None) -> Carry:
@@ -111,7 +121,11 @@ def repeating(policy: Policy, epsilon: Number, num_actions: int, longest: int) -
 
 
 def share_of_repeats(epsilon: Number, longest: int) -> Number:
-    """Share of steps that a random action takes, in long episodes at a constant `epsilon`: each begun takes `mean_repeats`."""
+    """Return the share of steps on which random actions are taken.
+
+    This holds for long episodes at a constant `epsilon`: each random action takes `mean_repeats`
+    steps.
+    """
     if longest == 1:
         return epsilon
     taken = epsilon * mean_repeats(longest)
@@ -119,13 +133,13 @@ def share_of_repeats(epsilon: Number, longest: int) -> Number:
 
 
 def mean_repeats(longest: int) -> float:
-    """Mean of n."""
+    """Return the mean of n."""
     n = np.arange(1, longest + 1)
     return float((1 / n).sum() / (1 / n**2).sum())
 
 
 def advice(eps_start: float, eps_end: float, exploration_fraction: float) -> list[str]:
-    """Lines on schedules that never come to an end."""
+    """Return lines on schedules that never end, each with the remedy."""
     if exploration_fraction >= 1 and eps_start > eps_end:
         return [
             f"exploration never ends: epsilon only reaches eps_end={eps_end} at the last step"

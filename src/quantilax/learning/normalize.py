@@ -1,6 +1,7 @@
 """Normalisation of observations and rewards by running moments.
 
-Replay holds what the environment gave; normalisation happens on reading, with the moments of the moment.
+The replay stores what the environment gave. Normalisation happens on reading, with the moments of
+that time.
 """
 
 from typing import NamedTuple, TypeVar
@@ -13,13 +14,16 @@ from quantilax.types import NStep, Observation, Transition
 Experience = TypeVar("Experience", Transition, NStep)
 EPSILON = 1e-8
 ROUNDING = 1e-10
-"""Of the square of a mean: what the variance of equal numbers may come to in float32, and a thousand times more."""
+"""A variance below this share of the squared mean is taken for rounding.
+
+It is a thousand times the variance that equal numbers may have in float32.
+"""
 CLIP = 10.0
-"""Standard deviations: a feature constant so far must not enter as thousands when it moves."""
+"""Standard deviations. A feature that was constant must not enter as thousands when it moves."""
 
 
 class Moments(NamedTuple):
-    """Number, mean and variance of all that was seen."""
+    """Number, mean and variance of everything seen."""
 
     number: Int[Array, ""]
     mean: Float[Array, "*shape"]
@@ -27,19 +31,19 @@ class Moments(NamedTuple):
 
 
 class RewardMoments(NamedTuple):
-    """Discounted return so far of each environment's episode, and the moments of all of those."""
+    """Discounted return so far of each environment's episode, and the moments of these returns."""
 
     discounted_return: Float[Array, "E"]
     moments: Moments
 
 
 class Normalizer(NamedTuple):
-    """Moments of what is normalised; None where it is not."""
+    """Moments of what is normalised; None for what is not."""
 
     observation: Moments | None
     reward: RewardMoments | None
     reward_scale: Float[Array, ""]
-    """Fixed; rewards are multiplied by it, whether they are normalised or not."""
+    """A fixed factor of the rewards, whether they are normalised or not."""
 
 
 def init(
@@ -49,7 +53,7 @@ def init(
     rewards: bool,
     reward_scale: Float[Array, ""] | float = 1.0,
 ) -> Normalizer:
-    """Nothing seen yet; `shape` is that of one observation."""
+    """Return a normalizer that has seen nothing. `shape` is that of one observation."""
     return Normalizer(
         init_moments(shape) if observations else None,
         RewardMoments(jnp.zeros(num_envs), init_moments(())) if rewards else None,
@@ -58,7 +62,7 @@ def init(
 
 
 def advice(normalize_rewards: bool, reward_scale: float) -> list[str]:
-    """Lines on rewards that are scaled twice."""
+    """Return a line on rewards that are scaled twice, with the remedy."""
     if normalize_rewards and reward_scale != 1:
         return [
             f"reward_scale={reward_scale:g} multiplies what normalize_rewards divides: returns are learned {reward_scale:g}"
@@ -80,9 +84,9 @@ def update(normalizer: Normalizer, transitions: Transition, gamma: Float[Array, 
 
 
 def observations(normalizer: Normalizer, obs: Observation) -> Observation:
-    """`(obs - mean) / std`, no further than `CLIP` from 0, for any number of leading axes.
+    """Return `(obs - mean) / std`, clipped to +-`CLIP`, for any number of leading axes.
 
-    What hardly varies, with a std below the root of `EPSILON`, stays small.
+    Features that hardly vary, with a std below the root of `EPSILON`, stay small.
     """
     if normalizer.observation is None:
         return obs
@@ -91,7 +95,10 @@ def observations(normalizer: Normalizer, obs: Observation) -> Observation:
 
 
 def rewards(normalizer: Normalizer, reward: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """`reward_scale * reward`, over the std of the discounted returns; their mean stays: shifting rewards changes the task."""
+    """Return `reward_scale * reward`, divided by the std of the discounted returns if normalised.
+
+    The mean is not subtracted, because shifting rewards changes the task.
+    """
     scaled = normalizer.reward_scale * reward
     if normalizer.reward is None:
         return scaled
@@ -106,13 +113,16 @@ def returns(normalizer: Normalizer, z: Float[Array, "*shape"]) -> Float[Array, "
 
 
 def deviation(moments: Moments) -> Float[Array, "*shape"]:
-    """Standard deviation; 1 where all was the same so far, to rounding, as after a first step that pays alike everywhere."""
+    """Return the standard deviation, or 1 if all numbers so far are equal up to rounding.
+
+    They are equal, for example, after a first step that pays the same in every environment.
+    """
     differs = moments.variance > ROUNDING * moments.mean**2
     return jnp.sqrt(jnp.where(differs, moments.variance, 1.0))
 
 
 def transitions(normalizer: Normalizer, batch: Experience) -> Experience:
-    """Normalise a batch's observations and rewards, or sums of rewards."""
+    """Normalise the observations and the rewards, or sums of rewards, of a batch."""
     return batch._replace(
         obs=observations(normalizer, batch.obs),
         next_obs=observations(normalizer, batch.next_obs),
@@ -121,12 +131,15 @@ def transitions(normalizer: Normalizer, batch: Experience) -> Experience:
 
 
 def init_moments(shape: tuple[int, ...]) -> Moments:
-    """Nothing seen yet: mean 0, variance 1."""
+    """Return the moments of nothing: mean 0, variance 1."""
     return Moments(jnp.zeros((), jnp.int32), jnp.zeros(shape), jnp.ones(shape))
 
 
 def update_moments(moments: Moments, batch: Float[Array, "B *shape"]) -> Moments:
-    """Add a batch, by the pairwise formula of Chan, Golub & LeVeque (1983) as a running mean: no sum outgrows float32."""
+    """Add a batch by the pairwise formula of Chan, Golub & LeVeque (1983).
+
+    It is written as a running mean, so that no sum outgrows float32.
+    """
     batch = jnp.asarray(batch, jnp.float32)
     number = moments.number + batch.shape[0]
     weight = batch.shape[0] / number
@@ -138,7 +151,7 @@ def update_moments(moments: Moments, batch: Float[Array, "B *shape"]) -> Moments
 def update_reward_moments(
     state: RewardMoments, reward: Float[Array, "E"], done: Bool[Array, "E"], gamma: Float[Array, ""] | float
 ) -> RewardMoments:
-    """Add one step of each environment; the end of an episode starts its return anew."""
+    """Add one step of each environment. The end of an episode resets its return to 0."""
     discounted_return = gamma * state.discounted_return + reward
     moments = update_moments(state.moments, discounted_return)
     return RewardMoments(jnp.where(done, 0.0, discounted_return), moments)

@@ -1,8 +1,9 @@
-"""Optimisers on fewer, larger arrays: the small ones of a network as one vector, the large ones by themselves.
+"""Optimisers on fewer, larger arrays: the small arrays of a network become one vector.
 
-XLA on a CPU pays per operation in the body of a loop, and a network has ten arrays or more, most of them small; so these go
-side by side. A large array gains nothing by it, and making a vector with it in it can take fifty times as long as the rest of
-the gradient step: docs/decisions/0022-large-arrays-by-themselves.md.
+On a CPU, XLA pays per operation in the body of a loop, and a network has ten arrays or more, most
+of them small. Packing them into one vector saves operations. Large arrays stay separate because
+they gain nothing, and building a vector that contains one can take fifty times as long as the rest
+of the gradient step: see docs/decisions/0022-large-arrays-by-themselves.md.
 """
 
 from itertools import accumulate, pairwise
@@ -14,13 +15,14 @@ import optax
 from jaxtyping import Array, PyTree
 
 PACKED = 3 * 2**14
-"""The vector has no more elements than this: somewhat fewer than XLA gives to several threads."""
+"""Most elements in the vector, somewhat fewer than XLA splits over several threads."""
 
 
 def packed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return `inner`, which sees the small arrays as one vector: all of them where they fit into it.
+    """Return `inner` made to see the small arrays as one vector, or all arrays if they fit into it.
 
-    The arithmetic of each element is the same, and so is a norm over all arrays. It must treat all arrays alike.
+    The arithmetic of each element is the same, and so is a norm over all arrays. `inner` must treat
+    all arrays alike.
     """
 
     def init(params: PyTree) -> Any:
@@ -35,7 +37,10 @@ def packed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def pack(tree: PyTree) -> PyTree:
-    """Return `(vector, large)`: the small arrays side by side, the others in a list; the vector alone if there are none."""
+    """Return `(vector, large)`: the small arrays side by side, and a list of the others.
+
+    Without large arrays, return the vector alone.
+    """
     leaves = jax.tree.leaves(tree)
     small = _small(leaves)
     parts = [jnp.ravel(x) for x, is_small in zip(leaves, small, strict=True) if is_small]
@@ -45,7 +50,7 @@ def pack(tree: PyTree) -> PyTree:
 
 
 def unpack(arrays: PyTree, like: PyTree) -> PyTree:
-    """Return what `pack` took apart, as a tree like `like`."""
+    """Undo `pack`: return the arrays as a tree like `like`."""
     leaves, structure = jax.tree.flatten(like)
     vector, large = arrays if isinstance(arrays, tuple) else (arrays, [])
     small, rest = _small(leaves), iter(large)
@@ -57,7 +62,7 @@ def unpack(arrays: PyTree, like: PyTree) -> PyTree:
 
 
 def _small(leaves: list[Array]) -> list[bool]:
-    """For each array, whether it goes into the vector: the smallest first, as long as they fit."""
+    """Return for each array whether it goes into the vector: the smallest first, while they fit."""
     small = [False] * len(leaves)
     room = PACKED
     for i in sorted(range(len(leaves)), key=lambda i: leaves[i].size):

@@ -1,7 +1,8 @@
-"""Distortions beta of fractions, for a policy that acts averse to risk or fond of it.
+"""Distortions beta of fractions, for policies that avoid or seek risk.
 
-A distorted policy takes its mean over `Z_beta(tau)` with tau uniform (Dabney et al. 2018, https://arxiv.org/abs/1806.06923).
-Only the acting policy is distorted, never the loss, nor the choice of a* in it.
+A distorted policy takes its mean over `Z_beta(tau)` with tau uniform (Dabney et al. 2018,
+https://arxiv.org/abs/1806.06923). Only the acting policy is distorted. The loss and its choice of
+a* are not.
 """
 
 from collections.abc import Callable
@@ -16,37 +17,46 @@ from quantilax.pytree import in_program
 Fractions = Float[Array, "*shape"]
 Strength = Float[Array, ""] | float
 MAX_CPW = 100
-"""Beyond it, `tau^eta` and `(1-tau)^eta` are both 0 in floats of 32 bits."""
+"""Beyond it, `tau^eta` and `(1-tau)^eta` are both 0 in float32."""
 
 
 def neutral(tau: Fractions, eta: Strength) -> Fractions:
-    """Leave the fractions as they are: the policy maximises the mean."""
+    """Return the fractions unchanged: the policy maximises the mean."""
     return tau
 
 
 def cvar(tau: Fractions, eta: Strength) -> Fractions:
-    """Conditional value at risk: `eta tau`, the mean of the worst `eta` of outcomes; eta in (0, 1]."""
+    """Conditional value at risk, `eta tau`: the mean of the worst share `eta` in (0, 1]."""
     return eta * tau
 
 
 def wang(tau: Fractions, eta: Strength) -> Fractions:
-    """Wang: `Phi(Phi^-1(tau) + eta)`; eta < 0 is averse, eta > 0 seeks risk. Wang (2000)."""
+    """Wang (2000): `Phi(Phi^-1(tau) + eta)`. eta < 0 avoids risk, eta > 0 seeks it."""
     return norm.cdf(norm.ppf(tau) + eta)
 
 
 def power(tau: Fractions, eta: Strength) -> Fractions:
-    """Power: `tau^(1/(1+|eta|))` for eta >= 0 (seeks risk), else `1 - (1-tau)^(1/(1+|eta|))` (averse)."""
+    """Power: `tau^(1/(1+|eta|))` for eta >= 0, which seeks risk.
+
+    For eta < 0, which avoids risk, it is `1 - (1-tau)^(1/(1+|eta|))`.
+    """
     exponent = 1 / (1 + jnp.abs(eta))
     return jnp.where(jnp.asarray(eta) >= 0, tau**exponent, 1 - (1 - tau) ** exponent)
 
 
 def cpw(tau: Fractions, eta: Strength) -> Fractions:
-    """Cumulative probability weighting: `tau^eta / (tau^eta + (1-tau)^eta)^(1/eta)`. Tversky & Kahneman (1992): .71."""
+    """Cumulative probability weighting: `tau^eta / (tau^eta + (1-tau)^eta)^(1/eta)`.
+
+    Tversky & Kahneman (1992) found eta = .71.
+    """
     return tau**eta / (tau**eta + (1 - tau) ** eta) ** (1 / eta)
 
 
 def check(name: str, eta: Strength) -> None:
-    """Raise `ConfigError` where a distortion is not defined at `eta`; what is traced or an array passes."""
+    """Raise `ConfigError` if a distortion is not defined at `eta`.
+
+    Traced values and arrays pass unchecked.
+    """
     if not isinstance(eta, float):
         return
     number = in_program(eta)

@@ -1,4 +1,4 @@
-"""Steps of environments: `collect` for learning, `evaluate` for measuring."""
+"""Steps of environments: `collect` takes them for learning, `evaluate` to measure a policy."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,43 +31,46 @@ ADVICE_ON_TRUNCATION = (
     "bootstrap_truncated=false teaches that the return ends at the time limit, which the observation does not show: values"
     " of good states come out too small and noisy; set it to true"
 )
-"""For algorithms that have the field."""
+"""For algorithms that have the field `bootstrap_truncated`."""
 
 Seen: TypeAlias = tuple[Float[Array, "E"], Transition, Transition]
 
 
 class Envs(NamedTuple):
-    """Where E environments stand; every array has the leading axis E."""
+    """Where E environments stand. Every array has the leading axis E."""
 
     state: PyTree
     obs: Shaped[Array, "E *obs"]
     """The observations to act on next."""
     legal: Bool[Array, "E A"] | None
-    """The actions that may be taken next; None: all."""
+    """The actions that may be taken next; None if all may."""
     carry: Carry
     """What the policy remembers of each episode."""
 
 
 @dataclass
 class State:
-    """What each algorithm carries from one iteration to the next; its own class adds networks and what else it has."""
+    """What every algorithm carries from one iteration to the next.
+
+    Each algorithm's own class adds networks and whatever else it needs.
+    """
 
     params: PyTree
     envs: Envs
     normalizer: normalize.Normalizer
     key: Key[Array, ""]
     evaluation_key: Key[Array, ""]
-    """Never split: evaluations fold the step into it, so they cannot disturb training."""
+    """Never split. Evaluations fold the step into it, so they cannot disturb training."""
     env_steps: Int[Array, ""]
     gradient_steps: Int[Array, ""]
 
 
 def begin(env: Environment, config: Config, key: Key[Array, ""], carry: Carry = ()) -> dict[str, Any]:
-    """Reset the environments of training: the fields of `State` but for its parameters and keys.
+    """Reset the environments of training. Return the fields of `State` except parameters and keys.
 
     Args:
         env, config, key: of training.
-        carry: that of the policy by which training acts.
+        carry: initial carry of the policy by which training acts.
     """
     return {
         "envs": reset(env, jax.random.split(key, config.num_envs), carry),
@@ -84,7 +87,7 @@ def begin(env: Environment, config: Config, key: Key[Array, ""], carry: Carry = 
 
 
 def reset(env: Environment, keys: Key[Array, "E"], carry: Carry = ()) -> Envs:
-    """Begin an episode in each of E environments; `carry` is that of the policy to come."""
+    """Begin an episode in each of E environments. `carry` is that of the policy that will act."""
     carries = jax.tree.map(lambda x: jnp.broadcast_to(x, (keys.shape[0], *jnp.shape(x))), carry)
     return Envs(*Mapped(env=env).reset(keys), carries)
 
@@ -93,7 +96,8 @@ def step(env: Environment, policy: Policy, envs: Envs, key: Key[Array, ""]) -> t
     """Take one step in each of E environments.
 
     Returns:
-        Where they stand then, after automatic resets; and the transitions, whose `next_obs` are the true successors.
+        The environments after automatic resets, and the transitions, whose `next_obs` are the true
+        successors.
     """
     num_envs, carry = jax.tree.leaves(envs.obs)[0].shape[0], envs.carry
     if policy.before is not None:
@@ -113,13 +117,16 @@ def step(env: Environment, policy: Policy, envs: Envs, key: Key[Array, ""]) -> t
 def collect(
     env: Environment, config: Config, act: Callable[[Config, Any], Policy], state: Any, key: Key[Array, ""]
 ) -> tuple[Any, Transition]:
-    """Take the environment steps of one iteration: the state, and transitions with leading axes (T, E).
+    """Take the environment steps of one iteration.
 
     Args:
         env, config: of training.
         act: (config, state) -> policy.
-        state: a `State`; its environments, moments and number of steps go on.
+        state: a `State`. Its environments, moments and number of steps advance.
         key: consumed.
+
+    Returns:
+        The state, and the transitions with leading axes (T, E).
     """
 
     def one(state: Any, key: Key[Array, ""]) -> tuple[Any, Transition]:
@@ -138,10 +145,10 @@ def collect(
 
 
 def random_action(env: Environment) -> Policy:
-    """Return the policy that takes any legal action with equal chances.
+    """Return the policy that takes every legal action with equal chances.
 
     Raises:
-        ConfigError: real-valued actions without bounds.
+        ConfigError: if the actions are real-valued without bounds.
     """
     space = env.action_space
     if not isinstance(space, Discrete) and not np.isfinite([np.min(space.low), np.max(space.high)]).all():
@@ -158,23 +165,26 @@ def random_action(env: Environment) -> Policy:
 
 
 class Episodes(NamedTuple):
-    """Episodes of an evaluation, and what is needed to compare them with what a network expected of them."""
+    """Episodes of an evaluation, with what it takes to compare them with predictions."""
 
     lengths: Int[Array, "E"]
     returns: Float[Array, "E"]
     """Undiscounted."""
     discounted: Float[Array, "E"]
-    """sum_t gamma^t r_t, without what would follow a cut."""
+    """sum_t gamma^t r_t, without what would follow a truncation."""
     first: Transition
-    """The first step of each."""
+    """The first step of each episode."""
     last: Transition
-    """The last step of each."""
+    """The last step of each episode."""
 
 
 def evaluate(
     env: Environment, policy: Policy, key: Key[Array, ""], episodes: int
 ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:
-    """Play `episodes` episodes in parallel, each counted once, to its end: (lengths, returns), undiscounted."""
+    """Play `episodes` episodes in parallel and return (lengths, undiscounted returns).
+
+    Each environment plays one episode, to its end.
+    """
     lengths, returns, _ = _play(env, policy, key, episodes, None, lambda seen, *_: seen)
     return lengths, returns
 
@@ -197,7 +207,10 @@ def watch(
 def _play(
     env: Environment, policy: Policy, key: Key[Array, ""], episodes: int, seen: Any, see: Callable[..., Any]
 ) -> tuple[Int[Array, "E"], Float[Array, "E"], Any]:
-    """Lengths, returns and what `see` made of the steps: (seen, transition, active, t) -> seen."""
+    """Return lengths, returns, and `seen` after all steps.
+
+    At each step `see` updates it: (seen, transition, active, t) -> seen.
+    """
 
     def unfinished(carry: tuple[Any, ...]) -> Array:
         _, _, t, active, *_ = carry
@@ -228,15 +241,15 @@ def _play(
 
 
 def _where(mask: Bool[Array, "*E"], new: PyTree, old: PyTree) -> PyTree:
-    """Choose by a mask over the leading axis (or by one for all)."""
+    """Choose by a mask over the leading axis, or by one flag for all."""
     return jax.tree.map(lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o), new, old)
 
 
 def transition_spec(env: Environment) -> Transition:
-    """Shapes and dtypes of one transition of the environment, without running it."""
+    """Return shapes and dtypes of one transition of the environment, without running it."""
 
     def one(key: Key[Array, ""]) -> Transition:
-        key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
+        key, key_step = jax.random.split(key)  # `jax_debug_key_reuse` allows each key once
         env_state, obs, *mask = env.reset(key)
         action = no_action(env.action_space)
         _, told = env.step(key_step, env_state, action)

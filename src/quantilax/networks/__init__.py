@@ -1,5 +1,7 @@
-"""Networks: NNX modules that are deterministic functions of one example; torsos turn observations into features, heads
-features into values."""
+"""Networks as NNX modules, each a deterministic function of one example.
+
+Torsos turn observations into features; heads turn features into values.
+"""
 
 from quantilax.networks.heads import (
     ActionHead,

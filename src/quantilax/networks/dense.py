@@ -1,4 +1,4 @@
-"""Dense layers over many rows, with gradients of the weights in a form that is fast on a CPU."""
+"""Dense layers over many rows, with weight gradients in a form that is fast on a CPU."""
 
 import jax
 from flax import nnx
@@ -6,9 +6,11 @@ from jaxtyping import Array, Float
 
 
 def dense(layer: nnx.Linear, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
-    """`layer(x)`; for a matrix of rows with the gradient of the weights as `product_of_columns` has it.
+    """Return `layer(x)`, with a fast gradient of the weights if x is a matrix.
 
-    That one has derivatives in reverse mode only: `jax.jvp` refuses. Both compute in the layer's `dtype`, if it has one.
+    For a matrix and a layer with a bias, `product_of_columns` computes that gradient. This supports
+    reverse mode only: `jax.jvp` raises an error. In every case the layer computes in its `dtype`,
+    if it has one.
     """
     if x.ndim != 2 or layer.bias is None:
         return layer(x)
@@ -16,10 +18,11 @@ def dense(layer: nnx.Linear, x: Float[Array, "*rows inputs"]) -> Float[Array, "*
 
 
 def product_of_columns(x: Float[Array, "rows n"], y: Float[Array, "rows m"]) -> Float[Array, "n m"]:
-    """`x^T y`, the narrower of the two turned first.
+    """Return `x^T y`, transposing the narrower matrix first.
 
-    By itself XLA does not turn them: on a CPU it then multiplies in one thread, at half the speed, and if one of the two is
-    narrow at a fifth. See docs/decisions/0013-gradients-of-weights.md.
+    XLA does not transpose by itself. On a CPU it then multiplies in one thread, at half the speed,
+    or at a fifth of the speed if one of the two matrices is narrow. See
+    docs/decisions/0013-gradients-of-weights.md.
     """
     if x.shape[1] > y.shape[1]:
         return _as_written(_as_written(y.T) @ x).T
@@ -27,7 +30,7 @@ def product_of_columns(x: Float[Array, "rows n"], y: Float[Array, "rows m"]) -> 
 
 
 def _as_written(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Keep XLA from taking a transpose into a product."""
+    """Keep XLA from merging a transpose into a product."""
     x = jax.lax.optimization_barrier(x)
     return x
 

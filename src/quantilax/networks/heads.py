@@ -1,4 +1,4 @@
-"""Heads: from features psi(x) to values of the actions."""
+"""Heads: modules that turn features psi(x) into values of the actions."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,15 +11,19 @@ from jaxtyping import Array, Float
 from quantilax.networks.dense import dense
 from quantilax.networks.torsos import MLP, linear
 
-# sin(2 pi u) / u on |u| <= 1/4 as a polynomial in u^2, lowest power first; its minimax fit is remade by a test.
+# sin(2 pi u) / u on |u| <= 1/4 as a polynomial in u^2, lowest power first. A test recomputes this
+# minimax fit.
 SINE = (6.283185160, -41.341655031, 81.601004061, -76.549781985, 39.536703599)
 
 
 def cosines(tau: Float[Array, "*N"], n: int) -> Float[Array, "*N n"]:
-    """`cos(pi i tau)` for i = 1, ..., n (the paper prints 0, ..., n - 1; i = 0 is a constant, which the bias already gives).
+    """Return `cos(pi i tau)` for i = 1, ..., n.
 
-    By reduction to turns and a polynomial, about twice as fast on a CPU as XLA's cosine and closer to the true value,
-    since the argument never leaves [-1/4, 1/4]: `x = i tau / 2` turns, `r = x - round(x)`, `cos = sin(2 pi (1/4 - |r|))`.
+    The paper prints i = 0, ..., n - 1, but i = 0 gives a constant, which the bias already provides.
+
+    The cosine is a polynomial of the reduced argument: `x = i tau / 2` turns, `r = x - round(x)`,
+    `cos = sin(2 pi (1/4 - |r|))`. The argument `1/4 - |r|` never leaves [-1/4, 1/4], so the result
+    is closer to the true value than XLA's cosine. It is also about twice as fast on a CPU.
     """
     turns = tau[..., None] * (0.5 * jnp.arange(1, n + 1, dtype=jnp.float32))
     u = 0.25 - jnp.abs(turns - jnp.round(turns))
@@ -31,10 +35,11 @@ def cosines(tau: Float[Array, "*N"], n: int) -> Float[Array, "*N n"]:
 
 
 class ActionHead(nnx.Module):
-    """n numbers per action from features: hidden layers and an output.
+    """Hidden layers and an output layer that give n numbers per action.
 
-    If dueling, two such streams, `V + A(., a) - mean_a A`. Wang et al. (2016), https://arxiv.org/abs/1511.06581, equation 9;
-    for distributions, each of the n numbers by itself, as Hessel et al. (2018), https://arxiv.org/abs/1710.02298, do.
+    With `dueling` there are two such streams, combined as `V + A(., a) - mean_a A`: Wang et al.
+    (2016), https://arxiv.org/abs/1511.06581, equation 9. For distributions this applies to each of
+    the n numbers separately, as in Hessel et al. (2018), https://arxiv.org/abs/1710.02298.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class ActionHead(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make the layers of `sizes` and the output, twice if `dueling`, all with noise if `noisy`."""
+        """Build the layers, twice if `dueling`, with noise if `noisy`."""
         self.shape = (n, num_actions)
         self.mlp = MLP(features, sizes, activation, layer_norm, noisy, rngs=rngs)
         self.out = linear(self.mlp.features, n * num_actions, rngs, noisy, dtype=jnp.float32)
@@ -60,7 +65,7 @@ class ActionHead(nnx.Module):
         self.dueling = dueling
 
     def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows n A"]:
-        """The numbers of each row of features."""
+        """Return n numbers per action for each row of features."""
         y = dense(self.out, self.mlp.rows(x)).reshape(*x.shape[:-1], *self.shape)
         if not self.dueling:
             return y
@@ -69,21 +74,27 @@ class ActionHead(nnx.Module):
 
 
 class CosineEmbedding(nnx.Module):
-    """phi_j(tau) = ReLU(sum_i cos(pi i tau) w_ij + b_j), i = 1, ..., num_cosines. Dabney et al. (2018), section 3."""
+    """Embedding of fractions: phi_j(tau) = ReLU(sum_i cos(pi i tau) w_ij + b_j), i = 1, ..., n.
+
+    n is `num_cosines`. Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, section 3.
+    """
 
     def __init__(self, num_cosines: int, features: int, *, rngs: nnx.Rngs) -> None:
-        """Make the layer."""
+        """Build the layer."""
         self.num_cosines = num_cosines
         self.linear = linear(num_cosines, features, rngs)
 
     def __call__(self, tau: Float[Array, "*shape"]) -> Float[Array, "*shape features"]:
-        """phi(tau), all rows as one matrix."""
+        """Return phi(tau). All fractions go through the layer as one matrix."""
         phi = jax.nn.relu(dense(self.linear, cosines(tau.ravel(), self.num_cosines)))
         return phi.reshape(*tau.shape, phi.shape[-1])
 
 
 class ImplicitQuantileHead(nnx.Module):
-    """Z_tau(x, a) = f(psi(x) * phi(tau))_a, `*` elementwise, f an MLP. Dabney et al. (2018), section 3.1."""
+    """Quantiles Z_tau(x, a) = f(psi(x) * phi(tau))_a, with `*` elementwise and f an MLP.
+
+    Source: Dabney et al. (2018), https://arxiv.org/abs/1806.06923, section 3.1.
+    """
 
     def __init__(
         self,
@@ -98,16 +109,18 @@ class ImplicitQuantileHead(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make the embedding and f, whose hidden layers are of `sizes`."""
+        """Build the embedding, and f with hidden layers of `sizes`."""
         self.embedding = CosineEmbedding(num_cosines, features, rngs=rngs)
         self.f = ActionHead(features, num_actions, 1, sizes, activation, layer_norm, dueling, noisy, rngs=rngs)
 
     def __call__(
         self, psi: Float[Array, "*batch features"], tau: Float[Array, "*#batch N"]
     ) -> Float[Array, "*batch N A"]:
-        """Z at each fraction: psi is computed once, whatever the number of fractions, and phi once where a batch shares them.
+        """Return Z at each fraction.
 
-        All rows go through the layers as one matrix: gradients of weights that contract over several axes are slow on a CPU.
+        psi is computed once, whatever the number of fractions. phi is computed once if a batch
+        shares its fractions. All rows go through the layers as one matrix, because gradients of
+        weights that contract over several axes are slow on a CPU.
         """
         product = psi[..., None, :] * self.embedding(tau)
         Z = self.f(product.reshape(-1, product.shape[-1]))
@@ -115,25 +128,33 @@ class ImplicitQuantileHead(nnx.Module):
 
 
 class FractionProposal(nnx.Module):
-    """Logarithms of N shares of [0, 1] from features: p = softmax(W psi + b). Yang et al. (2019), section 3.2."""
+    """Logarithms of N shares of [0, 1], computed from features: p = softmax(W psi + b).
+
+    Source: Yang et al. (2019), https://arxiv.org/abs/1911.02140, section 3.2.
+    """
 
     def __init__(self, features: int, n: int, *, rngs: nnx.Rngs) -> None:
-        """Make the layer, of zeros: all shares begin alike."""
+        """Build the layer with zero weights, so that all shares start equal."""
         zeros = jax.nn.initializers.zeros
-        self.linear = nnx.Linear(features, n, kernel_init=zeros, dtype=jnp.float32, rngs=rngs)  # logarithms need it
+        # float32 even if other layers compute in bfloat16: logarithms need the precision.
+        self.linear = nnx.Linear(features, n, kernel_init=zeros, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, psi: Float[Array, "*batch features"]) -> Float[Array, "*batch N"]:
-        """ln p."""
+        """Return ln p."""
         return jax.nn.log_softmax(dense(self.linear, psi))
 
 
 def monotone(raw: Float[Array, "N+2 A"]) -> Float[Array, "N A"]:
-    """N quantiles per action that never cross, from N + 2 numbers: `theta_i = softplus(s) sum_{j <= i} softmax(l)_j + b`.
+    """Return N quantiles per action that never cross, made from N + 2 numbers.
 
-    The paper has relu(s), which dies: where s <= 0 the gradient of s and of all l is exactly 0. That holds for half of the
+        theta_i = softplus(s) sum_{j <= i} softmax(l)_j + b
+
+    The first N numbers are l, the last two s and b. The paper uses relu(s), which dies: where
+    `s <= 0`, the gradients of s and of all l are exactly 0. That happens for half of the
     observations at first, and wherever a return had no spread for a while.
 
-    Source: Zhou, Wang & Feng (2020), Non-crossing quantile regression for deep reinforcement learning, NeurIPS 33.
+    Source: Zhou, Wang & Feng (2020), Non-crossing quantile regression for deep reinforcement
+    learning, NeurIPS 33.
     """
     logits, scale, offset = raw[:-2], jax.nn.softplus(raw[-2]), raw[-1]
     return scale * jnp.cumsum(jax.nn.softmax(logits, axis=0), axis=0) + offset
@@ -144,6 +165,6 @@ def in_one_pass(
     psi: Float[Array, "*batch features"],
     *taus: Float[Array, "*#batch N"],
 ) -> list[Float[Array, "*batch N A"]]:
-    """`[head(psi, tau) for tau in taus]`, as one call: fewer and larger products."""
+    """Return `[head(psi, tau) for tau in taus]`, in one call: fewer and larger products."""
     ends = np.cumsum([tau.shape[-1] for tau in taus])[:-1]
     return jnp.split(head(psi, jnp.concatenate(taus, axis=-1)), ends, axis=-2)

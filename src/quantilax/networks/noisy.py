@@ -1,9 +1,12 @@
-"""Noisy dense layers: weights with learned noise, which explores in the place of epsilon.
+"""Noisy dense layers: weights with learned noise, which explores in place of epsilon.
 
-    w = mu + sigma * f(e_in) f(e_out)^T,    b = mu_b + sigma_b * f(e_out),    f(e) = sign(e) sqrt(|e|),    e normal
+    w = mu + sigma * f(e_in) f(e_out)^T,    b = mu_b + sigma_b * f(e_out)
+    f(e) = sign(e) sqrt(|e|),    e normal
 
-A layer holds mu as its `kernel` and `bias`, sigma as `kernel_sigma` and `bias_sigma`. Without `with_noise` it is the plain
-layer of mu. Source: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295, section 3, factorised noise.
+A layer stores mu as `kernel` and `bias`, and sigma as `kernel_sigma` and `bias_sigma`. Without
+`with_noise` it is a plain dense layer with weights mu.
+
+Source: Fortunato et al. (2018), https://arxiv.org/abs/1706.10295, section 3, factorised noise.
 """
 
 from typing import Any
@@ -14,23 +17,26 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 SIGMA = 0.5
-"""Initial sigma times the root of fan_in."""
+"""Initial sigma, times sqrt(fan_in)."""
 
 
 class NoisyLinear(nnx.Linear):
-    """A dense layer of mu and sigma; called, it is that of mu."""
+    """A dense layer with mu and sigma. Calling it uses mu only."""
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel_init: nnx.Initializer, dtype: Any = None, rngs: nnx.Rngs
     ) -> None:
-        """Make the layer, mu as `nnx.Linear` has it."""
+        """Build the layer, with mu initialised as in `nnx.Linear`."""
         super().__init__(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.kernel_sigma = nnx.Param(jnp.full((inputs, outputs), SIGMA / inputs**0.5))
         self.bias_sigma = nnx.Param(jnp.full(outputs, SIGMA / inputs**0.5))
 
 
 def with_noise(params: PyTree, key: Key[Array, ""]) -> PyTree:
-    """Return the parameters of a network with one draw of the noise of all its noisy layers; gradients reach mu and sigma."""
+    """Return the parameters of a network with one draw of noise in all its noisy layers.
+
+    Gradients reach both mu and sigma.
+    """
     flat = dict(nnx.to_flat_state(params))
     layers = [path[:-1] for path in flat if path[-1] == "kernel_sigma"]
     for layer, key_layer in zip(layers, jax.random.split(key, len(layers)), strict=True):
@@ -44,5 +50,5 @@ def with_noise(params: PyTree, key: Key[Array, ""]) -> PyTree:
 
 
 def f(e: Float[Array, "n"]) -> Float[Array, "n"]:
-    """sign(e) sqrt(|e|)."""
+    """Return sign(e) sqrt(|e|)."""
     return jnp.sign(e) * jnp.sqrt(jnp.abs(e))

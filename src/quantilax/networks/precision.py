@@ -1,9 +1,11 @@
-"""The type of number in which the layers of a network compute.
+"""The number format in which the layers of a network compute.
 
-Parameters, Adam's moments, losses and targets are float32 whatever it is. With `bfloat16` the layers round their inputs,
-weights and results to it, eight bits of precision, and their gradients are rounded on the way back. Layers that name a type of
-their own keep it: those that give values and those that propose fractions, float32. LayerNorm's moments and the cosines of
-fractions are float32 too.
+Parameters, Adam's moments, losses and targets are float32 in any case. With `bfloat16`, layers
+round their inputs, weights and results to eight bits of precision, and their gradients are rounded
+on the way back.
+
+Layers that set a dtype of their own keep it. The layers that output values and those that propose
+fractions set float32. LayerNorm's moments and the cosines of fractions are float32 too.
 """
 
 import jax.numpy as jnp
@@ -13,7 +15,10 @@ COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def computing_in(network: nnx.Module, name: str) -> nnx.Module:
-    """Return the network, told to compute in the type of that name; with `float32` it is left as it is."""
+    """Make the network compute in the format of this name, and return it.
+
+    `float32` leaves the network unchanged.
+    """
     if name != "float32":
         for _, layer in nnx.iter_modules(network):
             if getattr(layer, "dtype", 0) is None:

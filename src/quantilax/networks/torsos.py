@@ -1,11 +1,14 @@
-"""Torsos: from an observation to features psi(x); `torso` makes the one that a config asks for.
+"""Torsos map an observation to features psi(x); `torso` builds the one that a config names.
 
-| `torso` | before the dense layers of `torso_sizes` |
+| `torso` | layers before the dense layers of `torso_sizes` |
 |---|---|
-| `mlp` | nothing: the observation is flattened |
-| `minatar` | 16 filters of 3x3: Young & Tian (2019), https://arxiv.org/abs/1903.03176 |
-| `nature` | 32 filters of 8x8, 64 of 4x4, 64 of 3x3: Mnih et al. (2015), https://doi.org/10.1038/nature14236 |
-| `impala` | 16, 32 and 32 filters with residual blocks: Espeholt et al. (2018), https://arxiv.org/abs/1802.01561 |
+| `mlp` | none: the observation is flattened |
+| `minatar` | 16 filters of 3x3: Young & Tian (2019) |
+| `nature` | 32 filters of 8x8, 64 of 4x4, 64 of 3x3: Mnih et al. (2015) |
+| `impala` | 16, 32 and 32 filters with residual blocks: Espeholt et al. (2018) |
+
+Sources: Young & Tian (2019), https://arxiv.org/abs/1903.03176; Mnih et al. (2015),
+https://doi.org/10.1038/nature14236; Espeholt et al. (2018), https://arxiv.org/abs/1802.01561.
 """
 
 import math
@@ -32,16 +35,25 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 uniform_fan_in = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as DQN and its descendants initialise."""
+"""U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the initialisation of DQN and its descendants."""
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, noisy: bool = False, dtype: Any = None) -> nnx.Linear:
-    """Return a dense layer with `uniform_fan_in` weights and zero biases, with noise if `noisy`, computing in `dtype`."""
+    """Return a dense layer with `uniform_fan_in` weights and zero biases.
+
+    Args:
+        inputs, outputs, rngs: as for `nnx.Linear`.
+        noisy: whether the weights have learned noise.
+        dtype: the number format in which the layer computes.
+    """
     return (NoisyLinear if noisy else nnx.Linear)(inputs, outputs, kernel_init=uniform_fan_in, dtype=dtype, rngs=rngs)
 
 
 class MLP(nnx.Module):
-    """Dense layers, each followed by LayerNorm (where asked for) and the activation; the input is flattened."""
+    """Dense layers on a flattened input.
+
+    Each is followed by LayerNorm (if asked for) and the activation.
+    """
 
     def __init__(
         self,
@@ -53,7 +65,7 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make a layer for each of `sizes`; `activation` is a name in `ACTIVATIONS`."""
+        """Build a layer for each of `sizes`. `activation` is a name in `ACTIVATIONS`."""
         widths = [inputs, *sizes]
         self.layers = nnx.List([linear(i, o, rngs, noisy) for i, o in pairwise(widths)])
         self.norms = nnx.List([nnx.LayerNorm(o, rngs=rngs) for o in sizes] if layer_norm else [])
@@ -61,11 +73,11 @@ class MLP(nnx.Module):
         self.features = widths[-1]
 
     def __call__(self, obs: Shaped[Array, "*obs"]) -> Float[Array, "features"]:
-        """psi(x) of one observation."""
+        """Return psi(x) of one observation."""
         return jnp.asarray(self.rows(jnp.ravel(obs)), jnp.float32)
 
     def rows(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows features"]:
-        """The same over the last axis, for any number of leading axes."""
+        """Apply the layers to the last axis, with any number of leading axes."""
         x = jnp.asarray(x, jnp.float32)
         for i, layer in enumerate(self.layers):
             x = dense(layer, x)
@@ -76,7 +88,7 @@ class MLP(nnx.Module):
 
 
 class Layer(NamedTuple):
-    """A convolution: number of filters, their height and width, and how far apart they are laid."""
+    """A convolution: the number of filters, their height and width, and the stride."""
 
     filters: int
     size: int
@@ -87,14 +99,14 @@ PLAIN: dict[str, tuple[Layer, ...]] = {
     "minatar": (Layer(16, 3, 1),),
     "nature": (Layer(32, 8, 4), Layer(64, 4, 2), Layer(64, 3, 1)),
 }
-"""Torsos that are convolutions one after the other, without padding."""
+"""Torsos that are a plain stack of convolutions, without padding."""
 SECTIONS = (16, 32, 32)
-"""Filters of the sections of `impala`."""
+"""Number of filters in each section of `impala`."""
 TORSOS = ("mlp", *PLAIN, "impala")
 
 
 def torso(space: Box, config: Any, *, rngs: nnx.Rngs) -> "MLP | CNN":
-    """Make psi for the observations of a space, as `torso`, `torso_sizes` and the rest of the config's network say."""
+    """Build the torso that a config describes, for the observations of a space."""
     if config.torso == "mlp":
         return MLP(math.prod(space.shape), config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
     return CNN(
@@ -109,7 +121,7 @@ def torso(space: Box, config: Any, *, rngs: nnx.Rngs) -> "MLP | CNN":
 
 
 def check(space: Box, config: Any) -> None:
-    """Raise `ConfigError` where the torso does not fit the observations, or an option not the torso."""
+    """Raise `ConfigError` if the torso does not fit the observations or the other options."""
     if config.spectral_norm and config.torso != "impala":
         raise ConfigError(
             f"spectral_norm: is for residual blocks, and torso={config.torso} has none; set it to false or torso to impala"
@@ -130,7 +142,7 @@ def check(space: Box, config: Any) -> None:
 
 
 def advice(space: Box, config: Any) -> list[str]:
-    """Lines on torsos that mislead, each with the remedy."""
+    """Return lines on torsos known to mislead, each with the remedy."""
     if len(space.shape) == 3 and config.torso == "mlp":
         return [
             f"torso=mlp flattens observations of shape {space.shape} and loses which cells are neighbours; set torso to"
@@ -145,7 +157,7 @@ def advice(space: Box, config: Any) -> list[str]:
 
 
 def smallest(layers: Sequence[Layer]) -> int:
-    """Height and width that the layers need to put out one cell."""
+    """Return the height and width of the smallest image on which the layers give one cell."""
     size = 1
     for layer in reversed(layers):
         size = (size - 1) * layer.stride + layer.size
@@ -153,16 +165,17 @@ def smallest(layers: Sequence[Layer]) -> int:
 
 
 def _suggested(shape: tuple[int, ...]) -> str:
-    """Return the smallest torso that is meant for images of this size."""
+    """Return the name of a torso that is meant for images of this size."""
     rows = min(shape[:2])
     return next((name for name in reversed(PLAIN) if rows >= smallest(PLAIN[name])), "impala")
 
 
 class CNN(nnx.Module):
-    """Convolutions over rows, columns and channels, then dense layers; the activation after each, after LayerNorm if asked for.
+    """Convolutions over rows and columns, then dense layers.
 
-    LayerNorm is over the channels of a cell, as in Gallici et al. (2024), https://arxiv.org/abs/2407.04811, and over all of a
-    dense layer. Bytes are divided by 255; other numbers and bools are taken as they are.
+    LayerNorm, if asked for, comes before each activation. It is over the channels of a cell, as in
+    Gallici et al. (2024), https://arxiv.org/abs/2407.04811, and over the whole output of a dense
+    layer. Bytes are divided by 255; other numbers and bools are used as they are.
     """
 
     def __init__(
@@ -176,7 +189,17 @@ class CNN(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make the convolutions of that name for observations of `shape`, and a dense layer for each of `sizes`."""
+        """Build the convolutions and the dense layers.
+
+        Args:
+            name: of the convolutions, one of `TORSOS` except `mlp`.
+            shape: of an observation: rows, columns and channels.
+            sizes: of the dense layers.
+            activation: a name in `ACTIVATIONS`.
+            layer_norm: whether LayerNorm comes before each activation.
+            spectral_norm: see `Block`; only for `impala`.
+            rngs: for the initial weights.
+        """
         self.cells = (
             Residual(shape, activation, layer_norm, spectral_norm, rngs=rngs)
             if name == "impala"
@@ -186,18 +209,18 @@ class CNN(nnx.Module):
         self.features = self.mlp.features
 
     def __call__(self, obs: Shaped[Array, "rows columns channels"]) -> Float[Array, "features"]:
-        """psi(x) of one observation."""
+        """Return psi(x) of one observation."""
         x = jnp.asarray(obs, jnp.float32)
         return self.mlp(self.cells(x / 255 if obs.dtype == jnp.uint8 else x))
 
 
 class Plain(nnx.Module):
-    """Convolutions one after the other."""
+    """A stack of convolutions, each followed by the activation."""
 
     def __init__(
         self, layers: Sequence[Layer], shape: tuple[int, ...], activation: str, layer_norm: bool, *, rngs: nnx.Rngs
     ) -> None:
-        """Make the layers for inputs of `shape`; theirs is `self.shape`."""
+        """Build the layers for inputs of `shape`. `self.shape` is the shape of the output."""
         channels = [shape[2], *(layer.filters for layer in layers)]
         self.layers = nnx.List([Convolution(i, *layer, rngs=rngs) for i, layer in zip(channels, layers, strict=False)])
         self.activations = nnx.List([Activation(c, activation, layer_norm, rngs=rngs) for c in channels[1:]])
@@ -207,19 +230,19 @@ class Plain(nnx.Module):
         self.shape = rows, columns, channels[-1]
 
     def __call__(self, x: Float[Array, "rows columns channels"]) -> Float[Array, "rows_out columns_out filters"]:
-        """The last activation."""
+        """Return the last activation."""
         for layer, activation in zip(self.layers, self.activations, strict=True):
             x = activation(layer(x))
         return x
 
 
 class Residual(nnx.Module):
-    """The convolutions of IMPALA's large network: sections, and an activation at the end."""
+    """The convolutions of IMPALA's large network: sections, then an activation."""
 
     def __init__(
         self, shape: tuple[int, ...], activation: str, layer_norm: bool, spectral_norm: bool, *, rngs: nnx.Rngs
     ) -> None:
-        """Make the sections for inputs of `shape`; theirs is `self.shape`."""
+        """Build the sections for inputs of `shape`. `self.shape` is the shape of the output."""
         channels = [shape[2], *SECTIONS]
         self.sections = nnx.List(
             [Section(i, o, activation, layer_norm, spectral_norm, rngs=rngs) for i, o in pairwise(channels)]
@@ -229,24 +252,24 @@ class Residual(nnx.Module):
         self.shape = rows, columns, channels[-1]
 
     def __call__(self, x: Float[Array, "rows columns channels"]) -> Float[Array, "rows_out columns_out filters"]:
-        """The last activation."""
+        """Return the last activation."""
         for section in self.sections:
             x = section(x)
         return self.activation(x)
 
 
 class Section(nnx.Module):
-    """A convolution, the maximum of each 3 x 3 cells at every other one, and two residual blocks."""
+    """A convolution, a 3 x 3 max pooling with stride 2, and two residual blocks."""
 
     def __init__(
         self, inputs: int, filters: int, activation: str, layer_norm: bool, spectral_norm: bool, *, rngs: nnx.Rngs
     ) -> None:
-        """Make it."""
+        """Build the convolution and the blocks."""
         self.convolution = Convolution(inputs, filters, 3, 1, padded=True, rngs=rngs)
         self.blocks = nnx.List([Block(filters, activation, layer_norm, spectral_norm, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x: Float[Array, "rows columns inputs"]) -> Float[Array, "rows_out columns_out filters"]:
-        """Half as many rows and columns, rounded up."""
+        """Return features with half as many rows and columns, rounded up."""
         x = jnp.stack(windows(padded(self.convolution(x), 3, 2, -jnp.inf), 3, 2)).max(axis=0)
         for block in self.blocks:
             x = block(x)
@@ -254,16 +277,17 @@ class Section(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + conv(activation(conv(activation(x)))).
+    """A residual block: x + conv(activation(conv(activation(x)))).
 
-    With `spectral_norm` both kernels are divided by their spectral norm, which keeps the branch from growing: in all residual
-    blocks and there alone, as Schmidt & Schmied (2021), https://arxiv.org/abs/2111.10247, do for this network.
+    With `spectral_norm`, both kernels are divided by their spectral norm, which keeps the branch
+    from growing. It applies to all residual blocks and nowhere else, as in Schmidt & Schmied
+    (2021), https://arxiv.org/abs/2111.10247, for this network.
     """
 
     def __init__(
         self, channels: int, activation: str, layer_norm: bool, spectral_norm: bool, *, rngs: nnx.Rngs
     ) -> None:
-        """Make both convolutions."""
+        """Build both convolutions."""
         self.activations = nnx.List([Activation(channels, activation, layer_norm, rngs=rngs) for _ in range(2)])
         self.convolutions = nnx.List(
             [
@@ -273,7 +297,7 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "rows columns channels"]) -> Float[Array, "rows columns channels"]:
-        """The sum."""
+        """Return the sum."""
         y = x
         for activation, convolution in zip(self.activations, self.convolutions, strict=True):
             y = convolution(activation(y))
@@ -284,19 +308,20 @@ class Activation(nnx.Module):
     """The activation, after LayerNorm over the channels of each cell if asked for."""
 
     def __init__(self, channels: int, name: str, layer_norm: bool, *, rngs: nnx.Rngs) -> None:
-        """Make it; `name` is one in `ACTIVATIONS`."""
+        """Build the LayerNorm, if asked for. `name` is one in `ACTIVATIONS`."""
         self.norm = nnx.LayerNorm(channels, rngs=rngs) if layer_norm else None
         self.name = name
 
     def __call__(self, x: Float[Array, "*cells channels"]) -> Float[Array, "*cells channels"]:
-        """Apply both."""
+        """Apply LayerNorm, if there is one, and the activation."""
         return ACTIVATIONS[self.name](x if self.norm is None else self.norm(x))
 
 
 class Convolution(nnx.Module):
-    """A convolution over rows and columns, as one product of the windows with the kernel; initialised as `linear`.
+    """A convolution over rows and columns, computed as one product of the windows with the kernel.
 
-    On a CPU the gradient of XLA's own convolution takes four to ten times as long: docs/decisions/0018-torsos.md.
+    It is initialised like `linear`. On a CPU the gradient of XLA's own convolution takes four to
+    ten times as long, see docs/decisions/0018-torsos.md.
     """
 
     def __init__(
@@ -310,7 +335,16 @@ class Convolution(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        """Make a kernel of (size, size, inputs, filters); `padded` with zeros, so that every cell of the input counts."""
+        """Build a kernel of (size, size, inputs, filters).
+
+        Args:
+            inputs, filters: number of channels before and after.
+            size: height and width of the kernel.
+            stride: distance between windows.
+            padded: whether zeros pad the input, so that every cell counts.
+            spectral_norm: whether the kernel is divided by its spectral norm.
+            rngs: for the initial weights.
+        """
         self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (size, size, inputs, filters), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(filters))
         self.size, self.stride = size, stride
@@ -318,7 +352,7 @@ class Convolution(nnx.Module):
         self.dtype: Any = None
 
     def __call__(self, x: Float[Array, "rows columns inputs"]) -> Float[Array, "rows_out columns_out filters"]:
-        """The kernel at each window, and the bias."""
+        """Apply the kernel to each window and add the bias."""
         kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
         if self.spectral_norm:
             kernel = kernel / spectral_bound(kernel)
@@ -331,7 +365,7 @@ class Convolution(nnx.Module):
 def windows(
     x: Float[Array, "rows columns channels"], size: int, stride: int
 ) -> list[Float[Array, "rows_out columns_out channels"]]:
-    """Cells (i, j) of all windows of `size` x `size`, for each i and j in order."""
+    """Return, for each (i, j) in order, cell (i, j) of every window of `size` x `size`."""
     rows, columns = ((n - size) // stride * stride + 1 for n in x.shape[:2])
     return [x[i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
 
@@ -339,7 +373,10 @@ def windows(
 def padded(
     x: Float[Array, "rows columns channels"], size: int, stride: int, value: float
 ) -> Float[Array, "padded_rows padded_columns channels"]:
-    """Widen x so that windows begin at every `stride`-th cell; of an odd number of cells the last side gets one more."""
+    """Pad x with `value` so that windows begin at every `stride`-th cell.
+
+    If the number of new cells is odd, one more goes after the last cell than before the first.
+    """
     totals = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[:2])
     widths = [(total // 2, total - total // 2) for total in totals]
     return jnp.pad(x, [*widths, (0, 0)], constant_values=value)
@@ -349,16 +386,19 @@ SQUARINGS = 8
 
 
 def spectral_bound(matrix: Float[Array, "n m"]) -> Float[Array, ""]:
-    """Return the greatest singular value of a matrix, or up to m^(1/512) times as much (1.4 % at m = 1000).
+    """Return the largest singular value of a matrix W of m columns, or slightly more.
 
-    It is `trace((W^T W)^p)^(1/2p)`, p = 2^8, by squaring eight times. That equals 256 steps of the power iteration of Miyato
-    et al. (2018), https://arxiv.org/abs/1802.05957, but carries no vector from step to step, so that the network stays a
-    function of its parameters; and it is never too small.
+    The result is at most m^(1/512) times too large (1.4 % at m = 1000), and never too small. It is
+    `trace((W^T W)^p)^(1/2p)` with p = 2^8, computed by squaring eight times.
+
+    That equals 256 steps of the power iteration of Miyato et al. (2018),
+    https://arxiv.org/abs/1802.05957, but carries no vector from step to step, so the network stays
+    a function of its parameters.
     """
     gram = matrix.T @ matrix
     log = jnp.zeros(())
     for i in range(SQUARINGS + 1):
-        trace = jnp.trace(gram) + 1e-30  # no weights, no norm
+        trace = jnp.trace(gram) + 1e-30  # above 0, even if all weights are 0
         log = log + jnp.log(trace) / 2**i
         gram = gram / trace
         gram = gram @ gram

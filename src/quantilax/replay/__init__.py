@@ -1,4 +1,4 @@
-"""Replay: what was seen, kept for learning."""
+"""Replay: storage of past steps, from which batches are drawn."""
 
 from quantilax.replay import priorities, tree
 from quantilax.replay.priorities import Priorities

@@ -1,10 +1,10 @@
-"""Priorities of the steps in a ring: proportional prioritized replay.
+"""Proportional prioritized replay: priorities of the steps in a ring.
 
     P(i) = p_i^alpha / sum_k p_k^alpha,    w_i = (n P(i))^-beta / max_j w_j
 
-A step that nothing was learned from yet has the largest priority so far, 1 at least: it never falls. What a gradient step
-says of the steps it was given is written before the next draw, not after it: so each loop body writes first and reads after,
-as the ring's does.
+A step that has not been learned from yet has the largest priority so far. That is 1 at least, and
+never falls. The priorities that a gradient step computes are written before the next draw, not
+right after the step. So each loop body writes first and reads after, as the ring requires.
 
 Source: Schaul, Quan, Antonoglou & Silver (2016), https://arxiv.org/abs/1511.05952, section 3.
 """
@@ -22,26 +22,29 @@ from quantilax.replay.tree import Tree
 from quantilax.types import NStep
 
 EPSILON = 1e-6
-"""Added to a priority, so that no step is left out for ever."""
+"""Added to each priority, so that no step is left out for ever."""
 
 
 @pytree.dataclass
 class Priorities:
-    """p^alpha of each step in a ring, and what is still to be written."""
+    """p^alpha of each step in a ring, and the values still to be written."""
 
     weights: Tree = pytree.field(static=False)
-    """Step of iteration i of environment e at i mod T times E plus e; 0 where nothing may be drawn."""
+    """Position `(i mod T) E + e` is the step of iteration i in environment e.
+
+    The weight is 0 where nothing may be drawn.
+    """
     largest: Float[Array, ""]
-    """The largest so far, 1 at least."""
+    """The largest weight so far, 1 at least."""
     iteration: Int[Array, "B"]
     """Of the steps drawn last; -1 before the first draw."""
     env: Int[Array, "B"]
     weight: Float[Array, "B"]
-    """p^alpha of these."""
+    """p^alpha of the steps drawn last."""
 
 
 def init(ring: Ring, batch_size: int) -> Priorities:
-    """Return the priorities of a ring without steps, of which `batch_size` are drawn at a time."""
+    """Return the priorities of an empty ring, of which `batch_size` steps are drawn at a time."""
     iterations, num_envs = ring.rows.offset.shape
     return Priorities(
         weights=tree.init(iterations * num_envs),
@@ -53,12 +56,16 @@ def init(ring: Ring, batch_size: int) -> Priorities:
 
 
 def add(priorities: Priorities, ring: Ring) -> Priorities:
-    """Follow `ring.add`: new steps get the largest priority once they can be drawn, those that the ring gave up get 0."""
+    """Update the weights after `ring.add`.
+
+    New steps get the largest priority once they can be drawn. Steps that the ring gave up get 0.
+    """
     num_envs = ring.cursor.shape[0]
     env = jnp.arange(num_envs)
     newest = jnp.full(num_envs, ring.iterations - 1)
-    ready = newest - (ring.n_step - 1)  # now n_step - 1 others follow them
-    gone, env_gone = place(ring, ring.size + jnp.arange(3 * num_envs))  # an addition gives up three rows at most
+    ready = newest - (ring.n_step - 1)  # n_step - 1 others follow these now
+    # An addition gives up three rows at most.
+    gone, env_gone = place(ring, ring.size + jnp.arange(3 * num_envs))
     position = jnp.concatenate(
         [
             _position(ring, newest, env),
@@ -71,7 +78,7 @@ def add(priorities: Priorities, ring: Ring) -> Priorities:
 
 
 def write(priorities: Priorities, ring: Ring) -> Priorities:
-    """Write the priorities of the steps drawn last, of those that are still there."""
+    """Write the priorities of the steps drawn last, as far as these can still be drawn."""
     there = _can_be_drawn(ring, priorities.iteration, priorities.env)
     position = jnp.where(there, _position(ring, priorities.iteration, priorities.env), _nowhere(ring))
     return replace(priorities, weights=tree.put(priorities.weights, position, priorities.weight))
@@ -85,10 +92,13 @@ def sample(
     gamma: Float[Array, ""] | float,
     beta: Float[Array, ""] | float,
 ) -> tuple[NStep, tuple[Int[Array, "B"], Int[Array, "B"]]]:
-    """Draw transitions by priority, one from each of `batch_size` equal strata: with their weights, and (iteration, env).
+    """Draw transitions by priority, one from each of `batch_size` equal strata.
 
     Args:
         beta: 1 makes up for the priorities entirely, 0 not at all.
+
+    Returns:
+        The transitions with their weights, and (iteration, env) of each.
     """
     u = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
     position = tree.find(priorities.weights, u)
@@ -107,12 +117,12 @@ def remember(
     priority: Float[Array, "B"],
     alpha: Float[Array, ""] | float,
 ) -> Priorities:
-    """Keep what a gradient step says of the steps it was given, for `write`.
+    """Keep the priorities that a gradient step computes for its batch, until `write`.
 
     Args:
-        drawn: (iteration, env) of `sample`.
+        drawn: (iteration, env) from `sample`.
         priority: 0 or more.
-        alpha: 0 makes all alike.
+        alpha: 0 makes all steps alike.
     """
     weight = (priority + EPSILON) ** alpha
     largest = jnp.maximum(priorities.largest, weight.max())
@@ -120,7 +130,10 @@ def remember(
 
 
 def _position(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"]) -> Int[Array, "B"]:
-    """Where the tree has a step; nowhere before the first and beyond the ring's rows."""
+    """Return the positions of steps in the tree.
+
+    A step before the first, or one that the ring no longer holds, is out of bounds.
+    """
     iterations, num_envs = ring.rows.offset.shape
     there = (iteration >= 0) & (iteration >= ring.iterations - iterations)
     return jnp.where(there, iteration % iterations * num_envs + env, _nowhere(ring))
@@ -133,6 +146,6 @@ def _can_be_drawn(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"]) 
 
 
 def _nowhere(ring: Ring) -> int:
-    """A position that no tree has."""
+    """Return a position that no tree has."""
     iterations, num_envs = ring.rows.offset.shape
     return -(-iterations * num_envs // tree.FANOUT) * tree.FANOUT

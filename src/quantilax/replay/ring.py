@@ -1,18 +1,20 @@
-"""A ring of the newest steps that stores each observation once and reads transitions of n steps.
+"""A ring of the newest steps, which stores each observation once and reads n-step transitions.
 
-For each environment (here its step 7 was cut off):
+For each environment (in this one, step 7 was truncated):
 
-    rows     iteration                5    6    7    8         row i mod T: action, reward, terminated, truncated
-    slots    5    6    7    8    9    10                       slot s mod L: an observation
+    rows     iteration                5    6    7    8       row i mod T: action, reward, flags
+    slots    5    6    7    8    9    10                     slot s mod L: an observation
              x_5  x_6  x_7  x'_7 x_8  x_9
 
-A step's successor lies in the slot after its observation; `cursor` is the slot of the observation to act on next. The
-true successor of a step that was cut off (x'_7) takes a slot of its own, before the observation after the reset (x_8); the
-observation in which an episode terminated is never bootstrapped from, and not kept. So slots run ahead of iterations by one
-per cut, and a row says where its observation lies.
+The successor of a step is in the slot after its observation. `cursor` is the slot of the
+observation to act on next. If a step is truncated, its true successor (x'_7) takes a slot of its
+own, before the observation after the reset (x_8). The observation in which an episode terminated is
+not kept, because nothing bootstraps from it. Slots therefore run ahead of iterations by one per
+truncation, and each row says where its observation is.
 
-Adding costs O(E) and sampling O(batch), whatever the capacity, as long as each loop body WRITES FIRST AND READS AFTER:
-otherwise XLA copies the whole ring. See docs/decisions/0002-own-replay.md and 0012-each-observation-once.md.
+Adding costs O(E) and sampling O(batch), whatever the capacity, as long as each loop body WRITES
+FIRST AND READS AFTER. Otherwise XLA copies the whole ring. See docs/decisions/0002-own-replay.md
+and 0012-each-observation-once.md.
 """
 
 from dataclasses import replace
@@ -27,11 +29,14 @@ from quantilax import pytree
 from quantilax.types import NStep, Observation, Transition
 
 BLOCK = 128
-"""Iterations with one anchor: each moves the cursor by two slots at most, so that a slot less its anchor fits into a byte."""
+"""Iterations per anchor.
+
+Each iteration moves the cursor by two slots at most, so a slot minus its anchor fits into a byte.
+"""
 
 
 class Seen(NamedTuple):
-    """What is stored in a slot where there are masks; else the observation by itself."""
+    """What a slot stores if there are masks. Without masks it stores just the observation."""
 
     obs: Observation
     legal: Bool[Array, "*batch A"]
@@ -51,25 +56,31 @@ class Rows(NamedTuple):
     terminated: Bool[Array, "T E"]
     truncated: Bool[Array, "T E"]
     offset: UInt8[Array, "T E"]
-    """Slot of the step's observation, less the anchor of its block of iterations."""
+    """Slot of the step's observation, minus the anchor of its block of iterations."""
 
 
 @pytree.dataclass
 class Ring:
-    """The newest steps of E environments; iterations and slots are counted from the first one on."""
+    """The newest steps of E environments.
+
+    Iterations and slots are counted from the first one on.
+    """
 
     rows: Rows
     observations: PyTree
-    """What `seen` makes of observations; each leaf (L, E, *obs), of the observation's own dtype."""
+    """What `seen` returns. Each leaf is (L, E, *obs), of the observation's own dtype."""
     anchors: UInt32[Array, "blocks E"]
-    """Slot of the first step of iterations 0 .. 127, 128 .. 255, ..., the newest blocks over the oldest."""
+    """Slot of the first step of iterations 0 .. 127, 128 .. 255, and so on.
+
+    The newest blocks overwrite the oldest.
+    """
     cursor: UInt32[Array, "E"]
     """Slot of the observation to act on next."""
     iterations: Int[Array, ""]
     size: Int[Array, ""]
     """The newest `size` steps have their observations and successors."""
     capacity: int
-    """The most that `size` can be."""
+    """The largest possible `size`."""
     n_step: int
     """The most steps in a sampled transition."""
 
@@ -81,18 +92,21 @@ def init(
     n_step: int = 1,
     legal: Bool[Array, "E A"] | None = None,
 ) -> Ring:
-    """Return a ring without steps.
+    """Return an empty ring.
 
     Args:
-        example: dtypes of a transition, and the shape of its action (arrays or `jax.ShapeDtypeStruct`).
-        obs: the observations to act on first, leading axis E.
-        capacity: steps of all environments together, E * n_step or more; the storage is in whole iterations.
+        example: gives the dtypes of a transition and the shape of its action (arrays or
+            `jax.ShapeDtypeStruct`).
+        obs: the observations to act on first, with leading axis E.
+        capacity: steps of all environments together, at least E * n_step. Storage comes in whole
+            iterations.
         n_step: the most steps in a sampled transition.
-        legal: the actions that may be taken first, of an environment with masks.
+        legal: the actions that may be taken first, if the environment has masks.
     """
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     iterations = -(-capacity // num_envs)  # T
-    # To spare: a slot for one cut in 32 steps and two more; and enough for n steps that are cut off each.
+    # Spare slots: one per 32 steps, for truncations, and two more. There must also be enough for n
+    # steps that are all truncated.
     slots = max(iterations + iterations // 32 + 2, 2 * n_step) + 1  # L
 
     def zeros(dtype: jnp.dtype, *shape: int) -> Array:
@@ -120,14 +134,16 @@ def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array,
     """Write one step of each environment over the oldest ones.
 
     Args:
-        transition: leading axis E; its `obs` are those that the ring was last given to act on.
-        obs, legal: the observations to act on next, after automatic resets, and the actions that may be taken there.
+        transition: leading axis E. Its `obs` must be those last given to the ring to act on.
+        obs, legal: the observations to act on next, after automatic resets, and the actions that
+            may be taken there.
     """
     (steps, num_envs), slots = ring.rows.offset.shape, jax.tree.leaves(ring.observations)[0].shape[0]
     env = jnp.arange(num_envs)
     cut = transition.truncated & ~transition.terminated
 
-    # An index out of bounds is not written: an anchor within a block, a second slot without a cut.
+    # An index out of bounds is not written. This skips anchors within a block, and the
+    # second slot of a step that was not truncated.
     blocks = ring.anchors.shape[0]
     block = ring.iterations // BLOCK % blocks
     begins = jnp.where(ring.iterations % BLOCK == 0, block, blocks)
@@ -160,19 +176,20 @@ def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array,
         iterations=ring.iterations + 1,
         size=jnp.minimum(ring.size + num_envs, ring.capacity),
     )
-    # Two slots at most were overwritten per environment: its oldest two steps may have lost their observations, and all that
-    # are as old as the newest that did are given up.
-    ages = ring.size - 1 - jnp.arange(2 * num_envs)  # of the oldest; the newest step has age 0
+    # At most two slots per environment were overwritten, so its two oldest steps may have lost
+    # their observations. All steps at least as old as the newest of these are given up.
+    ages = ring.size - 1 - jnp.arange(2 * num_envs)  # of the oldest steps; the newest has age 0
     iteration, env = place(ring, jnp.maximum(ages, 0))
     lost = ring.cursor[env] - _slot(ring, iteration, env) >= slots
     return replace(ring, size=jnp.where(lost, ages, ring.size).min())
 
 
 def sample(ring: Ring, key: Key[Array, ""], batch_size: int, gamma: Float[Array, ""] | float) -> NStep:
-    """Draw `batch_size` transitions with replacement, from all steps that `n_step` - 1 others of the environment follow.
+    """Draw `batch_size` transitions uniformly, with replacement.
 
-    Each has equal chances. Rewards are summed and discounted over `n_step` steps, or to the end of the episode. There must be
-    `n_step` iterations or more.
+    They begin at any step that `n_step` - 1 others of its environment follow, so there must be at
+    least `n_step` iterations. Rewards are summed and discounted over `n_step` steps, or to the end
+    of the episode.
     """
     num_envs = ring.cursor.shape[0]
     age = jax.random.randint(key, (batch_size,), (ring.n_step - 1) * num_envs, ring.size)
@@ -180,16 +197,21 @@ def sample(ring: Ring, key: Key[Array, ""], batch_size: int, gamma: Float[Array,
 
 
 def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Float[Array, ""] | float) -> NStep:
-    """Return the transitions that begin at steps, each of which `n_step` - 1 others of its environment follow."""
+    """Return the transitions that begin at the given steps.
+
+    Each step must be followed by `n_step` - 1 others of its environment.
+    """
     steps = ring.rows.offset.shape[0]
     slots = jax.tree.leaves(ring.observations)[0].shape[0]
     j = jnp.arange(ring.n_step)
     at = (iteration[:, None] + j) % steps, env[:, None]
     reward, terminated, truncated = (x[at] for x in (ring.rows.reward, ring.rows.terminated, ring.rows.truncated))
-    m = jnp.where(terminated | truncated, j + 1, ring.n_step).min(axis=1)  # steps to the first end, (B,)
-    used = j < m[:, None]  # (B, n); an end among them is that of the last
+    # Steps to the first end of an episode, (B,)
+    m = jnp.where(terminated | truncated, j + 1, ring.n_step).min(axis=1)
+    used = j < m[:, None]  # (B, n); only the last of them can end the episode
 
-    slot = _slot(ring, iteration, env)  # no step before the last one is cut off: the successor lies m slots on
+    # No step before the last one is truncated, so the successor is m slots ahead.
+    slot = _slot(ring, iteration, env)
     first, following = (
         jax.tree.map(lambda x, at=at: x[at % slots, env], ring.observations)
         for at in (slot, slot + m.astype(slot.dtype))
@@ -209,19 +231,25 @@ def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Fl
 
 
 def place(ring: Ring, age: Int[Array, "B"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
-    """Iteration and environment of a step; the newest, of the last environment, has age 0."""
+    """Return the iteration and environment of steps, given their age.
+
+    The newest step, that of the last environment, has age 0.
+    """
     num_envs = ring.cursor.shape[0]
     return ring.iterations - 1 - age // num_envs, num_envs - 1 - age % num_envs
 
 
 def _slot(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"]) -> UInt32[Array, "B"]:
-    """Slot of a step's observation."""
+    """Return the slot of a step's observation."""
     anchor = ring.anchors[iteration // BLOCK % ring.anchors.shape[0], env]
     return anchor + ring.rows.offset[iteration % ring.rows.offset.shape[0], env]
 
 
 def compact(ring: Ring) -> Ring:
-    """Leave out the rows and slots never written, of rings with a leading axis of runs; on the host, no copy."""
+    """Drop the rows and slots never written, from rings with a leading axis of runs.
+
+    This happens on the host, without copying.
+    """
     iterations, slots = int(np.max(ring.iterations)), int(np.max(ring.cursor)) + 1
     return replace(
         ring,
@@ -231,7 +259,10 @@ def compact(ring: Ring) -> Ring:
 
 
 def expand(ring: Ring, specs: Ring) -> Ring:
-    """Undo `compact`, to the shapes of `specs`: what was never written is zero, as `init` makes it."""
+    """Undo `compact`, to the shapes of `specs`.
+
+    What was never written is zero, as in `init`.
+    """
 
     def whole(x: np.ndarray, spec: jax.ShapeDtypeStruct) -> np.ndarray:
         zeros = np.zeros(spec.shape, x.dtype)

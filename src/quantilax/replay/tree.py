@@ -1,7 +1,8 @@
-"""A sum tree: positions drawn by weight, at a cost that grows with the logarithm of their number.
+"""A sum tree: draws positions by weight, at a cost that grows with the logarithm of their number.
 
-Each node is the sum of its children, computed anew from them whenever one of them changes. Nothing is added to or taken from a
-sum that stands, so that float32 cannot drift; and a position of weight 0 is never drawn.
+Each node is the sum of its children, computed anew from them whenever one of them changes. Nothing
+is ever added to or subtracted from an existing sum, so float32 cannot drift, and a position of
+weight 0 is never drawn.
 
     level 0    (n / 32, 32)     the weights, 32 in a row
     level 1    (n / 32^2, 32)   sums of the rows of level 0
@@ -29,7 +30,9 @@ def init(n: int) -> Tree:
 
 
 def put(tree: Tree, position: Int[Array, "B"], weight: Float[Array, "B"]) -> Tree:
-    """Set weights; of a position given twice the greatest counts, and one out of bounds is left out.
+    """Set weights.
+
+    For a position given twice, the larger weight counts. A position out of bounds is skipped.
 
     Args:
         position: 0, 1, ...
@@ -39,7 +42,8 @@ def put(tree: Tree, position: Int[Array, "B"], weight: Float[Array, "B"]) -> Tre
     leaves = tree[0].at[row, column].set(0.0, mode="drop").at[row, column].max(weight, mode="drop")
     levels = [leaves]
     for level in tree[1:]:
-        row = jnp.clip(row, 0, levels[-1].shape[0] - 1)  # a sum made again where nothing changed is the same
+        # Computing a sum again does no harm where nothing changed.
+        row = jnp.clip(row, 0, levels[-1].shape[0] - 1)
         sums = levels[-1][row].sum(axis=1)
         levels.append(level.at[row // FANOUT, row % FANOUT].set(sums))
         row = row // FANOUT
@@ -47,17 +51,19 @@ def put(tree: Tree, position: Int[Array, "B"], weight: Float[Array, "B"]) -> Tre
 
 
 def total(tree: Tree) -> Float[Array, ""]:
-    """The sum of all weights."""
+    """Return the sum of all weights."""
     return tree[-1].sum()
 
 
 def weights(tree: Tree, position: Int[Array, "B"]) -> Float[Array, "B"]:
-    """Weights of positions."""
+    """Return the weights of positions."""
     return tree[0][position // FANOUT, position % FANOUT]
 
 
 def find(tree: Tree, u: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Positions at which the weights before them make up the share `u` of all: for u uniform, drawn by weight.
+    """Return the positions before which the share `u` of all weight lies.
+
+    For uniform u, these are positions drawn by weight.
 
     Args:
         tree: with a weight above 0.
@@ -69,7 +75,8 @@ def find(tree: Tree, u: Float[Array, "B"]) -> Int[Array, "B"]:
         children = level[row]  # (B, 32)
         below = jnp.cumsum(children, axis=1)
         last = FANOUT - 1 - jnp.argmax(children[:, ::-1] > 0, axis=1)
-        column = jnp.minimum(jnp.sum(below <= rest[:, None], axis=1), last)  # rounding may lead beyond the last
+        # Rounding may lead beyond the last child with weight.
+        column = jnp.minimum(jnp.sum(below <= rest[:, None], axis=1), last)
         before = jnp.where(
             column > 0, jnp.take_along_axis(below, jnp.maximum(column - 1, 0)[:, None], axis=1)[:, 0], 0.0
         )

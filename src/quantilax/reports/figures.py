@@ -185,7 +185,6 @@ def _panel(
     body += ["</g>", *ends]
     if base is not None:
         body.append(f'<path class="base" d="{_line(base["env_step"].to_list(), base["iqm"].to_list(), x, y)}"/>')
-        body.append(_base_label(part, base, x, y, results.base))
     body.append(f'<path class="iqm" d="{_line(at, part["iqm"].to_list(), x, y)}"/>')
     return Figure("".join(body), PANEL_WIDTH, PANEL_HEIGHT, f"Learning curve of {part['variant'][0]}")
 
@@ -238,23 +237,6 @@ def _line(at: Sequence[float], values: Sequence[float | None], x: Scale, y: Scal
         parts.append(f"{pen}{x(step):.1f} {y(value):.1f}")
         pen = "L"
     return "".join(parts)
-
-
-def _base_label(part: pl.DataFrame, base: pl.DataFrame, x: Scale, y: Scale, name: str) -> str:
-    """The base's name, where its curve is farthest from the variant's; none where the two run together."""
-    mine = dict(part.select("env_step", "iqm").iter_rows())
-    apart = [
-        (abs(y(value) - y(mine[step])), step, value)
-        for step, value in base.select("env_step", "iqm").iter_rows()
-        if step in mine and math.isfinite(value) and math.isfinite(mine[step]) and x(step) < x.end - 30
-    ]
-    if not apart or max(apart)[0] < 14:
-        return ""
-    _, step, value = max(apart)
-    is_above = y(value) < y(mine[step])
-    anchor = "end" if is_above else "start"
-    shift = (-6, -3) if is_above else (6, 10)
-    return _text("note halo", x(step) + shift[0], y(value) + shift[1], _short(name, 24), anchor)
 
 
 def _slots(part: pl.DataFrame, base: pl.DataFrame | None, x: Scale, number: NumberFormat) -> str:
@@ -369,8 +351,9 @@ def _strips(
         body.append(f'<path class="axis" d="M{STRIP_WIDTH - 56} 4V{height - 20}"/>')
         body.append(_text("tick", never, height - 6, "never", "middle"))
     level = next((row.estimates[0].value for row in rows if row.name == base), reference)
-    if level is not None and math.isfinite(level):
-        body.append(f'<path class="level" d="M{x(level):.1f} 4V{height - 20}"/>')
+    if level is not None and math.isfinite(level):  # in each row below its name
+        line = "".join(f"M{x(level):.1f} {ROW * i + 20}V{ROW * (i + 1)}" for i in range(len(rows)))
+        body.append(f'<path class="level" d="{line}"/>')
 
     def place(value: float) -> float:
         return never if value == math.inf else x(value)

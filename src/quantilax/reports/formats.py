@@ -133,9 +133,11 @@ def with_interval(row: dict[str, Any], name: str, written: Callable[[Any], str])
 
 
 def interval(row: dict[str, Any], name: str, written: Callable[[Any], str]) -> str:
-    """Write `low to high`; empty where there is none."""
+    """Write `low to high`; empty where there is none, or where it says nothing: from no step at all to never."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if low is None or high is None else f"{written(low)} to {written(high)}"
+    if low is None or high is None or (high == math.inf and not 0 < low < math.inf):
+        return ""
+    return f"{written(low)} to {written(high)}"
 
 
 class NumberFormat(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from quantilax.checks import diagnosis
 from quantilax.errors import ConfigError
@@ -19,7 +19,7 @@ from quantilax.host.files import write_whole
 from quantilax.reports import choice, figures, formats
 from quantilax.reports.figures import Figure
 from quantilax.reports.formats import Column, Entry
-from quantilax.reports.results import Results
+from quantilax.reports.results import LEVEL, Results, seeds_needed, smallest_adjusted_p
 from quantilax.reports.verdict import quoted, verdict
 from quantilax.studies.store import Store
 
@@ -93,6 +93,7 @@ def contents(results: Results) -> dict[str, Any]:
     facts, starts = results.store.facts, results.store.facts["starts"]
     asked = len(facts["variants"]) * len(facts["seeds"])
     chosen = choice.choose(results)
+    no_recommendation = _no_recommendation(results, chosen)
     return {
         "name": facts["name"],
         "title": facts["question"] or facts["name"],
@@ -115,7 +116,8 @@ def contents(results: Results) -> dict[str, Any]:
         "configurations": _configurations(results),
         "left_out": max(0, results.summary.height - figures.MAX_PANELS),
         "every": figures.every(results) if results.rows else 1,
-        "recommended": None if chosen is None else _recommended(results, chosen),
+        "recommended": None if chosen is None or no_recommendation else _recommended(results, chosen),
+        "no_recommendation": no_recommendation,
         "rule": _rule(),
         "starts": starts,
         "jobs": facts["jobs"],
@@ -142,6 +144,20 @@ def section_yaml(results: Results, variant: str) -> str:
     """Write a variant as a section of a config file, every field with its value."""
     fields = results.store.facts["variants"][variant]
     return yaml.safe_dump({results.store.facts["section"]: fields}, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _no_recommendation(results: Results, chosen: choice.Choice | None) -> str:
+    """Say why no section is recommended; empty where one is."""
+    if chosen is None:
+        return "None while runs of the base are missing."
+    least = smallest_adjusted_p(results)
+    if chosen.variant == results.base and least is not None and least >= LEVEL:
+        needed = seeds_needed(len(results.others))
+        return (
+            "With so few seeds no difference between the variants could have shown. It takes at least"
+            f" {needed} seeds per variant (--seeds {needed} --resume)."
+        )
+    return ""
 
 
 def _recommended(results: Results, chosen: choice.Choice) -> dict[str, Any]:
@@ -175,10 +191,11 @@ def _configurations(results: Results) -> Table:
         Column("differs from the base by", "", lambda _: Entry("")),
         *(Column(name.replace("_", " "), "", lambda _: Entry("")) for name in quantities),
     ]
-    rows = []
-    for variant in facts["variants"]:
-        overrides = facts["overrides"].get(variant, {})
-        told = ", ".join(f"{field}: {_plain(value)}" for field, value in overrides.items()) or "-"
+    base, rows = facts["variants"].get(facts["base"], {}), []
+    for variant, fields in facts["variants"].items():
+        changed = {field: fields.get(field, value) for field, value in facts["overrides"].get(variant, {}).items()}
+        lines = [f"{field}: {_plain(base.get(field))} → {_plain(value)}" for field, value in changed.items()]
+        told = ", ".join(lines) or "the base"
         figured = derived.get(variant, {})
         rows.append(
             [Entry(variant, "", variant), Entry(told, "", told), *(_quantity(figured.get(name)) for name in quantities)]
@@ -239,7 +256,7 @@ def _environment(autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"markdown": markdown, "sortable": _sortable}
+    found.filters |= {"markdown": markdown, "sortable": _sortable, "whole": whole}
     return found
 
 
@@ -249,6 +266,24 @@ def _sortable(entry: Entry) -> str | None:
     if isinstance(value, float) and math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
     return None if value is None or value != value else str(value)
+
+
+LONGEST = 24
+"""Characters that fit into a line of a phone, beside other columns."""
+
+
+def whole(text: Any) -> Markup:
+    """Write text whose words like `learning_rate=3e-4` are broken after `=` only: a browser breaks after a hyphen too."""
+    parts = re.split(r"(\S*[-=/_]\S*)", str(text))  # every other one is such a word
+    return Markup("").join(_whole_word(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+
+
+def _whole_word(word: str) -> Markup:
+    parts = re.split(r"(?<==)(?=.)", word)
+    kept = (
+        Markup('<span class="whole">{}</span>').format(part) if len(part) <= LONGEST else escape(part) for part in parts
+    )
+    return Markup("<wbr>").join(kept)
 
 
 def markdown(text: Any) -> str:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from quantilax import algorithms, pytree
 from quantilax.errors import ConfigError, RunError, did_you_mean, reason
 from quantilax.host import locks
-from quantilax.reports import choice, formats, sections
-from quantilax.reports.benchmark_table import label, put_row, row_of
+from quantilax.reports import choice, formats, sections, validated
 from quantilax.reports.choice import Choice, Judgement
 from quantilax.reports.results import Results
 from quantilax.reports.verdict import quoted
+from quantilax.runs import provenance
 from quantilax.runs.configs import Section
 from quantilax.studies import definition, execution, start
 from quantilax.studies.definition import Study, Variant
@@ -52,6 +52,11 @@ def recommend(
     same call again finds them there. All that lie there count, also those of an earlier call, so none can be discarded; with
     how many it was judged is noted. Only those of seeds that the study itself has run since count no more.
 
+    With `write`, everything must be committed in the checkout of quantilax, so that the commit beside the figures is the code
+    that gave them: before anything is run, and at each start that has added held-out runs. What counts as a change is said in
+    `quantilax.runs.provenance.changes`; the files that this call writes do not count. Where quantilax is installed as a
+    package there is nothing to commit.
+
     Args:
         store: a study's directory.
         variant: a variant in place of the winner.
@@ -59,14 +64,14 @@ def recommend(
         first_seed: the first of them; None: the one after the study's largest.
         write: the config file; None: nothing is written.
         section: name of the section in it; None: that of the study's base.
-        benchmarks: the Markdown file whose table of validated sections gets a row of a section that is written; None: none.
+        benchmarks: the YAML file that gets a record of a section that is written; None: none.
         jobs: devices to use at once; None: all.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
 
     Raises:
-        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, or a file cannot be edited. All this is
-            found out before anything is run.
+        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, a file cannot be edited, or there are
+            uncommitted changes. All this is found out before anything is run.
         RunError, Interrupted: as for `studies.run`.
     """
     results = Results.read(store)
@@ -74,10 +79,15 @@ def recommend(
     asked = held_out(store.facts["seeds"], seeds, first_seed)
     name = section or str(store.facts["section"])
     fields = store.facts["variants"][chosen.variant]
+    written = [file for file in (write, benchmarks) if file is not None]
+    if benchmarks is not None:
+        _check_benchmarks(benchmarks, write)
     if write is not None:
         sections.put(sections.read(write), write, name, fields, ["a trial"])
-    if benchmarks is not None:
-        _check_benchmarks(benchmarks, write, name)
+        _check_committed(written)
+        before = Store.find(store.path / choice.VALIDATION)
+        if before is not None:
+            _check_starts(before, written)
     study = validation(store, chosen.variant, asked)
     ran = start.run(study, store.path / choice.VALIDATION, jobs=jobs, resume=True, quiet=quiet, cache=cache)
     theirs = choice.held_out(results, chosen.variant)
@@ -90,12 +100,13 @@ def recommend(
     looks = _looked(theirs.store, chosen.variant, len(counted))
     edited = None
     if write is not None and judgement.holds:
+        _check_starts(theirs.store, written)
         comment = _comment(results, theirs, chosen, judgement, counted, looks)
         edited = sections.put(sections.read(write), write, name, fields, comment)
         files = [(write, edited.text, "--write")]
         if benchmarks is not None:
-            row = row_of(label(write, name), theirs, chosen.variant, counted, *_origin(theirs))
-            files.append((benchmarks, put_row(_read(benchmarks), benchmarks, row), BENCHMARKS))
+            record = validated.record(write, name, store.path, theirs, chosen.variant, counted, *_origin(theirs))
+            files.append((benchmarks, validated.written(validated.put(_read(benchmarks), record)), BENCHMARKS))
         for file, text, option in files:
             sections.write(file, text, option)
     return Recommended(chosen, counted, judgement, name, edited)
@@ -138,17 +149,43 @@ def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = N
         raise
 
 
-def _check_benchmarks(benchmarks: Path, write: Path | None, name: str) -> None:
-    """Raise `ConfigError` unless a row can be put into the file."""
+def _check_benchmarks(benchmarks: Path, write: Path | None) -> None:
+    """Raise `ConfigError` unless a record can be put into the file."""
     if write is None:
-        raise ConfigError(f"{BENCHMARKS}: a row tells of a section that is written; name its file with --write")
+        raise ConfigError(f"{BENCHMARKS}: a record is of a section that is written; name its file with --write")
     if benchmarks.resolve() == write.resolve():
         raise ConfigError(f"{benchmarks}: is the file of --write too; choose another {BENCHMARKS}")
-    put_row(_read(benchmarks), benchmarks, [label(write, name), "a trial"])
+    _read(benchmarks)
 
 
-def _read(benchmarks: Path) -> str:
-    return sections.read(benchmarks, BENCHMARKS)
+def _read(benchmarks: Path) -> list[validated.Record]:
+    return validated.parse(sections.read(benchmarks, BENCHMARKS), benchmarks)
+
+
+def _check_committed(written: list[Path]) -> None:
+    """Raise `ConfigError` where the checkout has uncommitted changes but to files that are written."""
+    changed = [name for name in provenance.changes() if name not in _within_checkout(written)]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{provenance.CHECKOUT}: {', '.join(changed[:3])}{more}: not committed; commit first, so that what is measured"
+            " can be checked out, or leave out --write"
+        )
+
+
+def _check_starts(held_out: Store, written: list[Path]) -> None:
+    """Raise `ConfigError` where held-out runs were made with uncommitted changes but to files that are written."""
+    for begun in held_out.facts["starts"]:
+        commit, changed = begun.get("commit") or "", begun.get("uncommitted", ["unknown"])
+        if commit.endswith("+") and not {*changed} <= _within_checkout(written):
+            raise ConfigError(
+                f"{held_out.path}: has runs of {begun['date'][:10]} at commit {commit}, with changes that were not committed;"
+                " validate in another directory, or leave out --write"
+            )
+
+
+def _within_checkout(files: list[Path]) -> set[str]:
+    return {os.path.relpath(file.resolve(), provenance.CHECKOUT) for file in files}
 
 
 def _chosen(results: Results, variant: str | None) -> tuple[Choice, bool]:
@@ -247,11 +284,14 @@ def _comment(
     base = theirs.row(theirs.base)
     if chosen.variant != results.base and base is not None:
         lines.append(f"The base on {base['n']} held-out seeds: {choice.score(theirs, base)}.")
-    lines.append(f"Intervals of 95%. Commit {commits}, {date}: {locks.command()}")
+    lines.append(f"Intervals of 95%. Commit {', '.join(commits)}, {date}: {locks.command()}")
     return lines
 
 
-def _origin(theirs: Results) -> tuple[str, str]:
+def _origin(theirs: Results) -> tuple[list[str], str]:
     """Give the commits that ran the held-out seeds, and the date of the last start."""
     starts = theirs.store.facts["starts"]
-    return ", ".join(dict.fromkeys(start.get("commit") or "unknown" for start in starts)), starts[-1]["date"][:10]
+    commits = [
+        (start.get("commit") or "unknown").removesuffix("+") for start in starts
+    ]  # only files written here differed
+    return list(dict.fromkeys(commits)), starts[-1]["date"][:10]

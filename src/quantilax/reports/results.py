@@ -1,5 +1,6 @@
 """What the directory of a study says, read once: the numbers that tables, verdicts, figures and choices are made of."""
 
+import itertools
 import math
 from typing import Any, NamedTuple, Self
 
@@ -106,6 +107,19 @@ def verdict_of(row: dict[str, Any], name: str) -> int:
     if row[f"{name}_p_holm"] is None or row[f"{name}_p_holm"] >= LEVEL:
         return 0
     return (row[f"{name}_improvement"] > 0.5) - (row[f"{name}_improvement"] < 0.5)
+
+
+def smallest_adjusted_p(results: Results) -> float | None:
+    """Give the smallest adjusted p-value that a study's numbers of runs allow; None where nothing is compared."""
+    base = results.row(results.base)
+    if base is None or not results.others:
+        return None
+    return min(smallest_p(row["n"], base["n"]) for row in results.others) * len(results.others)
+
+
+def seeds_needed(comparisons: int) -> int:
+    """Give the least number of seeds per variant with which the rank test, adjusted for its comparisons, can show anything."""
+    return next(n for n in itertools.count(1) if smallest_p(n, n) * comparisons < LEVEL)
 
 
 def smallest_p(n: int, m: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from quantilax.reports.formats import interval, number_format, p_value, percent, seeds, share
-from quantilax.reports.results import LEVEL, Results, smallest_p, verdict_of
+from quantilax.reports.results import LEVEL, Results, seeds_needed, smallest_adjusted_p, verdict_of
 from quantilax.statistics import FEW_SEEDS
 
 LISTED = 4
@@ -124,14 +124,13 @@ def _open(results: Results) -> list[str]:
                 f"Not told apart is not equal: {where} the intervals of these variants' probability of improvement reach from"
                 f" {share(low)} to {share(high)}."
             )
-    base = results.row(results.base)
-    if base is not None:
-        least = min(smallest_p(row["n"], base["n"]) for row in results.others) * len(results.others)
-        if least >= LEVEL:
-            found.append(
-                f"With so few seeds no difference could have shown: the smallest adjusted p-value that there is is"
-                f" {min(least, 1.0):.2g}; run more with --seeds and --resume."
-            )
+    least = smallest_adjusted_p(results)
+    if least is not None and least >= LEVEL:
+        needed = seeds_needed(len(results.others))
+        found.append(
+            f"With so few seeds no difference could have shown: the smallest adjusted p-value that they allow is"
+            f" {min(least, 1.0):.2g}; it takes {needed} seeds per variant or more (--seeds {needed} --resume)."
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Runs: from a YAML section to a directory of results, and back from it."""
+"""Runs: train from a section of a YAML file, write a directory of results, and load it again."""
 
 from quantilax.devices import use_all_cores
 from quantilax.errors import CheckpointError, RunError

@@ -1,17 +1,18 @@
-"""Checkpoints: all that a run carries, at the end of a segment; complete, or invisible.
+"""Checkpoints: everything a run needs to go on, saved at the end of a segment.
 
     RUN/checkpoints/
-        000000060000.safetensors   named after the environment steps done: every array of the state but the
-                                   replay's, and in its metadata, as JSON, what the checkpoint holds, who wrote
-                                   it, and the SHA-256 of everything that belongs to it
-        blocks/<SHA-256>           the large arrays of the replay, cut into blocks and compressed: one that
-                                   did not change is written once and shared by all checkpoints
-        evaluations.bin            the evaluations, one record of fixed size each: every checkpoint appends
+        000000060000.safetensors   named after the environment steps done. Holds all arrays of the
+                                   state except the replay's. Its metadata hold, as JSON, what the
+                                   checkpoint contains, what wrote it, and the SHA-256 of every part
+        blocks/<SHA-256>           the replay's large arrays, cut into compressed blocks. A block
+                                   that did not change is stored once and shared by all checkpoints
+        evaluations.bin            the evaluations as records of fixed size; each checkpoint appends
                                    its new ones
 
-`save` writes under another name, flushes to the disk, reads everything back and only then renames, so a crash
-at any moment leaves the checkpoints before it as they were. `read` verifies every byte. Nothing in a checkpoint
-is pickled: reading a stranger's checkpoint runs nothing. See docs/decisions/0028-checkpoints-in-safetensors.md.
+A checkpoint is either complete or invisible. `save` writes under another name, flushes to disk,
+reads everything back and only then renames the file. So a crash at any moment leaves the earlier
+checkpoints intact. `read` verifies every byte. Nothing in a checkpoint is pickled, so reading a
+stranger's checkpoint executes no code. See docs/decisions/0028-checkpoints-in-safetensors.md.
 """
 
 import contextlib
@@ -39,64 +40,69 @@ from quantilax.errors import CheckpointError, reason
 from quantilax.host.files import flush
 
 FORMAT = 3
-"""Raised when older programs could not read what newer ones write."""
+"""The format's version; it rises when older programs cannot read what newer ones write."""
 KEEP = 3
-"""Checkpoints kept, beside the best."""
+"""Number of latest checkpoints to keep, besides the best."""
 SUFFIX, PARTIAL = ".safetensors", ".partial"
 BLOCKS, EVALUATIONS = "blocks", "evaluations.bin"
 BLOCK = 2**16, 2**22
-"""Least and largest bytes of a block of the replay."""
+"""Smallest and largest size of a replay block, in bytes."""
 SHA256 = re.compile("[0-9a-f]{64}")
 MANIFEST = "quantilax"
-"""Key of a file's metadata under which the manifest stands."""
+"""Key of the manifest in a file's metadata."""
 
 REQUIRED = {
     "env_step": int, "return_mean": float, "config": dict, "rows": int, "leaves": dict, "blocks": dict, "evaluations": dict,
 }  # fmt: skip
-"""What every manifest says, and what it is."""
+"""Entries that every manifest must have, and their types."""
 
 Arrays = dict[str, np.ndarray]
 
 
 class Packed(NamedTuple):
-    """What a checkpoint is to hold, on the host; each array is named by its path in the tree."""
+    """The content of a checkpoint before it is written, on the host.
+
+    Each array is named by its path in the tree.
+    """
 
     arrays: Arrays
-    """Written anew each time."""
+    """Arrays that every checkpoint writes in full."""
     blocks: Mapping[str, np.ndarray] = MappingProxyType({})
-    """Large ones of which little changes between two checkpoints, leading axis of seeds: the replay."""
+    """Large arrays of which little changes between checkpoints: the replay. Leading axis: seeds."""
     evaluations: Mapping[str, np.ndarray] = MappingProxyType({})
-    """Those that only grow, along their first axis of rows."""
+    """Arrays that only grow along their first axis, the rows."""
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds, verified."""
+    """The content of a checkpoint, verified."""
 
     path: Path
     facts: dict[str, Any]
     """`env_step`, `return_mean`, `config`, `seeds`, `versions` and what else `save` was given."""
     arrays: Arrays
-    """All arrays of a `Packed`."""
+    """All arrays of the `Packed` that was saved."""
 
 
 def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep: int = KEEP) -> Path:
-    """Write a checkpoint, read it back, make it visible, and delete those that are neither among the last nor the best.
+    """Write a checkpoint, verify it, make it visible and delete the checkpoints not worth keeping.
 
     Args:
         root: the run's directory of checkpoints.
-        env_step: environment steps done; an unreadable or older checkpoint of the same step is replaced.
-        packed: as `pack` gives it.
-        facts: what else is to be known before reading the arrays, as JSON; `return_mean` decides which one is the best.
-        keep: how many of the last ones stay, beside the best; with 1 there is no best, and this one alone stays.
+        env_step: environment steps done; an existing checkpoint of the same step is replaced.
+        packed: the content, from `pack`.
+        facts: more entries for the manifest, as JSON; they can be read without the arrays.
+            `return_mean` decides which checkpoint is the best.
+        keep: how many of the latest checkpoints to keep, besides the best; 1 keeps this one alone.
 
     Raises:
-        OSError: the disk is full, say; what was there before is untouched.
-        CheckpointError: what was read back is not what was written; what was there before is untouched.
+        OSError: for example, the disk is full; earlier checkpoints are untouched.
+        CheckpointError: the files read back differ from what was written; earlier checkpoints are
+            untouched.
     """
     root.mkdir(exist_ok=True)
     path = path_of(root, env_step)
     aside = path.with_name(path.name + PARTIAL)
-    with contextlib.ExitStack() as undo:  # whatever fails
+    with contextlib.ExitStack() as undo:  # on any failure
         undo.callback(aside.unlink, missing_ok=True)
         content = {
             "format": FORMAT,
@@ -122,18 +128,18 @@ def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep:
 
 
 def path_of(root: Path, env_step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
+    """Return the path of the checkpoint of a step."""
     return root / f"{env_step:012d}{SUFFIX}"
 
 
 def steps(root: Path) -> list[int]:
-    """Environment steps of the checkpoints that there are, complete or damaged, rising.
+    """Return the environment steps of all checkpoints, complete or damaged, in ascending order.
 
     Raises:
-        CheckpointError: the directory cannot be looked into.
+        CheckpointError: the directory cannot be read.
     """
     try:
-        names = [path.name.removesuffix(SUFFIX) for path in root.iterdir()]  # without it: of format 1
+        names = [path.name.removesuffix(SUFFIX) for path in root.iterdir()]  # format 1 had no suffix
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -142,12 +148,15 @@ def steps(root: Path) -> list[int]:
 
 
 def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = print) -> Checkpoint:
-    """Read the last checkpoint, the best, or that of a step; an unreadable one is named and the next in line read.
+    """Read the last checkpoint, the best one, or that of a given step.
+
+    For `last` and `best`, an unreadable checkpoint is reported and the next in line is read.
 
     Args:
         root: the run's directory of checkpoints.
-        which: `last`, `best` (by the mean return of its evaluation; the later of two equals) or environment steps.
-        warn: called with a line on each checkpoint that was skipped.
+        which: `last`, `best` (highest mean return of its evaluation; the later of two equals) or a
+            number of environment steps.
+        warn: called with a line for each checkpoint that was skipped.
 
     Raises:
         CheckpointError: none can be read. Nothing is deleted.
@@ -176,10 +185,10 @@ def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = pr
 
 
 def read(path: Path) -> Checkpoint:
-    """Verify a checkpoint, and return it.
+    """Verify a checkpoint and return it.
 
     Raises:
-        CheckpointError: something is missing, cut short or altered, or of another format.
+        CheckpointError: part of it is missing, cut short or altered, or it has another format.
     """
     content, arrays = manifest(path), Arrays()
     _read(path, content, into=arrays)
@@ -187,10 +196,10 @@ def read(path: Path) -> Checkpoint:
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """Return what the metadata of a checkpoint's file say, without reading arrays.
+    """Return the manifest of a checkpoint without reading its arrays.
 
     Raises:
-        CheckpointError: it is missing, damaged or of another format.
+        CheckpointError: the file is missing, damaged or of another format.
     """
     return _content(path, int(path.name.removesuffix(SUFFIX)))
 
@@ -226,7 +235,7 @@ def _content(path: Path, env_step: int) -> dict[str, Any]:
 
 
 def pack(state: PyTree, evaluations: PyTree = ()) -> Packed:
-    """Copy a tree to the host, an array per leaf: keys as their data, replay without its empty rows.
+    """Copy a tree to the host, one array per leaf. Keys become their data; replays lose empty rows.
 
     Args:
         state: each leaf with a leading axis of seeds.
@@ -238,7 +247,7 @@ def pack(state: PyTree, evaluations: PyTree = ()) -> Packed:
         return isinstance(node, replay.Ring)
 
     def on_host(leaf: Any) -> np.ndarray:
-        return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)  # a copy: training goes on in its place
+        return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)  # a copy: training reuses the buffer
 
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_ring):
         if is_ring(node):
@@ -252,15 +261,20 @@ def pack(state: PyTree, evaluations: PyTree = ()) -> Packed:
 
 
 def _large(ring: str) -> tuple[str, str]:
-    """Begin of the names of a replay's large arrays: those that are compacted."""
+    """Return the prefixes of the names of a replay's large arrays: those that are compacted."""
     return f"{ring}/rows/", f"{ring}/observations"
 
 
 def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
-    """Put the arrays of a checkpoint into a tree of the given shapes (`jax.ShapeDtypeStruct`), where their shardings say.
+    """Put a checkpoint's arrays into a tree of the given shapes, on the devices of their shardings.
+
+    Args:
+        checkpoint: from `read` or `find`.
+        specs: a tree of `jax.ShapeDtypeStruct`.
 
     Raises:
-        CheckpointError: names the leaves that differ: the checkpoint is of another config, environment or version.
+        CheckpointError: names the leaves that differ, because the checkpoint is of another config,
+            environment or version.
     """
     arrays, names = checkpoint.arrays, [name for name, _ in _named(specs)]
     rings = [
@@ -308,7 +322,7 @@ def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
 
 
 def _in_order(root: Path, there: list[int], which: str | int, complain: Callable[[str], None]) -> list[Path]:
-    """Paths of the checkpoints, the one asked for first; where the best is asked for, without those not to be ranked."""
+    """Return the paths in the order to try. For `best`, unreadable checkpoints are left out."""
     paths = [path_of(root, step) for step in reversed(there)]
     if which != "best":
         return paths
@@ -319,11 +333,15 @@ def _in_order(root: Path, there: list[int], which: str | int, complain: Callable
             ranked.append((-math.inf if math.isnan(mean) else mean, path))
         except CheckpointError as error:
             complain(str(error))
-    return [path for _, path in sorted(ranked, key=lambda pair: -pair[0])]  # stable: the later of two equals first
+    return [path for _, path in sorted(ranked, key=lambda pair: -pair[0])]  # stable: the later of equals first
 
 
 def _prune(root: Path, env_step: int, keep: int) -> None:
-    """Delete what is older than the last ones and not the best; what a damaged run has of later steps will be replaced."""
+    """Delete old checkpoints, and the blocks that only they needed.
+
+    The `keep` latest and the best stay. Checkpoints of later steps stay too: the run, which went
+    on from an earlier step because they are damaged, will replace them.
+    """
     there = steps(root)
     if keep == 1:
         kept = {path_of(root, env_step)}
@@ -339,14 +357,14 @@ def _prune(root: Path, env_step: int, keep: int) -> None:
     try:
         needed = {digest for path in kept for *_, digests in manifest(path)["blocks"].values() for digest in digests}
     except CheckpointError:
-        return  # which blocks an unreadable one needs is not known
+        return  # an unreadable checkpoint may need any block
     for path in (root / BLOCKS).iterdir() if (root / BLOCKS).is_dir() else ():
         if path.name not in needed:
             path.unlink(missing_ok=True)
 
 
 def _write_blocks(directory: Path, array: np.ndarray, undo: contextlib.ExitStack) -> tuple[int, list[str]]:
-    """Write those blocks of an array that are not there yet, and return their size and the names of all."""
+    """Write the blocks of an array that do not exist yet; return the block size and all names."""
     directory.mkdir(exist_ok=True)
     size, names, is_new = _block_size(array), list[str](), False
     for data in _blocks(array, size):
@@ -367,20 +385,23 @@ def _write_blocks(directory: Path, array: np.ndarray, undo: contextlib.ExitStack
 
 
 def _block_size(array: np.ndarray) -> int:
-    """Return a power of two, so large that a seed's part of an array has at most 64 blocks, unless that is very large."""
+    """Return a power of two that cuts a seed's part into at most 64 blocks, clipped to `BLOCK`."""
     least, most = BLOCK
     return min(max(least, 2 ** math.ceil(math.log2(max(array[0].nbytes if len(array) else 0, 1) / 64))), most)
 
 
 def _blocks(array: np.ndarray, size: int) -> Iterator[memoryview]:
-    """Cut the bytes of an array with a leading axis of seeds, each seed's apart, so that a longer array begins the same."""
+    """Yield the bytes of an array in blocks, each seed apart.
+
+    The array has a leading axis of seeds. A longer array begins with the same blocks.
+    """
     for of_seed in _bytes(array).reshape(array.shape[0], -1) if array.size else ():
         for begin in range(0, of_seed.size, size):
             yield of_seed[begin : begin + size].data
 
 
 def _append(file: Path, arrays: Mapping[str, np.ndarray], undo: contextlib.ExitStack) -> dict[str, Any]:
-    """Write the rows that the file does not hold yet, and return what tells whether they are whole."""
+    """Write the rows that the file lacks, and return the facts that verify them."""
     leaves = {name: _spec(array) for name, array in arrays.items()}
     table = np.zeros(len(next(iter(arrays.values()))) if arrays else 0, _row(leaves))
     for name, array in arrays.items():
@@ -389,7 +410,7 @@ def _append(file: Path, arrays: Mapping[str, np.ndarray], undo: contextlib.ExitS
     with file.open("r+b" if file.exists() else "w+b") as stream:
         there = np.frombuffer(stream.read(), np.uint8)
         both = min(len(there), len(data))
-        differing = np.flatnonzero(there[:both] != data[:both])  # where a run went on from an older checkpoint
+        differing = np.flatnonzero(there[:both] != data[:both])  # after resuming from an older checkpoint
         begin = int(differing[0]) if differing.size else both
         if begin == len(there):
             undo.callback(os.truncate, file, begin)
@@ -402,12 +423,12 @@ def _append(file: Path, arrays: Mapping[str, np.ndarray], undo: contextlib.ExitS
 
 
 def _row(leaves: dict[str, Any]) -> np.dtype:
-    """Return the type of a row of the evaluations."""
+    """Return the dtype of one row of the evaluations."""
     return np.dtype([(name, np.dtype(dtype), tuple(shape[1:])) for name, (shape, dtype) in leaves.items()])
 
 
 def _read(path: Path, content: dict[str, Any], into: Arrays | None) -> None:
-    """Verify all that a checkpoint's manifest names, and keep the arrays in `into` unless that is None.
+    """Verify all that a checkpoint's manifest names; put the arrays into `into` unless it is None.
 
     Raises:
         CheckpointError: names what is missing, cut short or altered.
@@ -476,7 +497,7 @@ def _read_evaluations(path: Path, facts: dict[str, Any], found: Arrays) -> None:
 
 
 def _unpacked(file: Path, size: int) -> bytes | None:
-    """Return the bytes of a block, if there is one of so many."""
+    """Return the bytes of a block, or None if it is missing, damaged or not of this size."""
     if not file.exists():
         return None
     unpacking, packed = zlib.decompressobj(), file.read_bytes()
@@ -492,7 +513,7 @@ def _spec(array: np.ndarray) -> list[Any]:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array, row by row; no copy where they lie so."""
+    """Return the bytes of an array in row-major order, without a copy if it is stored that way."""
     return np.asarray(array, order="C").reshape(-1).view(np.uint8)
 
 
@@ -513,13 +534,13 @@ def _name(path: Any) -> str:
 
 
 def _raw(spec: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype in which a leaf is stored."""
+    """Return the shape and dtype in which a leaf is stored."""
     stored = jax.eval_shape(jax.random.key_data, spec) if _is_key(spec) else spec
     return stored.shape, np.dtype(stored.dtype)
 
 
 def _but(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its second axis, the rows or slots of a replay."""
+    """Return a shape without its second axis, the rows or slots of a replay."""
     return shape[:1] + shape[2:]
 
 
@@ -528,7 +549,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def versions(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the versions that wrote a checkpoint, as far as it says."""
+    """Return the versions that wrote a checkpoint, as far as it records them."""
     found = facts.get("versions")
     return found if isinstance(found, dict) else {}
 

@@ -8,6 +8,7 @@ iqn_research:
   env: CartPole-v1
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def load_section(path: str | Path, name: str | None = None, overrides: Mapping[s
     """Read a section of a YAML file, and put the overrides on top.
 
     Args:
-        path: the file.
+        path: the file, or the name of one that comes with quantilax, such as `gymnax/cartpole`.
         name: the section; it may be left out where the file has only one.
         overrides: fields by name, `env` and `algorithm` among them.
 
@@ -49,7 +50,21 @@ def load_section(path: str | Path, name: str | None = None, overrides: Mapping[s
         ConfigError: what is wrong with the file, the section or a field, and the remedy.
     """
     path = Path(path)
-    return select(read_yaml(path), path, name, overrides)
+    return select(read_yaml(find(path)), path, name, overrides)
+
+
+def shipped() -> dict[str, Path]:
+    """Return the configs that come with quantilax, by names such as `gymnax/cartpole`."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    root = inside if inside.is_dir() else package.parents[1] / "configs"  # in a checkout they lie beside `src`
+    return {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.rglob("*.yaml"))}
+
+
+def find(path: Path) -> Path:
+    """Return the file of a config: the path, or if nothing is there, the one that comes with quantilax under that name."""
+    there = {} if os.path.exists(path) else shipped()
+    return there.get(path.as_posix().removesuffix(".yaml"), path)
 
 
 def select(
@@ -80,7 +95,8 @@ def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mappin
         if key not in merged:
             raise ConfigError(f"{where}: missing field '{key}'; add a line such as 'env: CartPole-v1'")
         if not isinstance(merged[key], str):
-            raise ConfigError(f"{where}: {key}: expected a name, got {merged[key]!r}")
+            own = "; a class of your own is named module:Class" if key == "env" else ""
+            raise ConfigError(f"{where}: {key}: expected a name, got {merged[key]!r}{own}")
     try:
         algorithm = algorithms.get(merged["algorithm"])
     except ConfigError as error:
@@ -127,7 +143,7 @@ def read_yaml(
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; configs lie under configs/<library>/<environment>.yaml") from None
+        raise ConfigError(f"{path}: no such file; quantilax configs lists those that come with quantilax") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is no text file; expected YAML in UTF-8") from None
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import yaml
 from jaxtyping import PyTree
 
-from quantilax import pytree
+from quantilax import envs, pytree
 from quantilax.agent import Agent, ConfigWarning
 from quantilax.errors import ConfigError
 from quantilax.host import locks, paths
@@ -180,13 +180,19 @@ class RunDirectory:
         """Build the run's agent from its `config.yaml`.
 
         Args:
-            env: the environment, where it is an object of your own; None: the one that the config names.
+            env: the environment, where it is an object that no name makes; None: the one that the config names.
             eval_callback: that of the agent.
 
         Raises:
             ConfigError: a damaged config, or an environment or algorithm that is not known here.
         """
         section = configs.load_section(self.path / "config.yaml")
+        if env is None and not envs.is_known(section.env):
+            raise ConfigError(
+                f"{self.path}: was trained in '{section.env}', which no name makes here; pass env= from Python, give the file"
+                " that registers it with --import, or write the class as env: module:Class into config.yaml, if it needs no"
+                " arguments"
+            )
         with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # told when the run began
             return section.create(env, eval_callback)
 
@@ -219,5 +225,5 @@ def default_path(env: str, section: str) -> Path:
 
 def config_yaml(name: str, agent: Agent) -> str:
     """Return the section of an agent as YAML, every field with its value."""
-    section = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
+    section = {"algorithm": agent.algorithm.name, "env": envs.name_of(agent.env), **pytree.to_dict(agent.config)}
     return yaml.safe_dump({name: section}, sort_keys=False, default_flow_style=None)

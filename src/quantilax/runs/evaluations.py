@@ -1,4 +1,4 @@
-"""The evaluations of a run on the host: each seed apart, and all of them together."""
+"""A run's evaluations on the host: per seed, and averaged over all seeds."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,28 +16,29 @@ from quantilax.types import Metrics, Record, State
 COLUMNS = (
     "seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", *Metrics._fields, "seconds",
 )  # fmt: skip
-"""Of every seed's row; before `seconds` stand the fields of `quantilax.signals.Signals`, where they are measured, and the
-numbers that an `eval_callback` returned, as `callback/<name>`."""
+"""Columns of each seed's row. Before `seconds` come the fields of `quantilax.signals.Signals`, if
+they are measured, and the numbers that an `eval_callback` returned, as `callback/<name>`."""
 
 
 class Evaluation(NamedTuple):
-    """One row of a run's curve."""
+    """One row of a run's learning curve."""
 
     record: Record
     """NumPy arrays with a leading axis of seeds."""
     seconds: float
-    """Since training began, without compiling and without the time between two sessions."""
+    """Since training began, without compilation and without the time between two sessions."""
 
 
 class Entry(NamedTuple):
-    """An evaluation as loggers take it: plain numbers; None where there is nothing to tell."""
+    """An evaluation for loggers, in plain numbers; None where there is no value."""
 
     env_step: int
     seconds: float
     seeds: list[dict[str, Any]]
-    """A row per seed, with `COLUMNS` and the callback's."""
+    """One row per seed, with `COLUMNS` and the callback's columns."""
     all: dict[str, Any]
-    """The means of the same columns over the seeds; `return_iqm`, `return_lowest` and `return_highest` of their means."""
+    """Means of the same columns over the seeds, and `return_iqm`, `return_lowest` and
+    `return_highest` of the seeds' mean returns."""
     returns: np.ndarray
     """(S, E)"""
     lengths: np.ndarray
@@ -45,12 +46,12 @@ class Entry(NamedTuple):
 
 
 def entry(seeds: list[int], evaluation: Evaluation, is_first: bool) -> Entry:
-    """Turn an evaluation into plain numbers.
+    """Convert an evaluation to plain numbers.
 
     Args:
-        seeds: those of the leading axis.
+        seeds: the seeds of the leading axis.
         evaluation: one row of the curve.
-        is_first: the row before training, whose metrics are means over nothing.
+        is_first: whether this row precedes training; then its metrics average nothing.
     """
     record, seconds = evaluation
     returns, lengths = np.asarray(record.returns), np.asarray(record.lengths)
@@ -87,7 +88,7 @@ def entry(seeds: list[int], evaluation: Evaluation, is_first: bool) -> Entry:
 
 
 def stack(history: list[Evaluation]) -> dict[str, Any]:
-    """Put evaluations together for a checkpoint: each leaf gets a leading axis of rows."""
+    """Stack evaluations for a checkpoint: each leaf gets a leading axis of rows."""
     return {
         "record": jax.tree.map(lambda *rows: np.stack(rows), *(e.record for e in history)),
         "seconds": np.array([e.seconds for e in history], np.float32),
@@ -104,17 +105,17 @@ def unstack(stacked: dict[str, Any]) -> list[Evaluation]:
 
 @switches.standard()
 def pack(state: State, history: list[Evaluation]) -> checkpoints.Packed:
-    """Copy a state and the evaluations so far to the host, as `checkpoints.save` takes them."""
+    """Copy a state and the evaluations so far to the host, for `checkpoints.save`."""
     return checkpoints.pack({"state": state}, {"history": stack(history)})
 
 
 @switches.standard()
 @switches.unchecked()
 def unpack(checkpoint: Checkpoint, specs: tuple[State, Record]) -> tuple[State, list[Evaluation]]:
-    """Undo `pack`: the state on the device, and the evaluations.
+    """Undo `pack`: return the state, on the device, and the evaluations.
 
     Args:
-        checkpoint: of that content.
+        checkpoint: one that `pack` made.
         specs: shapes of a state and of a record (`devices.Program.specs`).
 
     Raises:
@@ -129,7 +130,7 @@ def unpack(checkpoint: Checkpoint, specs: tuple[State, Record]) -> tuple[State, 
 
 
 def finite_or_none(value: Any) -> Any:
-    """Replace what JSON has no word for."""
+    """Replace NaN and infinities, which JSON lacks, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -143,13 +144,13 @@ def _metrics(metrics: Metrics | None, is_first: bool) -> dict[str, np.ndarray | 
 
 
 def _signals(signals: Signals | None) -> dict[str, np.ndarray | None]:
-    """Columns of the signals; none where they are not measured."""
+    """Return the columns of the signals; none if they are not measured."""
     found = {} if signals is None else signals._asdict()
     return {name: None if value is None else np.asarray(value) for name, value in found.items()}
 
 
 def _numbers(callback: Any, seeds: int) -> dict[str, np.ndarray]:
-    """Columns of those leaves that are one number per seed."""
+    """Return a column for each leaf that holds one number per seed."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(callback):
         if np.shape(leaf) == (seeds,):

@@ -1,4 +1,4 @@
-"""Python files of a user, which register algorithms and environments before a command looks them up."""
+"""Users' Python files, which register algorithms and environments before a command uses them."""
 
 import importlib
 import importlib.abc
@@ -15,12 +15,12 @@ from quantilax.errors import ConfigError, reason
 
 
 class File(NamedTuple):
-    """A file as it was read: all that another process needs to run it, on another machine too."""
+    """A file as it was read: all that another process, also on another machine, needs to run it."""
 
     told: str
-    """Its path as the user gave it, for messages."""
+    """The path as the user gave it, for messages."""
     path: str
-    """Its absolute path: the module's `__file__`."""
+    """The absolute path: the module's `__file__`."""
     content: bytes
 
     @property
@@ -30,24 +30,24 @@ class File(NamedTuple):
 
 
 FILES: dict[str, File] = {}
-"""Files that run here as modules, by name."""
+"""The files that run here as modules, by module name."""
 
 
 def load(*files: Path) -> None:
-    """Run Python files as modules of their own names; they may import one another.
+    """Run Python files as modules named after them; they may import one another.
 
     Raises:
-        ConfigError: there is no such file, its name is taken, or it fails; the line of the file that failed is named.
+        ConfigError: a file does not exist, its name is taken, or it fails (names the line).
     """
     run([_read(file) for file in files])
 
 
 def run(files: Iterable[File]) -> None:
-    """Run files that were read here or elsewhere; raise `ConfigError` as `load` does."""
+    """Run files that were read here or elsewhere; raises `ConfigError` like `load`."""
     new = []
     try:
         for file in files:
-            if FILES.get(file.name) != file:  # one may be given twice
+            if FILES.get(file.name) != file:  # the same file may be given twice
                 _check_name(file)
                 FILES[file.name] = file
                 new.append(file)
@@ -64,14 +64,14 @@ def _import(file: File) -> None:
         importlib.import_module(file.name)
     except ConfigError as error:
         raise ConfigError(f"{file.told}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise ConfigError(
             f"{file.told}: {_line(error, file)}{type(error).__name__}: {reason(error)}; mend the file"
         ) from None
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
-    """Finds modules in `FILES` and runs them from their content; the files themselves need not be there."""
+    """Finds modules in `FILES` and runs them from their content; the files need not exist here."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -93,6 +93,8 @@ sys.meta_path.insert(0, _Finder())
 
 
 def _read(file: Path) -> File:
+    if not os.path.exists(file):
+        raise ConfigError(f"--import: {file}: no such file")
     if file.suffix != ".py" or "." in file.stem or not os.path.isfile(file):
         raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py and has no other dot")
     try:
@@ -102,7 +104,7 @@ def _read(file: Path) -> File:
 
 
 def _check_name(file: File) -> None:
-    """Raise `ConfigError` where another module has the name of a file."""
+    """Raise `ConfigError` if another module has the file's name."""
     if file.name in sys.modules:
         other = getattr(sys.modules[file.name], "__file__", None)
     elif spec := importlib.util.find_spec(file.name):
@@ -118,7 +120,7 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def _line(error: BaseException, file: File) -> str:
-    """Say where in the file an error came from."""
+    """Return which line of the file an error came from, for a message."""
     if isinstance(error, SyntaxError) and error.filename == file.path:
         return f"line {error.lineno}: " if error.lineno else ""
     lines, trace = [], error.__traceback__

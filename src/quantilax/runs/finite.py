@@ -1,7 +1,8 @@
-"""Whether what a run computes is finite and, where it is not, whether the environment gave what is not.
+"""Checks that what a run computes is finite and, if not, whether the environment is the cause.
 
-The evidence is looked for only once something is wrong: in the replay, in running moments, in the evaluation, and, where an
-algorithm keeps no steps (PQN), in steps that the environment is played on with random actions.
+The evidence is gathered only after something went wrong: from the replay, the running moments and
+the evaluation. If an algorithm stores no transitions (PQN), the environment is played on with
+random actions.
 """
 
 import jax
@@ -18,13 +19,16 @@ from quantilax.runs.directory import RunDirectory
 from quantilax.types import Environment, Record, State
 
 STEPS = 1_000
-"""How many steps each environment is played on."""
+"""Number of steps that each environment is played on."""
 
 
 @switches.standard()
 @switches.unchecked()
 def check(agent: Agent, record: Record, env_step: int, state: State, directory: RunDirectory) -> None:
-    """Raise `RunError` where the loss or a parameter of a seed is NaN or infinite; state and record have an axis of seeds."""
+    """Raise `RunError` if the loss or a parameter of a seed is NaN or infinite.
+
+    `state` and `record` have a leading axis of seeds.
+    """
     learned = np.asarray(state.gradient_steps) > 0
     bad = ~np.asarray(record.finite)
     what = "parameters hold NaN or inf"
@@ -51,7 +55,7 @@ def check(agent: Agent, record: Record, env_step: int, state: State, directory: 
 
 
 def fault_of_environment(agent: Agent, state: State, record: Record, i: int) -> str | None:
-    """Say which number of the environment of seed i was not finite, and when; None where nothing speaks for it."""
+    """Say which number from the environment of seed i was not finite, and when; None if unknown."""
     replay = getattr(state, "replay", None)
     if isinstance(replay, Ring):
         ring = jax.tree.map(lambda x: np.asarray(x)[i], replay)
@@ -75,7 +79,7 @@ def fault_of_environment(agent: Agent, state: State, record: Record, i: int) -> 
 
 
 def _reward(ring: Ring) -> tuple[int, str] | None:
-    """Return the first reward in a ring that is not finite: (environment step, what it is)."""
+    """Return the first non-finite reward in a ring: (environment step, description)."""
     iterations, rows = _rows(ring)
     rewards = ring.rows.reward[rows]  # (held, E)
     bad = np.argwhere(~np.isfinite(rewards))
@@ -86,7 +90,7 @@ def _reward(ring: Ring) -> tuple[int, str] | None:
 
 
 def _observation(ring: Ring) -> tuple[int, str] | None:
-    """The same of observations; step 0 is that of a first reset."""
+    """Return the same for observations; step 0 is the first reset."""
     iterations, rows = _rows(ring)
     num_envs = len(ring.cursor)
     found = []
@@ -100,7 +104,7 @@ def _observation(ring: Ring) -> tuple[int, str] | None:
             there = np.arange(max(newest + 1 - slots, 0), newest + 1)
             first = there[bad[there % slots, env]][0]
             anchors = ring.anchors[iterations // BLOCK % len(ring.anchors), env]
-            given_by = np.searchsorted(anchors + ring.rows.offset[rows, env], first)  # steps from a slot before it
+            given_by = np.searchsorted(anchors + ring.rows.offset[rows, env], first)  # steps from earlier slots
             numbers = np.ravel(leaf[first % slots, env])
             value = numbers[~np.isfinite(numbers)][0]
             found.append(((int(iterations[0]) + int(given_by)) * num_envs, f"an observation that holds {value}"))
@@ -108,14 +112,14 @@ def _observation(ring: Ring) -> tuple[int, str] | None:
 
 
 def _rows(ring: Ring) -> tuple[np.ndarray, np.ndarray]:
-    """Return the iterations that a ring holds, oldest first, and where their rows are."""
+    """Return the iterations that a ring holds, oldest first, and the indices of their rows."""
     length = len(ring.rows.reward)
     iterations = np.arange(max(int(ring.iterations) - length, 0), int(ring.iterations))
     return iterations, iterations % length
 
 
 def _alibi(state: State, i: int) -> str:
-    """Say where nothing wrong was found with the environment of seed i."""
+    """Say where the environment of seed i was checked without a finding."""
     replay = getattr(state, "replay", None)
     if not isinstance(replay, Ring):
         return " no number of the environment was found that is not finite:"
@@ -125,7 +129,7 @@ def _alibi(state: State, i: int) -> str:
 
 
 def _played_on(agent: Agent, state: State, i: int) -> str | None:
-    """Play the environments of seed i on with random actions: what they gave that is not finite; None if all is."""
+    """Play the environments of seed i on with random actions; say what was not finite, or None."""
     envs, key = jax.tree.map(lambda x: x[i], (state.envs._replace(carry=()), state.evaluation_key))
     _, env, _ = agent.arguments()
     firsts = jax.device_get(_play(env, envs, jax.random.fold_in(key, 2**31 - 1)))
@@ -139,7 +143,7 @@ def _played_on(agent: Agent, state: State, i: int) -> str | None:
 
 @jax.jit
 def _play(env: Environment, envs: rollout.Envs, key: Key[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Return the first steps whose reward, and whose observations, are not finite; `STEPS` where all are."""
+    """Return the first step with a non-finite reward, and that of an observation; `STEPS`: none."""
     policy = rollout.random_action(env)
 
     def one(envs: rollout.Envs, key: Key[Array, ""]) -> tuple[rollout.Envs, tuple[Array, Array]]:

@@ -1,4 +1,7 @@
-"""The conditions of a run: its config, seeds and machine; what must be there again to go on, and what is told if it differs."""
+"""What a run depends on: its config, seeds, environment and machine.
+
+To go on, a run needs the same config, seeds and environment. It warns if the machine differs.
+"""
 
 import dataclasses
 import hashlib
@@ -12,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantilax import devices, pytree, switches
+from quantilax import devices, envs, pytree, switches
 from quantilax.agent import Agent
 from quantilax.errors import CheckpointError, ConfigError
 from quantilax.host import limits
@@ -23,20 +26,20 @@ from quantilax.runs.provenance import versions
 
 
 def described(agent: Agent) -> dict[str, Any]:
-    """Return algorithm, environment and every hyperparameter as a checkpoint keeps them."""
+    """Return algorithm, environment and all hyperparameters as a checkpoint stores them."""
     config = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
 
 
 def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None:
-    """Check that the run's config and seeds are the checkpoint's; only `total_timesteps` may differ, and be larger.
+    """Check that config and seeds match the checkpoint's; `total_timesteps` may only be larger.
 
-    A hyperparameter that came after the checkpoint stood at its default then.
+    A hyperparameter that is newer than the checkpoint had its default value then.
 
     Raises:
-        ConfigError: they are not.
-        CheckpointError: the checkpoint says no `total_timesteps`.
+        ConfigError: they do not match.
+        CheckpointError: the checkpoint has no valid `total_timesteps`.
     """
     run = checkpoint.path.parents[1]
     if checkpoint.facts.get("seeds") != seeds:
@@ -71,10 +74,10 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
 
 
 def check_environment(checkpoint: Checkpoint, agent: Agent) -> None:
-    """Check that an environment made by its name has the parameters that the checkpoint's had.
+    """Check that an environment made from its name has the checkpoint's parameters.
 
     Raises:
-        ConfigError: it has others, so that it was an object of the user's own.
+        ConfigError: they differ, because the run was trained on an object of the user's own.
     """
     if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
         raise ConfigError(
@@ -84,7 +87,7 @@ def check_environment(checkpoint: Checkpoint, agent: Agent) -> None:
 
 
 def environment(env: Any) -> str:
-    """Return a digest of an environment's parameters: its physics, its time limit, whatever its fields hold."""
+    """Return a digest of an environment's fields, such as its physics and time limit."""
     digest = hashlib.sha256()
     for path, value in _parameters(env, ""):
         digest.update(f"{path}\0".encode() + value + b"\0")
@@ -92,33 +95,39 @@ def environment(env: Any) -> str:
 
 
 NAMES = ("registered",)
-"""Fields of environments that say what they are called; `env` of the config is compared besides."""
+"""Fields that hold an environment's name; the config's `env` is compared separately."""
 
 
 def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
-    """Give what the fields of dataclasses come to; a number is the same as a Python number and as an array."""
-    if dataclasses.is_dataclass(value):
+    """Yield the values of fields and attributes; Python numbers and arrays count the same."""
+    if isinstance(value, envs.Identity):  # a plain object of the user's
+        yield path, type(value.value).__qualname__.encode()
+        yield from _parameters(getattr(value.value, "__dict__", {}), path)
+    elif dataclasses.is_dataclass(value):
         for field in (one for one in dataclasses.fields(value) if one.name not in NAMES):
             yield from _parameters(getattr(value, field.name), f"{path}/{field.name}")
     elif isinstance(value, list | tuple):
         for i, part in enumerate(value):
             yield from _parameters(part, f"{path}/{i}")
+    elif isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from _parameters(value[name], f"{path}/{name}")
     elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         yield from _parameters(jax.random.key_data(value), path)
     elif isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
         if np.issubdtype(array.dtype, np.floating):
-            array = array.astype(np.float32)  # as a program has it
+            array = array.astype(np.float32)  # the precision within a program
         array = array.astype(np.float64)
         yield path, str(array.shape).encode() + array.tobytes()
     elif value is None or isinstance(value, str):
         yield path, repr(value).encode()
-    else:  # of an object that is no dataclass nothing but its class can be told
+    else:  # an object that is not a dataclass is identified by its class alone
         yield path, type(value).__qualname__.encode()
 
 
 def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
-    """Return what besides its config decides a run's numbers, down to the low bits."""
+    """Return what decides a run's results besides its config, down to the low bits."""
     return {
         "versions": versions(),
         "device": switches.devices()[0].device_kind,
@@ -131,13 +140,15 @@ def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
 
 
 def code(agent: Agent) -> str:
-    """Return a digest of the source that computes a run: quantilax without what only handles runs, and files of the user's own.
+    """Return a digest of the source that computes a run.
 
-    Of these it has those in which the algorithm's functions and the environment's class stand.
+    It covers quantilax, without the parts that only handle runs (`HANDLING`), and the user's files
+    that define the algorithm's functions and the environment's class.
     """
-    algorithm = agent.algorithm
-    parts = (algorithm.config, algorithm.init, algorithm.update, algorithm.policy, type(agent.env))
-    files = (getattr(sys.modules.get(part.__module__), "__file__", None) for part in parts)
+    algorithm, env = agent.algorithm, agent.env
+    of_env = type(env.env.value if isinstance(env, envs.Opaque) else env)
+    modules = {getattr(part, "__module__", None) for part in (*algorithm, of_env)}
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in modules if name)
     theirs = {Path(file) for file in files if file and PACKAGE not in Path(file).parents}
     ours = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] not in HANDLING]
     digest = hashlib.sha256()
@@ -159,11 +170,11 @@ HANDLING = (
     "errors.py",
     "statistics.py",
 )
-"""Parts of the package that compute nothing of a run."""
+"""Parts of the package that do not affect a run's results."""
 
 
 def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
-    """Say what keeps a resumed run from the end of the uninterrupted one: another machine, another length."""
+    """Report what makes a resumed run differ from an uninterrupted one, such as another machine."""
     for difference in _other_machine(checkpoint, agent):
         progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
     if checkpoint.facts.get("environment", here := environment(agent.env)) != here:

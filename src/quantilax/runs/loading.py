@@ -1,4 +1,4 @@
-"""Taking up what a run learned: its agent, state and policy, and how good the policy is."""
+"""Load what a run learned (agent, state and policy) and evaluate its policy."""
 
 import sys
 from collections.abc import Callable
@@ -24,22 +24,25 @@ class Loaded(NamedTuple):
 
     algo: Agent
     state: State
-    """Of one seed."""
+    """The state of one seed."""
     policy: Callable[..., Array]
-    """(observation, key) -> action, as evaluations play it; see `Agent.policy`."""
+    """(observation, key) -> action, as in evaluations; see `Agent.policy`."""
 
 
 def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None = None, env: Any = None) -> Loaded:
-    """Load what a run learned: agent, state and policy. Nothing is written, and nothing in the run is executed.
+    """Load agent, state and policy from a run. Writes nothing.
+
+    Executes nothing from the run either, but if its `config.yaml` has `env: module:Class`, that
+    module is imported.
 
     Args:
-        path: the run's directory; it may have been moved, and be read-only.
-        checkpoint: `last`, `best` (by the mean return of its evaluation) or environment steps.
+        path: the run's directory; it may have been moved or be read-only.
+        checkpoint: `last`, `best` (highest mean return of its evaluation) or environment steps.
         seed: one of the run's seeds; None: the first.
-        env: the environment, where the run had an object of your own.
+        env: the environment, if the run used an object of your own.
 
     Raises:
-        ConfigError: no run directory, or a seed that the run has not.
+        ConfigError: `path` is not a run directory, or the run lacks this seed.
         CheckpointError: no checkpoint can be read, or it does not fit this version.
     """
     algo, states, seeds, _ = load_states(paths.check(path, "run"), checkpoint, env)
@@ -53,14 +56,14 @@ def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None =
 
 @switches.standard()
 def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, State, list[int], int]:
-    """Return a run's agent, the states of all its seeds (leading axis), the seeds, and the checkpoint's step."""
-    switches.devices()  # else no checkpoint could be read
+    """Return a run's agent, states (leading axis of seeds), seeds and the checkpoint's step."""
+    switches.devices()  # without a device no checkpoint could be read
     directory = RunDirectory.open(path)
     agent = directory.agent(env)
     checkpoint = checkpoints.find(directory.checkpoints, which, _print_warning)
     seeds = directory.facts["seeds"]
     check_config(checkpoint, agent, seeds)
-    if env is None:  # who gives another one wants to know how the policy does there
+    if env is None:  # another environment is allowed: the caller wants to see the policy there
         check_environment(checkpoint, agent)
     one = train.state_spec(*agent.arguments())
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype), one)
@@ -70,10 +73,10 @@ def load_states(path: Path, which: str | int, env: Any = None) -> tuple[Agent, S
 
 
 class Evaluated(NamedTuple):
-    """Episodes played with what a run learned."""
+    """Episodes played with a run's policies."""
 
     env_step: int
-    """Of the checkpoint."""
+    """Environment steps of the checkpoint."""
     seeds: list[int]
     returns: np.ndarray
     """(S, E)"""
@@ -85,12 +88,14 @@ class Evaluated(NamedTuple):
 def evaluate(
     path: Path | str, checkpoint: str | int = "last", *, episodes: int = 1_000, seed: int = 0, env: Any = None
 ) -> Evaluated:
-    """Play episodes with the policy of each of a run's seeds; `quantilax.statistics.summarize` tells what they come to.
+    """Play episodes with the policy of each of a run's seeds.
+
+    `quantilax.statistics.summarize` summarizes the returns.
 
     Args:
         path, checkpoint, env: as for `load`.
         episodes: E, each played to its end.
-        seed: of the episodes; every seed of the run meets the same first states.
+        seed: seed of the episodes; all seeds of the run start from the same first states.
 
     Raises:
         ConfigError, CheckpointError: as for `load`.

@@ -1,7 +1,8 @@
-"""Loggers: the curve of a run in the formats that people read, each seed apart and all together.
+"""Loggers write a run's learning curve in common formats, per seed and for all seeds together.
 
-A run always writes `evaluations.csv`, `evaluations.jsonl` and `evaluations.parquet`; TensorBoard and Weights & Biases are
-asked for by name. A logger that fails ends no run: there is one warning, and the files are made whole when they can be.
+A run always writes `evaluations.csv`, `evaluations.jsonl` and `evaluations.parquet`; TensorBoard
+and Weights & Biases are optional. A logger that fails does not end a run: there is one warning,
+and the run's own files are completed as soon as they can be written.
 """
 
 import contextlib
@@ -25,45 +26,46 @@ from quantilax.runs.evaluations import Entry, finite_or_none
 
 
 class Logger(Protocol):
-    """What a run tells of its evaluations.
+    """Receives a run's evaluations.
 
-    `begin` comes first, with all that a resumed run did before (else nothing); then `log` for each evaluation, then `close`.
+    `begin` is called first, with the evaluations from before a resume (else none). Then `log` is
+    called for each evaluation, and `close` at the end.
     """
 
     name: str
     can_begin_again: bool
-    """`begin` replaces all that was written: after a failure it mends."""
+    """Whether `begin` rewrites everything, so that calling it again repairs a failure."""
 
     def begin(self, history: list[Entry]) -> None:
-        """Start, with the evaluations that there are already."""
+        """Start with the evaluations so far."""
 
     def log(self, entry: Entry) -> None:
         """Add an evaluation."""
 
     def close(self) -> None:
-        """Finish what was left open."""
+        """Finish what is still open."""
 
 
 class CSV:
     """`evaluations.csv`: a row per evaluation and seed."""
 
     def __init__(self, run: Path) -> None:
-        """Write into a run's directory."""
+        """Prepare to write into a run's directory."""
         self.name, self.can_begin_again = "evaluations.csv", True
         self.path = run / self.name
 
     def begin(self, history: list[Entry]) -> None:
-        """Write the history anew."""
+        """Rewrite the file with the history."""
         self.path.write_text("".join(self._lines(e, header=i == 0) for i, e in enumerate(history)), encoding="utf-8")
 
     def log(self, entry: Entry) -> None:
-        """Append the seeds' rows."""
+        """Append a row per seed."""
         header = not self.path.exists() or self.path.stat().st_size == 0
         with self.path.open("a", encoding="utf-8", newline="") as stream:
             stream.write(self._lines(entry, header))
 
     def close(self) -> None:
-        """Nothing is open; see to it that a crash of the machine loses nothing."""
+        """Flush to disk, so that a crash of the machine loses nothing; no file is open."""
         flush(self.path)
 
     def _lines(self, entry: Entry, header: bool) -> str:
@@ -77,15 +79,18 @@ class CSV:
 
 
 class JSONLines:
-    """`evaluations.jsonl`: a line per evaluation, `{"env_step", "seconds", "all": {...}, "seeds": [{...}, ...]}`."""
+    """`evaluations.jsonl`: a line per evaluation.
+
+    A line is `{"env_step", "seconds", "all": {...}, "seeds": [{...}, ...]}`.
+    """
 
     def __init__(self, run: Path) -> None:
-        """Write into a run's directory."""
+        """Prepare to write into a run's directory."""
         self.name, self.can_begin_again = "evaluations.jsonl", True
         self.path = run / self.name
 
     def begin(self, history: list[Entry]) -> None:
-        """Write the history anew."""
+        """Rewrite the file with the history."""
         self.path.write_text("".join(map(self._line, history)), encoding="utf-8")
 
     def log(self, entry: Entry) -> None:
@@ -94,7 +99,7 @@ class JSONLines:
             stream.write(self._line(entry))
 
     def close(self) -> None:
-        """Nothing is open; see to it that a crash of the machine loses nothing."""
+        """Flush to disk, so that a crash of the machine loses nothing; no file is open."""
         flush(self.path)
 
     def _line(self, entry: Entry) -> str:
@@ -111,13 +116,14 @@ class JSONLines:
 
 
 class Parquet:
-    """`evaluations.parquet`: a row per evaluation and seed, with every episode's return and length as lists.
+    """`evaluations.parquet`: a row per evaluation and seed, with lists of the episodes' results.
 
-    Parquet cannot be appended to: it is written anew each time it has grown by a tenth, and at the end.
+    The lists hold the return and the length of every episode. Parquet files cannot be appended to,
+    so the file is rewritten each time it has grown by a tenth, and at the end.
     """
 
     def __init__(self, run: Path) -> None:
-        """Write into a run's directory."""
+        """Prepare to write into a run's directory."""
         self.name, self.can_begin_again = "evaluations.parquet", True
         self.path = run / self.name
         self.rows: list[dict[str, Any]] = []
@@ -125,7 +131,7 @@ class Parquet:
         self.written = 0
 
     def begin(self, history: list[Entry]) -> None:
-        """Write the history anew."""
+        """Rewrite the file with the history."""
         self.rows, self.entries, self.written = [], 0, 0
         for entry in history:
             self._add(entry)
@@ -133,13 +139,13 @@ class Parquet:
             self._write()
 
     def log(self, entry: Entry) -> None:
-        """Add an evaluation, and write now and then."""
+        """Add an evaluation, and write the file if it has grown by a tenth."""
         self._add(entry)
         if self.entries >= 1.1 * self.written:
             self._write()
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the rows that are not in the file yet."""
         if self.entries > self.written:
             self._write()
         if self.written:
@@ -161,14 +167,14 @@ class Parquet:
 
 
 def rows(entry: Entry) -> list[dict[str, Any]]:
-    """Rows of `evaluations.parquet`: those of the seeds, with every episode's return and length."""
+    """Return the rows of `evaluations.parquet`: a row per seed, with its episodes' results."""
     parts = zip(entry.seeds, entry.returns, entry.lengths, strict=True)
     return [{**row, "returns": returns.tolist(), "lengths": lengths.tolist()} for row, returns, lengths in parts]
 
 
 def table(rows: list[dict[str, Any]]) -> "pl.DataFrame":  # type: ignore[name-defined]
-    """Put `rows` of all evaluations into a frame, with the types of `evaluations.parquet`."""
-    import polars as pl  # takes a good part of a second
+    """Put the `rows` of all evaluations into a frame with the types of `evaluations.parquet`."""
+    import polars as pl  # slow to import: a good part of a second
 
     types: dict[str, Any] = dict.fromkeys(rows[0], pl.Float64)
     types |= {"seed": pl.Int64, "env_step": pl.Int64, "returns": pl.List(pl.Float32), "lengths": pl.List(pl.Int32)}
@@ -176,17 +182,17 @@ def table(rows: list[dict[str, Any]]) -> "pl.DataFrame":  # type: ignore[name-de
 
 
 class TensorBoard:
-    """`tensorboard/`: event files, a directory per seed and one for all, so that one chart overlays them."""
+    """`tensorboard/`: event files, a directory per seed and one for all, overlaid in one chart."""
 
     def __init__(self, run: Path) -> None:
-        """Write into a run's directory."""
+        """Prepare to write into a run's directory."""
         self.name, self.can_begin_again = "tensorboard", False
         self.root = run / "tensorboard"
         self.writers: dict[str, Any] = {}
 
     def begin(self, history: list[Entry]) -> None:
-        """Write the history anew: a resumed run leaves no steps that it has not done."""
-        import tensorboardX  # here, where a broken install is a logger that fails
+        """Rewrite the event files, so that none holds steps a resumed run has not reached."""
+        import tensorboardX  # imported here, so that a broken install is only a failed logger
 
         self.make = tensorboardX.SummaryWriter
         shutil.rmtree(self.root, ignore_errors=True)
@@ -194,7 +200,7 @@ class TensorBoard:
             self.log(entry)
 
     def log(self, entry: Entry) -> None:
-        """Add the seeds' scalars and those of all."""
+        """Add the scalars of each seed and of all seeds."""
         for row in entry.seeds:
             self._scalars(f"seed-{row['seed']}", row)
         self._scalars("all", entry.all)
@@ -213,17 +219,20 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases: one run, `<column>/seed-<n>` and `<column>/all`. `WANDB_MODE=offline` keeps it on this machine."""
+    """Weights & Biases: one run with `<column>/seed-<n>` and `<column>/all`.
+
+    `WANDB_MODE=offline` keeps it on this machine.
+    """
 
     def __init__(self, run: Path, config: dict[str, Any]) -> None:
-        """Write into a run's directory, or to where wandb was told to."""
+        """Prepare to write into a run's directory, or wherever wandb is configured to."""
         self.name, self.can_begin_again = "wandb", False
         self.run, self.config = run, config
         self.session: Any = None
 
     def begin(self, history: list[Entry]) -> None:
-        """Start a run of wandb, or go on with the one that this run began; then the history is there already."""
-        import wandb  # as above
+        """Start a wandb run, or continue the one of this run, which has the history already."""
+        import wandb  # imported here, as above
 
         identity = self.run / "wandb" / "id"
         identity.parent.mkdir(exist_ok=True)
@@ -239,7 +248,7 @@ class WandB:
         )
         for entry in history if not known else []:
             self.log(entry)
-        write_whole(identity, name)  # only now: one that could not be begun is begun again, with the whole history
+        write_whole(identity, name)  # only now: a start that failed is repeated with the whole history
 
     def log(self, entry: Entry) -> None:
         """Add an evaluation at its environment step."""
@@ -249,17 +258,20 @@ class WandB:
         self.session.log(values, step=entry.env_step)
 
     def close(self) -> None:
-        """Finish the run of wandb."""
+        """Finish the wandb run."""
         if self.session is not None:
             self.session.finish()
 
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-"""Loggers to ask for, and what each needs; an extra has its name."""
+"""Optional loggers and the package each needs; an extra has the logger's name."""
 
 
 def check(names: Iterable[str]) -> None:
-    """Raise `ConfigError` for a logger that is unknown, or not installed, with the command that installs it."""
+    """Raise `ConfigError` if a logger is unknown, given twice or not installed.
+
+    The message names the command that installs it.
+    """
     names = list(names)
     for name in names:
         if names.count(name) > 1:
@@ -276,7 +288,7 @@ def own(run: Path) -> list[Logger]:
 
 
 def are_whole(run: Path, evaluations: int, seeds: int) -> bool:
-    """Say whether a run's own tables have all rows of so many evaluations."""
+    """Say whether a run's own tables have all rows of this many evaluations."""
     import polars as pl
 
     expected = {"evaluations.csv": evaluations * seeds + 1, "evaluations.jsonl": evaluations}
@@ -289,24 +301,25 @@ def are_whole(run: Path, evaluations: int, seeds: int) -> bool:
 
 
 def others(names: Iterable[str], run: Path, config: dict[str, Any]) -> list[Logger]:
-    """Return the loggers that were asked for (see `check`)."""
+    """Return the optional loggers of these names (see `check`)."""
     return [TensorBoard(run) if name == "tensorboard" else WandB(run, config) for name in names]
 
 
 PATIENCE = 60.0
 """Seconds that the end of a run waits for slow loggers."""
 SILENCE = 2.0
-"""Seconds of these without a word."""
+"""Seconds of this wait before a message says so."""
 
 
 class Writer:
-    """A thread that hands evaluations to loggers, so that a run waits for none of them and none can end it.
+    """A thread that passes evaluations to loggers, so that they can neither delay nor end a run.
 
-    A logger that fails is reported once. It gets the whole history with the next evaluation if it can begin again.
+    A logger's failure is reported once. If the logger can begin again, it gets the whole history
+    with the next evaluation.
     """
 
     def __init__(self, loggers: list[Logger], warn: Callable[[str], None]) -> None:
-        """Prepare the thread; `warn` is called with a line on each logger that failed."""
+        """Prepare the thread; `warn` is called with a line for each logger that failed."""
         self.loggers, self.warn = loggers, warn
         self.thread = Background(f"quantilax-{loggers[0].name}")
         self.history: list[Entry] = []
@@ -314,7 +327,7 @@ class Writer:
         self.behind: set[str] = set()
 
     def begin(self, history: list[Entry]) -> None:
-        """Start all loggers, with the evaluations that there are already."""
+        """Start all loggers with the evaluations so far."""
         self.thread.put(partial(self._begin, list(history)))
 
     def log(self, entry: Entry) -> None:
@@ -322,11 +335,11 @@ class Writer:
         self.thread.put(partial(self._log, entry))
 
     def close(self) -> None:
-        """Close all loggers after what was added."""
+        """Close all loggers once they have what was added."""
         self.thread.put(self._close)
 
     def leave(self) -> None:
-        """Say that the loggers are no longer waited for; nothing is said of them from here on."""
+        """Report that nobody waits for the loggers any more; nothing is said of them afterwards."""
         for logger in self.loggers:
             line = f"{logger.name} is not done and no longer waited for; what it has not written may be missing there"
             self._tell(logger, line)
@@ -366,14 +379,15 @@ class Writer:
 
 
 LEFT: list[Writer] = []
-"""Writers that are no longer waited for."""
+"""Writers that nobody waits for any more."""
 
 
 @contextlib.contextmanager
 def waited_for(writers: list[Writer], say: Callable[[str], None], stop: Stop) -> Iterator[None]:
-    """Wait for slow loggers at the end of the context, for `PATIENCE` at most; a signal ends the waiting.
+    """Start the writers; at the end of the context, wait up to `PATIENCE` for slow loggers.
 
-    A process that is to end at once does not wait. A writer that is not done by then is left with a warning.
+    A signal ends the wait, and a process that should end at once does not wait. A writer that is
+    not done by then is left with a warning.
     """
     at_once = False
     for writer in writers:
@@ -411,7 +425,7 @@ def _at_work(writers: list[Writer]) -> list[Writer]:
 
 
 def is_any_left() -> bool:
-    """Say whether a logger that was left is still at work: the interpreter's exit may wait for it."""
+    """Say whether an abandoned logger is still at work; the interpreter's exit may wait for it."""
     return bool(_at_work(LEFT))
 
 

@@ -1,4 +1,4 @@
-"""What there is: the runs below a directory, and one run in a terminal. Read from files, never from live objects."""
+"""Lists the runs below a directory and shows one in a terminal; reads files, never live objects."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from quantilax.runs.directory import RunDirectory
 
 
 class RunInfo(NamedTuple):
-    """A run in a line."""
+    """A run's line in the list."""
 
     path: Path
     section: str
@@ -21,22 +21,22 @@ class RunInfo(NamedTuple):
     env_step: int | None
     """Of the last evaluation; None before the first."""
     return_mean: float | None
-    """Over seeds and episodes of the last evaluation."""
+    """Mean over seeds and episodes of the last evaluation."""
     begun: str
 
 
 def find_runs(root: Path) -> tuple[list[RunInfo], list[str]]:
-    """Return the runs at and below a directory, by path, and a line on each that cannot be read.
+    """Return the runs at and below a directory, by path, and a line for each unreadable one.
 
     Raises:
-        ConfigError: there is no such directory.
+        ConfigError: the directory does not exist.
     """
     if not os.path.isdir(root):
         raise ConfigError(f"{root}: no such directory; quantilax train makes runs below runs/")
     found, broken = [], []
     for directory, below, files in os.walk(root):
         if "run.json" in files:
-            below.clear()  # a run holds no runs
+            below.clear()  # a run contains no other runs
             try:
                 found.append(info(RunDirectory.open(Path(directory))))
             except ConfigError as error:
@@ -45,7 +45,7 @@ def find_runs(root: Path) -> tuple[list[RunInfo], list[str]]:
 
 
 def info(run: RunDirectory) -> RunInfo:
-    """Return what there is to say of a run in a line."""
+    """Return the line that describes a run."""
     rows = curve(run.path)
     last = rows[-1] if rows else {}
     return RunInfo(
@@ -60,9 +60,9 @@ def info(run: RunDirectory) -> RunInfo:
 
 
 def curve(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `evaluations.jsonl`, up to one that is cut short or says something else.
+    """Return the rows of a run's `evaluations.jsonl`, up to the first damaged line.
 
-    Means that are no finite numbers are left out of `all`.
+    `all` omits means that are not finite.
     """
     rows = []
     try:
@@ -81,9 +81,9 @@ def curve(path: Path) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], width: int, color: bool) -> str:
-    """Draw mean returns over environment steps with characters: the mean over the seeds, the lowest and the highest.
+    """Draw the mean return over environment steps as text: mean, lowest and highest of the seeds.
 
-    Where there is nothing to draw, or a number that no axis holds, the text is empty.
+    The text is empty if there is nothing to draw or a number is too large for an axis.
     """
     from uniplot import plot_to_string
 
@@ -107,7 +107,7 @@ def plot(rows: list[dict[str, Any]], width: int, color: bool) -> str:
 
 
 def checkpoint_lines(run: RunDirectory) -> list[str]:
-    """A line on each checkpoint: step, mean return, which one is the best."""
+    """Return a line for each checkpoint: step, mean return, and which one is the best."""
     facts: dict[int, float | str] = {}
     for step in checkpoints.steps(run.checkpoints):
         try:

@@ -20,7 +20,7 @@ from quantilax.runs.evaluations import Entry
 class RunProgress:
     """Progress of one run on standard error.
 
-    Use as a context manager around the run; `compiled` once, then `evaluated` after each segment.
+    Use as a context manager around the run; `compiling` and `compiled` once, then `evaluated` after each segment.
     """
 
     def __init__(self, total_steps: int, quiet: bool = False, onto: Console | None = None) -> None:
@@ -28,6 +28,7 @@ class RunProgress:
         self.total = total_steps
         self.first: tuple[int, float] | None = None
         self.console = onto or console.console(quiet)
+        self.log = console.Log(self.console)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -51,13 +52,20 @@ class RunProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the bar as it stands."""
-        if not self.bar.disable:  # rich 14.0 would print an empty line
+        if self.bar.disable:  # rich 14.0 would print an empty line
+            self.log.end()
+        else:
             self.bar.stop()
+
+    def compiling(self) -> None:
+        """Say that compiling begins, where no bar says so."""
+        if self.bar.disable:
+            self.log.say("compiling")
 
     def compiled(self, trace_seconds: float, compile_seconds: float) -> None:
         """Say how long compiling took, and begin to count steps."""
         total = trace_seconds + compile_seconds
-        self.say(f"compiled in {total:.1f} s ({trace_seconds:.1f} s of it tracing)")
+        self.log.say(f"compiled in {total:.1f} s ({trace_seconds:.1f} s of it tracing)")
         self.bar.reset(self.task, total=self.total, description="training")
 
     def resumed(self, step: int, seconds: float) -> None:
@@ -89,4 +97,4 @@ class RunProgress:
         self.bar.update(self.task, completed=step, speed=speed, evaluation=evaluation)
         if self.bar.disable:
             left = f"{elapsed * (self.total - step) / done:.0f} s left" if done else "- s left"
-            self.console.print(f"step {step:,} of {self.total:,} · {speed} · {left} · {evaluation}")
+            self.log.progress(f"step {step:,} of {self.total:,} · {speed} · {left} · {evaluation}")

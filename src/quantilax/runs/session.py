@@ -1,4 +1,4 @@
-"""Training a run, or going on with one: the host's loop around the compiled segments, and the files it leaves."""
+"""Train or resume a run: the host's loop around the compiled segments, and the files it writes."""
 
 import contextlib
 import importlib
@@ -43,7 +43,7 @@ Callback = Callable[[State, Record], Any]
 
 
 class Result(NamedTuple):
-    """What a run came to."""
+    """The outcome of a run."""
 
     path: Path
     status: str
@@ -53,9 +53,9 @@ class Result(NamedTuple):
     return_mean: float
     """Mean over seeds and episodes of the last evaluation."""
     seconds: float
-    """Of training and evaluating, in all sessions."""
+    """Seconds of training and evaluating, over all sessions."""
     compile_seconds: float
-    """Of this session."""
+    """Seconds of compiling in this session."""
 
 
 def run(
@@ -70,24 +70,27 @@ def run(
     quiet: bool = False,
     cache: bool = False,
 ) -> Result:
-    """Train an agent with several seeds in one program, and write a run directory as results come.
+    """Train an agent with several seeds in one program, and write a run directory along the way.
 
     Args:
         agent: what to train.
         out: the run's directory, new or empty; None: a new one under `runs/`.
-        seeds: a run each, on the leading axis of states and records.
+        seeds: the seeds to train, on the leading axis of states and records.
         section: the name of the config's section; None: that of the algorithm.
-        callback: called after each evaluation, in the host's loop, with (state, record); true ends the run, which can be
-            resumed. The state is donated to the next segment: copy what must outlive the call.
-        checkpoint_every: evaluations between two checkpoints; 0: one at the end (or on Ctrl-C) only.
-        log: `tensorboard`, `wandb`, beside the run's own files.
+        callback: called with (state, record) after each evaluation, in the host's loop. If it
+            returns true, the run ends; it can be resumed. The state's memory is reused by the next
+            segment: copy what you need after the call.
+        checkpoint_every: evaluations between two checkpoints; 0: only one, at the end or on Ctrl-C.
+        log: `tensorboard`, `wandb`, in addition to the run's own files.
         quiet: show no progress.
-        cache: keep compiled programs in the user's cache directory, for this process from now on.
+        cache: keep compiled programs in the user's cache directory, for the rest of this process.
 
     Raises:
-        ConfigError: a directory that cannot be used, a logger that is not installed.
-        RunError: NaN or inf in the loss or the parameters, no memory left, the last checkpoint could not be written.
-        Interrupted: Ctrl-C or SIGTERM, after the segment was ended and saved; a `KeyboardInterrupt`.
+        ConfigError: the directory cannot be used, or a logger is not installed.
+        RunError: the loss or the parameters hold NaN or inf, memory ran out, or the last checkpoint
+            could not be written.
+        Interrupted: Ctrl-C or SIGTERM, after the segment ended and was saved; a
+            `KeyboardInterrupt`.
     """
     seeds, log = [int(seed) for seed in seeds], tuple(log)
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
@@ -131,20 +134,23 @@ def resume(
 ) -> Result:
     """Go on with a run from its last readable checkpoint, as if it had never stopped.
 
-    On the same machine, device and versions the end is that of the uninterrupted run, bit for bit: parameters and curves
-    (docs/guides/runs.md says what that needs). A finished run is left as it is, but for tables that lack rows.
+    On the same machine, device and versions, parameters and curves end up bit for bit as those of
+    the uninterrupted run (docs/guides/runs.md lists the conditions). A finished run is left as it
+    is, except that tables that lack rows are completed.
 
     Args:
         path: the run's directory.
-        total_timesteps: a larger number of environment steps extends the run. Schedules follow the new number from there
-            on, so an extended run is not the run that had been longer from the start.
-        env: the environment, where it is an object of your own.
-        eval_callback: that of the agent, where it had one.
+        total_timesteps: a larger number of environment steps extends the run. Schedules follow the
+            new number from there on, so an extended run differs from one that was longer from the
+            start.
+        env: the environment, if it is an object of your own.
+        eval_callback: the agent's, if it had one.
         callback, quiet, cache: as for `run`.
         checkpoint_every, log: as for `run`; None: as the run was begun.
 
     Raises:
-        ConfigError: no run directory, one in use, a config that differs from the checkpoint's.
+        ConfigError: not a run directory, one in use, or a config that differs from the
+            checkpoint's.
         CheckpointError: no checkpoint can be read; nothing is deleted.
         RunError, Interrupted: as for `run`.
     """
@@ -190,7 +196,7 @@ def resume(
 
 
 class Session:
-    """One start of a run: from compiling to its last file."""
+    """One start of a run, from compiling to the last file."""
 
     def __init__(
         self,
@@ -201,15 +207,15 @@ class Session:
         callback: Callback | None,
         stop: Stop,
     ) -> None:
-        """Prepare; nothing is compiled or written.
+        """Prepare; nothing is compiled or written yet.
 
         Args:
             agent: what to train.
             directory: where to write, locked by the caller.
-            checkpoint: where to go on from; None: begin.
-            progress: is told what happens.
+            checkpoint: where to go on from; None: start from the beginning.
+            progress: shows what happens.
             callback: as for `run`.
-            stop: the signals of this process.
+            stop: the signal handlers of this process.
         """
         self.agent, self.directory, self.checkpoint = agent, directory, checkpoint
         self.progress, self.callback, self.stop = progress, callback, stop
@@ -219,18 +225,18 @@ class Session:
         self.timing: dict[str, float] = {}
         """`seconds` and `compile_seconds`, as far as they are known."""
         self.is_covered = True
-        """No return has been seen beyond the support of a head that has one."""
+        """Whether all returns so far lie within the support of the head, if it has one."""
         self.saved: int | None = None
         """Environment step of the last checkpoint that was written."""
         self.unsaved_reason = ""
         """Why a checkpoint could not be written."""
         self.files = loggers.Writer(loggers.own(directory.path), progress.warn)
-        """Writes the run's own files: tables and checkpoints, in order."""
+        """Writes the run's own files in order: tables and checkpoints."""
         others = loggers.others(directory.facts["log"], directory.path, described(agent))
         self.slow = [loggers.Writer([logger], progress.warn) for logger in others]
 
     def train(self) -> Result:
-        """Train to the end or to a reason to stop, and note in `run.json` which it was."""
+        """Train to the end or to a reason to stop, and record in `run.json` which it was."""
         status = "failed"
         with self.progress, loggers.waited_for(self.slow, self.progress.say, self.stop):
             try:
@@ -260,7 +266,7 @@ class Session:
                     self.progress.warn(f"run.json could not be written ({error.strerror}); its status is {status}")
 
     def _segments(self) -> Result:
-        """Compile, restore, and run segments until the end, a signal or the callback's word."""
+        """Compile, start or restore, and run segments until the end, a signal or the callback."""
         env, config = self.agent.arguments()[1:]
         program = self._compiled()
         state = self._begun(program)
@@ -304,6 +310,7 @@ class Session:
             with_init=self.checkpoint is None,
             while_compiling=_import_ahead,
         )
+        self.progress.compiling()
         program = self.stop.wait_for(self.stop.finish_first(trace))
         self.progress.compiled(program.trace_seconds, program.compile_seconds)
         self.timing["compile_seconds"] = round(program.trace_seconds + program.compile_seconds, 3)
@@ -322,7 +329,7 @@ class Session:
         return state
 
     def _evaluated(self, state: State, evaluation: Evaluation) -> None:
-        """Take in an evaluation: log it, show it and check it.
+        """Process an evaluation: log it, show it and check it.
 
         Raises:
             RunError: NaN or inf in the loss or the parameters.
@@ -343,7 +350,7 @@ class Session:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What each checkpoint says of the run."""
+        """What each checkpoint records about the run."""
         return {
             "config": described(self.agent),
             "seeds": self.seeds,
@@ -356,7 +363,10 @@ class Session:
             getattr(writer, method)(*arguments)
 
     def _checkpoint(self, state: State) -> Callable[[], None]:
-        """Copy what is to be saved now; the returned job writes it. A failure is reported once, and the run goes on."""
+        """Copy what a checkpoint needs now, and return a job that writes it.
+
+        A failure to write is reported once, and the run goes on.
+        """
         packed = evaluations.pack(state, self.history)
         record, seconds = self.history[-1]
         env_step = int(record.env_step[0])
@@ -368,9 +378,9 @@ class Session:
                 checkpoints.save(self.directory.checkpoints, env_step, packed, facts)
                 self.saved = env_step
                 if "saved" not in self.directory.facts:
-                    with contextlib.suppress(OSError):  # the disk is full: the next one notes it
+                    with contextlib.suppress(OSError):  # the disk is full: the next checkpoint records it
                         self.directory.update(saved=env_step)
-            except Exception as error:  # whatever it was: the thread must live
+            except Exception as error:  # anything: the thread must survive
                 if not self.unsaved_reason:
                     self.progress.warn(
                         f"the checkpoint of step {env_step:,} could not be written ({reason(error)}); the run goes on"
@@ -380,14 +390,14 @@ class Session:
         return write
 
     def _result(self) -> Result:
-        """Draw the curve and say how the run ended.
+        """Draw the learning curve and return how the run ended.
 
         Raises:
             RunError: the last checkpoint could not be written.
-            Interrupted: a signal ended it.
+            Interrupted: a signal ended the run.
         """
         stop, path = self.stop, self.directory.path
-        if not self.entries:  # a signal before the first segment
+        if not self.entries:  # a signal came before the first segment ended
             raise Interrupted("ended at once", stop.requested or signal.SIGINT)
         done, last = self.entries[-1].env_step, self.agent.evaluation_steps[-1]
         if self.saved != done:
@@ -399,7 +409,7 @@ class Session:
         title = f"{self.directory.facts['section']} on {self.agent.env.name}"
         try:
             plots.learning_curve(path / "evaluations.csv", path / "learning_curve.png", title)
-        except Exception as error:  # whatever it is, as where the disk was full: the run is done
+        except Exception as error:  # anything, such as a full disk: the run itself is done
             self.progress.warn(f"learning_curve.png could not be drawn ({reason(error)})")
         if done < last and stop.requested is not None:
             raise Interrupted(f"stopped at step {done:,} of {last:,}", stop.requested)
@@ -407,7 +417,7 @@ class Session:
         return Result(path, status, done, self.entries[-1].all["return_mean"], **self.timing)
 
     def _interrupted(self, error: KeyboardInterrupt) -> Interrupted:
-        """Say how to go on."""
+        """Add to an interruption's message how to go on."""
         there = checkpoints.steps(self.directory.checkpoints)
         how = (
             f"go on from {f'step {there[-1]:,}' if there else 'the beginning'} with: quantilax resume"
@@ -418,9 +428,9 @@ class Session:
 
 
 def _import_ahead() -> None:
-    """Import what a run needs later on: each takes a good part of a second."""
+    """Import modules that the run needs later; each takes a good part of a second."""
     for name in ("polars", "matplotlib.backends.backend_agg"):
-        with contextlib.suppress(Exception):  # whatever it is, those who need the module meet it
+        with contextlib.suppress(Exception):  # a failure shows where the module is needed
             importlib.import_module(name)
 
 
@@ -428,7 +438,7 @@ def _check_begins_anew(directory: RunDirectory) -> None:
     """Check that a run without checkpoints was stopped before the first one.
 
     Raises:
-        CheckpointError: it had some, and to begin anew would write over what it came to.
+        CheckpointError: it had some; starting over would overwrite its results.
     """
     root, facts = directory.checkpoints, directory.facts
     had = "saved" in facts or facts["status"] in ("finished", "stopped")
@@ -448,7 +458,11 @@ def _check_options(checkpoint_every: int, log: tuple[str, ...]) -> None:
 
 
 def _extended(agent: Agent, total_timesteps: int) -> Agent:
-    """Return the agent of a longer run; raise `ConfigError` where it is none, or one with another warm-up."""
+    """Return the agent of a longer run.
+
+    Raises:
+        ConfigError: the run would be shorter or have another warm-up.
+    """
     config = agent.config
     if total_timesteps < config.total_timesteps:
         raise ConfigError(

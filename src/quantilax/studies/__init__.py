@@ -1,4 +1,4 @@
-"""Studies: configurations times seeds, run and kept so that they can be compared."""
+"""Studies: run variants of a config with several seeds each, and compare their records."""
 
 from quantilax.studies.definition import Study
 from quantilax.studies.start import run

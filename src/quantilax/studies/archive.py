@@ -1,9 +1,10 @@
-"""Several studies in two files: `studies.json`, facts by path, and `records.parquet`, with a column `study`.
+"""Archives: several studies in two files.
 
-    compact(DIR)   a study's records into one file; the studies below a directory into an archive
-    unpack(DIR)    an archive back into directories, for instance to go on with one of its studies
+    compact(DIR)   merge a study's records into one file, or the studies below DIR into an archive
+    unpack(DIR)    turn an archive back into directories, for example to go on with a study
 
-`Store.open` reads a study of an archive by the path that its directory had.
+The files are `studies.json`, with each study's facts by its path, and `records.parquet`, with a
+column `study`. `Store.open` reads a study in an archive by the path its directory had.
 """
 
 import json
@@ -17,24 +18,25 @@ import polars as pl
 from quantilax.errors import ConfigError, RunError, reason
 from quantilax.host import locks, paths, strict_yaml
 from quantilax.host.files import read_parquet, write_whole
-from quantilax.studies.store import ARCHIVE, FACTS, TABLE, Store, check_facts, read_json, write_records
+from quantilax.studies.store import ARCHIVE, FACTS, TABLE, Failure, Store, check_facts, read_json, write_records
 
 BROKEN = (OSError, pl.exceptions.PolarsError)
 
 
 def compact(root: Path) -> list[Path]:
-    """Put what studies have written into as few files as can be: one study into two, several into two together.
+    """Merge what studies wrote: one study into two files, several studies into one archive.
 
-    A directory written by an earlier version of quantilax is brought up to date on the way.
+    A directory written by an earlier version of quantilax is brought up to date first.
 
     Args:
-        root: a study's directory, or one that holds several below it and becomes their archive.
+        root: a study's directory, or a directory with several studies below it, which becomes
+            their archive.
 
     Returns:
-        the studies' directories; those in an archive are deleted, with what else lies in them.
+        the studies' directories. Those that went into an archive are deleted with all they hold.
 
     Raises:
-        ConfigError: there is none, one is in use, or a file of one is damaged.
+        ConfigError: there is no study, one is in use, or one has a damaged file.
         RunError: a file cannot be written; nothing is deleted.
     """
     directories = sorted(file.parent for file in paths.check(root, "DIR").rglob(FACTS))
@@ -47,7 +49,7 @@ def compact(root: Path) -> list[Path]:
         for store in stores:
             locked.enter_context(store.lock())
         try:
-            if root in directories:  # a study, and perhaps its validation
+            if root in directories:  # a single study, perhaps with its validation
                 for store in stores:
                     store.compact()
             else:
@@ -66,7 +68,8 @@ def _pack(root: Path, stores: list[Store]) -> None:
     frames = []
     for store in stores:
         name, records = str(store.path.relative_to(root)), store.records()
-        facts[name] = {**store.facts, "columns": records.columns}
+        failures = [failure._asdict() for failure in store.failures()]
+        facts[name] = {**store.facts, "columns": records.columns, "failures": failures}
         frames.append(records.with_columns(study=pl.lit(name)))
     order = ["study", *dict.fromkeys(column for frame in frames for column in frame.columns if column != "study")]
     write_records(root / TABLE, pl.concat(frames, how="diagonal").select(order))
@@ -76,11 +79,11 @@ def _pack(root: Path, stores: list[Store]) -> None:
 
 
 def unpack(root: Path) -> list[Path]:
-    """Make directories of the studies of an archive again, and delete the archive.
+    """Turn an archive back into directories, one per study, and delete the archive.
 
     Raises:
-        ConfigError: there is none, it is damaged, or a directory is in the way.
-        RunError: a file cannot be written; the archive is as it was.
+        ConfigError: there is no archive, it is damaged, or a study already exists at a path.
+        RunError: a file cannot be written; the archive is unchanged.
     """
     try:
         studies = read_json(paths.check(root, "DIR") / ARCHIVE)
@@ -97,8 +100,10 @@ def unpack(root: Path) -> list[Path]:
         for name, facts in studies.items():
             (root / name).mkdir(parents=True, exist_ok=True)
             write_records(root / name / TABLE, records[name])
-            of_study = {key: value for key, value in facts.items() if key != "columns"}
+            of_study = {key: value for key, value in facts.items() if key not in ("columns", "failures")}
             write_whole(root / name / FACTS, json.dumps(of_study, indent=1) + "\n")
+            for failure in facts["failures"]:
+                Store.open(root / name).failed(Failure(**failure))
         for name in (ARCHIVE, TABLE):
             (root / name).unlink()
     except BROKEN as error:
@@ -107,9 +112,9 @@ def unpack(root: Path) -> list[Path]:
 
 
 def _update(directory: Path) -> None:
-    """Bring a directory of an earlier version up to date, in which variants were called cells.
+    """Bring a directory of an earlier version up to date; that version called variants cells.
 
-    Its records are written into one file, with the column `variant` in place of `cell`.
+    The records are merged into one file, whose column `variant` was `cell`.
     """
     facts = read_json(directory / FACTS)
     if not isinstance(facts, dict) or "cells" not in facts:

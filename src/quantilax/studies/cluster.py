@@ -1,7 +1,7 @@
-"""A study on a Ray cluster: workers train batches and give back their rows; the process that began it writes them.
+"""Run a study on a Ray cluster: workers train batches, and the starting process writes their rows.
 
-Each worker is an actor: a process with a JAX of its own, laid out as the study says, that keeps the program of its group
-between two batches. A worker that dies costs its batch, which is run again. See
+Each worker is an actor: a process with its own JAX, laid out as the study requires, that keeps its
+group's compiled program between batches. If a worker dies, its batch is run again. See
 docs/decisions/0015-one-layout-for-every-machine.md.
 """
 
@@ -32,37 +32,39 @@ from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Store
 
 MAX_DEATHS = 3
-"""Workers that may die over one batch before its group is given up, or before any of them is ready."""
+"""Number of workers that may die running one batch before its group is given up; also the number
+that may die in a row while they prepare."""
 
 PAUSE = 0.1
-"""Seconds between two looks at what has come; waiting inside Ray would take the signals from Python."""
+"""Seconds between two checks for results; waiting inside Ray would keep signals from Python."""
 
 LOOK_FOR_NODES = 5.0
-"""Seconds between two looks at which nodes the cluster has."""
+"""Seconds between two checks of which nodes the cluster has."""
 
 PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 def environment() -> dict[str, str]:
-    """Return the settings of JAX and XLA that workers shall have, and leave an accelerator's memory to them.
+    """Return the JAX and XLA settings for workers, and leave the accelerators' memory to them.
 
-    To be called before JAX computes: on a cluster of this machine alone the process that plans would else take most of the
-    memory of the first accelerator, by JAX's default.
+    Call this before JAX computes anything. On a cluster of one machine, JAX's default would let
+    the planning process take most of the first accelerator's memory.
     """
     mine = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
     chosen = {
         name.upper(): str(value) for name, value in switches.facts().items() if value is not None
-    }  # by contexts too
+    }  # includes values set by JAX's context managers
     os.environ[PREALLOCATE] = "false"
     return {PREALLOCATE: "true", **mine, **chosen}
 
 
 @contextlib.contextmanager
 def connected(planned: Plan) -> Iterator[None]:
-    """Be a driver of the cluster that Ray is told of (`RAY_ADDRESS`, `ray start`), else of a new one on this machine.
+    """Connect to the Ray cluster of `RAY_ADDRESS` or `ray start`, else start one on this machine.
 
     Raises:
-        ConfigError: Ray is not installed, its cluster does not answer, or has no room for a worker.
+        ConfigError: Ray is not installed, the cluster does not answer, or no node has room for a
+            worker.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,11 +86,11 @@ def connected(planned: Plan) -> Iterator[None]:
 
 
 def _begin() -> None:
-    """Call `ray.init` and keep its words and its signal handler to itself."""
+    """Call `ray.init` quietly, and restore this process's SIGTERM handler afterwards."""
     import ray
 
     _answers(os.environ.get("RAY_ADDRESS", ""))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a study tells nobody of itself
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -105,7 +107,7 @@ def _begin() -> None:
 
 
 def _answers(address: str) -> None:
-    """Raise `ConfigError` where an address of the kind host:port does not answer; Ray would try for a quarter of an hour."""
+    """Raise `ConfigError` if a host:port address does not answer; Ray would try for 15 minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdecimal():
         return
@@ -118,12 +120,12 @@ def _answers(address: str) -> None:
 
 
 def _needs(batch_shape: BatchShape) -> dict[str, int]:
-    """What a worker takes of its node: its cores, or its accelerators and a core."""
+    """Return what a worker takes of its node: its cores, or its accelerators and one core."""
     return {"CPU": batch_shape.jobs} if switches.platform() == "cpu" else {"CPU": 1, "GPU": batch_shape.jobs}
 
 
 def room(batch_shape: BatchShape) -> int:
-    """Return how many workers the nodes of the cluster have room for, other work aside."""
+    """Return how many workers fit on the cluster's nodes, ignoring other work."""
     import ray
 
     needs, nodes = _needs(batch_shape), (node["Resources"] for node in ray.nodes() if node["Alive"])
@@ -131,10 +133,12 @@ def room(batch_shape: BatchShape) -> int:
 
 
 class RayWorker:
-    """A worker in its own process, on some node of the cluster."""
+    """A worker in a process of its own, on some node of the cluster."""
 
     def begin(self, files: list[extensions.File], preparing: bytes) -> dict[str, Any]:
-        """Run files of the user, then call `prepare` with its pickled arguments, which may refer to what the files define.
+        """Run the user's files, then call `prepare` with its arguments.
+
+        The arguments are pickled because they may refer to what the files define.
 
         Raises:
             ConfigError: a file fails here, or the machine cannot be set up.
@@ -143,12 +147,12 @@ class RayWorker:
         return self.prepare(*pickle.loads(preparing))
 
     def prepare(self, study: Study, batch_shape: BatchShape, backend: str, cache: bool) -> dict[str, Any]:
-        """Set JAX up as the study is laid out, and return what of the machine decides the numbers.
+        """Set up JAX as the study is laid out, and return what affects results on this machine.
 
         Raises:
-            ConfigError: the machine cannot be set up so.
+            ConfigError: the machine does not have the devices for this layout.
         """
-        with contextlib.suppress(RuntimeError):  # XLA_FLAGS say how many devices there are
+        with contextlib.suppress(RuntimeError):  # XLA_FLAGS set the number of devices already
             jax.config.update("jax_num_cpu_devices", batch_shape.jobs)
         if cache:
             enable_compilation_cache()
@@ -161,7 +165,7 @@ class RayWorker:
         return machines.facts()
 
     def rows(self, batch: Batch) -> tuple[list[dict[str, Any]], str]:
-        """Train a batch: its rows and no words, or no rows and why its group cannot be run."""
+        """Train a batch; return its rows and "", or no rows and why its group cannot be run."""
         try:
             return self.worker.rows(batch), ""
         except BROKEN as error:
@@ -177,10 +181,10 @@ def beginning(planned: Plan, cache: bool) -> tuple[list[extensions.File], bytes]
 
 
 class Pool:
-    """The workers of a study, and what each is at."""
+    """The workers of a study, and what each is working on."""
 
     def __init__(self, planned: Plan, environment: dict[str, str], cache: bool) -> None:
-        """Prepare; nobody is hired yet."""
+        """Prepare; no worker is started yet."""
         import ray
 
         self.ray, self.batch_shape = ray, planned.batch_shape
@@ -192,14 +196,14 @@ class Pool:
         )
         self.beginning = beginning(planned, cache)
         self.groups: dict[Any, int | None] = {}
-        """Workers, and the group whose program each has."""
+        """Each worker, and the group whose program it has compiled."""
         self.at: dict[Any, tuple[Any, Batch | None]] = {}
-        """By what Ray shall give: who is at it, and the batch; None: it prepares."""
+        """For each pending Ray result, the worker and its batch; None while the worker prepares."""
         self.unusable = 0
         self.looked = -LOOK_FOR_NODES
 
     def hire(self, most: int) -> None:
-        """Take on workers, up to `most`, as far as there is room for them."""
+        """Start workers until there are `most`, as far as the cluster has room."""
         if len(self.groups) < most and time.monotonic() - self.looked >= LOOK_FOR_NODES:
             self.looked = time.monotonic()
             for _ in range(min(most, room(self.batch_shape) - self.unusable) - len(self.groups)):
@@ -208,7 +212,7 @@ class Pool:
                 self.at[worker.begin.remote(*self.beginning)] = worker, None
 
     def idle(self) -> list[Any]:
-        """Workers that are at nothing."""
+        """Return the workers that are waiting for a batch."""
         busy = {worker for worker, _ in self.at.values()}
         return [worker for worker in self.groups if worker not in busy]
 
@@ -218,12 +222,12 @@ class Pool:
         self.at[worker.rows.remote(batch)] = worker, batch
 
     def come(self) -> list[Any]:
-        """What Ray can give."""
+        """Return the pending results that are ready."""
         waiting = list(self.at)
         return self.ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
 
     def dismiss(self, worker: Any) -> None:
-        """Let a worker go, if it is there at all."""
+        """Stop a worker, if it is still there."""
         self.groups.pop(worker, None)
         self.looked = -LOOK_FOR_NODES
         with contextlib.suppress(self.ray.exceptions.RayError):
@@ -231,10 +235,10 @@ class Pool:
 
 
 class Scheduler:
-    """One start of a study on a pool."""
+    """Runs one start of a study on a pool."""
 
     def __init__(self, planned: Plan, store: Store, progress: StudyProgress, pool: Pool) -> None:
-        """Prepare."""
+        """Prepare; `pool` has no workers yet."""
         self.planned, self.store, self.progress, self.pool = planned, store, progress, pool
         self.left: dict[int, deque[Batch]] = {}
         for batch in planned.batches:
@@ -246,7 +250,7 @@ class Scheduler:
         self.told = set[str]()
 
     def work(self) -> None:
-        """Run everything that is left."""
+        """Run all batches."""
         while True:
             for worker in self.pool.idle():
                 if (batch := self.next(self.pool.groups[worker])) is not None:
@@ -266,7 +270,10 @@ class Scheduler:
                 time.sleep(PAUSE)
 
     def next(self, group: int | None) -> Batch | None:
-        """Take out a batch: of the group whose program a worker has, else of the one with most left per worker."""
+        """Remove and return the next batch, of the group that the worker has compiled if possible.
+
+        Otherwise it is of the group with the most batches left per worker.
+        """
         if group not in self.left:
             at = Counter(self.pool.groups.values())
             group = max(self.left, key=lambda g: len(self.left[g]) / (1 + at[g]), default=None)
@@ -278,7 +285,7 @@ class Scheduler:
         return batch
 
     def take(self, reference: Any) -> None:
-        """Take what a worker gives, or see what became of it."""
+        """Handle a result that is ready, or a worker's failure."""
         worker, batch = self.pool.at.pop(reference)
         errors = self.pool.ray.exceptions
         try:
@@ -309,7 +316,7 @@ class Scheduler:
             self.give_up(batch.group, why)
 
     def after_death(self, batch: Batch | None) -> None:
-        """Have a batch run again, unless too many have died over it."""
+        """Queue a batch again, unless too many workers died running it."""
         deaths = self.deaths[batch]
         if batch is None:
             if deaths >= MAX_DEATHS:
@@ -321,21 +328,21 @@ class Scheduler:
             self.progress.say(f"{len(batch.runs)} run(s) begin again")
 
     def give_up(self, group: int, why: str) -> None:
-        """Note once that a group cannot be run."""
+        """Record, once, that a group cannot be run."""
         self.left.pop(group, None)
         if group not in self.broken:
             self.broken.add(group)
             give_up(self.planned.groups[group], why, self.store, self.progress)
 
     def lost(self, worker: Any, line: str) -> None:
-        """Let go a worker that is no longer of use."""
+        """Stop a worker that is no longer usable; raise `RunError` if no other is left."""
         self.pool.dismiss(worker)
         self.progress.warn(line)
         if not self.pool.groups and room(self.planned.batch_shape) <= self.pool.unusable:
             raise RunError(f"{line}; no other is left; go on with --resume")
 
     def tell(self, lines: Iterator[str]) -> None:
-        """Warn, of each thing once."""
+        """Warn of each difference once."""
         for line in lines:
             if line not in self.told:
                 self.told.add(line)
@@ -351,14 +358,14 @@ def execute(
     environment: dict[str, str],
     cache: bool,
 ) -> None:
-    """Run all batches on the cluster; what cannot be run is noted, and the rest goes on.
+    """Run all batches on the cluster; a group that cannot be run is recorded, and the rest goes on.
 
     Raises:
         RunError: no worker can be used, or none lives long enough to begin.
     """
     tell_failures(planned, progress)
     pool = Pool(planned, environment, cache)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray prints there that a worker died
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # Ray prints deaths of workers
         try:
             Scheduler(planned, store, progress, pool).work()
         finally:

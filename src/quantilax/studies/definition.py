@@ -1,7 +1,7 @@
-"""What a study asks: a base, the variants that depart from it, seeds, and when the task counts as solved.
+"""The definition of a study: a base, variants of it, seeds, and when the task counts as solved.
 
 question: Does a larger batch end the collapses?
-prediction: The share of seeds that fall after 475 halves at batch_size 256.
+prediction: The share of runs that drop below 475 after reaching it halves at batch_size 256.
 base: {config: configs/gymnax/cartpole.yaml, section: iqn, overrides: {total_timesteps: 50_000}}
 variants:
   one_at_a_time: {batch_size: [64, 256]}
@@ -29,10 +29,10 @@ from quantilax.runs import configs
 from quantilax.runs.configs import Section
 
 MAX_VARIANTS = 1_000
-"""More variants than anyone can read in a table; a finer search is several studies."""
+"""Most variants of a study. Nobody can read more in a table; split a finer search into studies."""
 
 MAX_RUNS = 1_000_000
-"""More runs, variants times seeds, than any machine gets through."""
+"""Most runs (variants times seeds) of a study; no machine gets through more."""
 
 BASE = "base"
 """Name of the variant without overrides."""
@@ -43,38 +43,41 @@ class Variant(NamedTuple):
 
     name: str
     overrides: dict[str, Any]
-    """Fields that differ from the base section, as written."""
+    """Fields that differ from the base section, as written in the file."""
     section: Section
 
 
 class Study(NamedTuple):
-    """A study as its file says it, every variant resolved: `Study.load` reads one, `Study.make` builds one in Python."""
+    """A study with every variant resolved.
+
+    `Study.load` reads one from a file, `Study.make` builds one in Python.
+    """
 
     name: str
     question: str
     prediction: str
     variants: tuple[Variant, ...]
-    """The base first."""
+    """The base comes first."""
     seeds: tuple[int, ...]
     solved: float | None
-    """Mean return of an evaluation from which on the task counts as solved; None: nothing is said of solving."""
+    """Mean return of an evaluation at which the task counts as solved; None: not defined."""
     definition: dict[str, Any]
-    """The file's contents, `base.config` as it stands there."""
+    """The file's contents, with `base.config` as written there."""
     where: str
-    """For messages."""
+    """Where the study is defined, for messages."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Study":
         """Read a study's file.
 
         Raises:
-            ConfigError: what is wrong with the file or a variant, and the remedy.
+            ConfigError: says what is wrong with the file or a variant, and how to fix it.
         """
         return load(Path(path))
 
     @classmethod
     def make(cls, definition: Mapping[str, Any], name: str = "study") -> "Study":
-        """Build a study from what a file holds: `base`, `variants`, `seeds`, `question` and so on.
+        """Build a study from the contents of a file: `base`, `variants`, `seeds` and so on.
 
         Raises:
             ConfigError: as for `load`.
@@ -83,7 +86,7 @@ class Study(NamedTuple):
 
     @property
     def directory(self) -> Path:
-        """Where its results lie unless another place is named."""
+        """The default directory for its results."""
         return Path("studies") / paths.as_name(self.name)
 
     @property
@@ -96,12 +99,12 @@ class Study(NamedTuple):
         return variant.section.create()
 
     def with_seeds(self, number: int) -> "Study":
-        """Return the study with another number of seeds, from its first one on."""
+        """Return the study with another number of seeds, counted from its first seed."""
         return self._replace(seeds=_seeds({"seeds": number, "first_seed": self.seeds[0]}, self.where))
 
 
 SOLVED = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "MountainCar-v0": -110.0, "LunarLander-v2": 200.0}
-"""Where an environment's own registration says when it is solved (Gymnasium's `reward_threshold`)."""
+"""Returns at which environments count as solved (`reward_threshold` in Gymnasium's registry)."""
 
 KEYS = ("question", "prediction", "base", "variants", "seeds", "first_seed", "solved")
 
@@ -110,7 +113,7 @@ def load(path: Path) -> Study:
     """Read a study's file.
 
     Raises:
-        ConfigError: what is wrong with the file or a variant, and the remedy.
+        ConfigError: says what is wrong with the file or a variant, and how to fix it.
     """
     return make(
         configs.read_yaml(path, "study; expected lines such as 'base: {config: ..., section: iqn}'"),
@@ -121,13 +124,16 @@ def load(path: Path) -> Study:
 
 
 def make(definition: Mapping[str, Any], name: str, where: str = "study", beside: Path | None = None) -> Study:
-    """Build a study from what a file holds.
+    """Build a study from the contents of a file.
 
     Args:
-        definition: `KEYS`.
-        name: what reports and the results' directory call it.
-        where: for messages.
-        beside: the directory that `base.config` is looked for in first; then the current one.
+        definition: a mapping with some of `KEYS`.
+        name: the study's name in reports and in the results' directory.
+        where: where it is defined, for messages.
+        beside: the directory to search first for `base.config`, before the current one.
+
+    Raises:
+        ConfigError: as for `load`.
     """
     for key in definition:
         if key not in KEYS:
@@ -180,7 +186,8 @@ def _base(asked: Any, where: str, beside: Path) -> Section:
     if not isinstance(asked.get("section"), str | None):
         raise ConfigError(f"{where}: base: section: expected a name, got {asked['section']!r}")
     written = Path(asked["config"])
-    file = beside / written if os.path.exists(beside / written) or not os.path.exists(written) else written
+    is_beside = os.path.exists(beside / written) or not os.path.exists(configs.find(written))
+    file = beside / written if is_beside else written
     section = configs.load_section(file, asked.get("section"))
     return configs.with_overrides(section, overrides, f"{where}: base: overrides")
 
@@ -189,7 +196,7 @@ Named = tuple[str, dict[str, Any]]
 
 
 def _variants(asked: Any, where: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every variant's way, name and overrides, as the four ways of naming variants give them."""
+    """Return way, name and overrides of every variant, from the four ways (`WAYS`) to list them."""
     if asked is None:
         return []
     if not isinstance(asked, Mapping):
@@ -212,7 +219,7 @@ def _named(asked: Any, where: str) -> list[Named]:
 
 
 def _grid(asked: Any, where: str) -> list[Named]:
-    """The product of the fields' values."""
+    """Return the product of the fields' values."""
     values = _lists(asked, where)
     number = math.prod(len(v) for v in values.values())
     if number > MAX_VARIANTS:
@@ -224,12 +231,12 @@ def _grid(asked: Any, where: str) -> list[Named]:
 
 
 def _one_at_a_time(asked: Any, where: str) -> list[Named]:
-    """Each value of each field alone, the other fields as in the base."""
+    """Return each value of each field alone, with the other fields as in the base."""
     return [(label({k: v}), {k: v}) for k, values in _lists(asked, where).items() for v in values]
 
 
 def _random(asked: Any, where: str) -> list[Named]:
-    """Variants drawn at random, the same for the same seed."""
+    """Return variants drawn at random; the same seed draws the same variants."""
     _expect_mapping(asked, where, "'number', 'seed' and 'fields'")
     for key in asked:
         if key not in ("number", "seed", "fields"):
@@ -308,7 +315,10 @@ def _expect_mapping(asked: Any, where: str, example: str) -> None:
 
 
 def _without_twins(variants: list[Variant], named: set[str], by_chance: set[str], where: str) -> list[Variant]:
-    """Leave out what comes of itself: the base again in a list of values, a variant drawn twice. Other twins are a mistake."""
+    """Drop duplicates that arise by themselves, and refuse others, which are mistakes.
+
+    A list of values may contain the base's, and a random draw may repeat a variant.
+    """
     kept: dict[str, Variant] = {}
     for variant in variants:
         twin = kept.setdefault(repr(resolved(variant.section)), variant)
@@ -321,13 +331,13 @@ def _without_twins(variants: list[Variant], named: set[str], by_chance: set[str]
 
 
 def resolved(section: Section) -> dict[str, Any]:
-    """Algorithm, environment and every hyperparameter of a section, defaults included."""
+    """Return algorithm, environment and all hyperparameters of a section, defaults included."""
     config: Any = pytree.from_dict(section.algorithm.config, section.hyperparameters, section.where)
     return {"algorithm": section.algorithm.name, "env": section.env, **pytree.to_dict(config)}
 
 
 def plain(section: Section) -> dict[str, Any]:
-    """Return `resolved` as JSON has it: lists for tuples."""
+    """Return `resolved` as JSON stores it, with lists for tuples."""
     found: dict[str, Any] = json.loads(json.dumps(resolved(section)))
     return found
 
@@ -357,7 +367,7 @@ def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
 
 def _solved(definition: Mapping[str, Any], base: Section, where: str) -> float | None:
     asked = definition.get("solved", SOLVED.get(base.env))
-    if isinstance(asked, str):  # `1e2` is text; see `quantilax.host.strict_yaml`
+    if isinstance(asked, str):  # `1e2` is read as text; see `quantilax.host.strict_yaml`
         with contextlib.suppress(ValueError):
             asked = pytree.number(asked)
     if asked is not None and (type(asked) not in (int, float) or not math.isfinite(asked)):

@@ -1,9 +1,10 @@
-"""Running a study: variants with one treedef share a compiled program, whose runs go through it in batches of one size.
+"""Run a study: variants with one treedef share a compiled program, which takes runs in batches.
 
-The width of a `vmap` and the number of devices decide the low bits of a run's numbers, and learning amplifies them. So both
-are chosen once per study and written down (`jobs` devices, `width` runs on each at a time), every batch is filled up to
-them with copies of its last run, and a run's numbers do not depend on what else is in its batch: the same study gives the
-same records however it is split, interrupted or distributed.
+All batches of a study have one size. The width of a `vmap` and the number of devices decide the
+low bits of a run's results, and learning amplifies them. So both are chosen once per study and
+recorded (`jobs` devices, `width` runs on each at a time), and every batch is filled up with copies
+of its last run. A run's results do not depend on the other runs in its batch. The same study
+therefore gives the same records however it is split, interrupted or distributed.
 """
 
 import math
@@ -33,22 +34,22 @@ from quantilax.studies.unfinished import Unfinished
 from quantilax.types import Record
 
 BROKEN = (jax.errors.JaxRuntimeError, jax.errors.JAXTypeError, TypeError, ValueError, ArithmeticError)
-"""What a group raises that cannot be compiled or run."""
+"""Errors of a group that cannot be compiled or run."""
 
 MEMORY_SHARE = 0.6
-"""Of an accelerator's memory: what the states of a batch may take; the rest is for what the program needs besides."""
+"""Share of an accelerator's memory for the states of a batch; the program needs the rest."""
 
 
 class Group(NamedTuple):
-    """Variants that one compiled program serves."""
+    """Variants that share one compiled program."""
 
     number: int
     agents: dict[str, Agent]
-    """By variant."""
+    """Agents by variant."""
 
     @property
     def evaluations(self) -> int:
-        """Rows of each run's curve."""
+        """Rows in each run's curve."""
         return len(next(iter(self.agents.values())).evaluation_steps)
 
 
@@ -61,12 +62,12 @@ class Batch(NamedTuple):
 
 
 class BatchShape(NamedTuple):
-    """How the runs of a study are laid out; part of what decides its numbers."""
+    """How a study's runs are laid out, which affects their results."""
 
     jobs: int
-    """Devices used at once (a CPU's cores are devices)."""
+    """Devices used at once (the cores of a CPU are devices)."""
     width: int
-    """Runs on each of them at a time: more than one only in a `vmap`, so not on a CPU."""
+    """Runs on each device at a time. More than one needs a `vmap`, so it is 1 on a CPU."""
 
     @property
     def runs(self) -> int:
@@ -75,7 +76,7 @@ class BatchShape(NamedTuple):
 
 
 def groups(study: Study) -> tuple[list[Group], list[Failure]]:
-    """Sort a study's variants by treedef; those that cannot be built are failures."""
+    """Group a study's variants by treedef; return groups, and failures for what cannot be built."""
     found: dict[Any, dict[str, Agent]] = {}
     failures = []
     for variant in study.variants:
@@ -90,15 +91,15 @@ def groups(study: Study) -> tuple[list[Group], list[Failure]]:
 
 
 def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> BatchShape:
-    """Choose how runs are batch_shape over the devices.
+    """Choose how runs are laid out over the devices.
 
     Args:
-        study: what is to be run.
+        study: the study to run.
         sorted_groups: its groups.
-        jobs: devices to use; None: all that the runs can fill.
+        jobs: devices to use; None: as many as the runs can fill.
 
     Raises:
-        ConfigError: more jobs than devices, or states that do not fit into the memory.
+        ConfigError: there are more jobs than devices, or the states do not fit into memory.
     """
     devices = switches.devices()
     most = max((len(group.agents) for group in sorted_groups), default=1) * len(study.seeds)
@@ -114,7 +115,7 @@ def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> BatchS
         there = int((devices[0].memory_stats() or {}).get("bytes_limit", 0)) or limits.memory()
         share, jobs = MEMORY_SHARE, jobs if jobs < len(devices) else len(devices)
         width = max(1, min(math.ceil(most / jobs), int(there * share / max(needed, 1))))
-    at_once = jobs if switches.platform() == "cpu" else 1  # cores share a memory, accelerators have one each
+    at_once = jobs if switches.platform() == "cpu" else 1  # cores share memory, accelerators have their own
     if needed * width * at_once > there * share:
         raise ConfigError(
             f"{study.where}: variant '{heaviest}': the state of {at_once * width} run(s) takes"
@@ -125,14 +126,14 @@ def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> BatchS
 
 
 def bytes_of(group: Group) -> int:
-    """Bytes of one run's state."""
+    """Return the bytes of one run's state."""
     return train.state_bytes(*next(iter(group.agents.values())).arguments())["total"]
 
 
 def batches(
     study: Study, sorted_groups: list[Group], batch_shape: BatchShape, finished: set[tuple[str, int]]
 ) -> list[Batch]:
-    """What is left to run, group by group, seed by seed: early results cover all variants of a group."""
+    """Return the batches left to run, by group and then seed: early results cover all variants."""
     found = []
     for group in sorted_groups:
         runs = [(variant, seed) for seed in study.seeds for variant in group.agents if (variant, seed) not in finished]
@@ -143,14 +144,14 @@ def batches(
 
 
 class Worker:
-    """Runs batches of a study; compiles a group's program when its first batch comes."""
+    """Runs batches of a study; compiles a group's program when its first batch arrives."""
 
     def __init__(self, sorted_groups: list[Group], batch_shape: BatchShape, kept: Unfinished | None = None) -> None:
         """Prepare; all workers of a study have the same groups and layout.
 
         Args:
-            sorted_groups, batch_shape: of the study.
-            kept: keeps states of batches; None: an interruption loses a batch.
+            sorted_groups, batch_shape: groups and layout of the study.
+            kept: stores states of unfinished batches; None: an interruption loses the batch.
         """
         self.groups = sorted_groups
         self.batch_shape = batch_shape
@@ -159,7 +160,10 @@ class Worker:
         self.compile_seconds = 0.0
 
     def traced(self, group: Group) -> Callable[[], devices.Program]:
-        """Trace, unless it is the program of the batch before; the function it returns compiles, when first called."""
+        """Trace a group's program, unless the previous batch used it.
+
+        The returned function compiles the program when first called.
+        """
         if self.current is None or self.current[0] != group.number:
             self.current = None
             first = next(iter(group.agents.items()))[0]
@@ -176,22 +180,23 @@ class Worker:
         return self.current[1]
 
     def program(self, group: Group) -> devices.Program:
-        """Trace and compile, unless it is the program of the batch before."""
+        """Trace and compile a group's program, unless the previous batch used it."""
         return self.traced(group)()
 
     @switches.standard()
     @switches.unchecked()
     def inputs(self, group: Group, runs: tuple[tuple[str, int], ...]) -> tuple[Any, Any, Any]:
-        """(env, config, keys) with a leading axis of runs, filled up to the layout's number."""
+        """Return (env, config, keys) with a leading axis of runs, filled up to the batch's size."""
         runs = (*runs, *[runs[-1]] * (self.batch_shape.runs - len(runs)))
         arguments = [group.agents[variant].arguments()[1:] for variant, _ in runs]
         env, config = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
         return env, config, devices.run_keys([seed for _, seed in runs])
 
     def prepared(self, batch: Batch) -> Callable[[], list[dict[str, Any]]]:
-        """Trace the program of a batch, under this thread's contexts of JAX.
+        """Trace the program of a batch, under the JAX contexts of the calling thread.
 
-        The function it returns compiles and trains, in any thread: a row for each run and each evaluation.
+        The returned function compiles and trains, in any thread. It returns a row for each run and
+        evaluation.
         """
         group = self.groups[batch.group]
         compiled, inputs = self.traced(group), self.inputs(group, batch.runs)
@@ -203,7 +208,7 @@ class Worker:
         return rows
 
     def evaluations(self, batch: Batch, program: devices.Program, inputs: tuple[Any, Any, Any]) -> Iterator[Evaluation]:
-        """Train the runs of a batch, from scratch or from where they were, and yield all their evaluations as they come."""
+        """Train the runs of a batch, from scratch or a kept state; yield all their evaluations."""
         group = self.groups[batch.group]
         env, config, keys = inputs
         kept, found = self.kept, None
@@ -228,12 +233,12 @@ class Worker:
                 start += time.perf_counter() - before
 
     def rows(self, batch: Batch) -> list[dict[str, Any]]:
-        """Train the runs of a batch: a row for each of them and each evaluation."""
+        """Train the runs of a batch; return a row for each run and evaluation."""
         return self.prepared(batch)()
 
 
 def rows_of(batch: Batch, evaluation: Evaluation, is_first: bool) -> list[dict[str, Any]]:
-    """Rows of one evaluation; a run whose parameters are no longer finite has no return."""
+    """Return the rows of one evaluation; a run with non-finite parameters has NaN as return."""
     number = len(batch.runs)
     mine: Record = jax.tree.map(lambda x: np.asarray(x)[:number], evaluation.record)
     entry = evaluations.entry([seed for _, seed in batch.runs], Evaluation(mine, evaluation.seconds), is_first)
@@ -246,7 +251,7 @@ def rows_of(batch: Batch, evaluation: Evaluation, is_first: bool) -> list[dict[s
 
 @dataclass(frozen=True)
 class Plan:
-    """What a start of a study is going to do."""
+    """What a start of a study will do."""
 
     study: Study
     groups: list[Group]
@@ -254,22 +259,25 @@ class Plan:
     batch_shape: BatchShape
     batches: list[Batch]
     finished: int
-    """Runs that are there already."""
+    """Number of runs that earlier starts finished."""
 
     @property
     def left(self) -> int:
-        """Runs to do."""
+        """Number of runs to do."""
         return sum(len(batch.runs) for batch in self.batches)
 
 
 def plan(study: Study, store: Store | None = None, jobs: int | None = None, shard: tuple[int, int] = (1, 1)) -> Plan:
-    """Find out what is to be done, and how it is laid out.
+    """Find out what is left to run, and how it is laid out.
 
     Args:
-        study: what is asked.
-        store: holds what former starts have finished; None: nothing is there.
+        study: the study to run.
+        store: holds what earlier starts finished; None: nothing is finished.
         jobs: devices to use; None: all, or as the study was begun.
-        shard: (number, of) of the share of the runs that is planned.
+        shard: (number, of): plan only this share of the runs.
+
+    Raises:
+        ConfigError: no variant can be run, or the devices do not fit the layout.
     """
     switches.check()
     sorted_groups, failures = groups(study)
@@ -304,7 +312,10 @@ def execute(
     stop: Stop,
     batches: Iterable[Batch] | None = None,
 ) -> None:
-    """Run batches, else all, in this process; a group that cannot be compiled or run is noted, and the rest goes on."""
+    """Run `batches`, or all that are planned, in this process.
+
+    A group that cannot be compiled or run is recorded, and the rest goes on.
+    """
     tell_failures(planned, progress)
 
     kept = Unfinished(
@@ -322,7 +333,7 @@ def execute(
             give_up(planned.groups[batch.group], reason(error), store, progress)
             continue
         except KeyboardInterrupt:
-            kept.close()  # the thread that trains may live on
+            kept.close()  # the training thread may live on
             raise
         store.write(rows)
         kept.forget(batch.runs)
@@ -336,7 +347,7 @@ def tell_failures(planned: Plan, progress: StudyProgress) -> None:
 
 
 def give_up(group: Group, why: str, store: Store, progress: StudyProgress) -> None:
-    """Note that the variants of a group cannot be run."""
+    """Record that the variants of a group cannot be run."""
     for variant in group.agents:
         store.failed(Failure(variant, why))
         progress.warn(f"variant '{variant}' failed: {why}; the others go on")

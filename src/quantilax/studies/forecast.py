@@ -1,4 +1,4 @@
-"""What a study will cost, from a short timed run of its programs."""
+"""Estimate what a study will cost, from a short timed run of its programs."""
 
 import time
 from typing import Any, NamedTuple
@@ -11,14 +11,17 @@ from quantilax.errors import reason
 from quantilax.studies.execution import BROKEN, Batch, Group, Plan, Worker, bytes_of
 
 MAX_TIMED = 3
-"""Compile groups that are timed; each has to be compiled for that."""
+"""Most groups to time; each must be compiled for it."""
 
 LEAST_SECONDS = 0.5
-"""A timed stretch of training is at least so long."""
+"""Least duration of a timed stretch of training."""
 
 
 class Cost(NamedTuple):
-    """Seconds that a group takes, with evaluations as short as those of an untrained policy, or as long as can be."""
+    """Seconds that a group takes.
+
+    `least` assumes evaluations as short as an untrained policy's, `most` as long as possible.
+    """
 
     compile: float
     least: float
@@ -29,18 +32,18 @@ class Forecast(NamedTuple):
     """The cost of what is left of a study."""
 
     costs: list[Cost]
-    """Of the groups that were timed."""
+    """Costs of the groups that were timed."""
     groups: int
-    """All that have something left to run."""
+    """Number of groups with runs left."""
     total: Cost
     state_bytes: int
-    """Of the states of a batch, the largest there is."""
+    """Bytes of the states of the largest batch."""
     broken: list[tuple[Group, str]]
-    """Groups that were to be timed and cannot be compiled or run, and why."""
+    """Groups that failed to compile or run when timed, and why."""
 
 
 def forecast(planned: Plan) -> Forecast:
-    """Time the groups with the most runs left, and reckon the rest by them."""
+    """Time the groups with the most runs left, and extrapolate to the others."""
     number = {group.number: 0 for group in planned.groups}
     for batch in planned.batches:
         number[batch.group] += 1
@@ -70,7 +73,7 @@ def forecast(planned: Plan) -> Forecast:
 
 
 def _timed(worker: Worker, group: Group) -> Cost:
-    """Seconds of one batch."""
+    """Return the seconds that one batch takes."""
     before = worker.compile_seconds
     program = worker.program(group)
     name, agent = next(iter(group.agents.items()))
@@ -88,7 +91,7 @@ def _timed(worker: Worker, group: Group) -> Cost:
         state, record = jax.block_until_ready(program.segment(env, config, state, np.int32(iterations)))
         return time.perf_counter() - start, int(np.max(record.lengths))
 
-    segment(0)  # the first call of a program takes longer
+    segment(0)  # warm-up: the first call of a program takes longer
     evaluation, steps = segment(0)
     iterations, seconds, steps_after = 1, 0.0, steps
     while seconds < LEAST_SECONDS and iterations < sum(segments):

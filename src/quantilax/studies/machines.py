@@ -1,4 +1,4 @@
-"""What of a machine decides the low bits of a run's numbers, where several work on one study."""
+"""Facts of a machine that affect the low bits of results, for when several share a study."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from quantilax.runs.provenance import versions
 
 
 def facts() -> dict[str, Any]:
-    """Return versions, device, kind of processor, cores and deciding switches of this process."""
+    """Return versions, device, processor, cores and the relevant switches of this process."""
     return {
         **versions(),
         "device": switches.devices()[0].device_kind,
@@ -21,7 +21,7 @@ def facts() -> dict[str, Any]:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], who: str) -> Iterator[str]:
-    """Say in which facts `who` differs from this machine."""
+    """Yield a line for each fact in which `who` differs from this machine."""
     for name in here:
         if there.get(name) != here[name]:
             yield (

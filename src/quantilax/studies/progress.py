@@ -30,6 +30,7 @@ class StudyProgress:
         self.group: int | None = None
         self.start = time.perf_counter()
         self.console = console.console(quiet)
+        self.log = console.Log(self.console)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -54,14 +55,16 @@ class StudyProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the bar as it stands."""
-        if not self.bar.disable:
+        if self.bar.disable:
+            self.log.end()
+        else:
             self.bar.stop()
 
     def began(self, batch: HasRuns, groups: int) -> None:
         """Say which program is compiled, where it is another one."""
         if batch.group != self.group:
             self.group = batch.group
-            self.say(f"compile group {batch.group + 1} of {groups}")
+            self.log.say(f"compile group {batch.group + 1} of {groups}")
 
     def finished(self, batch: HasRuns, rows: list[dict[str, Any]]) -> None:
         """Show the last evaluation of each run of a batch."""
@@ -72,7 +75,7 @@ class StudyProgress:
         self.bar.update(self.task, completed=self.done, description="training")
         if self.bar.disable:
             ends = "; ".join(f"{variant} seed {seed}: {value:.1f}" for (variant, seed), value in last.items())
-            self.console.print(f"{self.done} of {self.total} runs · {left:.0f} s left · {ends}", markup=False)
+            self.log.progress(f"{self.done} of {self.total} runs · {left:.0f} s left · {ends}")
 
     def say(self, line: str) -> None:
         """Print a line, unless quiet."""

@@ -1,7 +1,9 @@
-"""Starting a study, or going on with one: in this process, on a Ray cluster, or as one shard of several processes.
+"""Start or resume a study: in this process, on a Ray cluster, or as one of several shards.
 
-run                       plan -> create or open the directory -> lock it -> note the start -> execute -> note the end
-run(..., shard=(2, 8))    the same for every eighth batch of runs, from the second on, beside seven other processes
+run                       plan -> create or open the directory -> lock it -> record the start
+                          -> execute -> record the end
+run(..., shard=(2, 8))    the same for every eighth batch of runs, from the second on, while seven
+                          other processes run the rest
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Store, described
 
 PLACES = ("ray",)
-"""Where else than in this process a study can run."""
+"""Where a study can run, other than in this process."""
 
 Execute = Callable[[Plan, Store, StudyProgress, Stop], None]
 """(plan, store, progress, stop): runs the plan's batches."""
@@ -38,10 +40,10 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Read `2/8`.
+        """Parse text such as `2/8`.
 
         Raises:
-            ConfigError: it is no such pair of numbers.
+            ConfigError: the text is not a valid pair of numbers.
         """
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
@@ -63,24 +65,26 @@ def run(
     """Run what is left of a study, and write results as they come.
 
     Args:
-        study: what is asked.
-        out: the results' directory: new or empty, or with `resume` that of a former start of the same study; None:
-            `studies/<name>`.
-        jobs: devices to use at once, by each worker or process; None: all. A resumed study keeps its number. A CPU has one
-            device, unless `quantilax.runs.use_all_cores` was called before.
-        resume: go on with what is there; finished runs are never repeated, failed variants are tried again.
+        study: the study to run.
+        out: the directory for results, new or empty; with `resume`, that of an earlier start of
+            the same study. None: `studies/<name>`.
+        jobs: devices to use at once, by each worker or process; None: all. A resumed study keeps
+            its number. A CPU has one device, unless `quantilax.runs.use_all_cores` was called
+            before.
+        resume: go on with an existing directory. Finished runs are never repeated; failed variants
+            are tried again.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
         on: one of `PLACES`; None: this process.
-        shard: (number, of): this process's share, where `of` processes work on the directory, each with another
-            number from 1 on. A directory that is there is gone on with, also without `resume`.
+        shard: (number, of): this process's share, if `of` processes work on the directory, each
+            with another number from 1 on. An existing directory is resumed even without `resume`.
 
     Returns:
-        the directory: `records()` is a Polars frame with a row per variant, seed and evaluation, `outcomes()` one with a row
-        per run, `summary()` one with a row per variant.
+        the directory of results. Its methods return Polars frames: `records()` has a row per
+        variant, seed and evaluation, `outcomes()` a row per run, `summary()` a row per variant.
 
     Raises:
-        ConfigError: a directory of another study or one that is in use, states that do not fit into the memory.
+        ConfigError: the directory is in use or of another study, or states do not fit into memory.
         RunError: results could not be written; what is written is kept.
         Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
     """
@@ -106,7 +110,7 @@ def run(
 
 
 def _prepare(study: Study, out: Path, jobs: int | None, resume: bool) -> tuple[Plan, Store | None]:
-    """Plan a start, and open what a former one left; nothing is written."""
+    """Plan a start, and open what an earlier one left; nothing is written."""
     begun = Store.find(out) if resume else None
     if begun is not None:
         begun.check(study)
@@ -119,9 +123,9 @@ def _created(planned: Plan, out: Path) -> Store:
 
 
 def _run_shard(study: Study, out: Path, jobs: int | None, shard: Shard, quiet: bool) -> Store:
-    """Run a share of the batches beside other processes, which agree by the files in the directory alone."""
+    """Run a share of the batches; processes coordinate only through files in the directory."""
     planned = plan(study, Store.find(out), jobs)
-    with locks.lock(paths.make(out), "updating", wait=True):  # whoever comes first creates the study
+    with locks.lock(paths.make(out), "updating", wait=True):  # the first process creates the study
         store = Store.find(out) or _created(planned, out)
     store.check(study)
     if jobs is not None and jobs != store.facts["jobs"]:
@@ -133,15 +137,15 @@ def _run_shard(study: Study, out: Path, jobs: int | None, shard: Shard, quiet: b
 def _carry_out(
     planned: Plan, store: Store, begun: Store | None, quiet: bool, execute: Execute, on: str | None = None
 ) -> Store:
-    """Hold the directory's lock while the plan is executed, and note begin and end.
+    """Hold the directory's lock, execute the plan, and record its start and end.
 
     Args:
         planned: what to do.
-        store: where.
-        begun: the same, if a former start of this process's kind left it.
+        store: where to write.
+        begun: the same directory, if an earlier start left it; None for a new one or a shard.
         quiet: show no progress.
-        execute: how.
-        on: one of `PLACES`, to be noted.
+        execute: runs the batches.
+        on: one of `PLACES`, to be recorded.
     """
     progress = StudyProgress(planned.left, quiet)
     with store.lock(), Stop(progress.say) as stop:
@@ -155,13 +159,10 @@ def _carry_out(
             stop.release()
             with progress:
                 execute(planned, store, progress, stop)
-            if (
-                not store.writer and not store.failures()
-            ):  # what failed batches have kept is used when they are tried again
+            # Kept states of failed batches are used when those are tried again.
+            if not store.writer and not store.failures():
                 unfinished.forget_all(store.path)
             status = "finished"
-            if _status(store, store.facts, status) == "finished":
-                _compact(store, progress)
         except KeyboardInterrupt as error:
             status = "interrupted"
             raise _interrupted(error, store) from None
@@ -169,6 +170,8 @@ def _carry_out(
             stop.hold()
             try:
                 store.amend(lambda facts: {"status": _status(store, facts, status)})
+                if store.facts["status"] == "finished":
+                    _compact(store, progress)
             except (OSError, ConfigError) as error:
                 progress.warn(f"{store.path}: study.json cannot be written ({reason(error)}); its status is {status}")
     return store
@@ -185,7 +188,10 @@ def _compact(store: Store, progress: StudyProgress) -> None:
 
 
 def _status(store: Store, facts: dict[str, Any], mine: str) -> str:
-    """The study's status after this process; `incomplete` where runs of other shards are missing."""
+    """Return the study's status after this process.
+
+    It is `incomplete` if runs of other shards are missing and no other shard is at work.
+    """
     if not store.writer or mine != "finished":
         return mine
     failed = {failure.variant for failure in store.failures()}
@@ -207,7 +213,7 @@ def _interrupted(error: KeyboardInterrupt, store: Store) -> Interrupted:
 
 
 def _check_unchanged(begun: Store, planned: Plan) -> None:
-    """Raise `ConfigError` where another process has worked on the study between the plan and the lock."""
+    """Raise `ConfigError` if another process changed the study between planning and locking."""
     now = Store.open(begun.path)
     asked = {(variant.name, seed) for variant in planned.study.variants for seed in planned.study.seeds}
     changed = [name for name in now.facts if name != "status" and now.facts[name] != begun.facts.get(name)]
@@ -218,7 +224,7 @@ def _check_unchanged(begun: Store, planned: Plan) -> None:
 
 
 def _tell_differences(store: Store, progress: StudyProgress) -> None:
-    """Warn where this machine, or what is installed on it, is another than that of the start before."""
+    """Warn if the machine or its software differs from that of the previous start."""
     for start in store.facts["starts"][-1:]:
         before = {**start.get("versions", {}), **start}
         here = {name: value for name, value in machines.facts().items() if name in before}
@@ -227,7 +233,7 @@ def _tell_differences(store: Store, progress: StudyProgress) -> None:
 
 
 def _begin(store: Store, planned: Plan, on: str | None) -> None:
-    """Note the start if it runs anything, and variants and seeds that a former one did not have."""
+    """Record the start, if it runs anything, and new variants and seeds."""
     study, asked = planned.study, described(planned.study)
 
     def change(facts: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +259,7 @@ def _begin(store: Store, planned: Plan, on: str | None) -> None:
 
 
 def _changes(store: Store, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give what is said otherwise than before results were there: a prediction, and what counts as solved."""
+    """Yield changes to the prediction and to what counts as solved, made after results existed."""
     runs = len(store.finished())
     for field in ("prediction", "solved") if runs else ():
         before, after = store.facts.get(field), asked[field]

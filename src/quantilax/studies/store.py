@@ -1,4 +1,4 @@
-"""The directory of a study: what was asked, what is finished, and every evaluation."""
+"""A study's directory: the definition, which runs are finished, and every evaluation."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ from quantilax.studies.definition import Study, plain
 
 FACTS, TABLE, RECORDS, FAILURES = "study.json", "records.parquet", "records", "failures{}.jsonl"
 ARCHIVE = "studies.json"
-"""Several studies in one directory, by their paths below it; see `quantilax.studies.archive`."""
+"""Facts of several studies in one directory, by path; see `quantilax.studies.archive`."""
 
 PART = re.compile(r"\d+(-\d+)?\.parquet")
-"""Name of a file of records."""
+"""Pattern of the names of files in `records/`."""
 
 
 class Failure(NamedTuple):
@@ -35,36 +35,36 @@ class Failure(NamedTuple):
 
 
 class Store:
-    """Files of one study, written as results come.
+    """The files of one study, written as results come.
 
     | file | what |
     |---|---|
-    | `study.json` | the study as asked, variants resolved, seeds; per start command, versions, commit, machine |
+    | `study.json` | the definition, variants, seeds; per start command, versions, commit, machine |
     | `records.parquet` | finished runs: a row per variant, seed and evaluation |
-    | `records/*.parquet` | the same of a study that is not finished, written as runs end |
-    | `unfinished/` | states of runs that are not finished: see `quantilax.studies.unfinished` |
+    | `records/*.parquet` | the same while the study is unfinished, written as runs end |
+    | `unfinished/` | states of unfinished runs: see `quantilax.studies.unfinished` |
     | `failures*.jsonl` | variants that could not be run, and why |
     | `lock` | who is writing to the directory |
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        """Use `create` or `open`."""
+        """Use `create` or `open` instead."""
         self.path = path
         self.facts = facts
-        """What `study.json` says."""
+        """The contents of `study.json`."""
         self.is_part = False
-        """Whether only the runs of the seeds that `facts` name count; see `part`."""
+        """Whether only the seeds in `facts` count; see `part`."""
         self.writer = 0
-        """This process's shard, from 1 on, where several write to the directory; names its own files."""
+        """This process's shard, from 1 on, and 0 without shards; part of the names of its files."""
         self.archive: Path | None = None
-        """The directory of the archive that holds the study; then it can only be read."""
+        """The directory of the archive that holds the study; such a study is read-only."""
 
     @classmethod
     def create(cls, path: Path, study: Study, **facts: Any) -> Self:
-        """Create the directory of a study that begins; an existing one must be empty.
+        """Create the directory of a new study; an existing directory must be empty.
 
         Raises:
-            ConfigError: it holds something, or cannot be written.
+            ConfigError: the directory is not empty or cannot be written.
         """
         paths.check(path)
         try:
@@ -85,18 +85,19 @@ class Store:
         return store
 
     def delete(self) -> None:
-        """Delete what `create` made; the directory stays, empty."""
+        """Delete what `create` made; the empty directory stays."""
         (self.path / FACTS).unlink()
         (self.path / RECORDS).rmdir()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the directory of a study that was begun, or a study of an archive by the path that it had.
+    def open(cls, path: Path | str) -> Self:
+        """Open the directory of a study, or a study in an archive by the path it had.
 
         Raises:
-            ConfigError: it is none, or its `study.json` is damaged.
+            ConfigError: it is not a study, or its `study.json` is damaged.
         """
-        file = paths.check(path, "study") / FACTS
+        path = paths.check(path, "study")
+        file = path / FACTS
         archive = None
         try:
             facts = read_json(file)
@@ -110,7 +111,7 @@ class Store:
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
-        """Open a study that was begun, as `open` does; None where nothing is there yet."""
+        """Open an existing study like `open`; return None if there is none yet."""
         if os.path.exists(paths.check(path) / FACTS):
             return cls.open(path)
         try:
@@ -119,15 +120,16 @@ class Store:
             return None
 
     def part(self, seeds: list[int], solved: float | None) -> Self:
-        """The same results, of some of the seeds and by another threshold."""
+        """Return the same results for some of the seeds, and with another threshold."""
         found = type(self)(self.path, {**self.facts, "seeds": seeds, "solved": solved})
         found.is_part = True
         return found
 
     def check(self, study: Study) -> None:
-        """Raise `ConfigError` unless these are the results of that study; it may ask for more variants and seeds.
+        """Raise `ConfigError` unless these are the results of this study.
 
-        A hyperparameter that came after the study's begin stood at its default then.
+        The study may ask for more variants and seeds. A hyperparameter that is newer than the
+        results had its default value then.
         """
         file, asked = self.path / FACTS, described(study)
         for variant, fields in asked["variants"].items():
@@ -143,10 +145,10 @@ class Store:
             raise ConfigError(f"{file}: are results of another study: no variant is in both; choose another --out")
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from writing to the directory, or as a shard, all but the other shards.
+        """Keep other processes from writing to the directory; a shard lets other shards write.
 
         Raises:
-            ConfigError: it is in use.
+            ConfigError: the directory is in use, or in an archive.
         """
         if self.archive is not None:
             raise ConfigError(
@@ -165,34 +167,35 @@ class Store:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `interrupted`, `killed`; `incomplete` where runs of other shards are missing; `not run` where
-        the base alone was validated.
+        """`running`, `finished`, `interrupted`, `failed`, `killed`, `incomplete` or `not run`.
+
+        `incomplete`: runs of other shards are missing. `not run`: only the base was validated.
         """
         status = str(self.facts["status"])
         is_at_work = locks.is_locked(self.path) or self.others_at_work()
         return "killed" if status == "running" and not is_at_work else status
 
     def update(self, **facts: Any) -> None:
-        """Change what `study.json` says.
+        """Change entries of `study.json`.
 
         Raises:
-            OSError: it cannot be written; the file is as it was.
+            OSError: the file cannot be written; it is unchanged.
         """
         self.facts = {**self.facts, **facts}
         write_whole(self.path / FACTS, json.dumps(self.facts, indent=1) + "\n")
 
     def amend(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Change what `study.json` says, by what it says now: other shards may have changed it.
+        """Change `study.json` based on its current contents, which other shards may have changed.
 
         Raises:
-            OSError: it cannot be written; the file is as it was.
+            OSError: the file cannot be written; it is unchanged.
         """
         with locks.lock(self.path, "updating", wait=True):
             self.facts = type(self).open(self.path).facts
             self.update(**change(self.facts))
 
     def begin(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Note the begin of a start, as `amend` does; this process's failures of a former one are forgotten.
+        """Record a start, like `amend`, and forget this process's failures of an earlier start.
 
         Raises:
             RunError: it cannot be written.
@@ -206,21 +209,21 @@ class Store:
             raise _unwritten(self.path / FACTS, error) from None
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Write the rows of runs that are finished, whole or not at all.
+        """Write the rows of finished runs, completely or not at all.
 
         Raises:
-            RunError: it could not be written.
+            RunError: they could not be written.
         """
         file = self.path / RECORDS / f"{self._next():06}{self._mark}.parquet"
         try:
             file.parent.mkdir(exist_ok=True)
             write_records(file, frame(rows))
-        except (OSError, pl.exceptions.PolarsError) as error:  # the latter where the disk is full
+        except (OSError, pl.exceptions.PolarsError) as error:  # PolarsError: the disk is full
             raise _unwritten(file, error) from None
 
     @property
     def _mark(self) -> str:
-        """Of a writer's own files: nothing for the process that holds the lock, else `-1`, `-2`, ..."""
+        """Suffix of this process's own files: empty without shards, else `-1`, `-2`, ..."""
         return f"-{self.writer}" if self.writer else ""
 
     def _next(self) -> int:
@@ -231,26 +234,30 @@ class Store:
         return [*(file for file in [self.path / TABLE] if file.exists()), *parts]
 
     def compact(self) -> None:
-        """Put the records into one file. To be called with the lock held; a study that goes on adds files again.
+        """Merge the records into one file. Call this with the lock held.
+
+        A study that goes on adds files again.
 
         Raises:
-            OSError, polars.exceptions.PolarsError: it cannot be written; the records are as they were.
+            OSError, polars.exceptions.PolarsError: it cannot be written; the records are
+                unchanged.
         """
         parts = [file for file in self._files() if file.name != TABLE]
         if parts:
             write_records(self.path / TABLE, self.records())
         for file in parts:
             file.unlink()
-        with contextlib.suppress(OSError):  # it holds something of somebody else
+        with contextlib.suppress(OSError):  # it holds somebody else's files
             (self.path / RECORDS).rmdir()
 
     def records(self) -> pl.DataFrame:
-        """All finished runs: a row per variant, seed and evaluation, in the order of the study's variants and seeds.
+        """Return all finished runs, a row per variant, seed and evaluation.
 
-        A run that two processes have finished, each taking the other for dead, stands there once.
+        They are in the order of the study's variants and seeds. A run appears once even if two
+        processes finished it, each assuming the other was dead.
 
         Raises:
-            ConfigError: a file of them cannot be read.
+            ConfigError: a file of records cannot be read.
         """
         parts = []
         if self.archive is not None:
@@ -281,29 +288,33 @@ class Store:
         )
 
     def summary(self) -> pl.DataFrame:
-        """A row per variant: its figures with intervals, and the comparison with the base; see `quantilax.tables.summary`.
+        """Return a row per variant: its figures with intervals, and the comparison with the base.
 
-        Where the study has no `solved`, the columns on solving are left out; where the base has no runs, nothing is compared.
+        See `tables.summary`. Without `solved`, columns that need it are left out. Without runs of
+        the base, nothing is compared.
         """
         records, base = self.records(), self.facts["base"]
         return _told(tables.summary, records, self.solved, base if base in records["variant"] else None)
 
     def outcomes(self) -> pl.DataFrame:
-        """A row per run: what became of it; see `quantilax.tables.outcomes`, and `summary` where there is no `solved`."""
+        """Return a row per run with its outcome; see `tables.outcomes`.
+
+        Without `solved`, columns that need it are left out.
+        """
         return _told(tables.outcomes, self.records(), self.solved)
 
     @property
     def solved(self) -> float | None:
-        """Return from which on the task counts as solved."""
+        """Mean return at which the task counts as solved; None: not defined."""
         solved = self.facts.get("solved")
         return None if solved is None else float(solved)
 
     def finished(self) -> set[tuple[str, int]]:
-        """(variant, seed) of every run that is finished."""
+        """Return (variant, seed) of every finished run."""
         return set(self.records().select("variant", "seed").unique().iter_rows())
 
     def failed(self, failure: Failure) -> None:
-        """Note that a variant cannot be run.
+        """Record that a variant cannot be run.
 
         Raises:
             RunError: it cannot be written.
@@ -318,10 +329,13 @@ class Store:
             raise _unwritten(file, error) from None
 
     def failures(self) -> list[Failure]:
-        """Variants that could not be run in the last start; each once, also where several processes tried.
+        """Return the variants that could not be run in the last start, each once.
 
-        A line that was cut short, by a kill or a full disk, tells of none: its variant has missing runs.
+        A line that was cut short, by a kill or a full disk, is skipped; its variant then has
+        missing runs.
         """
+        if self.archive is not None:
+            return [Failure(**failure) for failure in self.facts["failures"]]
         lines = [line for file in self._failure_files() for line in file.read_text(encoding="utf-8").splitlines()]
         found = []
         for line in lines:
@@ -334,7 +348,7 @@ class Store:
 
 
 def check_facts(file: Path, facts: Any) -> None:
-    """Raise `ConfigError` unless these are the facts of a study, as `study.json` holds them."""
+    """Raise `ConfigError` unless these are a study's facts, as stored in `study.json`."""
     texts = dict.fromkeys(("name", "question", "prediction", "base", "section", "status"), str)
     others = {"variants": dict, "overrides": dict, "seeds": list, "jobs": int, "width": int, "starts": list}
     others |= {"asked": dict}
@@ -363,10 +377,10 @@ def check_facts(file: Path, facts: Any) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """Read a file of facts; None where it is no JSON.
+    """Read a file of facts; return None if it is not JSON.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: it is not there.
+        FileNotFoundError, NotADirectoryError: the file does not exist.
         ConfigError: it cannot be read.
     """
     try:
@@ -380,10 +394,10 @@ def read_json(file: Path) -> Any:
 
 
 def _archived(path: Path) -> tuple[Path, Any]:
-    """Find the archive that holds a study: its directory, and the study's facts.
+    """Return the directory of the archive that holds a study, and the study's facts.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: no archive holds it.
     """
     for directory in path.parents:
         try:
@@ -397,7 +411,7 @@ def _archived(path: Path) -> tuple[Path, Any]:
 
 
 def write_records(file: Path, records: pl.DataFrame) -> None:
-    """Write a file of records whole or not at all.
+    """Write a file of records completely or not at all.
 
     Raises:
         OSError, polars.exceptions.PolarsError: it could not be written.
@@ -423,7 +437,7 @@ def _readable(file: Path) -> pl.DataFrame:
 
 
 def _are_changes(found: Any) -> bool:
-    """Say whether this is what `Results.changes` has."""
+    """Say whether this is a valid list of changes (see `quantilax.studies.start`)."""
     of: dict[Any, Any] = {"prediction": str, "solved": (int, float, type(None))}
     return isinstance(found, list) and all(
         isinstance(change, dict)
@@ -435,19 +449,19 @@ def _are_changes(found: Any) -> bool:
 
 
 def _are_looks(found: Any) -> bool:
-    """Say whether this is, by variant, with how many held-out seeds it was judged."""
+    """Say whether this maps variants to the numbers of held-out seeds they were judged with."""
     return isinstance(found, dict) and all(
         isinstance(numbers, list) and all(type(number) is int for number in numbers) for numbers in found.values()
     )
 
 
 def _names(path: Path) -> set[str]:
-    """Names of what a directory holds, locks aside."""
+    """Return the names in a directory, except those of locks."""
     return {file.name for file in path.iterdir() if not re.fullmatch(r"lock(-\d+)?|updating", file.name)}
 
 
 def _is_cut_short(path: Path) -> bool:
-    """Say whether all that a directory holds is what `Store.create` had made of it when it was killed."""
+    """Say whether a directory holds only what a killed `Store.create` leaves."""
     left = _names(path)
     made = {RECORDS, f"{FACTS}.partial"}
     return RECORDS in left and left <= made and (path / RECORDS).is_dir() and not any((path / RECORDS).iterdir())
@@ -460,19 +474,19 @@ def _unwritten(file: Path, error: Exception) -> RunError:
 
 
 SOLVING = ("first_solved", "solved_", "reached", "fell", "worst_drop")
-"""How the names of the columns begin that need a threshold."""
+"""Prefixes of the columns that need a threshold."""
 
 
 def _told(
     statistic: Callable[..., pl.DataFrame], records: pl.DataFrame, solved: float | None, *more: Any
 ) -> pl.DataFrame:
-    """Apply a statistic that takes a threshold; without one, whatever depends on it is dropped."""
+    """Apply a statistic that takes a threshold; without one, drop the columns that depend on it."""
     told = statistic(records, 0.0 if solved is None else solved, *more)
     return told if solved is not None else told.drop(c for c in told.columns if c.startswith(SOLVING))
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Rows as a frame with the columns that all studies have, in their order."""
+    """Return rows as a frame, with the columns common to all studies first, in their order."""
     types: dict[str, Any] = {"variant": pl.String, "seed": pl.Int64, "env_step": pl.Int64, "finite": pl.Boolean}
     rows = list(rows)
     names = ["variant", *COLUMNS, *dict.fromkeys(name for row in rows for name in row)]
@@ -481,13 +495,13 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 
 
 def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """Add the hyperparameters that came after a study was begun: they stood at their defaults then."""
+    """Add hyperparameters that are newer than the study; they had their default values then."""
     defaults = pytree.defaults(algorithms.get(fields["algorithm"]).config)
     return {**json.loads(json.dumps(defaults)), **fields}
 
 
 def described(study: Study) -> dict[str, Any]:
-    """Return what a study comes to, as plain values: each variant with every field."""
+    """Return a study as plain values, with every field of each variant."""
     return {
         "name": study.name,
         "question": study.question,

@@ -1,4 +1,4 @@
-"""Tables of a study's records."""
+"""Tables of a study's records: outcomes per run, a summary per variant, and learning curves."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ COMPARISONS = ("improvement", "improvement_low", "improvement_high", "p", "p_hol
 
 
 class _Group(NamedTuple):
-    """The curves of a variant in an environment."""
+    """The learning curves of a variant in an environment."""
 
     variant: str
     env: str | None
@@ -38,7 +38,7 @@ class _Group(NamedTuple):
     steps: np.ndarray
     """(T,), ascending"""
     returns: np.ndarray
-    """(n, T); -inf from a seed's first evaluation on that is no finite number"""
+    """(n, T); -inf from a seed's first non-finite evaluation on"""
 
     @property
     def broken(self) -> np.ndarray:
@@ -46,32 +46,36 @@ class _Group(NamedTuple):
 
 
 def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> pl.DataFrame:
-    """Say what became of each seed: a row per variant, environment and seed.
+    """Return the outcome of each seed: a row per variant, environment and seed.
 
-    Variants stand in the order of the records, seeds ascend. Returns and thresholds have the environment's unit, steps are
-    environment steps.
+    Variants are in the order of the records, seeds ascend. Returns and thresholds are in the
+    environment's unit, steps are environment steps.
 
     | column | |
     |---|---|
-    | `variant`, `env`, `seed` | whose row this is; `env` is null where the records have none |
+    | `variant`, `env`, `seed` | the run; `env` is null if the records have none |
     | `broken` | whether the seed broke |
     | `final` | return of the last evaluation |
-    | `auc` | return, averaged over the curve: trapezoidal rule over env_step, divided by the last step minus the first |
+    | `auc` | mean return over the curve: trapezoidal area divided by the range of env_step |
     | `first_solved` | first step at or above the threshold; inf if there is none |
-    | `solved_for_good` | first step from which on no evaluation is below the threshold; inf if there is none |
+    | `solved_for_good` | first step from which on no evaluation is below it; inf if there is none |
     | `solved_at_end` | whether the last evaluation is at or above the threshold |
     | `fell` | whether an evaluation after `first_solved` is below the threshold |
-    | `worst_drop` | threshold minus the lowest return after `first_solved`, at least 0; null where it was never reached |
+    | `worst_drop` | threshold minus the lowest return from `first_solved` on, at least 0, or null |
+
+    `worst_drop` is null if the threshold was never reached.
 
     Args:
-        records: a row per evaluation of a seed, in any order, with the columns `variant` (str), `seed` (int), `env_step`
-            (int), `return_mean` (float) and, for a study of several environments, `env` (str); others are ignored. All
-            seeds of a variant have the same steps in an environment. A return that is missing or no finite number says that
-            the seed broke: from there on its returns count as -inf.
-        threshold: the return from which on the task counts as solved; or one for each environment.
+        records: a row per evaluation of a seed, in any order, with the columns `variant` (str),
+            `seed` (int), `env_step` (int), `return_mean` (float) and, if the study has several
+            environments, `env` (str); other columns are ignored. All seeds of a variant have the
+            same steps in an environment. A missing or non-finite return means that the seed broke:
+            from there on its returns count as -inf.
+        threshold: the return at which the task counts as solved, or one per environment.
 
     Raises:
-        ConfigError: a column is missing or of another type, an evaluation stands twice, steps differ between seeds.
+        ConfigError: a column is missing or has another type, an evaluation is duplicated, or steps
+            differ between seeds.
     """
     rows: list[tuple[Any, ...]] = []
     for g in _groups(records):
@@ -89,38 +93,45 @@ def outcomes(records: pl.DataFrame, threshold: float | Mapping[str, float]) -> p
 
 
 def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base: str | None = None) -> pl.DataFrame:
-    """Summarise each variant over its seeds, and compare it with a base: a row per variant, in the order of the records.
+    """Summarise each variant over its seeds, and compare it with a base.
 
-    A figure is followed by its interval of 95% (nominal, see `interval`) as `<name>_low` and `<name>_high`, where it has one.
+    Return a row per variant, in the order of the records. A figure with an interval is followed by
+    the interval's ends, `<name>_low` and `<name>_high` (95%, nominal, see `interval`).
 
     | column | unit and meaning | interval |
     |---|---|---|
-    | `variant` | whose row this is | |
+    | `variant` | the variant | |
     | `n` | runs: seeds, times environments | |
-    | `broken` | runs that broke; each counts as a return of -inf, as never solved and as the lowest rank | |
+    | `broken` | broken runs; each counts as return -inf, never solved and lowest rank | |
     | `final_mean`, `final_iqm` | return | bootstrap |
     | `auc_mean` | return | bootstrap |
     | `final_median` | return | order statistics; infinite below 6 runs |
     | `final_min` | return of the lowest run | |
-    | `first_solved_median`, `solved_for_good_median` | environment steps; runs that never did count as inf | order statistics |
-    | `reached`, `fell` | runs that reached the threshold, and those of them that were below it later | |
-    | `fell_share` | fell / reached; null where none reached it | Wilson |
+    | `first_solved_median` | environment steps; runs that never did are inf | order statistics |
+    | `solved_for_good_median` | as `first_solved_median` | order statistics |
+    | `reached` | runs that reached the threshold | |
+    | `fell` | of these, runs that were below it later | |
+    | `fell_share` | fell / reached; null if none reached it | Wilson |
     | `solved_at_end_share` | share of all runs | Wilson |
-    | `worst_drop_median`, `worst_drop_max` | return, of the runs that reached the threshold; null where none did | |
-    | `final_improvement`, `auc_improvement` | probability of improvement over the base | bootstrap |
+    | `worst_drop_median`, `worst_drop_max` | return, over runs that reached the threshold | |
+    | `final_improvement` | probability of improvement over the base | bootstrap |
+    | `auc_improvement` | the same for `auc` | bootstrap |
     | `final_p`, `auc_p` | p-value of `rank_test` against the base | |
     | `final_p_holm`, `auc_p_holm` | the same, adjusted for the number of variants compared | |
 
-    The comparisons are null in the row of the base, and everywhere without one. Bootstraps of returns are null where a
-    variant has a single seed in an environment.
+    The worst drops are null if no run reached the threshold. The comparisons are null in the row of
+    the base, and everywhere without a base. Bootstraps of returns are null if a variant has a
+    single seed in an environment.
 
     Args:
-        records, threshold: as for `outcomes`. With several environments every variant has seeds in each of them, the same
-            number in each; returns are then pooled, so bring them to one scale before.
-        base: the variant that the others are compared with; None: no comparison.
+        records, threshold: as for `outcomes`. With several environments, every variant needs seeds
+            in each of them, the same number in each. Their returns are pooled, so bring them to
+            one scale first.
+        base: the variant to compare the others with; None: no comparison.
 
     Raises:
-        ConfigError: as for `outcomes`; the base is not among the variants; an environment has other numbers of seeds.
+        ConfigError: as for `outcomes`; or the base is not among the variants, or the numbers of
+            seeds differ between environments.
     """
     told = outcomes(records, threshold)
     variants: dict[str, list[pl.DataFrame]] = {}
@@ -149,18 +160,19 @@ def summary(records: pl.DataFrame, threshold: float | Mapping[str, float], base:
 
 
 def learning_curves(records: pl.DataFrame) -> pl.DataFrame:
-    """Give each variant's learning curve, with all of its seeds: a row per variant, environment and step.
+    """Return each variant's learning curve with all its seeds.
 
-    The intervals are pointwise: at each step alone 95% of them cover, not 95% of whole curves. Whole seeds are drawn.
+    There is a row per variant, environment and step. The intervals are pointwise: 95% of them cover
+    at each single step, not 95% of whole curves. The bootstrap draws whole seeds.
 
     | column | |
     |---|---|
-    | `variant`, `env`, `env_step` | whose row this is; variants in the order of the records, steps ascending |
+    | `variant`, `env`, `env_step` | variants in the order of the records, steps ascending |
     | `n` | seeds |
-    | `broken` | those of them that broke at this step or before |
+    | `broken` | seeds that broke at this step or before |
     | `iqm` | interquartile mean of the seeds' returns; broken ones count as -inf |
     | `iqm_low`, `iqm_high` | its interval; null for a single seed |
-    | `returns` | list: each seed's return, seeds ascending; NaN from where it broke |
+    | `returns` | list of each seed's return, seeds ascending; NaN from where it broke |
 
     Args:
         records: as for `outcomes`.
@@ -186,7 +198,7 @@ def learning_curves(records: pl.DataFrame) -> pl.DataFrame:
 
 
 def _groups(records: pl.DataFrame) -> list[_Group]:
-    """Check records and put each variant's curves in an environment into a matrix, in the order of the records."""
+    """Check records; return each variant's curves in each environment, in the records' order."""
     needed = {"variant": "text", "seed": "whole numbers", "env_step": "whole numbers", "return_mean": "numbers"}
     kinds = needed | ({"env": "text"} if "env" in records.columns else {})
     for name, kind in kinds.items():
@@ -245,7 +257,7 @@ def _threshold(threshold: float | Mapping[str, float], env: str | None) -> float
 
 
 def _first(flags: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """(n, T) flags -> (n,): the step of each row's first one; inf where there is none."""
+    """(n, T) flags -> (n,): the step of each row's first true flag; inf if there is none."""
     return np.where(flags.any(axis=1), steps[flags.argmax(axis=1)], np.inf)
 
 
@@ -256,7 +268,7 @@ def _area(g: _Group) -> np.ndarray:
 
 
 def _check_balance(variants: Mapping[str, list[pl.DataFrame]]) -> None:
-    """Refuse variants that cannot be pooled over environments: one with more of the easy ones would look better."""
+    """Refuse variants that cannot be pooled: more seeds in easy environments would flatter one."""
     first, parts = next(iter(variants.items()))
     known = [part["env"][0] for part in parts]
     for variant, parts in variants.items():
@@ -274,7 +286,7 @@ def _check_balance(variants: Mapping[str, list[pl.DataFrame]]) -> None:
 
 
 def _variant_row(variant: str, parts: list[pl.DataFrame]) -> dict[str, Any]:
-    """Everything of a variant that needs no other."""
+    """Return the columns of a variant that need no other variant."""
     whole = pl.concat(parts)
     n, reached, fell = len(whole), int(whole["first_solved"].is_finite().sum()), int(whole["fell"].sum())
     row: dict[str, Any] = {"variant": variant, "n": n, "broken": int(whole["broken"].sum())}
@@ -285,7 +297,7 @@ def _variant_row(variant: str, parts: list[pl.DataFrame]) -> dict[str, Any]:
     for name in ("final", "first_solved", "solved_for_good"):
         column = whole[name].to_numpy()
         low, high = median_interval(column)
-        least = -math.inf if name == "final" else 0.0  # no step is below it
+        least = -math.inf if name == "final" else 0.0  # steps are not negative
         row.update(_with_interval(f"{name}_median", float(np.median(column)), (max(low, least), high)))
     row["final_min"] = float(whole["final"].to_numpy().min())
     row.update(reached=reached, fell=fell)

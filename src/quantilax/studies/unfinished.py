@@ -1,6 +1,7 @@
-"""Batches that are not finished: states and evaluations are kept while they run, so that an interruption costs little.
+"""Unfinished batches: states and evaluations are kept, so that an interruption costs little.
 
-    STUDY/unfinished/1f3a.../000000060000/     a checkpoint (`quantilax.runs.checkpoints`) of the batch of that name
+    STUDY/unfinished/1f3a.../000000060000/     a checkpoint (`quantilax.runs.checkpoints`) of the
+                                               batch of that name
 
 See docs/decisions/0025-unfinished-portions.md.
 """
@@ -28,19 +29,20 @@ from quantilax.types import State
 
 DIRECTORY = "unfinished"
 EVERY = 60.0
-"""Seconds of a batch's training between two checkpoints, at least: a batch that is done sooner writes none."""
+"""Least seconds of training between two checkpoints of a batch; a shorter batch writes none."""
 SHARE = 20.0
-"""So many times as long as a checkpoint took is trained before the next one, of whichever batch."""
+"""Training goes on for at least this many times as long as a checkpoint took before the next one is
+written, whichever batch that was of."""
 
 Runs = tuple[tuple[str, int], ...]
-"""(variant, seed) of each run of a batch."""
+"""(variant, seed) of each run in a batch."""
 
 UNUSABLE = (CheckpointError, jax.errors.JaxRuntimeError, MemoryError)
-"""What reading a state that was kept may raise."""
+"""Errors that reading a kept state may raise."""
 
 
 class Unfinished:
-    """The kept states of the batches of one study."""
+    """The kept states of one study's unfinished batches."""
 
     def __init__(
         self,
@@ -50,14 +52,14 @@ class Unfinished:
         warn: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        """Begin a start of the study.
+        """Prepare for one start of the study.
 
         Args:
             study: the study's directory.
             variants: every field of each variant, as JSON.
             batch_shape: how runs are laid out.
-            warn: called with a line where something cannot be written or read; training goes on.
-            say: called with a line where training goes on from a state that was kept.
+            warn: called with a line if a state cannot be written or read; training goes on.
+            say: called with a line if training goes on from a kept state.
         """
         self.root = study / DIRECTORY
         self.variants, self.batch_shape = variants, batch_shape
@@ -70,12 +72,13 @@ class Unfinished:
     def find(
         self, runs: Runs, made_by: dict[str, Any], program: devices.Program
     ) -> tuple[State, list[Evaluation]] | None:
-        """Return the last state kept of a batch, and the evaluations up to it; None where there is none that can be used.
+        """Return the last kept state of a batch and its evaluations; None if none is usable.
 
         Args:
-            runs: of the batch.
-            made_by: what else decides their numbers, see `origin`; what was kept by another is not used.
-            program: gives the shapes.
+            runs: the runs of the batch.
+            made_by: what else affects their results, from `origin`; a state with another origin is
+                not used.
+            program: the compiled program, which knows the shapes.
         """
         self.begun = time.monotonic()
         root = self._root(runs)
@@ -94,7 +97,7 @@ class Unfinished:
         return found
 
     def keep(self, runs: Runs, made_by: dict[str, Any], state: State, history: list[Evaluation]) -> None:
-        """Write a checkpoint if one is due; that one cannot be written is told once."""
+        """Write a checkpoint if one is due; report a failure to write once."""
         now = time.monotonic()
         if now - max(self.begun, self.since) < EVERY or now - self.since < self.pause:
             return
@@ -109,7 +112,7 @@ class Unfinished:
                 mean = float(history[-1].record.returns.mean())
                 packed = evaluations.pack(state, history)
                 checkpoints.save(root, env_step, packed, {**facts, "return_mean": mean}, keep=1)
-            except Exception as error:  # whatever it is: the batch goes on
+            except Exception as error:  # anything: the batch goes on
                 if not self.is_warned:
                     self.warn(
                         f"{root}: cannot be written ({reason(error)}); the runs go on, an interruption loses more of them"
@@ -119,16 +122,16 @@ class Unfinished:
         self.pause = SHARE * (self.since - now)
 
     def forget(self, runs: Runs) -> None:
-        """Delete what was kept of a batch: it is finished."""
+        """Delete what was kept of a finished batch."""
         shutil.rmtree(self._root(runs), ignore_errors=True)
 
     def close(self) -> None:
-        """Write nothing from here on; waits for a checkpoint that is being written."""
+        """Write nothing from now on; wait for a checkpoint that is being written."""
         with self.writing:
             self.is_closed = True
 
     def _identity(self, runs: Runs) -> Any:
-        """Say what a batch is, as JSON: variants, seeds, every field, layout."""
+        """Return what identifies a batch, as JSON: runs, every field of their variants, layout."""
         return json.loads(
             json.dumps([runs, {variant: self.variants[variant] for variant, _ in runs}, self.batch_shape])
         )
@@ -138,12 +141,12 @@ class Unfinished:
 
 
 def origin(agent: Agent) -> dict[str, Any]:
-    """Return what decides a batch's numbers besides its runs: versions, machine and code."""
+    """Return what affects a batch's results besides its runs: versions, machine and code."""
     return {**machines.facts(), "code": code(agent)}
 
 
 def _differing(there: Any, here: dict[str, Any]) -> str:
-    """Say what differs; empty where nothing does."""
+    """Return what differs, or "" if nothing does."""
     there = there if isinstance(there, dict) else {}
     names = [name for name in here if there.get(name) != here[name]]
     return ", ".join(
@@ -152,5 +155,5 @@ def _differing(there: Any, here: dict[str, Any]) -> str:
 
 
 def forget_all(study: Path) -> None:
-    """Delete what is left of batches that a later start laid out otherwise."""
+    """Delete all kept states, such as those of batches that a later start laid out differently."""
     shutil.rmtree(study / DIRECTORY, ignore_errors=True)

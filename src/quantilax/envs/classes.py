@@ -1,0 +1,137 @@
+"""Environments of your own by name: `mypackage.envs:GridWorld` is the class `GridWorld` of the module `mypackage.envs`.
+
+The class is constructed without arguments.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from operator import attrgetter
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantilax.errors import ConfigError, did_you_mean, reason
+
+EXAMPLE = "mypackage.envs:GridWorld"
+
+
+def find(name: str) -> type:
+    """Return the class that a name such as `mypackage.envs:GridWorld` stands for.
+
+    The module is looked for in the working directory first, then where Python looks for modules.
+
+    Raises:
+        ConfigError: there is no such module or class.
+    """
+    module_name, _, path = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        raise ConfigError(f"env: '{name}' is no name of a class; write module:Class, such as {EXAMPLE}")
+    found: Any = _import(module_name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            classes = [key for key, value in vars(found).items() if isinstance(value, type)]
+            raise ConfigError(f"env: {module_name} has no class '{path}'{did_you_mean(part, classes, 'classes')}")
+        found = getattr(found, part)
+    if not isinstance(found, type):
+        raise ConfigError(f"env: {name} is no class; name one that fulfils the contract (docs/guides/environments.md)")
+    return found
+
+
+def construct(cls: type, name: str) -> Any:
+    """Return an object of a class; raise `ConfigError` where its constructor fails or asks for arguments."""
+    try:
+        with jax.ensure_compile_time_eval():  # the object may outlive a program that is being traced
+            return cls()
+    except Exception as error:  # whatever a user's class may raise
+        raise ConfigError(
+            f"env: {name} cannot be constructed without arguments ({type(error).__name__}: {reason(error)}); give its"
+            " parameters defaults, or pass an object from Python: env=..."
+        ) from None
+
+
+def name_of(cls: type) -> str | None:
+    """Return the name under which `find` finds a class; None where it finds none, as for a class of a script or a function."""
+    module = sys.modules.get(cls.__module__)
+    if module is None or cls.__module__ == "__main__":
+        return None
+    try:
+        found = attrgetter(cls.__qualname__)(module)
+    except AttributeError:  # a class of a function
+        return None
+    return f"{cls.__module__}:{cls.__qualname__}" if found is cls else None
+
+
+def are_equal(one: Any, other: Any) -> bool:
+    """Say whether two objects of the same class hold the same; of what can't be compared, no."""
+    try:
+        return _are_equal(one, other)
+    except (RecursionError, TypeError, ValueError):
+        return False
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        with _working_directory_first():
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever a user's module may raise
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"env: there is no module '{missing}'; run in the directory where it lies, install its package, or give its"
+                " file with --import"
+            ) from None
+        raise ConfigError(
+            f"env: the module {name} cannot be imported: {type(error).__name__}: {reason(error)}; mend it"
+        ) from None
+
+
+@contextlib.contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """Have Python look for modules in the working directory before it looks elsewhere."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it is gone
+        yield
+        return
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+NUMBERS = (bool, int, float, np.generic, np.ndarray, jax.Array)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, NUMBERS) and isinstance(other, NUMBERS):
+        return _are_equal_numbers(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    if hasattr(one, "__dict__") and not callable(one):
+        return _are_equal(vars(one), vars(other))
+    return bool(one == other)
+
+
+def _are_equal_numbers(one: Any, other: Any) -> bool:
+    """Compare numbers and arrays as a program has them: floats of 32 bits."""
+    keys = [isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (one, other)]
+    if any(keys):
+        return all(keys) and _are_equal_numbers(jax.random.key_data(one), jax.random.key_data(other))
+    a, b = (np.asarray(x) for x in (one, other))
+    a, b = (x.astype(np.float32) if np.issubdtype(x.dtype, np.floating) else x for x in (a, b))
+    return a.shape == b.shape and bool((a == b).all())
