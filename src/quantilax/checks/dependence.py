@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core.primitives import closed_call_p
-from jax.interpreters.partial_eval import dce_jaxpr  # undocumented; the same in jax 0.10 and 0.11
+from jax.interpreters.partial_eval import dce_jaxpr  # not documented; the same in jax 0.10 and 0.11
 
-Jaxpr: TypeAlias = core.Jaxpr | core.ClosedJaxpr  # one class in jax 0.11
-PRINTING = ("DebugEffect", "OrderedDebugEffect")  # effects that carry no value to another place
+Jaxpr: TypeAlias = core.Jaxpr | core.ClosedJaxpr  # the two are one class in jax 0.11
+PRINTING = ("DebugEffect", "OrderedDebugEffect")  # effects that pass no value on
 _SIMPLIFIED: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 

@@ -1,4 +1,4 @@
-"""`lint` and `diagnose`."""
+"""The commands `lint` and `diagnose`."""
 
 import json
 import sys

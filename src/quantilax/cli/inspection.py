@@ -1,4 +1,4 @@
-"""`evaluate`, `show`, `plot`, `list-runs`, `list` and `configs`."""
+"""The commands `evaluate`, `show`, `plot`, `list-runs`, `list` and `configs`."""
 
 import dataclasses
 import json

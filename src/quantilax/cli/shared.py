@@ -87,7 +87,7 @@ def misleading(agent: "Agent") -> list[str]:  # type: ignore[name-defined]
 
 
 def seed_range(seeds: list[int]) -> str:
-    """Write 0-4 for 0, 1, 2, 3, 4."""
+    """Write the seeds 0, 1, 2, 3, 4 as `0-4`."""
     is_range = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
     return f"{seeds[0]}-{seeds[-1]}" if is_range else ", ".join(map(str, seeds))
 

@@ -17,7 +17,7 @@ class LostError(Exception):
     """
 
     def __init__(self, error: OSError | ValueError) -> None:
-        """Take what writing raised."""
+        """Make the error from the exception that writing raised."""
         is_unread = isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE
         why = getattr(error, "strerror", None) or error
         super().__init__("" if is_unread else f"standard output cannot be written: {why}")
@@ -31,7 +31,7 @@ class Guarded:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """Write to a stream."""
+        """Guard a stream."""
         self.stream = stream
         self.lost: LostError | None = None
 

@@ -1,4 +1,4 @@
-"""`study`, `report` and `recommend`."""
+"""The commands `study`, `report` and `recommend`."""
 
 import contextlib
 import os

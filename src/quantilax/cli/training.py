@@ -1,4 +1,4 @@
-"""`train` and `resume`."""
+"""The commands `train` and `resume`."""
 
 import warnings
 from pathlib import Path
