@@ -12,8 +12,9 @@ from quantilax.cli import start
 def main() -> None:
     """Run the command line; a user's mistake gives one line on standard error and exit status 2.
 
-    When a script's top level calls this, as `quantilax` and `python -m quantilax` do, it first sets
-    up signal handlers and standard streams. When a function calls it, these stay as they are.
+    When the module `__main__` calls this, as `quantilax` and `python -m quantilax` do, it first
+    sets up signal handlers and standard streams. When another module calls it, it leaves them
+    alone.
     """
     if sys.platform == "win32":
         print("error: quantilax needs Linux or macOS; on Windows use WSL", file=sys.stderr)

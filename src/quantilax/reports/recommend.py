@@ -181,7 +181,7 @@ def _check_committed(written: list[Path]) -> None:
 
 
 def _check_starts(held_out: Store, written: list[Path]) -> None:
-    """Raise `ConfigError` if other files than `written` were uncommitted at a held-out start."""
+    """Raise `ConfigError` if held-out runs began with changes to other files than `written`."""
     for begun in held_out.facts["starts"]:
         commit, changed = begun.get("commit") or "", begun.get("uncommitted", ["unknown"])
         if commit.endswith("+") and not {*changed} <= _within_checkout(written):
