@@ -1,32 +1,35 @@
-"""Errors that users meet, and how their lines are written."""
+"""The errors that users see, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
 
 MAX_MESSAGE = 2_000
-"""Characters of a message; a value that it repeats may have millions."""
+"""Longest message, in characters; a value that it quotes may have millions."""
 
 
 class ConfigError(ValueError):
-    """What a user asked for cannot be done: one line that names the field or file, what is wrong and the remedy."""
+    """A user's request cannot be carried out.
+
+    The message is one line: the field or file, what is wrong and what to do.
+    """
 
     def __init__(self, message: str) -> None:
-        """Fold line breaks, of which names typed by users may have some, and cut short what they may have made of a value."""
+        """Join the message's lines, since a quoted name may hold line breaks, and shorten it."""
         message = " ".join(message.splitlines())
         super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "...")
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, or cannot be read; what it wrote is kept."""
+    """A run cannot continue or cannot be read; its files are kept."""
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be read or does not fit; names the file and what is wrong with it."""
+    """A checkpoint cannot be read or does not fit; the message names the file and the problem."""
 
 
 def reason(error: BaseException) -> str:
-    """Return a line on an error."""
+    """Describe an exception in one line."""
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -34,17 +37,19 @@ def reason(error: BaseException) -> str:
 
 
 FEW = 8
-"""Names that a message may list."""
+"""Most names that a message lists."""
 
 
 def did_you_mean(word: Any, known: Iterable[str], noun: str = "", command: str = "") -> str:
-    """Return `; did you mean 'x'?` for a near miss, else the names there are: of many the nearest, and what lists them all.
+    """Return `; did you mean 'x'?` for a near miss, else the known names.
+
+    If there are more than `FEW`, only the nearest are listed, with the command that lists all.
 
     Args:
-        word: what was asked for.
-        known: the names there are.
-        noun: what they are called.
-        command: lists them.
+        word: the name that was asked for.
+        known: all known names.
+        noun: what the names are called, in the plural.
+        command: the command that lists them all.
     """
     known = sorted(known)
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)

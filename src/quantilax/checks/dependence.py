@@ -1,9 +1,14 @@
-"""What a program's outputs can depend on, read from its jaxpr by JAX's dead-code elimination; nothing is compiled or run.
+"""Find what a program's outputs can depend on, by JAX's dead-code elimination on its jaxpr.
 
-It errs on one side only. An input that `dependence` leaves out cannot influence the outputs, and programs with equal
-fingerprints compute the same. An input that it names may still cancel out, as in `0 * x`, and programs with different
-fingerprints may still agree. An unknown primitive mixes all its inputs into all its outputs, and what is written to
-references or handed to the host counts for every output.
+Nothing is compiled or run. Errors are possible on one side only:
+
+- An input that `dependence` leaves out cannot influence the outputs. An input that it names may
+  still cancel out, as in `0 * x`.
+- Programs with equal fingerprints compute the same. Programs with different fingerprints may still
+  agree.
+
+An unknown primitive mixes all its inputs into all its outputs. Values that are written to
+references or passed to the host count for every output.
 """
 
 import hashlib
@@ -18,36 +23,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core.primitives import closed_call_p
-from jax.interpreters.partial_eval import dce_jaxpr  # undocumented; the same in jax 0.10 and 0.11
+from jax.interpreters.partial_eval import dce_jaxpr  # not documented; the same in jax 0.10 and 0.11
 
-Jaxpr: TypeAlias = core.Jaxpr | core.ClosedJaxpr  # one class in jax 0.11
-PRINTING = ("DebugEffect", "OrderedDebugEffect")  # effects that carry no value to another place
+Jaxpr: TypeAlias = core.Jaxpr | core.ClosedJaxpr  # the two are one class in jax 0.11
+PRINTING = ("DebugEffect", "OrderedDebugEffect")  # effects that pass no value on
 _SIMPLIFIED: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def dependence(jaxpr: Any, groups: Iterable[Collection[int]]) -> list[set[int]]:
-    """Positions of the inputs of a closed jaxpr that may influence an output of each group of positions."""
+    """Find the inputs of a closed jaxpr that may influence its outputs.
+
+    Args:
+        jaxpr: a closed jaxpr.
+        groups: groups of positions of outputs.
+
+    Returns:
+        For each group, the positions of the inputs that may influence one of its outputs.
+    """
     return [set(_live(jaxpr, outputs)[1]) for outputs in groups]
 
 
 def fingerprint(jaxpr: Any, outputs: Collection[int]) -> bytes:
-    """Hash how a closed jaxpr computes the outputs at these positions: by values, whatever the names and the order of steps."""
+    """Hash how a closed jaxpr computes the outputs at these positions.
+
+    The hash depends on values, not on the names of variables or the order of equations.
+    """
     live, inputs = _live(jaxpr, outputs)
     return _hash(inputs, *_outputs(live))
 
 
 def _live(jaxpr: Any, outputs: Collection[int]) -> tuple[Any, list[int]]:
-    """The part of a closed jaxpr that some outputs need, and the positions of the inputs that it takes."""
+    """Return the part of a closed jaxpr that some outputs need, and the positions of its inputs."""
     jaxpr = _simplified(jaxpr)
     live, used = dce_jaxpr(jaxpr.jaxpr, [i in outputs for i in range(len(jaxpr.outvars))])
     return jaxpr.replace(jaxpr=live), [i for i, is_used in enumerate(used) if is_used]
 
 
 def _simplified(jaxpr: Any) -> Any:
-    """Write a jaxpr so that dead-code elimination can take it apart, without printing.
+    """Rewrite a jaxpr so that dead-code elimination can split it up, and remove printing.
 
-    JAX keeps all that a `while` carries, all that a barrier passes, and all inputs of a function with its own derivatives. Here
-    a `while` becomes a scan whose steps may do nothing, a barrier one for each value, and such a function a plain call.
+    JAX keeps everything that a `while` carries, everything that a barrier passes, and all inputs of
+    a function with custom derivatives. So a `while` becomes a scan whose steps may do nothing, a
+    barrier becomes one barrier per value, and a function with custom derivatives a plain call.
     """
     if jaxpr in _SIMPLIFIED:
         return _SIMPLIFIED[jaxpr]
@@ -69,7 +86,7 @@ def _simplified(jaxpr: Any) -> Any:
 
 
 def _as_scan(eqn: Any) -> Any:
-    """A `while` as a scan over what it carries: each step does the body where the condition holds, else nothing."""
+    """Rewrite a `while` as a scan: each step runs the body if the condition holds, else nothing."""
     cond, body = (core.jaxpr_as_fun(eqn.params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
     first = eqn.params["cond_nconsts"]
     second = first + eqn.params["body_nconsts"]
@@ -79,13 +96,17 @@ def _as_scan(eqn: Any) -> Any:
             goes_on = jnp.any(cond(*inputs[:first], *carry)[0])
             return jax.lax.cond(goes_on, lambda c: body(*inputs[first:second], *c), lambda c: c, carry), None
 
-        return jax.lax.scan(step, [*inputs[second:]], length=2**31 - 1)[0]  # no scan of a program is as long
+        return jax.lax.scan(step, [*inputs[second:]], length=2**31 - 1)[0]  # longer than any scan of a real program
 
     return jax.make_jaxpr(loop)(*(atom.aval for atom in eqn.invars))
 
 
 def _outputs(jaxpr: Any, inputs: Sequence[bytes] | None = None, depth: int = 0) -> list[bytes]:
-    """Hash how outputs are computed from inputs with these hashes; `depth`, of loops, tells apart what they carry."""
+    """Hash how outputs are computed from inputs with these hashes.
+
+    `depth` counts the enclosing loops, so that the values carried by nested loops get different
+    hashes.
+    """
     if inputs is None:
         inputs = [_hash("input", i, str(aval)) for i, aval in enumerate(jaxpr.in_avals)]
     hashes = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -102,7 +123,7 @@ def _outputs(jaxpr: Any, inputs: Sequence[bytes] | None = None, depth: int = 0) 
 
 def _equation(eqn: Any, inputs: list[bytes], depth: int) -> list[bytes]:
     name, params = eqn.primitive.name, eqn.params
-    if eqn.effects:  # values may leave or enter by another way than the variables
+    if eqn.effects:  # values may enter or leave other than through the variables
         return [os.urandom(16) for _ in eqn.outvars]
     if eqn.primitive is closed_call_p:
         return _outputs(params["call_jaxpr"], inputs, depth)
@@ -110,7 +131,7 @@ def _equation(eqn: Any, inputs: list[bytes], depth: int) -> list[bytes]:
         branches = [_outputs(branch, inputs[1:], depth) for branch in params["branches"]]
         return [_hash(name, inputs[0], *found) for found in zip(*branches, strict=True)]
     if name == "scan":
-        # jax 0.11 has the parts of the inputs in one parameter.
+        # jax 0.11 has the sizes of the parts of the inputs in one parameter
         parts = [len(part) for part in params["ft_in"].unpack()] if "ft_in" in params else None
         consts, carried = parts[:2] if parts else (params["num_consts"], params["num_carry"])
         end = consts + carried
@@ -125,7 +146,10 @@ def _equation(eqn: Any, inputs: list[bytes], depth: int) -> list[bytes]:
 
 
 def _value(value: Any, dtype: Any = None) -> bytes:
-    """Hash a constant, or a parameter of a primitive; what cannot be told from its text is like nothing else."""
+    """Hash a constant, or a parameter of a primitive.
+
+    A value whose text does not identify it gets a random hash, which equals no other.
+    """
     if isinstance(value, Jaxpr):
         return _hash("jaxpr", *_outputs(value))
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):

@@ -1,7 +1,10 @@
-"""Hyperparameters that nothing depends on; docs/guides/lint.md has the details.
+"""Find hyperparameters that have no effect; docs/guides/lint.md has the details.
 
-By the program: a leaf does not reach the curve (lengths and returns), or all values of a static field give the same program
-as far as the curve needs it. By curves: the first steps of the run stay the same, bit for bit, with the field changed.
+There are two kinds of evidence:
+
+- By the program: a leaf does not reach the curve (lengths and returns), or all values of a static
+  field give the same program, as far as the curve needs it.
+- By curves: with the field changed, the first steps of the run stay the same, bit for bit.
 """
 
 import itertools
@@ -21,24 +24,29 @@ from quantilax.checks.findings import Finding, Severity
 from quantilax.errors import ConfigError
 
 LOOP = ("total_timesteps", "eval_freq", "eval_episodes")
-"""Fields that say how long to run and how much to measure: not looked at here."""
+"""Fields that say how long to run and how much to measure; they are not examined."""
 CURVE = "the curve"
-TRIAL_STEPS = 256  # environment steps after the warm-up that every comparison takes
-STEPS = 1_000  # environment steps after the warm-up before a field is said to change nothing
+TRIAL_STEPS = 256  # environment steps after the warm-up, in every comparison
+STEPS = 1_000  # environment steps after the warm-up, before a field counts as without effect
 TRIAL_EPISODES = 8
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""On a CPU, where compiling takes longer than the few steps."""
+"""Compiler options on a CPU, where compiling takes longer than running the few steps."""
 
 
 class Program(NamedTuple):
     """What `train` does with a config."""
 
-    reaches: dict[str, set[str]]  # for each leaf, the outputs that it may influence
-    curve: tuple[bytes, set[str]]  # a hash of what it needs; what is measured beside it, as `metrics` changes only that
+    reaches: dict[str, set[str]]
+    """For each leaf of the config, the outputs that it may influence."""
+    curve: tuple[bytes, set[str]]
+    """A hash of what the curve needs, and the outputs measured beside it.
+
+    The latter are here because they are all that `metrics` changes.
+    """
 
 
 def program(agent: Agent, every_output: bool = False) -> Program:
-    """Trace `train` and read it, for every output or for the curve alone; nothing is compiled."""
+    """Trace `train` and analyse it, for every output or for the curve alone; compiles nothing."""
     algorithm, env, config = agent.arguments()
     inputs = env, config, jax.random.key(0)
     run = partial(train.train, algorithm, eval_callback=agent.in_program_callback)
@@ -57,7 +65,7 @@ def program(agent: Agent, every_output: bool = False) -> Program:
 
 
 def _output(path: tuple[Any, ...]) -> str:
-    """What an output of `train` is called."""
+    """Return the name of an output of `train`."""
     names = [jax.tree_util.keystr((part,), simple=True) for part in path]
     if path[0].idx == 0:
         return f"{[*names, 'all'][1]} of the state"
@@ -67,7 +75,7 @@ def _output(path: tuple[Any, ...]) -> str:
 
 
 def alternatives(agent: Agent, name: str) -> list[Any]:
-    """Other values of a field that its config takes, the one to try first in front."""
+    """Return other values of a field that its config accepts, in the order in which to try them."""
     legal = []
     for value in candidates(agent, name):
         with suppress(ConfigError):
@@ -77,7 +85,7 @@ def alternatives(agent: Agent, name: str) -> list[Any]:
 
 
 def candidates(agent: Agent, name: str) -> list[Any]:
-    """Other values of a field by its kind, legal or not; docs/guides/lint.md lists them."""
+    """Return other values for a field's kind, legal or not; docs/guides/lint.md lists them."""
     value, metadata = getattr(agent.config, name), agent.config.__dataclass_fields__[name].metadata
     bounds, other = metadata.get("bounds", {}), metadata.get("choices") or ()
     if isinstance(value, bool):
@@ -97,32 +105,39 @@ def candidates(agent: Agent, name: str) -> list[Any]:
 
 
 class Programs:
-    """The program of an agent and of its variants, each traced once."""
+    """The programs of an agent and of its variants, each traced once."""
 
     def __init__(self, agent: Agent, progress: Callable[[str], None]) -> None:
-        """Trace the agent's own."""
+        """Trace the agent's own program."""
         self.agent, self.base, self.progress = agent, program(agent, every_output=True), progress
         self._known: dict[Any, Program | None] = {(): self.base}
         self.statics = [name for name in agent.config.__dataclass_fields__ if name not in self.base.reaches]
 
     def of(self, changes: dict[str, Any]) -> Program | None:
-        """Return that of the agent with static fields changed, or None where there is none."""
+        """Return the agent's program with static fields changed; None if that fails."""
         key = tuple(sorted(changes.items()))
         if key not in self._known:
             self.progress(f"tracing with {', '.join(f'{k}={v}' for k, v in key)}")
             self._known[key] = None
-            with suppress(Exception):  # the config's, or one of an algorithm of the user's that does not check itself
+            with suppress(Exception):  # of the config, or of a user's algorithm without checks
                 self._known[key] = program(self.agent.replace(**changes))
         return self._known[key]
 
     def matters(self, name: str, value: Any, changes: dict[str, Any]) -> bool:
-        """Say whether a field, changed to this value if it is static, has an effect on the curve beside other changes."""
+        """Return whether a field has an effect on the curve, with other changes in place.
+
+        A static field is changed to `value`; for a leaf, `value` plays no role.
+        """
         one, other = self.of(changes), self.of({**changes, name: value} if name in self.statics else changes)
         is_another = one is not None and other is not None and one.curve != other.curve
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
     def variants(self, kinds: Any, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Further changes, of static fields of these kinds: one of each, then all other values of choices."""
+        """Yield `changes` with one more static field changed.
+
+        First come fields of these kinds with one other value each, then all further values of text
+        fields.
+        """
         for kind, first, last in ((kinds, 0, 1), (str, 1, None)):
             for name in self.statics:
                 if isinstance(getattr(self.agent.config, name), kind) and name not in (*LOOP, *changes):
@@ -130,7 +145,10 @@ class Programs:
                     yield from itertools.islice((one for one in variants if self.of(one) is not None), first, last)
 
     def enabling(self, name: str, value: Any) -> dict[str, Any] | None:
-        """Find changes with which a field matters: of another field, or, for a leaf, of the head and a choice."""
+        """Find changes with which a field matters; None if there are none.
+
+        Tried are changes of one other field and, for a leaf, of the head and one text field.
+        """
         is_leaf = name not in self.statics
         others = alternatives(self.agent, "head") if is_leaf and "head" in self.statics else []
         others = [head for head in others if any(name in c.__dataclass_fields__ for c in heads.HEADS[head].configs)]  # type: ignore[attr-defined]
@@ -140,10 +158,18 @@ class Programs:
 
 
 class Trial:
-    """The first steps of a run, all floats in one compiled program; but for `eval_episodes` all is as in the run."""
+    """The first steps of a run; one compiled program serves all values of float fields.
+
+    Everything but `eval_episodes` is as in the run.
+    """
 
     def __init__(self, agent: Agent, steps: int = STEPS) -> None:
-        """Compile nothing yet; `steps` are those after the warm-up before a field is said to change nothing."""
+        """Prepare a trial; nothing is compiled yet.
+
+        Args:
+            agent: the agent of the run.
+            steps: environment steps after the warm-up, before a field counts as without effect.
+        """
         self.agent, self.steps = agent.replace(eval_episodes=min(TRIAL_EPISODES, agent.config.eval_episodes)), steps
         options = QUICKLY_COMPILED if switches.platform() == "cpu" else None
         self._init = jax.jit(partial(train.init, agent.algorithm), compiler_options=options)
@@ -151,16 +177,22 @@ class Trial:
         self._base, self._rows = self.rows({}), list[tuple[Any, ...]]()
 
     def rows(self, changes: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-        """Run with floats changed; the record, the bits of the curve and those of the weights at each evaluation."""
+        """Run with float fields changed.
+
+        Yields at each evaluation the record, the bits of the curve and the bits of the weights.
+        """
         _, env, config = self.agent.replace(**changes).arguments()
         state = self._init(env, config, jax.random.key(0))
         for iterations in self.iterations():
             state, record = self._segment(env, config, state, np.int32(iterations))
-            average = getattr(state, "average_params", None)  # a state of one's own may have none
+            average = getattr(state, "average_params", None)  # the state of a user's algorithm may have none
             yield jax.device_get(record), _bytes((record.lengths, record.returns)), _bytes((state.params, average))
 
     def iterations(self) -> list[int]:
-        """Iterations before each evaluation: two for every comparison, then for those that are still equal."""
+        """Return the number of iterations before each evaluation.
+
+        Every comparison uses the first two; those that are still equal use the rest too.
+        """
         per, left = self.agent.config.steps_per_iteration, sum(train.segment_iterations(self.agent.config))
         first = min(max(2, -(-TRIAL_STEPS // per)), left)
         last = max(first, min(-(-self.steps // per), left))
@@ -170,16 +202,19 @@ class Trial:
         return [b - a for a, b in itertools.pairwise(ends)]
 
     def base(self, number: int) -> tuple[Any, ...]:
-        """Row of the run with nothing changed."""
+        """Return a row of the unchanged run."""
         self._rows += itertools.islice(self._base, max(0, number + 1 - len(self._rows)))
         return self._rows[number]
 
     def is_repeatable(self) -> bool:
-        """Say whether the same run gives the same bits again."""
+        """Return whether a repeated run gives the same bits."""
         return self.equal_until(self.rows({}), 2) is not None
 
     def equal_until(self, run: Iterable[Any], rows: int | None = None, weights: bool = True) -> int | None:
-        """Environment step until which a run's first rows are those of the base, with or without weights; None: they differ."""
+        """Return the environment step until which a run's first rows equal those of the base.
+
+        None if they differ. `weights` says whether to compare the weights too.
+        """
         step = None
         for number, row in enumerate(itertools.islice(run, rows)):
             if row[1 : 2 + weights] != self.base(number)[1 : 2 + weights]:
@@ -194,7 +229,11 @@ def _bytes(tree: Any) -> tuple[bytes, ...]:
 
 
 def findings(programs: Programs, given: Collection[str], trial: Trial | None) -> list[Finding]:
-    """Look for fields without effect, which are worth a warning where they are given; by curves too if there is a trial."""
+    """Find fields without effect, by the program and, if there is a trial, by curves too.
+
+    A finding is a warning for a field in `given` and a note for any other. It is an error if no
+    change of other fields gives the field an effect.
+    """
     agent, inert, unknown, unseen = programs.agent, list[Finding](), list[Finding](), list[Finding]()
     for name in (name for name in agent.config.__dataclass_fields__ if name not in LOOP):
         legal, is_static = alternatives(agent, name), name in programs.statics
@@ -206,14 +245,14 @@ def findings(programs: Programs, given: Collection[str], trial: Trial | None) ->
         others = [value for value in legal if not is_static or programs.of({name: value}) is not None]
         if others or not is_static:
             inert.append(_inert(programs, name, others, "warning" if name in given else "note", trial))
-        elif legal or not candidates(agent, name):  # else its config refuses each other value here, and says why
+        elif legal or not candidates(agent, name):  # otherwise the config refuses all other values
             finding = f"{name}={_shown(getattr(agent.config, name))} was not examined: no other legal value is known"
             unknown.append(Finding("note", name, finding, "none", ""))
     return [*inert, *unknown, *unseen]
 
 
 def _inert(programs: Programs, name: str, others: list[Any], severity: Severity, trial: Trial | None) -> Finding:
-    """Say what there is to say of a field that the curve does not need."""
+    """Make the finding on a field that the curve does not need."""
     agent, changes = programs.agent, {name: next(iter(others), None)}
     enabled_by, reaches = programs.enabling(name, changes[name]), sorted(programs.base.reaches.get(name, ()))
     finding, evidence = f"{name}={_shown(getattr(agent.config, name))} has no effect on the curve", "by the program"
@@ -236,7 +275,7 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
 
 
 def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:
-    """Say so where a field that the program needs changes neither curve nor weights, whatever it is changed to."""
+    """Report a field that the program needs if no other value changes the curve or the weights."""
     others, total = alternatives(agent, name), agent.evaluation_steps[-1]
     until = total
     for other in others:

@@ -1,4 +1,8 @@
-"""The command line. What is imported here is light: signals and streams are taken in hand before anything heavy is."""
+"""The command line.
+
+This module imports only light modules, so that signals and streams are set up before any slow
+import begins.
+"""
 
 import sys
 
@@ -6,10 +10,11 @@ from quantilax.cli import start
 
 
 def main() -> None:
-    """Run the command line; what a user got wrong is one line on standard error and exit status 2.
+    """Run the command line; a user's mistake gives one line on standard error and exit status 2.
 
-    Where a program calls this for itself, as `quantilax` and `python -m quantilax` do, its signals and its standard streams
-    are prepared first. A function that calls it keeps its own.
+    When the module `__main__` calls this, as `quantilax` and `python -m quantilax` do, it first
+    sets up signal handlers and standard streams. When another module calls it, it leaves them
+    alone.
     """
     if sys.platform == "win32":
         print("error: quantilax needs Linux or macOS; on Windows use WSL", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`python -m quantilax.cli`."""
+"""Run the command line with `python -m quantilax.cli`."""
 
 from quantilax.cli import main
 

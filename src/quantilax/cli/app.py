@@ -1,4 +1,7 @@
-"""The command line's group of commands, and how it ends. Each command parses, calls and prints."""
+"""The group of all commands, and the exit status of the process.
+
+A command parses its arguments, calls the library and prints the result.
+"""
 
 import sys
 from pathlib import Path
@@ -22,7 +25,10 @@ from quantilax.errors import ConfigError
     help="Run a Python file first, which registers algorithms of your own; may be repeated.",
 )
 def cli(context: click.Context, files: tuple[Path, ...]) -> None:
-    """Distributional reinforcement learning in JAX: IQN and its neighbours, whole training as one XLA program."""
+    """Distributional reinforcement learning in JAX.
+
+    IQN and related algorithms; a whole training run is one XLA program.
+    """
     if files:
         from quantilax.runs import extensions
 
@@ -56,7 +62,7 @@ def main() -> None:
     from quantilax.runs import loggers
 
     told = sys.stderr
-    if told is not None and not isinstance(told, console.Lossy):  # `main` may run more than once in a process
+    if told is not None and not isinstance(told, console.Lossy):  # a process may call `main` twice
         sys.stderr = console.Lossy(lambda: told)
     try:
         with stdout.guarded():
@@ -93,7 +99,10 @@ def _status() -> int:
 
 
 def _refuse_without_devices() -> None:
-    """End with one line where JAX finds no device, which it says by exceptions of many kinds, some without a word."""
+    """Exit with a one-line error if JAX finds no device.
+
+    JAX reports this with many kinds of exception, some of them without a message.
+    """
     from quantilax import switches
 
     try:

@@ -1,4 +1,4 @@
-"""`lint` and `diagnose`."""
+"""The commands `lint` and `diagnose`."""
 
 import json
 import sys
@@ -39,9 +39,10 @@ def lint(
     as_json: bool,
     no_cache: bool,
 ) -> None:
-    """Look for settings in SECTION of the YAML file CONFIG that mislead, contradict each other or have no effect.
+    """Find settings in SECTION of the YAML file CONFIG that mislead, conflict or have no effect.
 
-    Nothing is trained but, to confirm, some hundreds of steps. Exit status 1: there is more to say than notes.
+    Nothing is trained, except for some hundreds of steps to confirm a finding. The exit status is 1
+    if any finding is more severe than a note.
 
     \b
     quantilax lint configs/gymnax/cartpole.yaml iqn
@@ -53,7 +54,7 @@ def lint(
     from quantilax.host import console
 
     asked = load(config, section, overrides)
-    with warnings.catch_warnings(action="ignore", category=ConfigWarning):  # told as findings
+    with warnings.catch_warnings(action="ignore", category=ConfigWarning):  # reported as findings
         agent = asked.create()
     if not no_cache:
         runs.enable_compilation_cache()
@@ -79,9 +80,9 @@ def lint(
 @click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diagnose(path: Path, as_json: bool) -> None:
-    """Name the causes of what went wrong in the run or the study in a directory, with the evidence.
+    """Explain what went wrong in a run or a study, with the evidence for each cause.
 
-    It reads the signals that training measures with signals=true; see docs/diagnosis.md.
+    Reads the signals that training records with signals=true; see docs/diagnosis.md.
 
     \b
     quantilax train configs/gymnax/cartpole.yaml iqn signals=true --seeds 5 --out runs/x

@@ -1,4 +1,4 @@
-"""`evaluate`, `show`, `plot`, `list-runs`, `list` and `configs`."""
+"""The commands `evaluate`, `show`, `plot`, `list-runs`, `list` and `configs`."""
 
 import dataclasses
 import json
@@ -25,7 +25,9 @@ from quantilax.errors import ConfigError
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @NO_CACHE
 def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool, no_cache: bool) -> None:
-    """Play episodes with what the run in the directory RUN learned, and print what they come to.
+    """Evaluate the policy that the run in the directory RUN learned, and print a summary.
+
+    The summary has the returns and the lengths of the episodes, for each seed and for all seeds.
 
     \b
     quantilax evaluate runs/x
@@ -72,7 +74,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
 
 
 def _plain(summary: "Summary") -> dict[str, Any]:  # type: ignore[name-defined]
-    """A summary as JSON has it; what is no finite number, or an interval of such, is null."""
+    """Convert a summary to JSON values; non-finite numbers and intervals become null."""
     from quantilax.runs.evaluations import finite_or_none as plain
 
     found = summary._asdict()
@@ -89,7 +91,7 @@ def _plain(summary: "Summary") -> dict[str, Any]:  # type: ignore[name-defined]
 @click.command(name="list-runs")
 @click.argument("directory", type=click.Path(path_type=Path), default=Path("runs"))
 def list_runs(directory: Path) -> None:
-    """List the runs at and below DIRECTORY, by default runs/."""
+    """List the runs in and below DIRECTORY (default: runs/)."""
     from quantilax.runs import overview
 
     found, broken = overview.find_runs(directory)
@@ -118,9 +120,9 @@ def list_runs(directory: Path) -> None:
 @click.command(name="configs")
 @click.argument("name", required=False)
 def configs_(name: str | None) -> None:
-    """List the configs that come with quantilax and their sections, or print the one called NAME.
+    """List the configs that come with quantilax and their sections, or print the config NAME.
 
-    Every command that takes a CONFIG takes such a name.
+    Such a name works wherever a command takes a CONFIG.
 
     \b
     quantilax configs
@@ -144,7 +146,10 @@ def configs_(name: str | None) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def show(run: Path) -> None:
-    """Show the run in the directory RUN: config, state, checkpoints, curve, and what follows from the config."""
+    """Show the run in the directory RUN.
+
+    Prints its config, the quantities derived from it, its state, its checkpoints and its curve.
+    """
     from quantilax import runs
     from quantilax.runs import overview
 
@@ -178,9 +183,10 @@ def show(run: Path) -> None:
     help="The picture: .png, .svg or .pdf; one that is there is overwritten.",
 )
 def plot(directories: tuple[Path, ...], out: Path) -> None:
-    """Draw the learning curves of several runs in one picture; of a study, those of its variants.
+    """Draw the learning curves of several runs, or of all variants of a study, in one picture.
 
-    Drawn are means over the seeds, with 95% intervals at each step. Labels are the names of the directories.
+    Each curve is the mean over the seeds with its 95% interval at each step. Directory names label
+    the curves.
 
     \b
     quantilax plot runs/iqn runs/qrdqn --out heads.png
@@ -197,7 +203,7 @@ def plot(directories: tuple[Path, ...], out: Path) -> None:
 
 
 def _curves(path: Path, label: str) -> list["Curve"]:  # type: ignore[name-defined]
-    """The curve of a run, or one for each variant of a study."""
+    """Return the curve of a run, or one curve for each variant of a study."""
     from quantilax import runs
     from quantilax.runs import plots
     from quantilax.studies.store import Store
@@ -218,7 +224,7 @@ def _curves(path: Path, label: str) -> list["Curve"]:  # type: ignore[name-defin
 @click.command(name="list")
 @click.argument("algorithm", required=False)
 def list_(algorithm: str | None) -> None:
-    """List algorithms and environments, or the fields of ALGORITHM with their defaults and meanings.
+    """List algorithms and environments, or the fields of ALGORITHM with defaults and meanings.
 
     \b
     quantilax list
@@ -234,7 +240,7 @@ def list_(algorithm: str | None) -> None:
     console.print("[bold]algorithms[/bold]")
     for name, one in algorithms.ALGORITHMS.items():
         told, module = one.config.__doc__ or "", sys.modules[one.init.__module__]
-        if told.startswith(f"{one.config.__name__}("):  # a dataclass's own, where nothing was written
+        if told.startswith(f"{one.config.__name__}("):  # the one that `dataclass` generates
             told = module.__doc__ or ""
         console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True, markup=False)
     for library, names in envs.names().items():

@@ -28,13 +28,16 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 def table_console(least: int, **options: Any) -> Console:
-    """A console on standard output of so many columns at least: in a narrower terminal, which folds lines, no figure is cut."""
+    """Return a console on standard output that is at least `least` columns wide.
+
+    A narrower terminal folds the lines, but no number in a table is cut off.
+    """
     return Console(width=max(Console().width, least), **options)
 
 
 @contextmanager
 def refuse_without_memory(options: str) -> Iterator[None]:
-    """Refuse what the device has no memory for."""
+    """Turn a device's out-of-memory error into a `ConfigError` that says which options to lower."""
     import jax
 
     try:
@@ -47,7 +50,7 @@ def refuse_without_memory(options: str) -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """End the process with the signal's exit status; click would make 1 of it."""
+    """End the process with the signal's own exit status; click would always exit with 1."""
     from quantilax.host.interrupts import Interrupted
 
     try:
@@ -60,7 +63,10 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def load(config: Path, section: str | None, overrides: tuple[str, ...]) -> "Section":  # type: ignore[name-defined]
-    """Read what CONFIG [SECTION] [FIELD=VALUE]... asks for; what stands in the place of SECTION may be a FIELD=VALUE."""
+    """Read the section that CONFIG [SECTION] [FIELD=VALUE]... asks for.
+
+    A FIELD=VALUE in the place of SECTION counts as an override.
+    """
     from quantilax import runs
 
     named = section if section is None or "=" not in section else None
@@ -69,7 +75,10 @@ def load(config: Path, section: str | None, overrides: tuple[str, ...]) -> "Sect
 
 
 def misleading(agent: "Agent") -> list[str]:  # type: ignore[name-defined]
-    """Say which settings of an agent lie outside of their usual range: what `lint` knows by arithmetic alone."""
+    """Return a line for each setting outside its usual range.
+
+    This is the part of `lint` that needs arithmetic alone.
+    """
     from quantilax.checks.ranges import ranges
 
     found = [told for told in ranges(agent) if told.severity != "note"]
@@ -78,7 +87,7 @@ def misleading(agent: "Agent") -> list[str]:  # type: ignore[name-defined]
 
 
 def seed_range(seeds: list[int]) -> str:
-    """Write 0-4 for 0, 1, 2, 3, 4."""
+    """Write the seeds 0, 1, 2, 3, 4 as `0-4`."""
     is_range = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1))
     return f"{seeds[0]}-{seeds[-1]}" if is_range else ", ".join(map(str, seeds))
 
@@ -92,7 +101,7 @@ def tell(result: "Result", seeds: int) -> None:  # type: ignore[name-defined]
 
 
 def show_config(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[name-defined]
-    """Print a resolved config, what follows from it and the memory it takes."""
+    """Print the resolved config, the quantities derived from it and the memory that it needs."""
     from quantilax import train
     from quantilax.runs.directory import config_yaml
 
@@ -110,7 +119,7 @@ def show_config(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[
 
 
 def end_at_once(status: int) -> None:
-    """End the process without the exit of the interpreter, which would wait for what still runs."""
+    """End the process now; the interpreter's normal exit would wait for threads that still run."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

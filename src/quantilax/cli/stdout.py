@@ -1,4 +1,4 @@
-"""Standard output that may be full, closed or without a reader: that ends the command with a line, not a traceback."""
+"""Handle standard output that is full, closed or without a reader: one error line, no traceback."""
 
 import contextlib
 import errno
@@ -11,10 +11,13 @@ from typing import Any, TextIO
 
 
 class LostError(Exception):
-    """Standard output cannot be written. The message is empty where its reader is gone, as in `quantilax list | head -1`."""
+    """Standard output cannot be written.
+
+    The message is empty if the reader is gone, as in `quantilax list | head -1`.
+    """
 
     def __init__(self, error: OSError | ValueError) -> None:
-        """Take what writing raised."""
+        """Make the error from the exception that writing raised."""
         is_unread = isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE
         why = getattr(error, "strerror", None) or error
         super().__init__("" if is_unread else f"standard output cannot be written: {why}")
@@ -22,15 +25,18 @@ class LostError(Exception):
 
 
 class Guarded:
-    """A text stream whose failures are `LostError`; it is no `OSError`, of which click and Rich make something of their own."""
+    """A text stream that raises `LostError` when writing fails.
+
+    `LostError` is not an `OSError`, because click and Rich handle `OSError` in ways of their own.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        """Write to a stream."""
+        """Guard a stream."""
         self.stream = stream
         self.lost: LostError | None = None
 
     def write(self, text: str) -> int:
-        """Write; after a failure what is written is dropped."""
+        """Write text; after the first failure, text is dropped."""
         with self._telling():
             self.stream.write(text)
         return len(text)
@@ -51,14 +57,17 @@ class Guarded:
                 raise self.lost from None
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in all else, but for the bytes below it, to which click would write."""
+        """Use the stream for all else, but hide `buffer`, to which click would write directly."""
         if name == "buffer":
             raise AttributeError(name)
         return getattr(self.stream, name)
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what a stream still holds go nowhere, or the interpreter's exit would try to write it again."""
+    """Redirect a stream to the null device.
+
+    Otherwise the interpreter would try to write the stream's buffer again at its exit.
+    """
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -69,7 +78,7 @@ def _discard(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Guard standard output, and flush it in the end.
+    """Guard standard output, and flush it at the end.
 
     Raises:
         LostError: it cannot be written.
@@ -79,13 +88,13 @@ def guarded() -> Iterator[None]:
         yield
         return
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")  # a path may have bytes that are no text
+        stream.reconfigure(errors="backslashreplace")  # a path may hold bytes that are not text
     here: Any = Guarded(stream)
     sys.stdout = here
     try:
         yield
         here.flush()
-        if here.lost is not None:  # raised before, and swallowed by click, which tries what a stream takes
+        if here.lost is not None:  # click probes the stream and swallows the error
             raise here.lost
     finally:
         sys.stdout = stream

@@ -1,4 +1,4 @@
-"""`study`, `report` and `recommend`."""
+"""The commands `study`, `report` and `recommend`."""
 
 import contextlib
 import os
@@ -66,7 +66,9 @@ def study(
     quiet: bool,
     no_cache: bool,
 ) -> None:
-    """Run the study in FILE, a YAML file: variants times seeds, results written as they come.
+    """Run every variant with every seed of the study in the YAML file FILE.
+
+    Results are written as they come.
 
     \b
     quantilax study investigations/0004-munchausen/study.yaml --dry-run
@@ -91,7 +93,7 @@ def study(
     out = out or asked.directory
     share = start.Shard.parse(shard) if shard is not None else None
     begun = Store.find(out) if resume or share else None
-    wanted = begun.facts["jobs"] if begun else jobs  # a resumed study keeps its number
+    wanted = begun.facts["jobs"] if begun else jobs  # a resumed study keeps its number of jobs
     is_told = wanted is not None
     runs.use_all_cores(
         wanted or len(asked.variants) * len(asked.seeds), elsewhere=on is not None and is_told, asked=is_told
@@ -112,9 +114,10 @@ def study(
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: DIR]")
 def report(directory: Path, out: Path | None) -> None:
-    """Write the report of the study whose results are in DIR: report.html, report.md and its figures.
+    """Write the report of the study in DIR: report.html, report.md and its figures.
 
-    The page stands alone: it needs no network. Of a study that is not finished it shows what is there.
+    The HTML page is self-contained and needs no network. The report of an unfinished study covers
+    the runs that are finished.
 
     \b
     quantilax report studies/fractions
@@ -156,17 +159,22 @@ def recommend(
     quiet: bool,
     no_cache: bool,
 ) -> None:
-    """Validate the winner of the study in DIR on held-out seeds, and write its section into a config file if it holds.
+    """Validate the winner of the study in DIR on held-out seeds.
 
-    Of a study whose only variant is its base the file STUDY.yaml will do: nothing is to be chosen, so it need not be run.
-    Where the held-out seeds contradict, nothing is written and the exit status is 1. --write is refused while the checkout of
-    quantilax has uncommitted changes.
+    With --write, the winner's section is written into a config file if the held-out seeds agree.
+    If the held-out seeds contradict the study, nothing is written and the exit status is 1. --write
+    is refused while the checkout of quantilax has uncommitted changes.
+
+    A study whose only variant is its base has nothing to choose, so it need not be run: give its
+    file STUDY.yaml in place of DIR.
 
     \b
     quantilax recommend studies/fractions
     quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --section iqn_shared
-    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml --benchmarks docs/benchmarks.yaml
-    quantilax recommend investigations/0014-research/iqn_research.yaml --out studies/research --seeds 10
+    quantilax recommend studies/fractions --write configs/gymnax/cartpole.yaml \\
+        --benchmarks docs/benchmarks.yaml
+    quantilax recommend investigations/0014-research/iqn_research.yaml --out studies/research \\
+        --seeds 10
     """
     from quantilax import runs
     from quantilax.reports import choice, formats
@@ -180,7 +188,7 @@ def recommend(
     store = None if is_file else Store.open(study)
     here = study if store is not None else out or definition.load(study).directory
     begun = Store.find(here / choice.VALIDATION)
-    told = begun.facts["jobs"] if begun else jobs  # what was begun keeps its number
+    told = begun.facts["jobs"] if begun else jobs  # a validation that was begun keeps its number
     runs.use_all_cores(told or 2 * seeds, asked=told is not None)
     options: dict[str, Any] = {
         "variant": variant,
@@ -252,18 +260,18 @@ SUMMARY = (
     "better at the end",
     "broken",
 )
-"""Columns that a terminal has room for."""
+"""Titles of the columns that fit into a terminal."""
 
 
 def _misleading(study: "Study") -> list[str]:  # type: ignore[name-defined]
-    """Say which settings of the variants mislead, each line once, with the variants that have them."""
+    """Return a line for each misleading setting, with the variants that have it."""
     from quantilax import train
     from quantilax.agent import ConfigWarning
 
     found: dict[str, list[str]] = {}
     for variant in study.variants:
         with contextlib.suppress(ConfigError), warnings.catch_warnings(category=ConfigWarning, action="ignore"):
-            agent = study.create(variant)  # one that cannot be made is told when the study runs
+            agent = study.create(variant)  # if this fails, the study itself reports it
             for line in dict.fromkeys([*train.advice(agent.env, agent.config), *misleading(agent)]):
                 found.setdefault(line, []).append(variant.name)
     return [f"{_variants(names, len(study.variants))}: {line}" for line, names in found.items()]
@@ -313,7 +321,7 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
 
 
 def _duration(seconds: float) -> str:
-    """Write 45 s, 12 min or 3.4 h."""
+    """Format seconds as 45 s, 12 min or 3.4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`train` and `resume`."""
+"""The commands `train` and `resume`."""
 
 import warnings
 from pathlib import Path
@@ -54,9 +54,9 @@ def train(
     quiet: bool,
     no_cache: bool,
 ) -> None:
-    """Train SECTION of the YAML file CONFIG.
+    """Train the agent that SECTION of the YAML file CONFIG describes.
 
-    SECTION may be left out where the file has only one. FIELD=VALUE changes a field of it.
+    SECTION may be left out if the file has only one. FIELD=VALUE overrides a field of the section.
 
     \b
     quantilax train configs/gymnax/cartpole.yaml iqn
@@ -115,7 +115,7 @@ def resume(
     quiet: bool,
     no_cache: bool,
 ) -> None:
-    """Go on with the run in the directory RUN, as if it had never stopped.
+    """Continue the run in the directory RUN as if it had never stopped.
 
     \b
     quantilax resume runs/x
@@ -124,7 +124,7 @@ def resume(
     from quantilax import runs
 
     before = runs.RunDirectory.open(run).facts
-    runs.use_all_cores(before.get("devices", 1), asked=True)  # as it was begun
+    runs.use_all_cores(before.get("devices", 1), asked=True)  # the number it began with
     with stop_on_signals():
         result = runs.resume(
             run,

@@ -1,4 +1,7 @@
-"""Environments: the contract (see `quantilax.types.Environment`), one adapter per library, and probes with known returns."""
+"""Environments: an adapter per library, probes with known returns, and checks of the contract.
+
+The contract is `quantilax.types.Environment`.
+"""
 
 import contextlib
 import dataclasses
@@ -18,38 +21,39 @@ from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 __all__ = ["as_environment", "is_known", "make", "masks", "name_of", "names"]
 
 MAX_ACTIONS = 2**24
-"""A random action is made of a uniform float, which has no more values."""
+"""Most actions; a random action is made from a uniform float, which has no more values."""
 MASKS = ("legal", "next_legal")
 MEMBERS = ("name", "observation_space", "action_space", "max_episode_steps", "reset", "step")
 
 
 class Identity:
-    """Compares an object by what it is, whatever its own `==` says."""
+    """Wraps an object so that it is compared by identity, whatever its own `==` does."""
 
     def __init__(self, value: Any) -> None:
-        """Hold the object."""
+        """Wrap the object."""
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        """Say whether both hold the same object."""
+        """Return whether both wrap the same object."""
         return isinstance(other, Identity) and self.value is other.value
 
     def __hash__(self) -> int:
-        """Follow the identity."""
+        """Hash the object's identity."""
         return id(self.value)
 
 
 @pytree.dataclass
 class Opaque:
-    """An environment object that is no pytree: static as a whole.
+    """Wraps an environment object that is not a pytree, which makes it static as a whole.
 
-    Programs compiled for it keep what it was then: do not change the object afterwards, make another.
+    A compiled program keeps the object's values at the time of compilation. To change a value, make
+    a new object.
     """
 
     env: Identity = pytree.field(static=True)
 
     def __getattr__(self, member: str) -> Any:
-        """Pass the contract's members through."""
+        """Return a member of the contract from the object."""
         if member not in MEMBERS:
             raise AttributeError(member)
         return getattr(self.env.value, member)
@@ -57,10 +61,14 @@ class Opaque:
 
 @switches.standard()
 def make(name: str) -> Environment:
-    """Return the environment of that name: a probe (`probe/...`), one of gymnax, or a class of your own (`module:Class`).
+    """Return the environment with a name.
+
+    Args:
+        name: a probe (`probe/...`), an environment of gymnax, or a class of your own
+            (`module:Class`).
 
     Raises:
-        ConfigError: where there is none, with a suggestion.
+        ConfigError: there is no such environment; the message suggests another name.
     """
     if ":" in name:
         return _of_class(classes.find(name), name)
@@ -68,33 +76,36 @@ def make(name: str) -> Environment:
         return probes.PROBES[name]()
     if name.startswith("probe/"):
         raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, probes.PROBES, 'probes')}")
-    from quantilax.envs import gymnax  # takes seconds: only for those who need it
+    from quantilax.envs import gymnax  # slow (seconds): imported only if needed
 
     return gymnax.make(name)
 
 
 @switches.standard()
 def masks(env: Environment) -> bool:
-    """Say whether an environment tells which actions are legal."""
+    """Return whether an environment has masks of legal actions."""
     return len(jax.eval_shape(env.reset, jax.eval_shape(jax.random.key, 0))) == 3
 
 
 @switches.standard()
 def names() -> dict[str, tuple[str, ...]]:
-    """Names that `make` knows, by library."""
+    """Return the names that `make` knows, by library."""
     from quantilax.envs import gymnax
 
     return {"gymnax": gymnax.names(), "quantilax": tuple(probes.PROBES)}
 
 
 def is_known(name: str) -> bool:
-    """Say whether a name is that of an environment, or of a class that may be one."""
+    """Return whether a name is that of an environment, or has the form `module:Class`."""
     return ":" in name or name in probes.PROBES or any(name in of_library for of_library in names().values())
 
 
 def name_of(env: Environment) -> str:
-    """Return a name for which `make` gives this environment again; where there is none, what the environment calls itself."""
-    registered = getattr(env, "registered", None)  # None: not an adapter's
+    """Return a name for which `make` returns this environment again.
+
+    If there is none, return the environment's own `name`.
+    """
+    registered = getattr(env, "registered", None)  # None: `env` is not an adapter
     inner: Any = env if registered is None else env.env  # type: ignore[attr-defined]
     cls = type(inner.env.value if isinstance(inner, Opaque) else inner)
     candidates = [env.name, classes.name_of(cls)]
@@ -112,20 +123,27 @@ def name_of(env: Environment) -> str:
 
 @cache
 def _of_class(cls: type, name: str) -> Environment:
-    """One object of each class: a plain object is a part of the programs that are compiled for it."""
+    """Return the one object of a class.
+
+    It is shared because compiled programs belong to one object if the object is not a pytree.
+    """
     return as_environment(classes.construct(cls, name))
 
 
 def as_environment(env: Any) -> Environment:
-    """Return what fulfils the contract: for a name `make`'s, for a gymnax environment its adapter, else the checked object.
+    """Return an environment that fulfils the contract.
+
+    Args:
+        env: a name for `make`, an environment of gymnax, which gets its adapter, or any other
+            object, which is checked.
 
     Raises:
-        ConfigError: where the object lacks a member or has one of the wrong kind, or its `reset` or `step` return something
-            else than the contract says.
+        ConfigError: the object lacks a member or has one of the wrong kind, or its `reset` or
+            `step` returns something that the contract does not allow.
     """
     if isinstance(env, str):
         made = make(env)
-        _check_members(made)  # gymnax knows environments of users too
+        _check_members(made)  # gymnax also knows environments that users registered
         return made
     if hasattr(env, "step_env") and hasattr(env, "default_params"):
         from quantilax.envs import gymnax
@@ -162,13 +180,13 @@ def _check_contract(env: Environment) -> None:
 
     def one_step(env: Environment, key: jax.Array) -> Any:
         _check_spaces(env)
-        key, key_step = jax.random.split(key)  # each key once, as `jax_debug_key_reuse` wants it
+        key, key_step = jax.random.split(key)  # `jax_debug_key_reuse` allows each key once
         state, obs, *legal = env.reset(key)
         action = no_action(actions)
         return (state, obs, *legal), env.step(key_step, state, action)
 
     try:
-        leaves = jax.tree.map(jnp.asarray, env)  # in training they are traced, whatever they are here
+        leaves = jax.tree.map(jnp.asarray, env)  # training traces them, whatever their type
         (state, obs, *legal), (next_state, time_step) = jax.eval_shape(one_step, leaves, jax.random.key(0))
     except ConfigError:
         raise
@@ -210,7 +228,10 @@ def _check_contract(env: Environment) -> None:
 
 
 def _check_spaces(env: Environment) -> None:
-    """Check what can be read of the spaces; while tracing, this finds sizes that depend on a leaf of the environment."""
+    """Check the spaces.
+
+    While tracing, this finds sizes that depend on a leaf of the environment.
+    """
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, Box) or not isinstance(actions, Discrete | Box):
         raise ConfigError(
@@ -241,7 +262,7 @@ def _check_spaces(env: Environment) -> None:
 
 
 def _are_bounds(box: Box) -> bool:
-    """Say whether `low` and `high` are numbers for the shape, none of them above the other."""
+    """Return whether `low` and `high` are numbers that fit the shape, with low <= high."""
     try:
         low, high = (np.broadcast_to(np.asarray(end), box.shape) for end in (box.low, box.high))
         return bool((low <= high).all())

@@ -1,6 +1,7 @@
-"""Environments of your own by name: `mypackage.envs:GridWorld` is the class `GridWorld` of the module `mypackage.envs`.
+"""Find environments of your own by name.
 
-The class is constructed without arguments.
+`mypackage.envs:GridWorld` is the class `GridWorld` of the module `mypackage.envs`. The class is
+constructed without arguments.
 """
 
 import contextlib
@@ -22,12 +23,12 @@ EXAMPLE = "mypackage.envs:GridWorld"
 
 
 def find(name: str) -> type:
-    """Return the class that a name such as `mypackage.envs:GridWorld` stands for.
+    """Return the class with a name such as `mypackage.envs:GridWorld`.
 
-    The module is looked for in the working directory first, then where Python looks for modules.
+    The module is searched for in the working directory first, then on Python's path.
 
     Raises:
-        ConfigError: there is no such module or class.
+        ConfigError: there is no such module or class, or importing the module fails.
     """
     module_name, _, path = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
@@ -44,11 +45,15 @@ def find(name: str) -> type:
 
 
 def construct(cls: type, name: str) -> Any:
-    """Return an object of a class; raise `ConfigError` where its constructor fails or asks for arguments."""
+    """Construct an object of a class without arguments.
+
+    Raises:
+        ConfigError: the constructor fails or needs arguments.
+    """
     try:
         with jax.ensure_compile_time_eval():  # the object may outlive a program that is being traced
             return cls()
-    except Exception as error:  # whatever a user's class may raise
+    except Exception as error:  # a user's class may raise anything
         raise ConfigError(
             f"env: {name} cannot be constructed without arguments ({type(error).__name__}: {reason(error)}); give its"
             " parameters defaults, or pass an object from Python: env=..."
@@ -56,19 +61,22 @@ def construct(cls: type, name: str) -> Any:
 
 
 def name_of(cls: type) -> str | None:
-    """Return the name under which `find` finds a class; None where it finds none, as for a class of a script or a function."""
+    """Return the name under which `find` finds a class.
+
+    None if there is no such name, as for a class that is defined in a script or in a function.
+    """
     module = sys.modules.get(cls.__module__)
     if module is None or cls.__module__ == "__main__":
         return None
     try:
         found = attrgetter(cls.__qualname__)(module)
-    except AttributeError:  # a class of a function
+    except AttributeError:  # a class that is defined in a function
         return None
     return f"{cls.__module__}:{cls.__qualname__}" if found is cls else None
 
 
 def are_equal(one: Any, other: Any) -> bool:
-    """Say whether two objects of the same class hold the same; of what can't be compared, no."""
+    """Return whether two objects hold the same values; False if they cannot be compared."""
     try:
         return _are_equal(one, other)
     except (RecursionError, TypeError, ValueError):
@@ -79,7 +87,7 @@ def _import(name: str) -> ModuleType:
     try:
         with _working_directory_first():
             return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever a user's module may raise
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise ConfigError(
@@ -93,10 +101,10 @@ def _import(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """Have Python look for modules in the working directory before it looks elsewhere."""
+    """Let Python search the working directory for modules before it searches elsewhere."""
     try:
         here = os.getcwd()
-    except OSError:  # it is gone
+    except OSError:  # the working directory was deleted
         yield
         return
     sys.path.insert(0, here)
@@ -128,7 +136,7 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 
 def _are_equal_numbers(one: Any, other: Any) -> bool:
-    """Compare numbers and arrays as a program has them: floats of 32 bits."""
+    """Compare numbers and arrays as a program sees them, with floats of 32 bits."""
     keys = [isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (one, other)]
     if any(keys):
         return all(keys) and _are_equal_numbers(jax.random.key_data(one), jax.random.key_data(other))

@@ -67,7 +67,10 @@ def is_live(console: Console) -> bool:
 
 
 class Log:
-    """Lines with the time of day; of progress, for those who see no bar, at most one in `EVERY` seconds, and the last."""
+    """Lines with the time of day.
+
+    Progress lines are for outputs without a bar: at most one in `EVERY` seconds, and the last one.
+    """
 
     EVERY = 10.0
 
@@ -89,7 +92,7 @@ class Log:
         self.say(line)
 
     def end(self) -> None:
-        """Print the last line of progress, where it was kept."""
+        """Print the last line of progress, if it was kept."""
         if self.held:
             self.say(self.held)
         self.held = ""

@@ -1,1 +1,1 @@
-"""What is made of a study's results: tables, the verdict, figures, pages, a recommendation."""
+"""Reports on a study's results: tables, the verdict, figures, pages and a recommendation."""

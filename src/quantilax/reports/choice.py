@@ -1,19 +1,24 @@
 """Which variant a study recommends, and whether seeds that it never saw say the same.
 
-The rule. A variant is *ahead of the base* if the first of these that separates the two speaks for it:
+A variant is *ahead of the base* if the first of these comparisons that separates the two is in its
+favour:
 
-1. the share of runs solved at the end: their 95% intervals do not overlap;
-2. the share of runs that fell after solving: likewise, of the runs and the evaluations after it that both had time for (see
-   `watched`): who solves late has not had the time to fall;
-3. the return over the curve: the rank test, adjusted for the number of variants.
+1. The share of runs that are solved at the end: the 95% intervals do not overlap.
+2. The share of runs that fell after solving, likewise. Both sides are counted over an equal time
+   after first reaching the threshold: the shortest time that any of their runs had left. Runs that
+   had less than half of their variant's median time left do not count, because a run that solves
+   the task late has had no time to fall.
+3. The return over the curve: the rank test, adjusted for the number of variants.
 
-A study without `solved` has the rank test of the return at the end in place of 1 and 2. Of the
-variants that are ahead, the one with the highest lower end of 1 wins, then the lowest upper end of 2
-(over the time that all of them were watched), then the highest lower end of the return over the
-curve. Where none is ahead the base stays. Variants with missing runs, or with more broken ones than
-the base, are not chosen.
+Without `solved`, the rank test of the return at the end takes the place of 1 and 2. If several
+variants are ahead, the one with the highest lower end of 1 wins. Ties are decided by the lowest
+upper end of 2 (over the time that all of them were watched), then by the highest lower end of the
+return over the curve. If none is ahead, the base stays. Variants with missing runs, or with more
+broken runs than the base, are not chosen.
 
-The best of many variants looks better than it is, so a choice is validated on held-out seeds: see `judge`.
+The best of many variants looks better than it is, so a choice is validated on held-out seeds; see
+`judge`. `watched` counts over the equal time. Reports print the paragraphs between the first and
+this one.
 """
 
 import math
@@ -29,18 +34,21 @@ from quantilax.reports.verdict import quoted
 from quantilax.studies.store import Store
 
 VALIDATION = "validation"
-"""Directory of the held-out runs, within the study's."""
+"""Directory of the held-out runs, inside the study's directory."""
 
 
 class Choice(NamedTuple):
-    """The variant that the rule names."""
+    """The variant that the rule chooses, and why."""
 
     variant: str
     reason: str
 
 
 def choose(results: Results) -> Choice | None:
-    """Apply the rule; None while the base has missing runs. Where no other variant is, runs decide nothing."""
+    """Apply the rule; return None while the base has missing runs.
+
+    If the study has only its base, the base is chosen, whatever runs there are.
+    """
     if list(results.store.facts["variants"]) == [results.base]:
         return Choice(results.base, "the study has no other variant")
     base = results.row(results.base)
@@ -62,7 +70,7 @@ def choose(results: Results) -> Choice | None:
 
 
 def compare(results: Results, row: dict[str, Any], base: dict[str, Any]) -> tuple[int, str]:
-    """Say whether a variant is ahead of the base (1), behind (-1) or neither (0), and what decides."""
+    """Say if a variant is ahead of the base (1), behind (-1) or neither (0), and what decides."""
     tests = {"final": "the return at the end"} if results.store.solved is None else {}
     number = len(results.others)
     unadjusted = f", not adjusted for {number} variants compared" if number > 1 else ""
@@ -82,11 +90,14 @@ def compare(results: Results, row: dict[str, Any], base: dict[str, Any]) -> tupl
 
 
 Count = tuple[int, int]
-"""(count, of)"""
+"""(count, total)"""
 
 
 def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, bool, list[Count]]]:
-    """Give what rules 1 and 2 count, whether more of it is better, and the counts; nothing where there is no threshold."""
+    """Yield comparisons 1 and 2: what is counted, whether more is better, and both counts.
+
+    Yields nothing if the study has no threshold.
+    """
     if results.store.solved is None:
         return
     yield (
@@ -100,11 +111,14 @@ def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iter
 
 
 def watched(results: Results, variants: Sequence[str]) -> list[Count]:
-    """Count each variant's runs that fell, and those that were watched long enough, over an equal time after solving.
+    """Count, for each variant, the runs that fell within an equal time after solving.
 
-    The time is the least that any of the runs had left after it first reached the threshold. Runs
-    that had less than half of their variant's median do not count. A variant that never reached it
-    has (0, 0) and does not shorten the time.
+    The time is the shortest that any counted run had left after it first reached the threshold.
+    Runs that had less than half of their variant's median time left do not count. A variant that
+    never reached the threshold gets (0, 0) and does not shorten the time.
+
+    Returns:
+        For each variant, (runs that fell, runs that count).
     """
     level = results.store.solved
     if level is None:
@@ -134,9 +148,10 @@ def _or(value: float | None) -> float:
 
 
 def held_out(results: Results, variant: str) -> Results | None:
-    """Read the held-out runs that count for a variant: of seeds that it and the base both have there.
+    """Read the held-out runs that count for a variant; return None if there are none.
 
-    Not those of seeds that the study has run since: they chose the variant too. None where there are none.
+    A seed counts if both the variant and the base have a held-out run with it. A seed that the
+    study itself has run since does not count, because it took part in the choice.
     """
     store = Store.find(results.store.path / VALIDATION)
     if store is None:
@@ -151,26 +166,29 @@ def held_out(results: Results, variant: str) -> Results | None:
 
 
 class Judgement(NamedTuple):
-    """What held-out seeds say of a choice."""
+    """The result of validating a choice on held-out seeds."""
 
     contradictions: list[str]
-    """Why it does not hold; none where it does."""
+    """Why the choice does not hold; empty if it does."""
     score: str
-    """What the variant came to on them."""
+    """The variant's figures on the held-out seeds."""
 
     @property
     def holds(self) -> bool:
-        """Whether nothing contradicts."""
+        """Whether nothing contradicts the choice."""
         return not self.contradictions
 
 
 def judge(results: Results, held_out: Results, variant: str, is_winner: bool) -> Judgement | None:
-    """Compare a choice with what held-out seeds give; None where they have no complete runs of it.
+    """Check a choice against held-out seeds; return None if runs of it are missing there.
 
-    It holds if the rule, applied to the held-out seeds alone, finds the variant ahead of the base
-    again (of a variant that the rule did not name: not behind it), and if the variant's share solved
-    at the end (without `solved`: its return at the end) is not below the interval that the study
-    gave. A study with this variant alone may have no runs: nothing was chosen by them.
+    The choice holds if both of these are true:
+
+    - The rule, applied to the held-out seeds alone, finds the variant ahead of the base again. A
+      variant that the rule did not choose (`is_winner` is false) must only not be behind the base.
+    - The variant's share solved at the end (without `solved`: its return at the end) is not below
+      the interval that the study gave. A study that has only this variant may have no runs and then
+      gives no interval.
     """
     row, base, before = held_out.row(variant), held_out.row(results.base), results.row(variant)
     if row is None or variant in held_out.missing:
@@ -198,7 +216,7 @@ def judge(results: Results, held_out: Results, variant: str, is_winner: bool) ->
 
 
 def score(results: Results, row: dict[str, Any]) -> str:
-    """Tell a variant's figures in one line."""
+    """Write a variant's figures in one line."""
     number = number_format(results).format
     parts = []
     if results.store.solved is not None:

@@ -1,7 +1,8 @@
-"""Figures of a report, drawn as SVG from a study's numbers: lines, marks and words tell variants apart, never colour alone.
+"""The figures of a report, drawn as SVG.
 
-The same drawing stands in the page, where it takes the page's colours and tells figures under the pointer, and in a file of
-its own for the Markdown twin. Lengths are in the drawing's own units, about a pixel each.
+Lines, marks and words tell variants apart, never colour alone. The HTML page has each drawing
+inline, in the page's colours and with tooltips; the Markdown twin has it as a separate file.
+Lengths are in the drawing's own units, about one pixel each.
 """
 
 import html
@@ -19,30 +20,33 @@ from quantilax.reports.results import Results
 
 MAX_PANELS = 30
 MAX_POINTS = 8_000
-"""Of all seeds' curves in a figure, so that its file stays below 200 kB; beyond, evaluations are left out evenly."""
+"""Most points of all seeds' curves in a figure, which keep its file below 200 kB.
+
+If there are more, only every n-th evaluation is drawn; see `every`.
+"""
 MAX_SLOTS = 50
-"""Places along a curve that tell their figures under the pointer."""
+"""Most places along a curve that have a tooltip."""
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 190
 STRIP_WIDTH, ROW = 370, 58
 
 
 class Figure(NamedTuple):
-    """A drawing: what stands inside of its `<svg>`, and how large it is."""
+    """A drawing: the content of its `<svg>` element, and its size."""
 
     body: str
     width: float
     height: float
     label: str
-    """What it shows, in words."""
+    """What the drawing shows, in words."""
 
     def inline(self) -> str:
-        """Write it as an element of a page, whose style sheet has `figure.css`."""
+        """Write the drawing as an element of a page whose style sheet includes `figure.css`."""
         size = f'viewBox="0 0 {self.width:g} {self.height:g}"'
         return f'<svg class="figure" role="img" aria-label="{escape(self.label)}" {size}>{self.body}</svg>'
 
     def alone(self) -> str:
-        """Write it as a file."""
+        """Write the drawing as the text of an SVG file."""
         style = (files("quantilax.reports") / "templates" / "figure.css").read_text(encoding="utf-8")
         size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" height="{self.height:g}"'
         return (
@@ -53,7 +57,7 @@ class Figure(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From figures to places."""
+    """A linear map from values to positions along an axis."""
 
     low: float
     high: float
@@ -61,12 +65,12 @@ class Scale(NamedTuple):
     end: float
 
     def __call__(self, value: float) -> float:
-        """Give the place of a figure; those beyond the ends lie on them."""
+        """Return the position of a value; a value beyond an end of the scale is put on that end."""
         value = min(max(value, self.low), self.high)
         return self.start + (self.end - self.start) * (value - self.low) / ((self.high - self.low) or 1.0)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Round figures within, at most so many."""
+        """Return round values within the scale, about `most` of them."""
         rough = (self.high - self.low) / max(most - 1, 1) or 1.0
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
@@ -75,7 +79,7 @@ class Scale(NamedTuple):
 
 
 def thousands(value: float) -> str:
-    """Write 50k for 50,000, as there is little room at an axis."""
+    """Write 50,000 as 50k, to save room at an axis."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
@@ -86,13 +90,13 @@ def thousands(value: float) -> str:
 
 
 class Curves(NamedTuple):
-    """Learning curves, a panel for each variant."""
+    """Learning curves, one panel per variant."""
 
     panels: dict[str, Figure]
-    """By variant; the base first."""
+    """Panels by variant; the base comes first."""
 
     def together(self, columns: int = 3) -> Figure:
-        """All panels in one drawing, each below its variant's name."""
+        """Put all panels into one drawing, each below its variant's name."""
         gap, title = 24, 40
         columns = min(columns, len(self.panels))
         parts = []
@@ -110,11 +114,13 @@ class Curves(NamedTuple):
 
 
 def curves(results: Results, hover: bool) -> Curves:
-    """Draw each variant's learning curve: every seed pale, the interquartile mean bold on its interval, the base dashed.
+    """Draw each variant's learning curve.
+
+    Seeds are pale, the interquartile mean is bold on its interval, and the base is dashed.
 
     Args:
-        results: of the study.
-        hover: whether to say figures under the pointer; for a page.
+        results: the study's results.
+        hover: whether to add tooltips, for the HTML page.
     """
     parts = {part["variant"][0]: part for part in results.curves.partition_by("variant", maintain_order=True)}
     order = shown(results)
@@ -130,13 +136,16 @@ def curves(results: Results, hover: bool) -> Curves:
 
 
 def every(results: Results) -> int:
-    """Of the seeds' evaluations, every so many-th is drawn."""
+    """Return n where every n-th evaluation of the seeds is drawn."""
     drawn = results.curves.filter(pl.col("variant").is_in(shown(results)))
     return max(1, -(-int(drawn["n"].sum()) // MAX_POINTS))
 
 
 def shown(results: Results) -> list[str]:
-    """Variants that are drawn: the base first; of more than fit those with the best returns over the curve."""
+    """Return the variants to draw, the base first.
+
+    If there are more than `MAX_PANELS`, those with the best returns over the curve are drawn.
+    """
     variants = [row["variant"] for row in results.rows if row["variant"] != results.base]
     if len(variants) >= MAX_PANELS:
         means = {row["variant"]: row["auc_mean"] for row in results.rows}
@@ -199,7 +208,7 @@ def _run(run: dict[str, Any], number: NumberFormat, solved: float | None) -> str
 
 
 def _frame(x: Scale, y: Scale, solved: float | None) -> str:
-    """Axes, and the return from which on the task counts as solved."""
+    """Draw the axes, and the threshold from which on the task counts as solved."""
     parts = []
     for tick in y.ticks():
         parts.append(f'<path class="grid" d="M{x.start:g} {y(tick):.1f}H{x.end:g}"/>')
@@ -215,7 +224,10 @@ def _frame(x: Scale, y: Scale, solved: float | None) -> str:
 
 
 def _band(part: pl.DataFrame, x: Scale, y: Scale) -> str:
-    """The interval; where runs broke it may reach to minus infinity, which is the picture's lower edge."""
+    """Draw the interval as a band.
+
+    If runs broke, it may reach down to minus infinity, which is drawn at the lower edge.
+    """
     rows = [
         (x(step), y(low), y(high))
         for step, low, high in part.select("env_step", "iqm_low", "iqm_high").iter_rows()
@@ -258,31 +270,31 @@ def _slots(part: pl.DataFrame, base: pl.DataFrame | None, x: Scale, number: Numb
     return "".join(parts)
 
 
-# Dots of seeds, a row per variant
+# Strips: a row per variant with a dot per run
 
 
 class Estimate(NamedTuple):
-    """A figure with its interval."""
+    """A value with its interval."""
 
     value: float
     low: float | None
     high: float | None
     told: str
     is_second: bool = False
-    """Drawn hollow, below the first."""
+    """Whether it is drawn hollow, below the first estimate."""
 
 
 class Row(NamedTuple):
-    """A variant's row: a dot per run, and estimates."""
+    """A variant's row: one dot per run, and estimates."""
 
     name: str
     dots: list[tuple[float, str]]
-    """A figure, infinite where it never came, and what is said of it."""
+    """(value, description); the value is infinite if the run never got there."""
     estimates: list[Estimate]
 
 
 def solved_for_good(results: Results, hover: bool) -> Figure:
-    """Draw when each run solved the task for good, and the median."""
+    """Draw the step at which each run solved the task for good, and the median."""
     rows = []
     for row, part in _by_variant(results):
         dots = [(run["solved_for_good"], f"seed {run['seed']}: {steps(run['solved_for_good'])}") for run in part]
@@ -292,7 +304,7 @@ def solved_for_good(results: Results, hover: bool) -> Figure:
 
 
 def over_the_curve(results: Results, hover: bool) -> Figure:
-    """Draw each run's return over the curve, and the mean."""
+    """Draw each run's mean return over its learning curve, and the mean over the runs."""
     number = number_format(results)
     rows = []
     for row, part in _by_variant(results):
@@ -304,7 +316,10 @@ def over_the_curve(results: Results, hover: bool) -> Figure:
 
 
 def improvement(results: Results, hover: bool) -> Figure:
-    """Draw each variant's probability of improvement over the base: filled over the curve, hollow at the end."""
+    """Draw each variant's probability of improvement over the base.
+
+    A filled mark stands for the return over the curve, a hollow one for the return at the end.
+    """
     rows = []
     drawn = shown(results)
     for row in (row for row in results.others if row["variant"] in drawn):
@@ -339,7 +354,7 @@ def _strips(
     written: Callable[[float], str],
     reference: float | None = None,
 ) -> Figure:
-    """Lay rows under each other on one axis; what never came lies in a column of its own."""
+    """Draw rows below each other on one axis; infinite values get a column labelled "never"."""
     has_never = any(math.isinf(value) for row in rows for value, _ in row.dots)
     margin = 0.02 * (ends[1] - ends[0]) or 1.0
     x = Scale(ends[0] - margin, ends[1] + margin, 8, STRIP_WIDTH - (64 if has_never else 12))
@@ -351,7 +366,7 @@ def _strips(
         body.append(f'<path class="axis" d="M{STRIP_WIDTH - 56} 4V{height - 20}"/>')
         body.append(_text("tick", never, height - 6, "never", "middle"))
     level = next((row.estimates[0].value for row in rows if row.name == base), reference)
-    if level is not None and math.isfinite(level):  # in each row below its name
+    if level is not None and math.isfinite(level):  # in each row, below its name
         line = "".join(f"M{x(level):.1f} {ROW * i + 20}V{ROW * (i + 1)}" for i in range(len(rows)))
         body.append(f'<path class="level" d="{line}"/>')
 
@@ -368,7 +383,7 @@ def _strips(
 
 
 def _dots(dots: list[tuple[float, str]], place: Callable[[float], float], middle: float, hover: bool) -> list[str]:
-    """Lay dots that share a place over each other, closer the more there are."""
+    """Stack dots that share a place; the more there are, the closer together they are drawn."""
     piles: dict[int, list[tuple[float, float, str]]] = {}
     for value, told in sorted(dots):
         piles.setdefault(round(place(value) / 4), []).append((place(value), value, told))
@@ -402,7 +417,7 @@ def _mark(estimate: Estimate, place: Callable[[float], float], middle: float, ho
 
 
 def escape(words: str) -> str:
-    """Write words as text of XML, which has no room for most control characters."""
+    """Escape text for XML, which does not allow most control characters."""
     return html.escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words))
 
 

@@ -1,4 +1,4 @@
-"""Figures as people read them: the columns of the summary with their meanings, numbers with their intervals."""
+"""Format numbers for people: the columns of a study's summary, numbers and their intervals."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from quantilax.reports.results import Results, verdict_of
 
 
 class Entry(NamedTuple):
-    """A figure in a table."""
+    """An entry of a table."""
 
     text: str
     detail: str = ""
-    """Its interval, or where it comes from."""
+    """The interval of the figure, or where it comes from."""
     value: float | str | None = None
-    """What a table is sorted by; None: last."""
+    """The key by which a table is sorted; None comes last."""
 
 
 class Column(NamedTuple):
@@ -23,13 +23,13 @@ class Column(NamedTuple):
     title: str
     meaning: str
     entry: Callable[[dict[str, Any]], Entry]
-    """Of a row of the summary."""
+    """Make the entry from a row of the summary."""
     higher_is_better: bool | None = None
-    """None: neither."""
+    """None if neither is better."""
 
 
 def columns(results: Results) -> list[Column]:
-    """The columns that a study's summary has; those on solving only where it says when the task is solved."""
+    """Return the columns of a study's summary; those on solving need the study's `solved`."""
     solved, base = results.store.solved, results.base
     of_returns = number_format(results)
     number = of_returns.format
@@ -128,12 +128,15 @@ def _drop(row: dict[str, Any], number: Callable[[Any], str]) -> Entry:
 
 
 def with_interval(row: dict[str, Any], name: str, written: Callable[[Any], str]) -> Entry:
-    """Write a figure of the summary with its interval."""
+    """Make an entry of a figure of the summary and its interval."""
     return Entry(written(row[name]), interval(row, name, written), row[name])
 
 
 def interval(row: dict[str, Any], name: str, written: Callable[[Any], str]) -> str:
-    """Write `low to high`; empty where there is none, or where it says nothing: from no step at all to never."""
+    """Write an interval as `low to high`.
+
+    Empty if there is no interval, or if it says nothing, such as from 0 steps to never.
+    """
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     if low is None or high is None or (high == math.inf and not 0 < low < math.inf):
         return ""
@@ -141,12 +144,12 @@ def interval(row: dict[str, Any], name: str, written: Callable[[Any], str]) -> s
 
 
 class NumberFormat(NamedTuple):
-    """How returns are written: all with as many decimals."""
+    """How returns are written: all with the same number of decimals."""
 
     decimals: int
 
     def format(self, value: float | None) -> str:
-        """Write a return; none is no number, and a broken run has minus infinity."""
+        """Write a return: `-` for None and NaN, and `-∞` for minus infinity (a broken run)."""
         if value is None or math.isnan(value):
             return "-"
         if math.isinf(value):
@@ -155,41 +158,41 @@ class NumberFormat(NamedTuple):
 
 
 def number_format(results: Results) -> NumberFormat:
-    """Choose the decimals of returns: four digits of the largest."""
+    """Choose the decimals of returns so that the largest has four digits."""
     columns = [results.outcomes[name] for name in ("final", "auc")] if results.outcomes.height else []
     sizes = [abs(x) for column in columns for x in column.to_list() if math.isfinite(x)]
     return NumberFormat(decimals_of(max(sizes, default=0.0)))
 
 
 def decimals_of(largest: float) -> int:
-    """Give as many decimals as make four digits of a number, at most 3."""
+    """Return the number of decimals that gives `largest` four digits, at most 3."""
     return min(3, max(0, 3 - math.floor(math.log10(largest)))) if largest else 1
 
 
 def steps(value: float | None) -> str:
-    """Write environment steps."""
+    """Write a number of environment steps; infinity is `never`."""
     if value is None or math.isnan(value):
         return "-"
     return f"{value:,.0f}" if math.isfinite(value) else "never"
 
 
 def percent(value: float) -> str:
-    """Write a share in percent."""
+    """Write a share as a percentage."""
     return f"{value:.0%}"
 
 
 def share(value: float) -> str:
-    """Write a probability."""
+    """Write a probability with two decimals."""
     return f"{value:.2f}"
 
 
 def p_value(p: float) -> str:
-    """Write `p = 0.012`; no more digits than mean something."""
+    """Write a p-value, such as `p = 0.012`, with two or three decimals."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def seeds(numbers: list[int]) -> str:
-    """Write 0 to 4, 7 for 0, 1, 2, 3, 4, 7."""
+    """Write the seeds 0, 1, 2, 3, 4, 7 as `0 to 4, 7`."""
     parts, start = [], 0
     numbers = sorted(numbers)
     for i in range(1, len(numbers) + 1):

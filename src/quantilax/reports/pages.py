@@ -1,4 +1,4 @@
-"""The report of a study: a page that stands alone, a Markdown twin and its figures, from the study's files alone."""
+"""Make the report of a study from its files: a self-contained HTML page, and a Markdown twin."""
 
 import base64
 import hashlib
@@ -29,24 +29,24 @@ TEMPLATES = jinja2.PackageLoader("quantilax.reports", "templates")
 
 
 class Table(NamedTuple):
-    """Headings and rows."""
+    """A table of a report."""
 
     columns: list[Column]
     rows: list[list[Entry]]
 
 
 class Report(NamedTuple):
-    """The two texts and the figures of the second, by file name."""
+    """The HTML page, its Markdown twin, and the twin's figures by file name."""
 
     page: str
     twin: str
     figures: dict[str, str]
 
     def write(self, out: Path) -> None:
-        """Write everything into a directory.
+        """Write all files into a directory; figures of an earlier report are deleted.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the files cannot be written.
         """
         paths.check(out)
         try:
@@ -63,7 +63,7 @@ FIGURES = ("report-curves.svg", "report-solved.svg", "report-return.svg", "repor
 
 
 def report(store: Store) -> Report:
-    """Make the report of a study from its files; of an unfinished one from what is there.
+    """Make the report of a study from its files; that of an unfinished study covers finished runs.
 
     Raises:
         ConfigError: a file of the records is damaged.
@@ -89,7 +89,7 @@ def report(store: Store) -> Report:
 
 
 def contents(results: Results) -> dict[str, Any]:
-    """Everything that page and twin say, by the names that their templates have."""
+    """Return the content of page and twin, by the names that the templates use."""
     facts, starts = results.store.facts, results.store.facts["starts"]
     asked = len(facts["variants"]) * len(facts["seeds"])
     chosen = choice.choose(results)
@@ -126,7 +126,7 @@ def contents(results: Results) -> dict[str, Any]:
 
 
 def _predicted(results: Results) -> str:
-    """Say when the prediction was made."""
+    """Write whether the prediction was made before the runs, or changed after some."""
     changes = [change for change in results.changes if change["field"] == "prediction"]
     if not changes:
         return "Predicted before the runs"
@@ -135,19 +135,19 @@ def _predicted(results: Results) -> str:
 
 
 def summary_table(results: Results) -> Table:
-    """The summary as people read it."""
+    """Format the summary of a study as a table."""
     found = formats.columns(results) if results.rows else []
     return Table(found, [[column.entry(row) for column in found] for row in results.rows])
 
 
 def section_yaml(results: Results, variant: str) -> str:
-    """Write a variant as a section of a config file, every field with its value."""
+    """Write a variant as a section of a config file, with every field."""
     fields = results.store.facts["variants"][variant]
     return yaml.safe_dump({results.store.facts["section"]: fields}, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _no_recommendation(results: Results, chosen: choice.Choice | None) -> str:
-    """Say why no section is recommended; empty where one is."""
+    """Return why no section is recommended; empty if one is."""
     if chosen is None:
         return "None while runs of the base are missing."
     least = smallest_adjusted_p(results)
@@ -176,14 +176,17 @@ def _recommended(results: Results, chosen: choice.Choice) -> dict[str, Any]:
 
 
 def _rule() -> list[list[str]]:
-    """The rule of the choice as the module says it: paragraphs of one item, lists of several."""
+    """Return the rule as the docstring of `choice` states it, by paragraph.
+
+    A list gives one string per item, any other paragraph gives a single string.
+    """
     paragraphs = (choice.__doc__ or "").strip().split("\n\n")[1:-1]
     parts = [" ".join(paragraph.replace("*", "").replace("`", "").split()) for paragraph in paragraphs]
     return [re.split(r" ?(?<!\w)\d\. ", part)[1:] if part.startswith("1. ") else [part] for part in parts]
 
 
 def _configurations(results: Results) -> Table:
-    """What each variant changes, and what follows from its config."""
+    """Return what each variant changes, and the quantities derived from its config."""
     facts, derived = results.store.facts, results.derived()
     quantities = list(dict.fromkeys(name for of_variant in derived.values() for name in of_variant))
     columns = [
@@ -212,7 +215,7 @@ def _quantity(value: float | None) -> Entry:
 
 
 def _diagnosis(store: Store) -> Table | None:
-    """First causes by variant; None where the runs measured no signals."""
+    """Return a row for each variant and first cause; None if the runs measured no signals."""
     if not diagnosis.can_diagnose(store.records()):
         return None
     frame = diagnosis.summary(diagnosis.diagnose_study(store.path))
@@ -261,7 +264,7 @@ def _environment(autoescape: bool) -> jinja2.Environment:
 
 
 def _sortable(entry: Entry) -> str | None:
-    """What the page's script sorts by."""
+    """Return the key by which the page's script sorts."""
     value = entry.value
     if isinstance(value, float) and math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
@@ -269,12 +272,15 @@ def _sortable(entry: Entry) -> str | None:
 
 
 LONGEST = 24
-"""Characters that fit into a line of a phone, beside other columns."""
+"""Characters that fit into a line on a phone, beside other columns."""
 
 
 def whole(text: Any) -> Markup:
-    """Write text whose words like `learning_rate=3e-4` are broken after `=` only: a browser breaks after a hyphen too."""
-    parts = re.split(r"(\S*[-=/_]\S*)", str(text))  # every other one is such a word
+    """Write text so that words such as `learning_rate=3e-4` are broken only after `=`.
+
+    A browser would also break them after a hyphen.
+    """
+    parts = re.split(r"(\S*[-=/_]\S*)", str(text))  # every second part is such a word
     return Markup("").join(_whole_word(part) if i % 2 else escape(part) for i, part in enumerate(parts))
 
 
@@ -287,7 +293,7 @@ def _whole_word(word: str) -> Markup:
 
 
 def markdown(text: Any) -> str:
-    """Write text so that Markdown shows it as it is, in one line."""
+    """Escape text so that Markdown shows it unchanged, in one line."""
     line = " ".join(str(text).split()).replace("&", "&amp;")
     line = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", line)
     line = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)

@@ -1,4 +1,4 @@
-"""From a study's winner to a section in a config file: only after seeds that the study never saw say the same."""
+"""Validate a study's winner on held-out seeds, and write its section into a config file."""
 
 import os
 from pathlib import Path
@@ -21,16 +21,16 @@ BENCHMARKS = "--benchmarks"
 
 
 class Recommended(NamedTuple):
-    """A choice, what held-out seeds say of it, and where it was written."""
+    """A choice, its validation on held-out seeds, and where it was written."""
 
     choice: Choice
     seeds: list[int]
-    """All held-out seeds that count."""
+    """The held-out seeds that count."""
     judgement: Judgement
     section: str
-    """Its name in a config file."""
+    """Name of the section in a config file."""
     edited: sections.Edited | None
-    """None where nothing was written."""
+    """None if nothing was written."""
 
 
 def recommend(
@@ -46,32 +46,36 @@ def recommend(
     quiet: bool = False,
     cache: bool = False,
 ) -> Recommended:
-    """Choose a variant by the rule of `quantilax.reports.choice`, validate it on held-out seeds, and write it if it holds.
+    """Choose a variant, validate it on held-out seeds, and write its section if it holds.
 
-    The held-out runs, of the variant and of the base, lie in `validation/` within the study's directory. They are run once: the
-    same call again finds them there. All that lie there count, also those of an earlier call, so none can be discarded; with
-    how many it was judged is noted. Only those of seeds that the study itself has run since count no more.
+    The rule of the choice is in `quantilax.reports.choice`.
 
-    With `write`, everything must be committed in the checkout of quantilax, so that the commit beside the figures is the code
-    that gave them: before anything is run, and at each start that has added held-out runs. What counts as a change is said in
-    `quantilax.runs.provenance.changes`; the files that this call writes do not count. Where quantilax is installed as a
-    package there is nothing to commit.
+    The held-out runs of the variant and of the base are kept in `validation/` inside the study's
+    directory. They run only once; a repeated call finds them there. All runs there count, also
+    those of an earlier call, so that no result can be discarded. The exception is runs with seeds
+    that the study itself has run since. Each number of seeds used for a judgement is recorded.
+
+    With `write`, the checkout of quantilax must have no uncommitted changes, so that the commit
+    beside the figures is the code that produced them. This is checked before anything runs, and for
+    each start that added held-out runs. `quantilax.runs.provenance.changes` says what counts as a
+    change; the files that this call writes do not count. If quantilax is installed as a package,
+    there is nothing to check.
 
     Args:
-        store: a study's directory.
-        variant: a variant in place of the winner.
+        store: the study's directory.
+        variant: a variant to use in place of the winner.
         seeds: number of held-out seeds.
-        first_seed: the first of them; None: the one after the study's largest.
-        write: the config file; None: nothing is written.
-        section: name of the section in it; None: that of the study's base.
-        benchmarks: the YAML file that gets a record of a section that is written; None: none.
-        jobs: devices to use at once; None: all.
+        first_seed: the first held-out seed; None: the one after the study's largest.
+        write: the config file to write to; None: write nothing.
+        section: name of the section in that file; None: that of the study's base.
+        benchmarks: the YAML file that gets a record of the written section; None: no record.
+        jobs: number of devices to use at once; None: all.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
 
     Raises:
-        ConfigError: nothing can be chosen yet, held-out seeds are the study's own, a file cannot be edited, or there are
-            uncommitted changes. All this is found out before anything is run.
+        ConfigError: nothing can be chosen yet, the study has used a held-out seed, a file cannot be
+            edited, or there are uncommitted changes. All of this is checked before anything runs.
         RunError, Interrupted: as for `studies.run`.
     """
     results = Results.read(store)
@@ -113,16 +117,19 @@ def recommend(
 
 
 def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = None, **options: Any) -> Recommended:
-    """Validate the base of a study that has no other variant: nothing is to be chosen, so the study itself need not be run.
+    """Validate the base of a study that has no other variant.
+
+    There is nothing to choose, so the study itself need not be run.
 
     Args:
         file: the study's YAML file.
         out: the results' directory, new or of the same study; None: `studies/<name>`.
-        jobs: devices to use at once; None: all.
+        jobs: number of devices to use at once; None: all.
         options: see `recommend`.
 
     Raises:
-        ConfigError: there are variants to choose among, or as for `recommend`; a directory that was made for it is gone again.
+        ConfigError: there are variants to choose among, or as for `recommend`; a directory that was
+            created for this call is deleted again, unless validation has begun in it.
         RunError, Interrupted: as for `studies.run`.
     """
     study = definition.load(file)
@@ -150,7 +157,7 @@ def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = N
 
 
 def _check_benchmarks(benchmarks: Path, write: Path | None) -> None:
-    """Raise `ConfigError` unless a record can be put into the file."""
+    """Raise `ConfigError` unless a record can be written into the file."""
     if write is None:
         raise ConfigError(f"{BENCHMARKS}: a record is of a section that is written; name its file with --write")
     if benchmarks.resolve() == write.resolve():
@@ -163,7 +170,7 @@ def _read(benchmarks: Path) -> list[validated.Record]:
 
 
 def _check_committed(written: list[Path]) -> None:
-    """Raise `ConfigError` where the checkout has uncommitted changes but to files that are written."""
+    """Raise `ConfigError` if other files than `written` have uncommitted changes."""
     changed = [name for name in provenance.changes() if name not in _within_checkout(written)]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -174,7 +181,7 @@ def _check_committed(written: list[Path]) -> None:
 
 
 def _check_starts(held_out: Store, written: list[Path]) -> None:
-    """Raise `ConfigError` where held-out runs were made with uncommitted changes but to files that are written."""
+    """Raise `ConfigError` if held-out runs began with changes to other files than `written`."""
     for begun in held_out.facts["starts"]:
         commit, changed = begun.get("commit") or "", begun.get("uncommitted", ["unknown"])
         if commit.endswith("+") and not {*changed} <= _within_checkout(written):
@@ -189,7 +196,7 @@ def _within_checkout(files: list[Path]) -> set[str]:
 
 
 def _chosen(results: Results, variant: str | None) -> tuple[Choice, bool]:
-    """Give the variant, and whether the rule names it."""
+    """Return the chosen variant, and whether the rule chose it."""
     path, variants = results.store.path, results.store.facts["variants"]
     winner = choice.choose(results)
     if variant is None:
@@ -206,7 +213,11 @@ def _chosen(results: Results, variant: str | None) -> tuple[Choice, bool]:
 
 
 def held_out(used: list[int], number: int, first: int | None) -> list[int]:
-    """Give the seeds to validate with; raise `ConfigError` where the study has used one of them."""
+    """Return the seeds to validate with.
+
+    Raises:
+        ConfigError: the study has used one of them, or there are too many or too large ones.
+    """
     start = max(used) + 1 if first is None else first
     if number > definition.MAX_RUNS:
         raise ConfigError(f"--seeds: {number:,} are more than {definition.MAX_RUNS:,}; ask for fewer")
@@ -223,7 +234,7 @@ def held_out(used: list[int], number: int, first: int | None) -> list[int]:
 
 
 def validation(store: Store, variant: str, seeds: list[int]) -> Study:
-    """Make the study of a variant and the base on held-out seeds, from what the study's directory says."""
+    """Make a study of a variant and the base on held-out seeds, from the study's directory."""
     facts = store.facts
     names = list(dict.fromkeys((facts["base"], variant)))
     there = store.facts["asked"]
@@ -251,11 +262,15 @@ def _section(store: Store, variant: str) -> Section:
 
 
 def _looked(validation: Store, variant: str, number: int) -> list[int]:
-    """Note that a variant was judged by so many held-out seeds, and give the numbers that it was judged by, rising.
+    """Record that a variant was judged by `number` held-out seeds.
 
-    Who looks again with more seeds until the answer pleases gets a better one: at a level of 5% a difference that is not
-    there is found in 8% of cases by the second look and in 14% by the fifth (Armitage, McPherson and Rowe 1969, "Repeated
-    significance tests on accumulating data").
+    Looking again with more seeds until the answer pleases inflates false positives: at a level of
+    5%, a difference that does not exist is found in 8% of cases by the second look and in 14% by
+    the fifth (Armitage, McPherson and Rowe 1969, "Repeated significance tests on accumulating
+    data").
+
+    Returns:
+        All numbers of seeds that the variant was judged by, ascending.
     """
     with validation.lock():
         store = Store.open(validation.path)
@@ -289,9 +304,9 @@ def _comment(
 
 
 def _origin(theirs: Results) -> tuple[list[str], str]:
-    """Give the commits that ran the held-out seeds, and the date of the last start."""
+    """Return the commits that ran the held-out seeds, and the date of the last start."""
     starts = theirs.store.facts["starts"]
     commits = [
         (start.get("commit") or "unknown").removesuffix("+") for start in starts
-    ]  # only files written here differed
+    ]  # `_check_starts`: only written files differed
     return list(dict.fromkeys(commits)), starts[-1]["date"][:10]

@@ -1,4 +1,4 @@
-"""What the directory of a study says, read once: the numbers that tables, verdicts, figures and choices are made of."""
+"""A study's results, read once: the numbers behind tables, verdicts, figures and choices."""
 
 import itertools
 import math
@@ -12,22 +12,28 @@ from quantilax.studies import tables
 from quantilax.studies.store import Failure, Store
 
 LEVEL = 1 - statistics.CONFIDENCE
-"""Of a test: a difference is claimed where its p-value, adjusted for the number of variants, lies below."""
+"""Significance level: a difference is claimed if its adjusted p-value is below this.
+
+The adjustment is for the number of variants compared.
+"""
 
 
 class Results(NamedTuple):
-    """A study's numbers; empty frames where no run is finished."""
+    """A study's numbers; the frames are empty if no run is finished."""
 
     store: Store
     summary: pl.DataFrame
-    """A row per variant that has runs."""
+    """One row per variant that has runs."""
     outcomes: pl.DataFrame
-    """A row per run."""
+    """One row per run."""
     curves: pl.DataFrame
-    """A row per variant and step."""
+    """One row per variant and step."""
     failures: list[Failure]
     missing: dict[str, list[int]]
-    """Seeds without results, of the variants that have such; not of those that failed before any run was finished."""
+    """Seeds without results, by variant.
+
+    Leaves out variants without missing seeds, and those that failed before any run was finished.
+    """
 
     @classmethod
     def read(cls, store: Store) -> Self:
@@ -56,33 +62,37 @@ class Results(NamedTuple):
 
     @property
     def base(self) -> str:
-        """Name of the variant that the others are compared with."""
+        """The variant that the others are compared with."""
         return str(self.store.facts["base"])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of the summary."""
+        """The rows of the summary."""
         return list(self.summary.iter_rows(named=True))
 
     @property
     def others(self) -> list[dict[str, Any]]:
-        """Rows of the summary that are compared with the base."""
+        """The rows of the summary that are compared with the base."""
         return [row for row in self.rows if row["variant"] != self.base and row["auc_p"] is not None]
 
     @property
     def changes(self) -> list[dict[str, Any]]:
-        """What the study said otherwise before: `field` (`prediction` or `solved`), `before`, `after`, `runs` there then."""
+        """Changes to the study after runs were there.
+
+        Each has `field` (`prediction` or `solved`), `before`, `after`, and `runs`, the number of
+        runs at the time of the change.
+        """
         found = self.store.facts.get("changes", [])
         assert isinstance(found, list)
         return found
 
     def row(self, variant: str) -> dict[str, Any] | None:
-        """Row of a variant in the summary; None where it has no runs."""
+        """Return the row of a variant in the summary; None if it has no runs."""
         return next((row for row in self.rows if row["variant"] == variant), None)
 
     @property
     def broken(self) -> dict[str, list[int]]:
-        """Seeds that broke, of the variants that have such."""
+        """Seeds whose runs broke, by variant; variants without any are left out."""
         found: dict[str, list[int]] = {}
         if self.outcomes.height:
             for variant, seed in self.outcomes.filter("broken").select("variant", "seed").iter_rows():
@@ -90,7 +100,10 @@ class Results(NamedTuple):
         return found
 
     def derived(self) -> dict[str, dict[str, float]]:
-        """What follows from each variant's config; a variant of another version of quantilax may have none."""
+        """Return the quantities derived from each variant's config.
+
+        Variants whose config this version of quantilax does not accept are left out.
+        """
         found: dict[str, dict[str, float]] = {}
         for variant, fields in self.store.facts["variants"].items():
             try:
@@ -103,14 +116,20 @@ class Results(NamedTuple):
 
 
 def verdict_of(row: dict[str, Any], name: str) -> int:
-    """Say what the adjusted test of `final` or `auc` tells of a variant beside the base: 1 better, -1 worse, 0 nothing."""
+    """Return what the adjusted test of `final` or `auc` says of a variant against the base.
+
+    1 means better, -1 worse, and 0 that they cannot be told apart.
+    """
     if row[f"{name}_p_holm"] is None or row[f"{name}_p_holm"] >= LEVEL:
         return 0
     return (row[f"{name}_improvement"] > 0.5) - (row[f"{name}_improvement"] < 0.5)
 
 
 def smallest_adjusted_p(results: Results) -> float | None:
-    """Give the smallest adjusted p-value that a study's numbers of runs allow; None where nothing is compared."""
+    """Return the smallest adjusted p-value that a study's numbers of runs allow.
+
+    None if nothing is compared.
+    """
     base = results.row(results.base)
     if base is None or not results.others:
         return None
@@ -118,10 +137,17 @@ def smallest_adjusted_p(results: Results) -> float | None:
 
 
 def seeds_needed(comparisons: int) -> int:
-    """Give the least number of seeds per variant with which the rank test, adjusted for its comparisons, can show anything."""
+    """Return the least number of seeds per variant with which the rank test can show anything.
+
+    Args:
+        comparisons: the number of comparisons that the test is adjusted for.
+    """
     return next(n for n in itertools.count(1) if smallest_p(n, n) * comparisons < LEVEL)
 
 
 def smallest_p(n: int, m: int) -> float:
-    """Give the smallest p-value that the rank test can have with n and m runs: those of one side all above the other's."""
+    """Return the smallest p-value of the rank test with n and m runs.
+
+    It is reached if all runs of one side are above all runs of the other.
+    """
     return min(1.0, 2 / math.comb(n + m, n))

@@ -1,4 +1,7 @@
-"""Putting a section into a YAML file of configs: whatever else stands there stays as it is, byte for byte, comments too."""
+"""Put a section into a YAML file of configs.
+
+The rest of the file, comments included, stays the same byte for byte.
+"""
 
 import itertools
 import os
@@ -16,30 +19,30 @@ from quantilax.runs import configs
 from quantilax.studies.definition import plain
 
 MARK = "#: Recommended by quantilax"
-"""How a comment begins that `put` wrote; the next one takes its place."""
+"""Beginning of a comment that `put` wrote; the next comment replaces it."""
 
 WIDTH = 120
 
 
 class Edited(NamedTuple):
-    """A file's text with the section in it."""
+    """The text of a file after a section was put into it."""
 
     text: str
     changed: list[str]
-    """Fields of a section that was there whose values are others now."""
+    """Fields of an existing section whose values changed."""
     commented: list[str]
-    """Of these those with a comment behind the value, which was written for the one before."""
+    """Changed fields with a comment behind the value, which was written for the old value."""
 
 
 def read(file: Path, option: str = "--write") -> str:
-    """Read a file's text as it is, its line ends too; empty where there is no file yet.
+    """Read a file's text with its line ends unchanged; empty if the file does not exist yet.
 
     Args:
         file: the file.
-        option: the one that named it, for messages.
+        option: the command line's option that named it, for messages.
 
     Raises:
-        ConfigError: it cannot be read, or its directory is not there.
+        ConfigError: the file cannot be read, or its directory does not exist.
     """
     try:
         return file.read_bytes().decode("utf-8")
@@ -56,14 +59,14 @@ def read(file: Path, option: str = "--write") -> str:
 
 
 def write(file: Path, text: str, option: str = "--write") -> None:
-    """Write a file whole; a link stays a link, and rights stay as they are.
+    """Replace a file's text; a symbolic link stays a link, and permissions are kept.
 
     Args:
         file, option: as for `read`.
-        text: all of the file.
+        text: the whole text of the file.
 
     Raises:
-        ConfigError: it cannot be written; the file is as it was.
+        ConfigError: the file cannot be written, and is unchanged.
     """
     try:
         target = file.resolve()
@@ -78,15 +81,16 @@ def write(file: Path, text: str, option: str = "--write") -> None:
 def put(text: str, file: Path, name: str, fields: Mapping[str, Any], comment: Sequence[str]) -> Edited:
     """Put a section into a file's text.
 
-    Where the section is there already, only the values that differ are replaced, and fields that it left to defaults which
-    differ are added at its end. A new section comes at the end of the file, every field with its value.
+    In an existing section, only the values that differ are replaced; a field that it leaves to a
+    default with another value is added at its end. A new section is written at the end of the file,
+    with every field.
 
     Args:
-        text: of the file.
-        file: for messages.
-        name: the section.
+        text: the file's text.
+        file: the file, for messages.
+        name: name of the section.
         fields: `algorithm`, `env` and every hyperparameter.
-        comment: lines to stand above the section.
+        comment: lines of a comment above the section.
 
     Raises:
         ConfigError: the file is broken, or the section is written in a way that cannot be edited.
@@ -115,7 +119,7 @@ def _replace(
             f"{file}: section '{name}' is of {has['algorithm']} and this is of {fields['algorithm']}; choose another --section"
         )
     found = _find(text, name)
-    if found is None:  # it comes in through `<<`
+    if found is None:  # it comes from a merge key `<<`
         raise _not_editable(file, name)
     key, section = found
     if not isinstance(section, yaml.MappingNode) or section.flow_style:
@@ -142,25 +146,31 @@ def _replace(
 
 
 def written(value: Any) -> str:
-    """Write a value as it stands behind a field."""
+    """Write a value as YAML, in the form in which it follows a field's name."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
 
 
 def _find(text: str, name: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """Give the nodes of a section's name and of what it holds, which know their places; None where it stands nowhere."""
+    """Return the YAML nodes of a section's name and content; None if the text has no such section.
+
+    The nodes know their positions in the text.
+    """
     root = yaml.compose(text, yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
     return next(((key, value) for key, value in root.value if key.value == name), None)
 
 
 def _rest_of_line(text: str, at: int) -> str:
-    """Give a line from a place on, its end included."""
+    """Return the text from a position to the end of its line, line end included."""
     end = text.find("\n", at)
     return text[at:] if end < 0 else text[at : end + 1]
 
 
 def _place_of_comment(text: str, key: int) -> tuple[int, int]:
-    """Say where the comment above a section goes: in the place of a former one of ours, else right above its name."""
+    """Return the range of text that the comment above a section replaces.
+
+    It is that of an earlier comment of ours, else the empty range right above the section's name.
+    """
     start = text.rfind("\n", 0, key) + 1
     above: list[tuple[int, int]] = []
     at = start
@@ -187,7 +197,7 @@ def _comment(lines: Sequence[str]) -> list[str]:
 
 
 def _check(text: str, file: Path, name: str, fields: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Refuse an edit that changed anything else, or did not make the section what it is to be."""
+    """Refuse an edit that changed another section, or whose section does not hold `fields`."""
     try:
         after = configs.parse_yaml(text, file)
         is_well = plain(configs.select(after, file, name)) == dict(fields)

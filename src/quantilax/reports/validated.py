@@ -1,4 +1,4 @@
-"""The data of validated sections: a YAML file with one record each, from which `make tables` writes docs/benchmarks.md."""
+"""Records of validated sections: a YAML file from which `make tables` writes docs/benchmarks.md."""
 
 import os
 from collections.abc import Sequence
@@ -18,10 +18,13 @@ HEADER = "# Sections validated on held-out seeds. `quantilax recommend --benchma
 
 
 class Record(NamedTuple):
-    """What held-out seeds say of a section. Figures are text, as reports write them; None where there is none."""
+    """A section's results on held-out seeds.
+
+    Figures are text in the format of reports; None stands for a figure that does not exist.
+    """
 
     config: str
-    """Relative to the current directory where it lies below it, else the file's name."""
+    """The config file, relative to the current directory if it is below it, else its name."""
     section: str
     environment: str
     steps: int
@@ -29,18 +32,18 @@ class Record(NamedTuple):
     """Number of held-out seeds."""
     seeds: str
     return_at_end: str
-    """Interquartile mean of the last evaluation, and its interval."""
+    """Interquartile mean of the last evaluation, with its interval."""
     lowest_at_end: str
     solved: float | None
-    """The return from which on the task counts as solved."""
+    """The return from which on the task counts as solved; None if the study has no threshold."""
     ended_solved: str | None
     fell: str | None
     solved_for_good: str | None
-    """Median step, and its interval."""
+    """Median step, with its interval."""
     commits: list[str]
     date: str
     study: str
-    """Its directory, as `config`; the held-out runs lie in `validation/` below it."""
+    """The study's directory, written as `config` is; `validation/` in it has the held-out runs."""
     variant: str
     command: str
 
@@ -59,12 +62,12 @@ def record(
 
     Args:
         config: the file that the section is written into.
-        section: its name there.
-        study: the directory of the study that chose it.
+        section: name of the section in it.
+        study: directory of the study that chose the section.
         held_out: results of the held-out seeds, with runs of the variant.
-        variant: its name there.
-        seeds: those that count.
-        commits, date: of the runs.
+        variant: name of the variant in the study.
+        seeds: the held-out seeds that count.
+        commits, date: commits and date of the held-out runs.
     """
     row, fields = held_out.row(variant), held_out.store.facts["variants"][variant]
     assert row is not None
@@ -91,20 +94,20 @@ def record(
 
 
 def named(path: Path) -> str:
-    """Name a file or directory from the current directory where it lies below it, else by its last part alone."""
+    """Return a path relative to the current directory if it is below it, else its last part."""
     place, here = Path(os.path.abspath(path)), Path.cwd()
     return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name
 
 
 def parse(text: str, file: Path) -> list[Record]:
-    """Read a file's text; an empty one holds no record.
+    """Read the records in a file's text; an empty text holds none.
 
     Args:
-        text: of the file.
-        file: for messages.
+        text: the file's text.
+        file: the file, for messages.
 
     Raises:
-        ConfigError: it is not such a file, or two records are of the same section.
+        ConfigError: the text is not a list of records, or two of them are of the same section.
     """
     found = configs.parse_yaml(text, file) or []
     if not isinstance(found, list) or not all(isinstance(r, dict) and r.keys() == {*Record._fields} for r in found):
@@ -122,14 +125,14 @@ def parse(text: str, file: Path) -> list[Record]:
 
 
 def put(records: Sequence[Record], new: Record) -> list[Record]:
-    """Put a record in the place of the one of the same section, else at the end."""
+    """Replace the record of the same section, or add the record at the end."""
     sections = [(r.config, r.section) for r in records]
     at = sections.index((new.config, new.section)) if (new.config, new.section) in sections else len(sections)
     return [*records[:at], new, *records[at + 1 :]]
 
 
 def written(records: Sequence[Record]) -> str:
-    """Write records as a file's text."""
+    """Return the file's text for these records."""
     fields = [r._asdict() for r in records]
     return HEADER + yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True)
 

@@ -1,4 +1,4 @@
-"""What a study has shown, in sentences; never more than the tests give, adjusted for the number of variants."""
+"""Say in sentences what a study has shown, and claim no more than the adjusted tests allow."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -8,21 +8,21 @@ from quantilax.reports.results import LEVEL, Results, seeds_needed, smallest_adj
 from quantilax.statistics import FEW_SEEDS
 
 LISTED = 4
-"""More variants than that are counted in a sentence, not named."""
+"""Most variants that a sentence names; more are only counted."""
 
 MEASURES = {"auc": "over the whole curve", "final": "at the end"}
 
 
 class Verdict(NamedTuple):
-    """Sentences without markup."""
+    """A study's verdict, in sentences without markup."""
 
     headline: str
     basis: str
-    """What the headline rests on."""
+    """The seeds and tests behind the headline."""
     findings: list[str]
-    """A sentence for each variant that can be told apart from the base, then what was seen of solving and falling."""
+    """A sentence for each difference from the base, then counts of solving and falling."""
     caveats: list[str]
-    """What is missing, and what the figures cannot say."""
+    """What is missing, and what the figures cannot show."""
 
 
 def verdict(results: Results) -> Verdict:
@@ -51,7 +51,7 @@ def _alone(results: Results) -> str:
 
 
 def _measure(results: Results, name: str) -> str:
-    """Say of one column of tests which variants it tells apart from the base."""
+    """Say which variants one of `MEASURES` tells apart from the base."""
     sides = {told: [r["variant"] for r in results.others if verdict_of(r, name) == told] for told in (1, -1, 0)}
     base, where = quoted(results.base), MEASURES[name]
     parts = [
@@ -86,7 +86,7 @@ def _apart(results: Results) -> list[str]:
 
 
 def _solving(results: Results) -> list[str]:
-    """Counts of the base and of the extremes; they are told, not tested."""
+    """Report the counts of the base, the lowest and the highest; they are not tested."""
     if results.store.solved is None:
         return []
     found = []
@@ -111,7 +111,7 @@ def _solving(results: Results) -> list[str]:
 
 
 def _open(results: Results) -> list[str]:
-    """What the comparisons leave open."""
+    """Say what the comparisons leave open."""
     found = []
     for name, where in MEASURES.items():
         level = [row for row in results.others if verdict_of(row, name) == 0]
@@ -186,7 +186,7 @@ def _with(row: dict[str, Any], name: str, written: Any) -> str:
 
 
 def quoted(variant: str) -> str:
-    """Write a variant's name, which may hold commas, within a sentence."""
+    """Quote a variant's name, which may contain commas, for use in a sentence."""
     return f"“{variant}”"
 
 

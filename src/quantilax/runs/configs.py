@@ -1,10 +1,10 @@
-"""Reading YAML: one file per environment, a section per algorithm or variant.
+"""Read configs from YAML: one file per environment, with a section per algorithm or variant.
 
 iqn:
   env: CartPole-v1
   learning_rate: 1e-3
 iqn_research:
-  algorithm: iqn          # else the section's name says it
+  algorithm: iqn          # default: the section's name
   env: CartPole-v1
 """
 
@@ -22,47 +22,56 @@ from quantilax.types import Algorithm
 
 
 class Section(NamedTuple):
-    """What a section of a file, with the overrides of the command line, asks for."""
+    """A section of a config file with overrides applied."""
 
     name: str
     where: str
-    """File and section, for messages."""
+    """File and section, for error messages."""
     algorithm: Algorithm
     env: str
     hyperparameters: dict[str, Any]
 
     def create(self, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> agent.Agent:
-        """Build the agent, with the environment that the section names or an object; see `quantilax.agent.create`."""
+        """Build the agent; see `quantilax.agent.create`.
+
+        Args:
+            env: an environment object; None: the environment that the section names.
+            eval_callback: the agent's callback at evaluations.
+        """
         return agent.create(
             self.algorithm, self.env if env is None else env, self.hyperparameters, self.where, eval_callback
         )
 
 
 def load_section(path: str | Path, name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Section:
-    """Read a section of a YAML file, and put the overrides on top.
+    """Read a section of a YAML file, and apply the overrides.
 
     Args:
-        path: the file, or the name of one that comes with quantilax, such as `gymnax/cartpole`.
-        name: the section; it may be left out where the file has only one.
-        overrides: fields by name, `env` and `algorithm` among them.
+        path: the file, or the name of a config that comes with quantilax, such as
+            `gymnax/cartpole`.
+        name: the section; None: the only one in the file.
+        overrides: values by field; `env` and `algorithm` may be among them.
 
     Raises:
-        ConfigError: what is wrong with the file, the section or a field, and the remedy.
+        ConfigError: the file, the section or a field is wrong; the message says how to mend it.
     """
     path = Path(path)
     return select(read_yaml(find(path)), path, name, overrides)
 
 
 def shipped() -> dict[str, Path]:
-    """Return the configs that come with quantilax, by names such as `gymnax/cartpole`."""
+    """Return the files of the configs that come with quantilax, by name: `gymnax/cartpole`."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
-    root = inside if inside.is_dir() else package.parents[1] / "configs"  # in a checkout they lie beside `src`
+    root = inside if inside.is_dir() else package.parents[1] / "configs"  # in a checkout they are beside `src`
     return {file.relative_to(root).with_suffix("").as_posix(): file for file in sorted(root.rglob("*.yaml"))}
 
 
 def find(path: Path) -> Path:
-    """Return the file of a config: the path, or if nothing is there, the one that comes with quantilax under that name."""
+    """Return the file of a config.
+
+    If the path does not exist, it is taken as the name of a config that comes with quantilax.
+    """
     there = {} if os.path.exists(path) else shipped()
     return there.get(path.as_posix().removesuffix(".yaml"), path)
 
@@ -70,7 +79,7 @@ def find(path: Path) -> Path:
 def select(
     sections: Mapping[str, Any], path: Path, name: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Section:
-    """Take a section of what a file holds, as `load_section` does."""
+    """Select a section from the content of a file; see `load_section`."""
     if name is None:
         if len(sections) > 1:
             raise ConfigError(f"{path}: has several sections; name one of {', '.join(sections)}")
@@ -84,7 +93,13 @@ def select(
 
 
 def with_overrides(section: Section, overrides: Mapping[str, Any], origin: str) -> Section:
-    """Put fields on top of a section's, `env` and `algorithm` among them; `origin` says in messages where they stand."""
+    """Apply overrides to a section.
+
+    Args:
+        section: the section.
+        overrides: values by field; `env` and `algorithm` may be among them.
+        origin: where the overrides come from, for error messages.
+    """
     there = {"algorithm": section.algorithm.name, "env": section.env, **section.hyperparameters}
     return _section(section.name, section.where, there, overrides, origin)
 
@@ -109,10 +124,10 @@ def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mappin
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """Turn `key=value` arguments into fields; the values are read as YAML.
+    """Turn `key=value` arguments into a dictionary; the values are read as YAML.
 
     Raises:
-        ConfigError: an argument without `=`, or a value that is no YAML.
+        ConfigError: an argument has no `=`, a key is given twice, or a value is not YAML.
     """
     overrides: dict[str, Any] = {}
     for argument in arguments:
@@ -131,14 +146,14 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 def read_yaml(
     path: Path, holds: str = "sections; expected lines such as 'iqn:' with fields indented below"
 ) -> dict[str, Any]:
-    """Read a file of names with values, strictly: no name twice.
+    """Read a YAML file that maps names to values; no name may occur twice.
 
     Args:
         path: the file.
-        holds: what should be in it, for messages.
+        holds: what the file should hold, for error messages.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or holds something else.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,7 +172,11 @@ def read_yaml(
 
 
 def parse_yaml(text: str, path: Path) -> Any:
-    """Parse a file's text by `quantilax.host.strict_yaml`; raise `ConfigError` where it is broken."""
+    """Parse a file's text by `quantilax.host.strict_yaml`.
+
+    Raises:
+        ConfigError: the text is not valid YAML.
+    """
     try:
         return strict_yaml.parse(text)
     except strict_yaml.BrokenError as error:

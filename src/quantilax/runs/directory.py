@@ -1,4 +1,4 @@
-"""The directory of a run: what was asked for, what came out, and what is needed to get it again."""
+"""The directory of a run: its config, its results, and all that is needed to reproduce them."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from quantilax.runs import configs
 
 
 class Fact(NamedTuple):
-    """What a key of `run.json` must hold."""
+    """What the value of a key of `run.json` must be."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -55,60 +55,63 @@ FACTS = {
     "seconds": Fact("a number, 0 or more", lambda x: type(x) in (int, float) and 0 <= x < 1e18, False),
     "starts": Fact("a list of starts", lambda x: isinstance(x, list) and bool(x)),
 }
-"""Every key of `run.json` that is read again."""
+"""All keys of `run.json` that are read back."""
 
 START = {
     "from_env_step": Fact("a whole number, 0 or more", _is_whole),
     "command": Fact("words", _is_text),
     "date": Fact("words", _is_text),
 }
-"""Every key of one of its starts that is read again."""
+"""All keys of an entry of `starts` that are read back."""
 
 
 BEFORE_FACTS = {"lock", "config.yaml", "config.yaml.partial", "run.json.partial"}
-"""What there may be of a run before its `run.json` is."""
+"""Files that a run may have before it has written its `run.json`."""
 
 
 class RunDirectory:
-    """Files of one run, written as results come.
+    """The files of one run, written as results come.
 
     | file | what |
     |---|---|
-    | `config.yaml` | the resolved config, every field; `quantilax train` takes it again |
-    | `run.json` | seeds, state of the run, and for each start of it command, versions, commit, machine |
-    | `checkpoints/` | all of the run's state at the ends of segments: the last three and the best |
+    | `config.yaml` | the resolved config with every field; `quantilax train` accepts it |
+    | `run.json` | seeds, status; for each start the command, versions, commit and machine |
+    | `checkpoints/` | the run's whole state at the ends of segments: the last three and the best |
     | `evaluations.csv` | a row per seed and evaluation |
-    | `evaluations.jsonl` | a line per evaluation: each seed, and all together |
+    | `evaluations.jsonl` | a line per evaluation: each seed, and all seeds together |
     | `evaluations.parquet` | a row per seed and evaluation, with each episode's return and length |
-    | `learning_curve.png` | the mean returns, drawn |
-    | `lock` | who is writing to the directory |
+    | `learning_curve.png` | a plot of the mean returns |
+    | `lock` | which process is writing to the directory |
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        """Use `create` or `open`."""
+        """Do not call this directly; use `create` or `open`."""
         self.path = path
         self.facts = facts
-        """What `run.json` says."""
-        self.updating = threading.Lock()  # the thread that writes checkpoints notes the first one
+        """The content of `run.json`."""
+        self.updating = threading.Lock()  # the thread that writes checkpoints calls `update` too
 
     @property
     def checkpoints(self) -> Path:
-        """Where the run's checkpoints lie; see `quantilax.runs.checkpoints`."""
+        """The directory of the run's checkpoints; see `quantilax.runs.checkpoints`."""
         return self.path / "checkpoints"
 
     @classmethod
     def create(cls, path: Path) -> Self:
-        """Create the directory; an existing one must be empty, or of a run that was killed before its `run.json` was there.
+        """Create the directory.
+
+        An existing directory must be empty. One that was left by a run that was killed before it
+        wrote its `run.json` counts as empty.
 
         Raises:
-            ConfigError: where it holds anything, or cannot be made.
+            ConfigError: the directory is not empty, or cannot be created or written to.
         """
         paths.check(path)
         made: list[Path] = []
         try:
             for directory in (*reversed(path.parents), path):
                 if not directory.is_dir():
-                    directory.mkdir(exist_ok=True)  # another process may make it just now
+                    directory.mkdir(exist_ok=True)  # another process may create it now
                     made.append(directory)
             there = {file.name for file in path.iterdir()}
             taken = bool(there) and not ("lock" in there and there <= BEFORE_FACTS and not locks.is_locked(path))
@@ -127,13 +130,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the directory of a run that was begun.
+        """Open the directory of an existing run.
 
         Raises:
-            ConfigError: it is none, or its `run.json` is damaged.
+            ConfigError: it is not the directory of a run, or its `run.json` is damaged.
         """
         file = paths.check(path, "run") / "run.json"
-        if not os.path.isdir(path):  # also of a name that is too long, or below what may not be entered
+        if not os.path.isdir(path):  # also: name too long, or a parent that may not be entered
             raise ConfigError(f"{path}: no such run directory; see quantilax list-runs")
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
@@ -157,20 +160,24 @@ class RunDirectory:
         return locks.lock(self.path)
 
     def is_locked(self) -> bool:
-        """Say whether a process is writing to the directory."""
+        """Return whether a process is writing to the directory."""
         return locks.is_locked(self.path)
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `stopped` (by a callback), `interrupted` (by a signal), `failed: <why>` or `killed`."""
+        """The state of the run.
+
+        One of `running`, `finished`, `stopped` (by a callback), `interrupted` (by a signal),
+        `failed: <why>` or `killed`.
+        """
         status = str(self.facts["status"])
         return "killed" if status == "running" and not self.is_locked() else status
 
     def update(self, **facts: Any) -> None:
-        """Change what `run.json` says; any thread may.
+        """Change facts in `run.json`; any thread may call this.
 
         Raises:
-            OSError: it cannot be written; the file is as it was.
+            OSError: the file cannot be written, and is unchanged.
         """
         with self.updating:
             self.facts = {**self.facts, **facts}
@@ -180,11 +187,12 @@ class RunDirectory:
         """Build the run's agent from its `config.yaml`.
 
         Args:
-            env: the environment, where it is an object that no name makes; None: the one that the config names.
-            eval_callback: that of the agent.
+            env: the environment, if it is an object that no name makes; None: the environment that
+                the config names.
+            eval_callback: the agent's callback at evaluations.
 
         Raises:
-            ConfigError: a damaged config, or an environment or algorithm that is not known here.
+            ConfigError: the config is damaged, or its environment or algorithm is not known here.
         """
         section = configs.load_section(self.path / "config.yaml")
         if env is None and not envs.is_known(section.env):
@@ -193,16 +201,16 @@ class RunDirectory:
                 " that registers it with --import, or write the class as env: module:Class into config.yaml, if it needs no"
                 " arguments"
             )
-        with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # told when the run began
+        with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # shown when the run began
             return section.create(env, eval_callback)
 
     def write_config(self, name: str, agent: Agent) -> None:
-        """Write `config.yaml`: one section, complete."""
+        """Write `config.yaml`: one section with every field."""
         write_whole(self.path / "config.yaml", config_yaml(name, agent))
 
 
 def _check(file: Path, prefix: str, there: Mapping[str, Any], facts: Mapping[str, Fact]) -> None:
-    """Raise `ConfigError` for the first key that is missing, or holds something else."""
+    """Raise `ConfigError` for the first key that is missing or has a wrong value."""
     for name, fact in facts.items():
         if name in there:
             wrong = "" if fact.holds(there[name]) else f"expected {fact.expected}, got {reprlib.repr(there[name])}"
@@ -213,7 +221,7 @@ def _check(file: Path, prefix: str, there: Mapping[str, Any], facts: Mapping[str
 
 
 def default_path(env: str, section: str) -> Path:
-    """Return a new directory's path under `runs/`: environment, section and time."""
+    """Return the path of a new directory in `runs/`, named after environment, section and time."""
     stem = f"{paths.as_name(env)}-{paths.as_name(section)}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path("runs") / stem
     number = 2
@@ -224,6 +232,6 @@ def default_path(env: str, section: str) -> Path:
 
 
 def config_yaml(name: str, agent: Agent) -> str:
-    """Return the section of an agent as YAML, every field with its value."""
+    """Return an agent's config as a YAML section with every field."""
     section = {"algorithm": agent.algorithm.name, "env": envs.name_of(agent.env), **pytree.to_dict(agent.config)}
     return yaml.safe_dump({name: section}, sort_keys=False, default_flow_style=None)

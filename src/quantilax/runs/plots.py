@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from their files."""
+"""Draw learning curves from the files of runs."""
 
 import csv
 import warnings
@@ -15,17 +15,20 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 class Curve(NamedTuple):
-    """A learning curve of several seeds."""
+    """The learning curves of several seeds."""
 
     label: str
     steps: np.ndarray
-    """(T,) environment steps"""
+    """(T,) environment steps."""
     returns: np.ndarray
-    """(seeds, T) mean returns of evaluations"""
+    """(seeds, T) mean returns of the evaluations."""
 
 
 def curve(label: str, rows: Sequence[tuple[int, int, float]]) -> Curve:
-    """Make a curve of rows (seed, environment step, mean return), at the steps that all seeds have."""
+    """Make a curve from rows (seed, environment step, mean return).
+
+    It has the steps that all seeds have.
+    """
     by_seed: dict[int, dict[int, float]] = {}
     for seed, step, value in rows:
         by_seed.setdefault(seed, {})[step] = value
@@ -38,7 +41,7 @@ def curve_of_run(evaluations: Path, label: str) -> Curve:
     """Read a run's curve from its `evaluations.csv`.
 
     Raises:
-        ConfigError: it is not there, damaged, or holds no evaluation yet.
+        ConfigError: the file is missing or damaged, or holds no evaluation yet.
     """
     try:
         with evaluations.open(encoding="utf-8") as stream:
@@ -55,12 +58,12 @@ def curve_of_run(evaluations: Path, label: str) -> Curve:
 
 
 def learning_curve(evaluations: Path, picture: Path, title: str) -> None:
-    """Draw the mean return over environment steps: each seed pale, the mean of the seeds bold.
+    """Draw the mean return over environment steps: each seed pale, the mean over the seeds bold.
 
     Args:
-        evaluations: an `evaluations.csv`.
-        picture: the PNG to write.
-        title: stands above the picture, with the number of seeds.
+        evaluations: the run's `evaluations.csv`.
+        picture: the file to write; its suffix gives the format.
+        title: title of the picture; the number of seeds is added.
     """
     _, steps, returns = curve_of_run(evaluations, "")
     figure, axes = _axes()
@@ -72,14 +75,16 @@ def learning_curve(evaluations: Path, picture: Path, title: str) -> None:
 
 
 def together(curves: Sequence[Curve], picture: Path) -> None:
-    """Draw several curves in one picture: the mean over the seeds, on its 95% interval where there are several seeds.
+    """Draw several curves in one picture.
+
+    Each is the mean over the seeds, with its 95% interval if there are several seeds.
 
     Args:
-        curves: what to draw, with the labels of the legend.
-        picture: the file to write, of one of `FORMATS`.
+        curves: the curves, with their labels in the legend.
+        picture: the file to write, in one of `FORMATS`.
 
     Raises:
-        ConfigError: the file is of another kind, or cannot be written.
+        ConfigError: the file has another format, or cannot be written.
     """
     if picture.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out: {picture}: expected a name that ends with {', '.join(FORMATS)}")
@@ -111,7 +116,7 @@ def _seeds(number: int) -> str:
 
 
 def _axes() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # takes half a second: only for those who need it
+    from matplotlib.figure import Figure  # slow (half a second): imported only if needed
 
     figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -124,7 +129,7 @@ def _axes() -> tuple[Any, Any]:
 def _save(figure: Any, picture: Path) -> None:
     aside = picture.with_name(picture.name + ".partial")
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the font lacks a letter of a name
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the font lacks a character
             figure.savefig(aside, format=picture.suffix[1:].lower())
         aside.replace(picture)
     finally:

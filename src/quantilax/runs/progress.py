@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a bar in a terminal, plain lines elsewhere, nothing if asked to be quiet."""
+"""Progress of a run: a bar in a terminal, plain lines elsewhere, nothing with `quiet`."""
 
 from types import TracebackType
 from typing import Self
@@ -18,9 +18,10 @@ from quantilax.runs.evaluations import Entry
 
 
 class RunProgress:
-    """Progress of one run on standard error.
+    """Progress of one run, shown on standard error.
 
-    Use as a context manager around the run; `compiling` and `compiled` once, then `evaluated` after each segment.
+    Use it as a context manager around the run. Call `compiling` and `compiled` once, then
+    `evaluated` after each segment.
     """
 
     def __init__(self, total_steps: int, quiet: bool = False, onto: Console | None = None) -> None:
@@ -51,46 +52,51 @@ class RunProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the screen."""
         if self.bar.disable:  # rich 14.0 would print an empty line
             self.log.end()
         else:
             self.bar.stop()
 
     def compiling(self) -> None:
-        """Say that compiling begins, where no bar says so."""
+        """Say that compiling begins, unless a bar shows it."""
         if self.bar.disable:
             self.log.say("compiling")
 
     def compiled(self, trace_seconds: float, compile_seconds: float) -> None:
-        """Say how long compiling took, and begin to count steps."""
+        """Say how long compiling took, and start to count steps."""
         total = trace_seconds + compile_seconds
         self.log.say(f"compiled in {total:.1f} s ({trace_seconds:.1f} s of it tracing)")
         self.bar.reset(self.task, total=self.total, description="training")
 
     def resumed(self, step: int, seconds: float) -> None:
-        """Say at which step the run goes on, after so many seconds of training."""
+        """Say at which step the run continues.
+
+        Args:
+            step: environment steps so far.
+            seconds: seconds of training so far.
+        """
         self.say(f"goes on from step {step:,} of {self.total:,}")
         self.first = step, seconds
         self.bar.update(self.task, completed=step)
 
     def say(self, line: str) -> None:
-        """Print a line, unless quiet."""
+        """Print a line, except with `quiet`."""
         self.console.print(line, markup=False)
 
     def warn(self, line: str) -> None:
-        """Print a line that begins with `warning:`, also where quiet."""
+        """Print a line that begins with `warning:`, even with `quiet`."""
         heard = console.console() if self.console.quiet else self.console
         heard.print(f"warning: {line}", markup=False)
 
     def evaluated(self, entry: Entry) -> None:
-        """Show an evaluation."""
+        """Show an evaluation and the speed."""
         step, seeds, means = entry.env_step, len(entry.seeds), entry.all
         spread = ""
         if seeds > 1:
             spread = f" ({means['return_lowest']:.1f} to {means['return_highest']:.1f} over {seeds} seeds)"
         evaluation = f"return {means['return_mean']:.1f}{spread}"
-        if self.first is None:  # speed is told without warm-up and the evaluation before training
+        if self.first is None:  # the speed leaves out warm-up and first evaluation
             self.first = step, entry.seconds
         done, elapsed = step - self.first[0], entry.seconds - self.first[1]
         speed = f"{done * seeds / elapsed:,.0f} steps/s" if done else "- steps/s"

@@ -1,4 +1,4 @@
-"""What a user sees while a study goes on: a bar in a terminal, plain lines elsewhere, nothing if asked to be quiet."""
+"""Progress of a study: a bar in a terminal, plain lines elsewhere, nothing with `quiet`."""
 
 import time
 from types import TracebackType
@@ -10,22 +10,22 @@ from quantilax.host import console
 
 
 class HasRuns(Protocol):
-    """A batch: its group, and its runs as (variant, seed)."""
+    """A batch of runs of one compile group."""
 
     @property
     def group(self) -> int:
-        """Number of the compile group."""
+        """The number of the compile group, from 0."""
 
     @property
     def runs(self) -> tuple[tuple[str, int], ...]:
-        """(variant, seed)"""
+        """The runs, each as (variant, seed)."""
 
 
 class StudyProgress:
-    """Progress of one start of a study on standard error; a context manager around it."""
+    """Progress of one start of a study, shown on standard error; use it as a context manager."""
 
     def __init__(self, runs: int, quiet: bool = False) -> None:
-        """Prepare for so many runs."""
+        """Prepare for `runs` runs."""
         self.total, self.done = runs, 0
         self.group: int | None = None
         self.start = time.perf_counter()
@@ -54,14 +54,14 @@ class StudyProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the screen."""
         if self.bar.disable:
             self.log.end()
         else:
             self.bar.stop()
 
     def began(self, batch: HasRuns, groups: int) -> None:
-        """Say which program is compiled, where it is another one."""
+        """Say which compile group begins, if it is a new one."""
         if batch.group != self.group:
             self.group = batch.group
             self.log.say(f"compile group {batch.group + 1} of {groups}")
@@ -78,10 +78,10 @@ class StudyProgress:
             self.log.progress(f"{self.done} of {self.total} runs · {left:.0f} s left · {ends}")
 
     def say(self, line: str) -> None:
-        """Print a line, unless quiet."""
+        """Print a line, except with `quiet`."""
         self.console.print(line, markup=False)
 
     def warn(self, line: str) -> None:
-        """Print a line that begins with `warning:`, also where quiet."""
+        """Print a line that begins with `warning:`, even with `quiet`."""
         heard = console.console() if self.console.quiet else self.console
         heard.print(f"warning: {line}", markup=False)
