@@ -29,6 +29,10 @@ def algo(name):
     return tiny(name)
 
 
+once = pytest.mark.parametrize("name", ["iqn", pytest.param("pqn", marks=pytest.mark.validation)])
+"""Claims on code that both loops share: in `make test` with one of them."""
+
+
 def test_every_algorithm_has_one_of_these_loops():
     loops = {name: (one.act, one.observe, one.update) for name, one in ALGORITHMS.items()}
     assert loops["iqn"] != loops["pqn"]
@@ -52,6 +56,7 @@ def test_the_whole_is_its_segments_bit_for_bit_and_each_seed_of_several_is_that_
         assert_same_bits(alone, jax.tree.map(lambda x, seed=seed: x[seed], (state, curves)))
 
 
+@once
 def test_a_config_closed_over_compiles_to_the_arithmetic_of_one_passed_in(algo):
     closed_over = jax.jit(partial(train.train, *algo.arguments()))
     assert_same_bits(closed_over(jax.random.key(0)), algo.records(jax.random.key(0)))
@@ -84,6 +89,7 @@ class Deadline(TimeLimit):
         return state, told._replace(terminated=told.truncated, truncated=told.terminated)
 
 
+@once
 def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
     settings = dict(gamma=0.9, learning_rate=1e-2)
     with pytest.warns(ConfigWarning, match="bootstrap_truncated=false teaches"):
@@ -145,6 +151,7 @@ def cost(algo) -> dict[str, float]:
     return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
 
 
+@once
 def test_metrics_switched_off_leave_nothing_in_the_program_and_training_as_it_is(name, monkeypatch):
     on, off = tiny(name), tiny(name, metrics=False)
     state, record = off.records(jax.random.key(0))

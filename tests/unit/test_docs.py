@@ -145,7 +145,15 @@ def test_the_quickstart_and_the_readme_have_python_to_run():
     assert {"README.md", "docs/quickstart.md"} <= {relative(page) for page in RUNNABLE}
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=relative)
+LONG = {"docs/guides/coming-from.md", "docs/guides/lint.md", "docs/guides/runs.md"}
+"""Pages whose programs take some fifteen seconds each: in `make validate`."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.validation if relative(page) in LONG else ()) for page in RUNNABLE],
+    ids=relative,
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom_without_a_warning(page, tmp_path, pytestconfig):
     program = tmp_path / page.name  # so that a traceback names the page's own line
     program.write_text(python_of(page))

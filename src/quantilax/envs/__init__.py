@@ -264,8 +264,9 @@ def _check_spaces(env: Environment) -> None:
 def _are_bounds(box: Box) -> bool:
     """Return whether `low` and `high` are numbers that fit the shape, with low <= high."""
     try:
-        low, high = (np.broadcast_to(np.asarray(end), box.shape) for end in (box.low, box.high))
-        return bool((low <= high).all())
+        low, high = np.asarray(box.low), np.asarray(box.high)
+        fits = all(np.broadcast_shapes(end.shape, box.shape) == box.shape for end in (low, high))
+        return fits and bool((low <= high).all())
     except (TypeError, ValueError):
         return False
 
