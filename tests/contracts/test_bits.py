@@ -110,6 +110,7 @@ def watched(name, **changes):
     return tiny(name, signals=True, **changes).replace(eval_callback=weights_norm)
 
 
+@once
 def test_signals_are_measured_and_change_nothing_else(name):
     on, off = watched(name), tiny(name)
     state, record = on.records(jax.random.key(0))

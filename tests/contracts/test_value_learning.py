@@ -45,7 +45,7 @@ def agent(name, **changes):
     return create(ALGORITHMS["q_learning"], "probe/corridor", {**OFF_POLICY, "head": name, **CHANGES[name], **changes})
 
 
-@pytest.fixture(params=each(EVERY, first=("dqn", "c51", "iqn", "hl_gauss")))
+@pytest.fixture(params=each(EVERY, first=("c51", "iqn")))
 def name(request):
     return request.param
 

@@ -19,6 +19,7 @@ def forgotten() -> Iterator[None]:
         yield
 
 
+@pytest.mark.validation
 def test_the_guide_to_an_algorithm_of_ones_own_works_as_written_and_the_algorithm_solves_cartpole(call: Call, tmp_path):
     command = partial(process, tmp_path, tmp_path / "cache")
     for name, text in guides.files("custom-algorithm.md").items():

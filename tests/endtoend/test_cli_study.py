@@ -96,6 +96,7 @@ def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(call: Call, tmp_p
     assert tree(tmp_path) == before
 
 
+@pytest.mark.validation
 def test_a_study_killed_midway_goes_on_to_the_records_of_one_that_was_not(tmp_path, tmp_path_factory, study):
     cache = tmp_path_factory.mktemp("cache")
     (tmp_path / "tiny.yaml").write_text(TINY.replace("total_timesteps: 300", "total_timesteps: 3000"))

@@ -28,7 +28,7 @@ def test_there_are_two():
     assert [path.stem for path in NOTEBOOKS] == list(LEFT)
 
 
-@pytest.mark.parametrize("name", each(LEFT, ["study"]))
+@pytest.mark.parametrize("name", each(LEFT, []))
 def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, pytestconfig):
     path = NOTEBOOKS[0].with_stem(name)
     environment = os.environ | {

@@ -91,7 +91,7 @@ def wasserstein(a, b):
     return np.abs(a - b).mean(axis=0)
 
 
-@pytest.mark.parametrize("learner", each(LEARNERS, ["iqn", "c51", "pqn of quantiles"]))
+@pytest.mark.parametrize("learner", each(LEARNERS, ["iqn"]))
 def test_both_modes_of_a_bimodal_return_are_recovered_not_only_its_mean(learner):
     Z, true = learned("probe/bimodal", 0.9, learner)
     distance = wasserstein(Z, true)
@@ -160,7 +160,7 @@ def test_targets_of_uneven_fractions_count_by_their_widths():
     assert means[False] > 1.035 * true
 
 
-@pytest.mark.parametrize("normalize_rewards", [False, True])
+@pytest.mark.parametrize("normalize_rewards", each([False, True], [False]))
 def test_quantiles_are_in_the_environments_units(normalize_rewards):
     env = envs.probes.Bimodal(low=-100.0, high=200.0, safe=25.0)
     algo = IQN.create(
@@ -212,7 +212,7 @@ def pqn(name, gamma):
     )  # fmt: skip
 
 
-CREATORS = each([dqn, c51, qrdqn, iqn, iqn_over_3_steps, fqf, pqn], [iqn, pqn])
+CREATORS = each([dqn, c51, qrdqn, iqn, iqn_over_3_steps, fqf, pqn], [iqn])
 
 
 @pytest.mark.parametrize("create", CREATORS)
@@ -241,7 +241,7 @@ def munchausen_values(cells, gamma, alpha, t, clip):
     return Q[:cells]
 
 
-@pytest.mark.parametrize("creator", each([DQN, IQN], [DQN]))
+@pytest.mark.parametrize("creator", each([DQN, IQN], []))
 def test_munchausen_values_are_the_fixed_point_of_its_equation(creator):
     cells, gamma, fixed = 3, 0.8, dict(munchausen_alpha=0.5, munchausen_temperature=0.3, munchausen_clip=-0.4)
     true = munchausen_values(cells, gamma, *fixed.values())

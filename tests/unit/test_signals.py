@@ -215,6 +215,7 @@ def test_adams_second_moments_are_compared_with_its_epsilon(trained):
     assert last["adam_below_eps"] == pytest.approx((scale < 3.125e-4).mean(), abs=1e-3)
 
 
+@pytest.mark.validation
 def test_a_time_limit_told_as_death_is_seen_where_values_run_on():
     # Each step pays 1 for ever. Told as death after 4 steps, which nobody can see coming, Q cannot fall to 1 before it.
     settings = dict(total_timesteps=600, eval_freq=600, learning_rate=1e-2, gamma=0.9, signals=True)

@@ -407,7 +407,7 @@ def test_however_a_section_is_laid_out_its_other_lines_stay(tmp_path):
     )
     fields = target(text, tmp_path, gamma=0.5, kappa=0.25)
     edited = sections.put(text, Path("x.yaml"), "iqn", fields, ["why"]).text
-    expected = text.replace("gamma:  0.90   # here\n", "gamma: 0.5   # here\n    kappa: 0.25\n")
+    expected = text.replace("gamma:  0.90   # here\n", "gamma:  0.5   # here\n    kappa: 0.25\n")
     assert edited == "#: Recommended by quantilax: why\n" + expected
 
 

@@ -24,7 +24,7 @@ from quantilax.host.interrupts import Interrupted, Stop
 from quantilax.runs import RunDirectory, identity, load_section
 from quantilax.studies import cluster, definition, start
 from tests.conftest import tiny
-from tests.endtoend.conftest import TINY_PQN
+from tests.endtoend.conftest import TINY_PQN, heard
 from tests.trees import assert_same_bits
 
 
@@ -97,6 +97,7 @@ def test_a_switch_that_changes_the_numbers_works_and_is_among_the_facts_of_a_run
     assert switches.facts() == before
 
 
+@pytest.mark.validation
 def test_nor_do_all_of_them_together_where_the_trace_is_the_users(algo, key, trained):
     keys = key[None]
     with contextlib.ExitStack() as stack:
@@ -249,17 +250,17 @@ def test_what_the_environment_says_at_the_start_of_a_process(tmp_path):
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
 
     absent = train_with(JAX_PLATFORMS="cuda", CUDA_VISIBLE_DEVICES="")
-    (line,) = absent.communicate(timeout=100)[1].splitlines()
+    (line,) = heard(absent.communicate(timeout=100)[1]).splitlines()
     assert line.startswith("error: JAX_PLATFORMS: JAX finds no device of cuda")
     assert absent.returncode == 2
     nowhere = {"JAX_COMPILATION_CACHE_DIR": "/proc/nowhere", "CUDA_VISIBLE_DEVICES": ""}
     uncached = train_with("uncached", "ignore", **nowhere)  # JAX warns for each program
     there = train_with(**checks, **rules, **more, XLA_FLAGS=flags)
     quantilax.run(load_section(tmp_path / "tiny.yaml").create(), tmp_path / "here", [0, 1], quiet=True)
-    assert (there.communicate(timeout=200)[1], there.returncode) == ("", 0)
+    assert (heard(there.communicate(timeout=200)[1]), there.returncode) == ("", 0)
     curves = [pl.read_parquet(tmp_path / name / "evaluations.parquet").drop("seconds") for name in ("here", "there")]
     assert_frame_equal(*curves, check_exact=True)
-    assert (uncached.communicate(timeout=200)[1], uncached.returncode) == ("", 0)
+    assert (heard(uncached.communicate(timeout=200)[1]), uncached.returncode) == ("", 0)
 
 
 def test_a_checkpoint_with_keys_of_another_kind_says_how_to_go_on():
