@@ -122,6 +122,7 @@ def test_signals_are_measured_and_change_nothing_else(name):
         assert values is None or signal in MAY_BE_UNKNOWN or np.isfinite(values).all(), signal
 
 
+@once
 def test_the_reference_batch_is_the_same_at_each_evaluation(name):
     # Nothing learned: what is measured on the reference batch alone stands still to the bit.
     _, record = watched(name, learning_rate=0.0).records(jax.random.key(0))
@@ -129,6 +130,7 @@ def test_the_reference_batch_is_the_same_at_each_evaluation(name):
         assert len(set(getattr(record.signals, signal).tolist())) == 1
 
 
+@once
 def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(name, algo):
     state, record = algo.records(jax.random.key(0))
     watched_state, seen = watched(name).records(jax.random.key(0))

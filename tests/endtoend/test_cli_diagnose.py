@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from quantilax.signals import Signals
 from tests.endtoend.conftest import Call, process, tree
@@ -16,6 +17,7 @@ seeds: 2
 """
 
 
+@pytest.mark.validation
 def test_a_run_with_a_fault_is_diagnosed_by_a_process_of_its_own(call: Call, tmp_path, tmp_path_factory):
     trained = call("train", "tiny.yaml", "signals=true", "max_grad_norm=1e-12", "--seeds", "2", "--out", "r", "-q")
     assert (trained.status, trained.lines) == (0, [])

@@ -43,6 +43,7 @@ def test_the_guide_to_an_algorithm_of_ones_own_works_as_written_and_the_algorith
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.validation
 def test_the_guide_to_a_head_of_ones_own_works_as_written_and_the_head_learns_mean_and_deviation_in_both_loops(
     call: Call, tmp_path, capsys, forgotten
 ):

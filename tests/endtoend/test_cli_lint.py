@@ -15,6 +15,7 @@ TINY_DQN = TINY.split("  num_cosines")[0].replace("iqn", "dqn")
 """Without the fields of IQN alone, of which each takes a trace or several."""
 
 
+@pytest.mark.validation
 def test_a_process_of_its_own_confirms_what_it_finds_and_leaves_nothing_in_the_directory(tmp_path):
     root, cache = tmp_path / "root", tmp_path / "cache"
     root.mkdir()

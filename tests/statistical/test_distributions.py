@@ -123,10 +123,10 @@ def test_quantiles_that_cannot_cross_find_both_modes_with_every_one_of_twelve_se
 
 BOOTSTRAPS = [
     ("iqn", {"n_step": 1}),
-    ("pqn of quantiles", {"lambda_": 0.7}),
     *(
         pytest.param(*case, marks=pytest.mark.validation)
         for case in [
+            ("pqn of quantiles", {"lambda_": 0.7}),
             ("iqn", {"n_step": 3}),
             ("qrdqn", {"n_step": 1}),
             ("fqf", {"n_step": 1}),
