@@ -192,7 +192,8 @@ def make(name: str) -> Environment:
     if name not in names():
         discrete = [one for one in names() if one not in CONTINUOUS]
         hint = did_you_mean(name, discrete, "environments", "quantilax list")
-        raise ConfigError(f"unknown environment '{name}'{hint}; a class of your own is named module:Class")
+        own = "" if hint.endswith("?") else "; a class of your own is named module:Class"
+        raise ConfigError(f"unknown environment '{name}'{hint}{own}")
     try:
         env = _environment(name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images
