@@ -81,7 +81,7 @@ def survives(agent, path: Path, fault: int) -> bool:
 @pytest.mark.parametrize("every", each([11, 1], first=[11]))
 def test_a_run_that_dies_at_any_rename_or_flush_is_gone_on_with_to_the_same_end(every, finished, tmp_path):
     agent, faults = tiny("iqn"), 0
-    for fault in itertools.count(0, every):
+    for fault in itertools.count(2 if every > 1 else 0, every):  # 2: config.yaml is there, run.json is not
         path = tmp_path / str(fault)
         if survives(agent, path, fault):
             break

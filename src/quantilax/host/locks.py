@@ -46,11 +46,17 @@ def lock(directory: Path, name: str = "lock", wait: bool = False) -> Iterator[No
             if not _is_file(descriptor, file):  # the previous holder has deleted it meanwhile
                 continue
             _say_holder(descriptor, f"process {os.getpid()} on {platform.node()} ({command()})\n")
+            is_done = False
             try:
                 yield
+                is_done = True
+            except ConfigError:  # refused before anything was written
+                is_done = True
+                raise
             finally:
-                with suppress(OSError):
-                    file.unlink()
+                if is_done:  # otherwise it stays: a directory without run.json is known by it
+                    with suppress(OSError):
+                        file.unlink()
             return
 
 
