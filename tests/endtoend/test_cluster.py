@@ -121,6 +121,7 @@ def test_a_ray_cluster_of_which_a_worker_is_killed_gives_the_records_of_one_proc
     assert out.splitlines()[-1].startswith("results in out;")
     assert "warning: a worker died at 1 run(s) (ActorDiedError)\n1 run(s) begin again\n" in err
     assert "9 of 9 runs" in err
+    assert "10 of 9 runs" not in err  # each run once
     store = Store.open(place / "out")
     assert_frame_equal(records(store), alone)
     assert (store.status, store.failures(), store.facts["starts"][0]["on"]) == ("finished", [], "ray")

@@ -1,6 +1,8 @@
 """Results in few files: a study's records in one, several studies in an archive, and back, without losing anything."""
 
+import itertools
 import json
+import os
 
 import polars as pl
 import pytest
@@ -74,8 +76,9 @@ def test_a_study_is_opened_by_a_path_that_is_text_in_its_directory_and_in_an_arc
 
 def test_a_study_of_an_archive_is_not_written_to(several):
     archive.compact(several)
-    with pytest.raises(ConfigError, match=r"lies in an archive; take it out with: quantilax study .*all --unpack"):
-        Store.open(several / "one").lock()
+    refused = r"lies in an archive; take it out with: quantilax study .*all --unpack"
+    with pytest.raises(ConfigError, match=refused), Store.open(several / "one").lock():
+        pytest.fail("it is locked")
     assert Store.find(several / "three") is None
     with pytest.raises(ConfigError, match="is no study's directory"):
         Store.open(several / "three")
@@ -122,6 +125,73 @@ def test_an_archive_that_cannot_be_written_deletes_nothing(several, monkeypatch,
     monkeypatch.undo()
     for n in NAMES:
         assert_frame_equal(Store.open(several / n).records(), before[n])
+
+
+def test_files_that_an_archive_does_not_hold_are_neither_deleted_nor_overwritten(several):
+    (several / "one" / "notes.md").write_text("mine")
+    (several / "two" / "unfinished").mkdir()
+    (several / "two" / "unfinished" / "state").write_text("kept for the next start")
+    archive.compact(several)
+    mine = ["README.md", "one/notes.md", "two/unfinished/state"]
+    assert files(several) == sorted([*mine, "records.parquet", "studies.json"])
+    assert Store.open(several / "one").records().height > 0
+    archive.unpack(several)
+    assert {"one/study.json", "one/notes.md", "two/unfinished/state"} <= set(files(several))
+    (several / "records.parquet").write_text("mine")
+    with pytest.raises(ConfigError, match=r"records\.parquet: is in the way of the archive's records; move it away"):
+        archive.compact(several)
+    assert (several / "records.parquet").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fault", range(6))
+def test_bringing_a_directory_up_to_date_goes_on_after_a_crash(several, fault, monkeypatch):
+    path = several / "one"
+    new = Store.open(path)
+    new.write([{"variant": "base", "seed": 7, "env_step": 100, "return_mean": 1.0}])
+    records = new.records()
+    facts = {{"variants": "cells"}.get(key, key): value for key, value in new.facts.items() if key != "asked"}
+    (path / "study.json").write_text(json.dumps(facts))
+    (path / "study.yaml").write_text("base: {config: x.yaml}\n")
+    for file in (path / "records").iterdir():
+        pl.read_parquet(file).rename({"variant": "cell"}).write_parquet(file)
+    calls = itertools.count()
+
+    def mortal(real):
+        def call(*arguments, **options):
+            if next(calls) == fault:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((os, "replace"), (os, "unlink"), (os, "fsync")):
+            patched.setattr(owner, name, mortal(getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            archive.compact(path)
+    archive.compact(path)
+    assert files(path) == ["records.parquet", "study.json"]
+    assert_frame_equal(Store.open(path).records(), records)
+
+
+def test_a_directory_of_an_earlier_version_without_its_study_is_refused_in_a_line(several):
+    path = several / "one"
+    facts = {{"variants": "cells"}.get(key, key): value for key, value in Store.open(path).facts.items()}
+    (path / "study.json").write_text(json.dumps(facts))
+    before = files(several)
+    with pytest.raises(ConfigError, match=r"study\.yaml: no such file"):
+        archive.compact(path)
+    assert [name for name in files(several) if "lock" not in name] == before
+
+
+@pytest.mark.parametrize("key", ["columns", "failures"])
+def test_a_damaged_archive_is_named(several, key):
+    archive.compact(several)
+    studies = json.loads((several / "studies.json").read_text())
+    del studies["one"][key]
+    (several / "studies.json").write_text(json.dumps(studies))
+    with pytest.raises(ConfigError, match=r"studies\.json: is damaged"):
+        Store.open(several / "one")
 
 
 def test_what_is_no_study_and_no_archive_is_refused(several, tmp_path):

@@ -15,6 +15,7 @@ from gymnax import registration
 
 from quantilax import ALGORITHMS
 from quantilax.errors import ConfigError
+from quantilax.host import locks
 from quantilax.runs import RunError, extensions
 from quantilax.studies import cluster, definition, execution, machines
 from quantilax.studies.cluster import RayWorker, Scheduler
@@ -309,6 +310,22 @@ def test_shards_that_note_something_at_once_lose_nothing(planned, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(note, range(40)))
     assert sorted(int(one["date"]) for one in Store.open(store.path).facts["starts"]) == list(range(40))
+
+
+@pytest.mark.parametrize("writer", [0, 3])
+def test_who_else_is_at_work_is_asked_with_the_own_lock_in_hand(planned, tmp_path, monkeypatch, writer):
+    store = Store.create(tmp_path / "out", planned.study, jobs=1, width=1, starts=[], status="running")
+    store.writer, own, other = writer, f"lock-{writer}" if writer else "lock", "lock" if writer else "lock-1"
+    is_locked, held = locks.is_locked, []
+
+    def asked(directory, name="lock"):
+        held.append((name, is_locked(directory, own)))
+        return is_locked(directory, name)
+
+    (store.path / other).touch()  # else nobody is asked for
+    monkeypatch.setattr(locks, "is_locked", asked)
+    with store.lock():
+        assert held == [(other, True)], "of two that begin at once none overlooks the other"
 
 
 def test_several_writers_do_not_touch_each_others_files(planned, tmp_path):

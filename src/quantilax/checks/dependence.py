@@ -1,14 +1,8 @@
 """Find what a program's outputs can depend on, by JAX's dead-code elimination on its jaxpr.
 
-Nothing is compiled or run. Errors are possible on one side only:
-
-- An input that `dependence` leaves out cannot influence the outputs. An input that it names may
-  still cancel out, as in `0 * x`.
-- Programs with equal fingerprints compute the same. Programs with different fingerprints may still
-  agree.
-
-An unknown primitive mixes all its inputs into all its outputs. Values that are written to
-references or passed to the host count for every output.
+Nothing is compiled or run. An input that `dependence` leaves out cannot influence the outputs; one
+that it names may still cancel out, as in `0 * x`. Programs with equal fingerprints compute the
+same. An unknown primitive mixes its inputs; what goes to references or the host always counts.
 """
 
 import hashlib
@@ -31,23 +25,12 @@ _SIMPLIFIED: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def dependence(jaxpr: Any, groups: Iterable[Collection[int]]) -> list[set[int]]:
-    """Find the inputs of a closed jaxpr that may influence its outputs.
-
-    Args:
-        jaxpr: a closed jaxpr.
-        groups: groups of positions of outputs.
-
-    Returns:
-        For each group, the positions of the inputs that may influence one of its outputs.
-    """
+    """Return for each group of outputs the inputs that may influence one of them, by position."""
     return [set(_live(jaxpr, outputs)[1]) for outputs in groups]
 
 
 def fingerprint(jaxpr: Any, outputs: Collection[int]) -> bytes:
-    """Hash how a closed jaxpr computes the outputs at these positions.
-
-    The hash depends on values, not on the names of variables or the order of equations.
-    """
+    """Hash how a closed jaxpr computes outputs, whatever its variables are called, in any order."""
     live, inputs = _live(jaxpr, outputs)
     return _hash(inputs, *_outputs(live))
 
@@ -60,11 +43,10 @@ def _live(jaxpr: Any, outputs: Collection[int]) -> tuple[Any, list[int]]:
 
 
 def _simplified(jaxpr: Any) -> Any:
-    """Rewrite a jaxpr so that dead-code elimination can split it up, and remove printing.
+    """Rewrite what JAX would keep whole, and remove printing.
 
-    JAX keeps everything that a `while` carries, everything that a barrier passes, and all inputs of
-    a function with custom derivatives. So a `while` becomes a scan whose steps may do nothing, a
-    barrier becomes one barrier per value, and a function with custom derivatives a plain call.
+    A `while` becomes a scan whose steps may do nothing, a barrier one barrier per value, and a
+    function with custom derivatives a plain call.
     """
     if jaxpr in _SIMPLIFIED:
         return _SIMPLIFIED[jaxpr]
@@ -102,11 +84,7 @@ def _as_scan(eqn: Any) -> Any:
 
 
 def _outputs(jaxpr: Any, inputs: Sequence[bytes] | None = None, depth: int = 0) -> list[bytes]:
-    """Hash how outputs are computed from inputs with these hashes.
-
-    `depth` counts the enclosing loops, so that the values carried by nested loops get different
-    hashes.
-    """
+    """Hash how outputs are computed; `depth` tells the values that nested loops carry apart."""
     if inputs is None:
         inputs = [_hash("input", i, str(aval)) for i, aval in enumerate(jaxpr.in_avals)]
     hashes = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -146,10 +124,7 @@ def _equation(eqn: Any, inputs: list[bytes], depth: int) -> list[bytes]:
 
 
 def _value(value: Any, dtype: Any = None) -> bytes:
-    """Hash a constant, or a parameter of a primitive.
-
-    A value whose text does not identify it gets a random hash, which equals no other.
-    """
+    """Hash a constant or a parameter; at random if the value's text does not identify it."""
     if isinstance(value, Jaxpr):
         return _hash("jaxpr", *_outputs(value))
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):

@@ -1,10 +1,7 @@
-"""Find hyperparameters that have no effect; docs/guides/lint.md has the details.
+"""Find hyperparameters without effect, by the program and by its curves; see docs/guides/lint.md.
 
-There are two kinds of evidence:
-
-- By the program: a leaf does not reach the curve (lengths and returns), or all values of a static
-  field give the same program, as far as the curve needs it.
-- By curves: with the field changed, the first steps of the run stay the same, bit for bit.
+By the program: a leaf does not reach the curve (lengths and returns), or all values of a static
+field give the same program. By curves: the first steps stay the same, bit for bit.
 """
 
 import itertools
@@ -23,14 +20,13 @@ from quantilax.checks.dependence import dependence, fingerprint
 from quantilax.checks.findings import Finding, Severity
 from quantilax.errors import ConfigError
 
-LOOP = ("total_timesteps", "eval_freq", "eval_episodes")
-"""Fields that say how long to run and how much to measure; they are not examined."""
+LOOP = ("total_timesteps", "eval_freq", "eval_episodes")  # how long to run: not examined
 CURVE = "the curve"
 TRIAL_STEPS = 256  # environment steps after the warm-up, in every comparison
 STEPS = 1_000  # environment steps after the warm-up, before a field counts as without effect
 TRIAL_EPISODES = 8
+# On a CPU compiling takes longer than running the few steps.
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options on a CPU, where compiling takes longer than running the few steps."""
 
 
 class Program(NamedTuple):
@@ -39,10 +35,7 @@ class Program(NamedTuple):
     reaches: dict[str, set[str]]
     """For each leaf of the config, the outputs that it may influence."""
     curve: tuple[bytes, set[str]]
-    """A hash of what the curve needs, and the outputs measured beside it.
-
-    The latter are here because they are all that `metrics` changes.
-    """
+    """A hash of what the curve needs, and the outputs measured beside it."""
 
 
 def program(agent: Agent, every_output: bool = False) -> Program:
@@ -124,20 +117,13 @@ class Programs:
         return self._known[key]
 
     def matters(self, name: str, value: Any, changes: dict[str, Any]) -> bool:
-        """Return whether a field has an effect on the curve, with other changes in place.
-
-        A static field is changed to `value`; for a leaf, `value` plays no role.
-        """
+        """Return whether a field (a static one at `value`) affects the curve, given changes."""
         one, other = self.of(changes), self.of({**changes, name: value} if name in self.statics else changes)
         is_another = one is not None and other is not None and one.curve != other.curve
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
     def variants(self, kinds: Any, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield `changes` with one more static field changed.
-
-        First come fields of these kinds with one other value each, then all further values of text
-        fields.
-        """
+        """Yield `changes` and one static field of these kinds, then more values of text fields."""
         for kind, first, last in ((kinds, 0, 1), (str, 1, None)):
             for name in self.statics:
                 if isinstance(getattr(self.agent.config, name), kind) and name not in (*LOOP, *changes):
@@ -145,10 +131,7 @@ class Programs:
                     yield from itertools.islice((one for one in variants if self.of(one) is not None), first, last)
 
     def enabling(self, name: str, value: Any) -> dict[str, Any] | None:
-        """Find changes with which a field matters; None if there are none.
-
-        Tried are changes of one other field and, for a leaf, of the head and one text field.
-        """
+        """Find a change (for a leaf, perhaps two) with which a field matters, or None."""
         is_leaf = name not in self.statics
         others = alternatives(self.agent, "head") if is_leaf and "head" in self.statics else []
         others = [head for head in others if any(name in c.__dataclass_fields__ for c in heads.HEADS[head].configs)]  # type: ignore[attr-defined]
@@ -158,18 +141,10 @@ class Programs:
 
 
 class Trial:
-    """The first steps of a run; one compiled program serves all values of float fields.
-
-    Everything but `eval_episodes` is as in the run.
-    """
+    """The first steps of a run; one compiled program serves all values of float fields."""
 
     def __init__(self, agent: Agent, steps: int = STEPS) -> None:
-        """Prepare a trial; nothing is compiled yet.
-
-        Args:
-            agent: the agent of the run.
-            steps: environment steps after the warm-up, before a field counts as without effect.
-        """
+        """Prepare a trial of so many steps after the warm-up; nothing is compiled yet."""
         self.agent, self.steps = agent.replace(eval_episodes=min(TRIAL_EPISODES, agent.config.eval_episodes)), steps
         options = QUICKLY_COMPILED if switches.platform() == "cpu" else None
         self._init = jax.jit(partial(train.init, agent.algorithm), compiler_options=options)
@@ -177,10 +152,7 @@ class Trial:
         self._base, self._rows = self.rows({}), list[tuple[Any, ...]]()
 
     def rows(self, changes: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-        """Run with float fields changed.
-
-        Yields at each evaluation the record, the bits of the curve and the bits of the weights.
-        """
+        """Yield (record, bits of curve, bits of weights) of a run with float fields changed."""
         _, env, config = self.agent.replace(**changes).arguments()
         state = self._init(env, config, jax.random.key(0))
         for iterations in self.iterations():
@@ -189,10 +161,7 @@ class Trial:
             yield jax.device_get(record), _bytes((record.lengths, record.returns)), _bytes((state.params, average))
 
     def iterations(self) -> list[int]:
-        """Return the number of iterations before each evaluation.
-
-        Every comparison uses the first two; those that are still equal use the rest too.
-        """
+        """Return the iterations before each evaluation; runs that differ stop after the second."""
         per, left = self.agent.config.steps_per_iteration, sum(train.segment_iterations(self.agent.config))
         first = min(max(2, -(-TRIAL_STEPS // per)), left)
         last = max(first, min(-(-self.steps // per), left))
@@ -211,10 +180,7 @@ class Trial:
         return self.equal_until(self.rows({}), 2) is not None
 
     def equal_until(self, run: Iterable[Any], rows: int | None = None, weights: bool = True) -> int | None:
-        """Return the environment step until which a run's first rows equal those of the base.
-
-        None if they differ. `weights` says whether to compare the weights too.
-        """
+        """Return the step up to which a run equals the base, weights included if asked, or None."""
         step = None
         for number, row in enumerate(itertools.islice(run, rows)):
             if row[1 : 2 + weights] != self.base(number)[1 : 2 + weights]:
@@ -229,11 +195,7 @@ def _bytes(tree: Any) -> tuple[bytes, ...]:
 
 
 def findings(programs: Programs, given: Collection[str], trial: Trial | None) -> list[Finding]:
-    """Find fields without effect, by the program and, if there is a trial, by curves too.
-
-    A finding is a warning for a field in `given` and a note for any other. It is an error if no
-    change of other fields gives the field an effect.
-    """
+    """Find fields without effect: warnings for those in `given`, errors if nothing enables them."""
     agent, inert, unknown, unseen = programs.agent, list[Finding](), list[Finding](), list[Finding]()
     for name in (name for name in agent.config.__dataclass_fields__ if name not in LOOP):
         legal, is_static = alternatives(agent, name), name in programs.statics

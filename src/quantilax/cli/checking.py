@@ -91,10 +91,8 @@ def diagnose(path: Path, as_json: bool) -> None:
     from quantilax.checks import diagnosis
     from quantilax.studies.store import Store
 
-    is_study = Store.find(path) is not None
-    found = (
-        diagnosis.diagnose_study(path) if is_study else {"": diagnosis.diagnose_run(path)}
-    )  # a run is a study of one variant
+    is_study = Store.find(path) is not None  # otherwise a run: one variant, which has no name
+    found = diagnosis.diagnose_study(path) if is_study else {"": diagnosis.diagnose_run(path)}
     if as_json:
         told = {variant: [diagnosis.as_json(one) for one in seeds] for variant, seeds in found.items()}
         click.echo(json.dumps(told if list(told) != [""] else told[""], indent=2))

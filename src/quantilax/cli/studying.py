@@ -81,6 +81,8 @@ def study(
     from quantilax.studies import definition, execution, start
     from quantilax.studies.store import Store
 
+    if compact and unpack:
+        raise ConfigError("--unpack: undoes what --compact does; leave one out")
     if compact or unpack:
         from quantilax.studies import archive
 

@@ -46,17 +46,12 @@ def lock(directory: Path, name: str = "lock", wait: bool = False) -> Iterator[No
             if not _is_file(descriptor, file):  # the previous holder has deleted it meanwhile
                 continue
             _say_holder(descriptor, f"process {os.getpid()} on {platform.node()} ({command()})\n")
-            is_done = False
             try:
                 yield
-                is_done = True
             except ConfigError:  # refused before anything was written
-                is_done = True
+                _delete(file)
                 raise
-            finally:
-                if is_done:  # otherwise it stays: a directory without run.json is known by it
-                    with suppress(OSError):
-                        file.unlink()
+            _delete(file)  # after another error it stays: a directory without run.json is known by it
             return
 
 
@@ -89,6 +84,11 @@ def _take(descriptor: int, wait: bool) -> bool:
         else:
             return True
     return False
+
+
+def _delete(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
 
 
 def _is_file(descriptor: int, file: Path) -> bool:

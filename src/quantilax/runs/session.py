@@ -234,6 +234,7 @@ class Session:
         """Writes the run's own files in order: tables and checkpoints."""
         others = loggers.others(directory.facts["log"], directory.path, described(agent))
         self.slow = [loggers.Writer([logger], progress.warn) for logger in others]
+        self.writers = [self.files, *self.slow]
 
     def train(self) -> Result:
         """Train to the end or to a reason to stop, and record in `run.json` which it was."""
@@ -280,7 +281,8 @@ class Session:
             return None
 
         with self.files.thread:
-            self._each_writer("begin", list(self.entries))
+            for writer in self.writers:
+                writer.begin(self.entries)
             self.stop.is_training = True
             unsaved, is_stopped, every = 0, False, self.directory.facts["checkpoint_every"]
             try:
@@ -297,7 +299,8 @@ class Session:
                 if unsaved:
                     self.files.thread.put_large(partial(self._checkpoint, state))
             finally:
-                self._each_writer("close")
+                for writer in self.writers:
+                    writer.close()
             self.stop.wait_for(self.files.thread.finish)
         return self._result()
 
@@ -338,7 +341,8 @@ class Session:
         entry = evaluations.entry(self.seeds, evaluation, is_first=len(self.history) == 1)
         self.entries.append(entry)
         self.timing["seconds"] = round(evaluation.seconds, 3)
-        self._each_writer("log", entry)
+        for writer in self.writers:
+            writer.log(entry)
         self.progress.evaluated(entry)
         record = evaluation.record
         finite.check(self.agent, record, entry.env_step, state, self.directory)
@@ -357,10 +361,6 @@ class Session:
             "environment": environment(self.agent.env),
             **machine(self.agent, len(self.seeds)),
         }
-
-    def _each_writer(self, method: str, *arguments: Any) -> None:
-        for writer in (self.files, *self.slow):
-            getattr(writer, method)(*arguments)
 
     def _checkpoint(self, state: State) -> Callable[[], None]:
         """Copy what a checkpoint needs now, and return a job that writes it.

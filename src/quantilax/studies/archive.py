@@ -16,9 +16,20 @@ from typing import Any
 import polars as pl
 
 from quantilax.errors import ConfigError, RunError, reason
-from quantilax.host import locks, paths, strict_yaml
+from quantilax.host import locks, paths
 from quantilax.host.files import read_parquet, write_whole
-from quantilax.studies.store import ARCHIVE, FACTS, TABLE, Failure, Store, check_facts, read_json, write_records
+from quantilax.runs import configs
+from quantilax.studies.store import (
+    ARCHIVE,
+    FACTS,
+    TABLE,
+    Failure,
+    Store,
+    archived,
+    check_facts,
+    read_json,
+    write_records,
+)
 
 BROKEN = (OSError, pl.exceptions.PolarsError)
 
@@ -33,7 +44,8 @@ def compact(root: Path) -> list[Path]:
             their archive.
 
     Returns:
-        the studies' directories. Those that went into an archive are deleted with all they hold.
+        the studies' directories. Of those that went into an archive, what the archive holds is
+        deleted; other files, such as reports, stay.
 
     Raises:
         ConfigError: there is no study, one is in use, or one has a damaged file.
@@ -64,6 +76,8 @@ def compact(root: Path) -> list[Path]:
 def _pack(root: Path, stores: list[Store]) -> None:
     if (root / ARCHIVE).exists():
         raise ConfigError(f"{root}: holds an archive already; unpack it first, with --unpack")
+    if (root / TABLE).exists():
+        raise ConfigError(f"{root / TABLE}: is in the way of the archive's records; move it away")
     facts: dict[str, Any] = {}
     frames = []
     for store in stores:
@@ -75,7 +89,11 @@ def _pack(root: Path, stores: list[Store]) -> None:
     write_records(root / TABLE, pl.concat(frames, how="diagonal").select(order))
     write_whole(root / ARCHIVE, json.dumps(facts, indent=1) + "\n")
     for store in stores:
-        shutil.rmtree(store.path, ignore_errors=True)
+        store.delete()
+        for directory in (store.path, *store.path.parents):  # up to the root, as far as they are empty
+            if directory == root or any(file.name != "lock" for file in directory.iterdir()):
+                break
+            shutil.rmtree(directory)
 
 
 def unpack(root: Path) -> list[Path]:
@@ -85,14 +103,13 @@ def unpack(root: Path) -> list[Path]:
         ConfigError: there is no archive, it is damaged, or a study already exists at a path.
         RunError: a file cannot be written; the archive is unchanged.
     """
-    try:
-        studies = read_json(paths.check(root, "DIR") / ARCHIVE)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{root}: holds no archive: it has no {ARCHIVE}") from None
-    if not isinstance(studies, dict):
+    studies = archived(paths.check(root, "DIR"))
+    if not studies and (root / ARCHIVE).exists():
         raise ConfigError(f"{root / ARCHIVE}: is damaged; put back the file as it was written")
+    if not studies:
+        raise ConfigError(f"{root}: holds no archive: it has no {ARCHIVE}")
     for name, facts in studies.items():
-        check_facts(root / ARCHIVE, facts)
+        check_facts(root / ARCHIVE, facts, is_archived=True)
         if (root / name / FACTS).exists():
             raise ConfigError(f"{root / name}: is there already; move it away")
     records = {name: Store.open(root / name).records() for name in studies}
@@ -119,16 +136,24 @@ def _update(directory: Path) -> None:
     facts = read_json(directory / FACTS)
     if not isinstance(facts, dict) or "cells" not in facts:
         return
+    asked, table = directory / "study.yaml", directory / TABLE
     with locks.lock(directory):
-        asked = strict_yaml.parse((directory / "study.yaml").read_text(encoding="utf-8"))
         renamed = {"variants" if key == "cells" else key: value for key, value in facts.items()}
-        if isinstance(asked, dict):
-            renamed["asked"] = {"variants" if key == "cells" else key: value for key, value in asked.items()}
+        renamed["asked"] = {
+            "variants" if key == "cells" else key: value for key, value in configs.read_yaml(asked, "study").items()
+        }
         check_facts(directory / FACTS, renamed)
         files = sorted((directory / "records").glob("*.parquet"))
-        parts = [read_parquet(file).rename({"cell": "variant"}, strict=False) for file in files]
-        if parts:
-            write_records(directory / TABLE, pl.concat(parts, how="diagonal"))
-        write_whole(directory / FACTS, json.dumps(renamed, indent=1) + "\n")
-        for file in (*files, directory / "study.yaml"):
-            file.unlink()
+        try:
+            # Each step can be repeated: after a crash the next call goes on with what is there.
+            parts = [read_parquet(file).rename({"cell": "variant"}, strict=False) for file in files]
+            if parts:
+                parts += [read_parquet(table)] if table.exists() else []
+                rows = pl.concat(parts, how="diagonal").unique(["variant", "seed", "env_step"], maintain_order=True)
+                write_records(table, rows)
+            for file in files:
+                file.unlink()
+            write_whole(directory / FACTS, json.dumps(renamed, indent=1) + "\n")
+            asked.unlink()
+        except BROKEN as error:
+            raise RunError(f"{directory}: cannot be brought up to date: {reason(error)}") from None

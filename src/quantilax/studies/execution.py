@@ -29,7 +29,7 @@ from quantilax.runs.evaluations import Evaluation
 from quantilax.studies import unfinished
 from quantilax.studies.definition import Study
 from quantilax.studies.progress import StudyProgress
-from quantilax.studies.store import Failure, Store, described
+from quantilax.studies.store import Failure, Store, facts_of
 from quantilax.studies.unfinished import Unfinished
 from quantilax.types import Record
 
@@ -318,9 +318,7 @@ def execute(
     """
     tell_failures(planned, progress)
 
-    kept = Unfinished(
-        store.path, described(planned.study)["variants"], planned.batch_shape, progress.warn, progress.say
-    )
+    kept = Unfinished(store.path, facts_of(planned.study)["variants"], planned.batch_shape, progress.warn, progress.say)
     worker, broken = Worker(planned.groups, planned.batch_shape, kept), set[int]()
     for batch in planned.batches if batches is None else batches:
         if batch.group in broken:

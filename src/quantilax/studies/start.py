@@ -22,7 +22,7 @@ from quantilax.studies import machines, unfinished
 from quantilax.studies.definition import Study
 from quantilax.studies.execution import Plan, execute, plan
 from quantilax.studies.progress import StudyProgress
-from quantilax.studies.store import Store, described
+from quantilax.studies.store import Store, facts_of
 
 PLACES = ("ray",)
 """Where a study can run, other than in this process."""
@@ -181,7 +181,7 @@ def _compact(store: Store, progress: StudyProgress) -> None:
     try:
         with locks.lock(store.path, "updating", wait=True):
             store.compact()
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, ConfigError, pl.exceptions.PolarsError) as error:
         progress.warn(
             f"{store.path}: records could not be put into one file ({reason(error)}); they are kept as they are"
         )
@@ -234,7 +234,7 @@ def _tell_differences(store: Store, progress: StudyProgress) -> None:
 
 def _begin(store: Store, planned: Plan, on: str | None) -> None:
     """Record the start, if it runs anything, and new variants and seeds."""
-    study, asked = planned.study, described(planned.study)
+    study, asked = planned.study, facts_of(planned.study)
 
     def change(facts: dict[str, Any]) -> dict[str, Any]:
         starts = facts["starts"]

@@ -4,8 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -79,15 +78,17 @@ class Store:
                 raise ConfigError(f"{path}: {has}, and nothing is overwritten; {how}")
             (path / RECORDS).mkdir(exist_ok=True)
             store = cls(path, {})
-            store.update(**described(study), **facts, asked=json.loads(json.dumps(study.definition)))
+            store.update(**facts_of(study), **facts, asked=json.loads(json.dumps(study.definition)))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {reason(error)}; choose another --out") from None
         return store
 
     def delete(self) -> None:
-        """Delete what `create` made; the empty directory stays."""
-        (self.path / FACTS).unlink()
-        (self.path / RECORDS).rmdir()
+        """Delete the facts, records and failures; everything else in the directory stays."""
+        for file in (*self._files(), *self._failure_files(), self.path / FACTS):
+            file.unlink()
+        with contextlib.suppress(OSError):  # it is gone already, or holds a file of the user's
+            (self.path / RECORDS).rmdir()
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -96,28 +97,26 @@ class Store:
         Raises:
             ConfigError: it is not a study, or its `study.json` is damaged.
         """
-        path = paths.check(path, "study")
-        file = path / FACTS
-        archive = None
-        try:
-            facts = read_json(file)
-        except (FileNotFoundError, NotADirectoryError):
-            archive, facts = _archived(path)
-            file = archive / ARCHIVE
-        check_facts(file, facts)
-        store = cls(path, facts)
-        store.archive = archive
-        return store
+        found = cls.find(paths.check(path, "study"))
+        if found is None:
+            raise ConfigError(f"{path}: is no study's directory: it has no {FACTS}")
+        return found
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
         """Open an existing study like `open`; return None if there is none yet."""
-        if os.path.exists(paths.check(path) / FACTS):
-            return cls.open(path)
+        file, archive = paths.check(path) / FACTS, None
         try:
-            return cls.open(path) if _archived(path) else None
-        except ConfigError:
-            return None
+            facts = read_json(file)
+        except (FileNotFoundError, NotADirectoryError):
+            archive = next((one for one in path.parents if str(path.relative_to(one)) in archived(one)), None)
+            if archive is None:
+                return None
+            file, facts = archive / ARCHIVE, archived(archive)[str(path.relative_to(archive))]
+        check_facts(file, facts, archive is not None)
+        store = cls(path, facts)
+        store.archive = archive
+        return store
 
     def part(self, seeds: list[int], solved: float | None) -> Self:
         """Return the same results for some of the seeds, and with another threshold."""
@@ -131,7 +130,7 @@ class Store:
         The study may ask for more variants and seeds. A hyperparameter that is newer than the
         results had its default value then.
         """
-        file, asked = self.path / FACTS, described(study)
+        file, asked = self.path / FACTS, facts_of(study)
         for variant, fields in asked["variants"].items():
             there = with_defaults(self.facts["variants"].get(variant, fields))
             differing = [name for name in {**there, **fields} if there.get(name) != fields.get(name)]
@@ -144,7 +143,8 @@ class Store:
         if not set(asked["variants"]) & set(self.facts["variants"]):
             raise ConfigError(f"{file}: are results of another study: no variant is in both; choose another --out")
 
-    def lock(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Keep other processes from writing to the directory; a shard lets other shards write.
 
         Raises:
@@ -154,11 +154,12 @@ class Store:
             raise ConfigError(
                 f"{self.path}: lies in an archive; take it out with: quantilax study {self.archive} --unpack"
             )
-        in_use = self.others_at_work() if not self.writer else locks.is_locked(self.path)
-        if in_use:
-            who = "shards are at work on it" if not self.writer else "another process is at work on all of it"
-            raise ConfigError(f"{self.path}: is in use: {who}; wait for them or stop them")
-        return locks.lock(self.path, f"lock{self._mark}")
+        with locks.lock(self.path, f"lock{self._mark}"):
+            # Asked with the own lock in hand: of two that begin at once, none overlooks the other.
+            if self.others_at_work() if not self.writer else locks.is_locked(self.path):
+                who = "shards are at work on it" if not self.writer else "another process is at work on all of it"
+                raise ConfigError(f"{self.path}: is in use: {who}; wait for them or stop them")
+            yield
 
     def others_at_work(self) -> bool:
         """Whether another process holds a lock of the directory as a shard."""
@@ -259,13 +260,12 @@ class Store:
         Raises:
             ConfigError: a file of records cannot be read.
         """
-        parts = []
-        if self.archive is not None:
+        if self.archive is None:
+            parts = [_readable(file) for file in self._files()]
+        else:
             whole = _readable(self.archive / TABLE)
-            name = str(self.path.relative_to(self.archive))
-            parts.append(whole.filter(study=name).select(self.facts["columns"]))
-        for file in self._files() if self.archive is None else []:
-            parts.append(_readable(file))
+            mine = whole.filter(study=str(self.path.relative_to(self.archive)))
+            parts = [mine.select(self.facts["columns"])]
         if not parts:
             return frame([])
         order = {variant: i for i, variant in enumerate(self.facts["variants"])}
@@ -347,11 +347,11 @@ class Store:
         return sorted(self.path.glob(FAILURES.format("*")))
 
 
-def check_facts(file: Path, facts: Any) -> None:
-    """Raise `ConfigError` unless these are a study's facts, as stored in `study.json`."""
+def check_facts(file: Path, facts: Any, is_archived: bool = False) -> None:
+    """Raise `ConfigError` unless these are a study's facts, from `study.json` or an archive."""
     texts = dict.fromkeys(("name", "question", "prediction", "base", "section", "status"), str)
     others = {"variants": dict, "overrides": dict, "seeds": list, "jobs": int, "width": int, "starts": list}
-    others |= {"asked": dict}
+    others |= {"asked": dict} | ({"columns": list, "failures": list} if is_archived else {})
     expected: dict[str, type] = texts | others
     if isinstance(facts, dict) and "cells" in facts:
         raise ConfigError(
@@ -393,21 +393,15 @@ def read_json(file: Path) -> Any:
         return None
 
 
-def _archived(path: Path) -> tuple[Path, Any]:
-    """Return the directory of the archive that holds a study, and the study's facts.
+def archived(directory: Path) -> dict[str, Any]:
+    """Return the facts of the studies in a directory's archive, by their paths.
 
-    Raises:
-        ConfigError: no archive holds it.
+    Empty if there is no archive: any directory above a study is asked, whatever lies in it.
     """
-    for directory in path.parents:
-        try:
-            studies = read_json(directory / ARCHIVE)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        name = str(path.relative_to(directory))
-        if isinstance(studies, dict) and name in studies:
-            return directory, studies[name]
-    raise ConfigError(f"{path}: is no study's directory: it has no {FACTS}") from None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ConfigError):
+        studies = read_json(directory / ARCHIVE)
+        return studies if isinstance(studies, dict) else {}
+    return {}
 
 
 def write_records(file: Path, records: pl.DataFrame) -> None:
@@ -500,7 +494,7 @@ def with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(json.dumps(defaults)), **fields}
 
 
-def described(study: Study) -> dict[str, Any]:
+def facts_of(study: Study) -> dict[str, Any]:
     """Return a study as plain values, with every field of each variant."""
     return {
         "name": study.name,
