@@ -8,7 +8,7 @@ state, (lengths, returns) = algo.train(jax.random.key(0))
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -246,6 +246,8 @@ def create(
     hyperparameters: dict[str, Any],
     where: str = "",
     eval_callback: Callable[[Agent, State, Key[Array, ""]], PyTree] | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Any] | None = None,
 ) -> Agent:
     """Build an agent from a YAML section, check it, and warn of settings known to mislead.
 
@@ -253,7 +255,7 @@ def create(
         ConfigError: in one line, prefixed with `where`.
     """
     try:
-        environment = envs.as_environment(env)
+        environment = envs.as_environment(env, env_args, wrappers)
         config: Any = pytree.from_dict(algorithm.config, hyperparameters)
         if not isinstance(environment.action_space, Discrete):
             raise ConfigError(
@@ -279,14 +281,19 @@ class Creator(NamedTuple):
         self,
         env: Any,
         *,
+        env_args: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Any] | None = None,
         eval_callback: Callable[[Agent, State, Key[Array, ""]], PyTree] | None = None,
         **hyperparameters: Any,
     ) -> Agent:
         """Return an agent for an environment.
 
         Args:
-            env: a name, a gymnax environment, or an object of your own
-                (`quantilax.types.Environment` says what it needs).
+            env: a name, a gymnax environment, a function that makes a gymnasium environment, or an
+                object of your own (`quantilax.types.Environment` says what it needs).
+            env_args: arguments with which a named environment is made.
+            wrappers: entries such as `flatten` or `{"frame_stack": {"frames": 4}}`, the innermost
+                first; see `quantilax.envs.wrappers`.
             eval_callback: a pure function (agent, state, key) -> pytree; see `Agent.records`.
             hyperparameters: fields of the algorithm's `Config`; the others keep their defaults.
 
@@ -297,7 +304,9 @@ class Creator(NamedTuple):
         Warns:
             ConfigWarning: settings known to mislead, with a remedy.
         """
-        return create(self.algorithm, env, hyperparameters, eval_callback=eval_callback)
+        return create(
+            self.algorithm, env, hyperparameters, eval_callback=eval_callback, env_args=env_args, wrappers=wrappers
+        )
 
 
 DQN = Creator(algorithms.get("dqn"))

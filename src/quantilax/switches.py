@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from quantilax.errors import ConfigError
+from quantilax.host import failures
 
 T = TypeVar("T")
 
@@ -49,9 +50,25 @@ def computing(program: Callable[..., T]) -> Callable[..., T]:
     @wraps(program)
     def call(*arguments: Any) -> T:
         with standard(), unchecked():
-            return program(*arguments)
+            return _awaited(program, *arguments)
 
     return call
+
+
+def _awaited(program: Callable[..., T], *arguments: Any) -> T:
+    """Call a program. If callbacks may fail in it, wait for it, and raise what they left."""
+    if not failures.are_expected():
+        return program(*arguments)
+    try:
+        given = program(*arguments)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+            jax.block_until_ready(given)
+    except jax.errors.JaxRuntimeError:
+        failure = failures.take()
+        if failure is None:
+            raise
+        raise failure from None
+    return given
 
 
 NOT_MEASURED = (".metrics", ".signals", ".learned_returns")
@@ -75,7 +92,7 @@ def checked(function: Callable[..., T]) -> Callable[..., T]:
             with standard():
                 return function(*arguments)
         with standard(), unchecked():
-            given = function(*arguments)
+            given = _awaited(function, *arguments)
         for what, is_bad in {"NaN": np.isnan, "inf": np.isinf}.items():
             if wanted[what]:
                 _check(given, what, is_bad)

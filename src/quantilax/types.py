@@ -51,6 +51,9 @@ class Box(NamedTuple):
     """Lower bound: one number for all entries, or an array of `shape`."""
     high: Any = math.inf
     """Upper bound, in the same form."""
+    frames: int = 1
+    """Observations of a row that are joined along the last axis, the newest last, with zeros before
+    the first of an episode. The replay then stores each once."""
 
     @property
     def number(self) -> Any:
@@ -78,6 +81,9 @@ class TimeStep(NamedTuple):
     next_legal: Legal = None
     """The same at `next_obs`, with arbitrary values if the step terminated. None if `legal` is
     None."""
+    raw_reward: Float[Array, ""] | None = None
+    """The reward that learning curves add up, if a wrapper changed `reward` for learning; None: the
+    same."""
 
 
 class Transition(NamedTuple):
@@ -94,6 +100,13 @@ class Transition(NamedTuple):
     """The actions that could be taken at `obs`."""
     next_legal: Bool[Array, "*batch A"] | None = None
     """The same at `next_obs`."""
+    raw_reward: Float[Array, "*batch"] | None = None
+    """The reward that learning curves add up; None: `reward`."""
+
+    @property
+    def score(self) -> Float[Array, "*batch"]:
+        """The reward that learning curves add up."""
+        return self.reward if self.raw_reward is None else self.raw_reward
 
     @property
     def discount(self) -> Float[Array, "*batch"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree, replay
-from quantilax.envs.sticky import StickyActions
+from quantilax.envs.wrappers import StickyActions
 from quantilax.learning import rollout
 from quantilax.types import Policy, no_action
 

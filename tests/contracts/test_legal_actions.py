@@ -10,7 +10,7 @@ import quantilax
 from quantilax import ALGORITHMS, Box, ConfigError, Discrete, TimeStep, envs, pytree
 from quantilax.agent import create
 from quantilax.algorithms import q_learning, values
-from quantilax.envs.sticky import StickyActions
+from quantilax.envs.wrappers import StickyActions
 from quantilax.heads import HEADS
 from quantilax.learning import exploration, rollout
 from tests.conftest import TINY, each, tiny

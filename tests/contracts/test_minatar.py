@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from quantilax import IQN, Box, ConfigWarning, envs
 from quantilax.envs.gymnax import MINATAR, Gymnax
 from quantilax.envs.probes import Corridor
-from quantilax.envs.sticky import StickyActions
+from quantilax.envs.wrappers import StickyActions
 from tests.conftest import TINY
 from tests.contracts.test_environments import rollout
 

@@ -1,7 +1,9 @@
 """Environments of one's own on the command line and in files, by the name of their class: `module:Class`."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +12,9 @@ import quantilax
 from quantilax import ConfigError, Study, envs
 from quantilax.agent import create
 from tests.conftest import TINY
-from tests.endtoend.conftest import Call
+from tests.endtoend.conftest import TINY_PQN, Call
+
+TINY_SECTION = yaml.safe_load(TINY_PQN)["pqn"]
 
 MODULE = """\
 import jax.numpy as jnp
@@ -52,8 +56,11 @@ class Odd:
     name = "odd"
 
 
-def function():
-    return Plain()
+def function(steps=5):
+    return Plain(steps)
+
+
+number = 3
 """
 
 
@@ -97,6 +104,81 @@ def test_a_run_of_an_object_records_its_class_where_that_makes_the_same_object(m
         (made.Leaves(bonus=0.5), "leaves"),
     ):
         assert envs.name_of(envs.as_environment(env)) == expected
+
+
+def test_a_function_with_arguments_makes_an_environment_and_the_run_records_both(call: Call, module):
+    ended = call(
+        "train", "tiny_pqn.yaml", f"env={module}:function", "env_args={steps: 7}", "wrappers=[flatten]", "--out", "run"
+    )
+    assert ended.status == 0, ended.stderr
+    section = yaml.safe_load(Path("run/config.yaml").read_text())["pqn"]
+    assert {key: section[key] for key in envs.FIELDS} == {
+        "env": f"{module}:function",
+        "env_args": {"steps": 7},
+        "wrappers": ["flatten"],
+    }
+    assert {row["length_mean"] for row in rows("run")} == {7}
+    ended = call("resume", "run", "--total-timesteps", "384")
+    assert ended.status == 0, ended.stderr
+    assert "warning" not in ended.stderr
+
+
+def rows(run: str) -> list[dict[str, Any]]:
+    lines = Path(run, "evaluations.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line)["seeds"][0].items() if key != "seconds"} for line in lines]
+
+
+def test_a_run_in_an_environment_of_gymnasium_is_resumed_exactly(call: Call, tmp_path):
+    pytest.importorskip("gymnasium", reason="the extra 'gymnasium' is not installed")
+    constant = {
+        "eps_start": 0.5,
+        "eps_end": 0.5,
+        "learning_rate_end": 1.0,
+    }  # so that the length of the run plays no part
+    section = {**TINY_SECTION, **constant, "env": "gymnasium/CartPole-v1", "env_args": {"max_episode_steps": 60}}
+    (tmp_path / "gym.yaml").write_text(yaml.safe_dump({"pqn": section}))
+    for out, steps in (("whole", 384), ("run", 256)):
+        ended = call("train", "gym.yaml", "--out", out, f"total_timesteps={steps}")
+        assert ended.status == 0, ended.stderr
+    envs.make(section["env"], section["env_args"]).simulation.close()  # as in another process
+    ended = call("resume", "run", "--total-timesteps", "384")
+    assert (ended.status, "warning" in ended.stderr) == (0, False), ended.stderr
+    assert rows("run") == rows("whole")
+    assert len(rows("run")) == 4
+
+
+def test_what_an_environment_raises_ends_a_run_in_a_line_and_keeps_its_checkpoint(call: Call, tmp_path, monkeypatch):
+    pytest.importorskip("gymnasium", reason="the extra 'gymnasium' is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stuck.py").write_text(STUCK)
+    section = {**TINY_SECTION, "env": "stuck:Stuck", "env_args": {"max_episode_steps": 20}}
+    (tmp_path / "stuck.yaml").write_text(yaml.safe_dump({"pqn": section}))
+    ended = call("train", "stuck.yaml", "--out", "run", "total_timesteps=1280", "eval_freq=128")
+    sys.modules.pop("stuck", None)
+    assert ended.status == 2
+    assert ended.lines[-1] == "error: env: stuck:Stuck raised RuntimeError: the motor is stuck"
+    assert "Traceback" not in ended.stderr
+    assert list(Path("run/checkpoints").iterdir())
+
+
+STUCK = """\
+import gymnasium
+import numpy as np
+
+
+class Stuck(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(0, 1, (1,)), gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        Stuck.steps += 1
+        if Stuck.steps > 1000:
+            raise RuntimeError("the motor is stuck")
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+"""
 
 
 def test_environments_of_libraries_keep_their_names():
@@ -153,7 +235,7 @@ def test_the_variants_of_a_study_take_a_class_and_share_its_object(module, tmp_p
         ),
         ("json.nothing:Grid", "env: there is no module 'json.nothing'; "),
         ("{}:Plane", "env: {} has no class 'Plane'; did you mean 'Plain'?"),
-        ("{}:function", "env: {}:function is no class; "),
+        ("{}:number", "env: {}:number is not a class or function; "),
         ("{}:Needy", "env: {}:Needy cannot be constructed without arguments (TypeError: "),
         (
             "{}:Odd",

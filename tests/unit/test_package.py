@@ -19,20 +19,21 @@ SOURCE = Path(quantilax.__file__).parent
 
 GROUND = {"types", "pytree", "switches", "errors"}
 PROGRAMS = {"losses", "fractions", "networks", "hyperparameters", "replay", "envs", "learning", "heads"}
-RUNNING = {"agent", "devices", "train", "algorithms", "signals", "statistics", "host", *PROGRAMS, *GROUND}
+RUNNING = {"agent", "devices", "train", "algorithms", "signals", "statistics", "host", "simulators", *PROGRAMS, *GROUND}
 BELOW = {
     "errors": set(),
     "host": {"errors"},
     "pytree": {"errors"},
     "types": {"pytree"},
-    "switches": {"errors"},
+    "switches": {"errors", "host"},
+    "simulators": {"errors"},
     "statistics": set(),
     "losses": set(),
     "fractions": {"types"},
     "networks": {"types", "pytree", "errors"},
     "hyperparameters": {"networks", "pytree"},
     "replay": {"types", "pytree", "errors"},
-    "envs": GROUND,
+    "envs": {"simulators", "host", *GROUND},
     "learning": {"envs", *GROUND},
     "heads": {"learning", "losses", "fractions", "networks", "hyperparameters", *GROUND},
     "signals": {"heads", "learning", *GROUND},

@@ -168,7 +168,8 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
         random = exploration.repeating(random, 1.0, num_actions(env), config.exploration_repeats)
     begun = rollout.begin(env, config, key_reset, random.carry)
     envs = begun["envs"]
-    ring = replay.init(rollout.transition_spec(env), envs.obs, config.buffer_size, config.n_step, envs.legal)
+    spec, frames = rollout.transition_spec(env), env.observation_space.frames
+    ring = replay.init(spec, envs.obs, config.buffer_size, config.n_step, envs.legal, frames)
     state = State(
         **learner,
         **begun,

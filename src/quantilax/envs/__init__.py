@@ -5,8 +5,11 @@ The contract is `quantilax.types.Environment`.
 
 import contextlib
 import dataclasses
-from functools import cache
-from typing import Any
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +17,12 @@ import numpy as np
 
 from quantilax import pytree, switches
 from quantilax.envs import classes, probes
-from quantilax.errors import ConfigError, did_you_mean
+from quantilax.envs import wrappers as wrapping
+from quantilax.errors import ConfigError, did_you_mean, reason
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
-__all__ = ["as_environment", "is_known", "make", "masks", "name_of", "names"]
+__all__ = ["FIELDS", "LIBRARIES", "as_environment", "fields_of", "is_known", "make", "masks", "name_of", "names"]
 
 MAX_ACTIONS = 2**24
 """Most actions; a random action is made from a uniform float, which has no more values."""
@@ -59,26 +63,99 @@ class Opaque:
         return getattr(self.env.value, member)
 
 
+class Library(NamedTuple):
+    """A library of environments: `quantilax.envs.<name>` has `make` and `names`."""
+
+    package: str
+    """What is imported."""
+    extra: str
+    """With which extra of quantilax it is installed."""
+    what: str
+    """What it has, in a few words."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is there."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+LIBRARIES = {
+    "gymnasium": Library("gymnasium", "gymnasium", "Box2D, MuJoCo, toy text, and what others registered"),
+    "atari": Library("ale_py", "atari", "the games of the Arcade Learning Environment (GPL)"),
+    "navix": Library("navix", "navix", "MiniGrid in JAX"),
+    "jumanji": Library("jumanji", "jumanji", "combinatorial tasks in JAX"),
+    "pgx": Library("pgx", "pgx", "games in JAX"),
+    "xminigrid": Library("xminigrid", "xminigrid", "grid worlds in JAX"),
+    "craftax": Library("craftax", "craftax", "Craftax in JAX"),
+    "brax": Library("brax", "brax", "continuous control in JAX"),
+    "playground": Library("mujoco_playground", "playground", "MuJoCo Playground's DMC suite in JAX"),
+}
+"""Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
+
+FIELDS = ("env", "env_args", "wrappers")
+"""Fields of a section that say which environment to make."""
+
+
 @switches.standard()
-def make(name: str) -> Environment:
+def make(name: str, env_args: Mapping[str, Any] | None = None, wrappers: Sequence[Any] | None = None) -> Environment:
     """Return the environment with a name.
 
     Args:
-        name: a probe (`probe/...`), an environment of gymnax, or a class of your own
+        name: a probe (`probe/...`), an environment of gymnax, one of another library
+            (`gymnasium/LunarLander-v3`, `atari/Pong`), or a class or function of your own
             (`module:Class`).
+        env_args: arguments for the library or for the class.
+        wrappers: entries such as `flatten` or `{frame_stack: {frames: 4}}`, in the order in which
+            they are applied; see `quantilax.envs.wrappers`.
 
     Raises:
-        ConfigError: there is no such environment; the message suggests another name.
+        ConfigError: there is no such environment or wrapper, with a suggestion; or an argument does
+            not fit.
     """
+    if env_args is not None and not isinstance(env_args, Mapping):
+        raise ConfigError(f"env_args: expected arguments such as '{{continuous: true}}', got {shown(env_args)}")
+    if wrappers is not None and (isinstance(wrappers, str) or not isinstance(wrappers, Sequence)):
+        raise ConfigError(f"wrappers: expected a list such as '[flatten]', got {shown(wrappers)}")
+    return _wrapped(_bare(name, dict(env_args or {})), wrappers)
+
+
+def _wrapped(env: Environment, wrappers: Sequence[Any] | None) -> Environment:
+    for entry in wrappers or ():
+        env = wrapping.wrap(env, entry)
+    return env
+
+
+def _bare(name: str, arguments: dict[str, Any]) -> Environment:
+    library, _, rest = name.partition("/")
     if ":" in name:
-        return _of_class(classes.find(name), name)
+        return _of_user(name, arguments)
+    if library in LIBRARIES:
+        found: Environment = _module(library).make(rest, **arguments)
+        return found
     if name in probes.PROBES:
-        return probes.PROBES[name]()
-    if name.startswith("probe/"):
+        return pytree.from_dict(probes.PROBES[name], arguments, "env_args")
+    if library == "probe":
         raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, probes.PROBES, 'probes')}")
+    if rest:
+        raise ConfigError(f"unknown library '{library}'{did_you_mean(library, LIBRARIES, 'libraries')}")
     from quantilax.envs import gymnax  # slow (seconds): imported only if needed
 
-    return gymnax.make(name)
+    return gymnax.make(name, **arguments)
+
+
+def _module(library: str) -> Any:
+    """Return the adapter of a library.
+
+    Raises:
+        ConfigError: the library is not installed, or cannot be imported.
+    """
+    found = LIBRARIES[library]
+    if not found.is_installed:
+        raise ConfigError(f"env: {library} is not installed; install it with: pip install 'quantilax[{found.extra}]'")
+    try:
+        return importlib.import_module(f"quantilax.envs.{library}")
+    except ImportError as error:
+        raise ConfigError(f"env: {library} cannot be imported: {reason(error)}; install it again") from None
 
 
 @switches.standard()
@@ -89,66 +166,146 @@ def masks(env: Environment) -> bool:
 
 @switches.standard()
 def names() -> dict[str, tuple[str, ...]]:
-    """Return the names that `make` knows, by library."""
+    """Return the names that `make` knows, by library; of libraries that are installed."""
     from quantilax.envs import gymnax
 
-    return {"gymnax": gymnax.names(), "quantilax": tuple(probes.PROBES)}
+    found = {"gymnax": gymnax.names(), "quantilax": tuple(probes.PROBES)}
+    for library in LIBRARIES:
+        with contextlib.suppress(ConfigError):  # not installed
+            found[library] = tuple(f"{library}/{name}" for name in _module(library).names())
+    return found
 
 
 def is_known(name: str) -> bool:
     """Return whether a name is that of an environment, or has the form `module:Class`."""
-    return ":" in name or name in probes.PROBES or any(name in of_library for of_library in names().values())
+    from quantilax.envs import gymnax
+
+    return ":" in name or name in probes.PROBES or name.partition("/")[0] in LIBRARIES or name in gymnax.names()
 
 
 def name_of(env: Environment) -> str:
-    """Return a name for which `make` returns this environment again.
+    """Return a name for which `make` returns this environment again, with `fields_of`.
 
     If there is none, return the environment's own `name`.
     """
+    found: str = fields_of(env)["env"]
+    return found
+
+
+def fields_of(env: Environment) -> dict[str, Any]:
+    """Return the fields of a section that make this environment again: some of `FIELDS`.
+
+    If no name makes it, `env` is the environment's own `name`.
+    """
+    entries: list[Any] = []
+    inner: Any = env
+    while True:
+        for name, arguments in _candidates(inner):
+            with contextlib.suppress(ConfigError):
+                if classes.are_equal(_like(inner, make(name, arguments)), inner):
+                    args = {"env_args": arguments} if arguments else {}
+                    return {"env": name, **args, **({"wrappers": entries} if entries else {})}
+        entry = wrapping.entry_of(inner) if isinstance(inner, wrapping.Wrapper) else None
+        if entry is None:
+            return {"env": env.name}
+        entries.insert(0, entry)
+        inner = inner.env
+
+
+def _candidates(env: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield names and arguments with which `make` may make an environment."""
+    for (name, _), (_, arguments, made) in _OF_USER.items():
+        if made is env:
+            yield name, arguments
     registered = getattr(env, "registered", None)  # None: `env` is not an adapter
-    inner: Any = env if registered is None else env.env  # type: ignore[attr-defined]
+    inner: Any = env if registered is None else env.env
     cls = type(inner.env.value if isinstance(inner, Opaque) else inner)
     candidates = [env.name, classes.name_of(cls)]
     if not registered and cls.__module__.split(".")[0] not in ("quantilax", "gymnax"):
         candidates.reverse()
-    for name in filter(None, candidates):
-        with contextlib.suppress(ConfigError):
-            made: Any = make(name)
-            if registered is not None and hasattr(made, "registered"):
-                made = dataclasses.replace(made, registered=registered)
-            if classes.are_equal(made, env):
-                return name
-    return env.name
+    arguments = probes.arguments(env) if type(env) in probes.PROBES.values() else getattr(env, "env_args", {})
+    yield from ((name, dict(arguments)) for name in candidates if name)
 
 
-@cache
-def _of_class(cls: type, name: str) -> Environment:
-    """Return the one object of a class.
+def _like(env: Any, made: Any) -> Any:
+    """Return an environment that was made, under the name by which another was registered."""
+    registered = getattr(env, "registered", None)
+    if registered is None or not hasattr(made, "registered"):
+        return made
+    return dataclasses.replace(made, registered=registered)
 
-    It is shared because compiled programs belong to one object if the object is not a pytree.
-    """
-    return as_environment(classes.construct(cls, name))
+
+_OF_USER: dict[tuple[str, str], tuple[Any, dict[str, Any], Environment]] = {}
+"""(name, text of arguments) -> (class or function, arguments, environment).
+
+One object serves all, because compiled programs belong to one object if it is not a pytree."""
 
 
-def as_environment(env: Any) -> Environment:
+def _of_user(name: str, arguments: dict[str, Any]) -> Environment:
+    """Return the environment of a class or function of the user's."""
+    found, key = classes.find(name), (name, repr(sorted(arguments.items())))
+    if key not in _OF_USER or _OF_USER[key][0] is not found:
+        of_gymnasium = {one: arguments[one] for one in arguments if one in OF_GYMNASIUM}
+        is_class = isinstance(found, type) and not _is_of_gymnasium(found)
+        made = classes.construct(found, name, arguments if is_class else _without(arguments, of_gymnasium))
+        if _is_of_gymnasium(type(made)):
+            env: Environment = _module("gymnasium").make(name, **arguments)
+        elif of_gymnasium and not is_class:
+            raise ConfigError(
+                f"env_args: {next(iter(of_gymnasium))}: is only for environments of gymnasium; leave it out"
+            )
+        else:
+            env = as_environment(made)
+        _OF_USER[key] = found, arguments, env
+    return _OF_USER[key][2]
+
+
+OF_GYMNASIUM = ("vectorization_mode", "num_workers", "max_episode_steps")
+"""Arguments that the adapter of gymnasium takes itself."""
+
+
+def _is_of_gymnasium(cls: type) -> bool:
+    return any(base.__module__ == "gymnasium.core" for base in cls.__mro__)
+
+
+def _without(arguments: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
+
+
+def as_environment(
+    env: Any, env_args: Mapping[str, Any] | None = None, wrappers: Sequence[Any] | None = None
+) -> Environment:
     """Return an environment that fulfils the contract.
 
     Args:
-        env: a name for `make`, an environment of gymnax, which gets its adapter, or any other
-            object, which is checked.
+        env: a name for `make`, an environment of gymnax, which gets its adapter, a function that
+            makes an environment of gymnasium, or any other object, which is checked.
+        env_args: for `make`, if a name is given, or for the function.
+        wrappers: entries as for `make`.
 
     Raises:
         ConfigError: the object lacks a member or has one of the wrong kind, or its `reset` or
             `step` returns something that the contract does not allow.
     """
     if isinstance(env, str):
-        made = make(env)
+        made = make(env, env_args, wrappers)
         _check_members(made)  # gymnax also knows environments that users registered
         return made
+    if (isinstance(env, type) and _is_of_gymnasium(env)) or inspect.isfunction(env):
+        env, env_args = _module("gymnasium").make(env, **(env_args or {})), None
+    if env_args:
+        raise ConfigError("env_args: are for environments that a name or a function makes; make the object with them")
+    if wrappers:
+        return _wrapped(as_environment(env), wrappers)
     if hasattr(env, "step_env") and hasattr(env, "default_params"):
         from quantilax.envs import gymnax
 
         env = gymnax.Gymnax(env=env, params=env.default_params)
+    if _is_of_gymnasium(type(env)):
+        raise ConfigError(
+            f"env: {type(env).__name__} is one environment of gymnasium, and training needs several; give its name, such as"
+            " 'gymnasium/CartPole-v1', or a function that makes one"
+        )
     missing = [member for member in MEMBERS if not hasattr(env, member)]
     if missing:
         raise ConfigError(

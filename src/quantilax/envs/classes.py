@@ -1,14 +1,15 @@
 """Find environments of your own by name.
 
-`mypackage.envs:GridWorld` is the class `GridWorld` of the module `mypackage.envs`. The class is
-constructed without arguments.
+`mypackage.envs:GridWorld` is the class `GridWorld` of the module `mypackage.envs`. It may also be a
+function that returns an environment.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from types import ModuleType
 from typing import Any
@@ -22,8 +23,8 @@ from quantilax.errors import ConfigError, did_you_mean, reason
 EXAMPLE = "mypackage.envs:GridWorld"
 
 
-def find(name: str) -> type:
-    """Return the class with a name such as `mypackage.envs:GridWorld`.
+def find(name: str) -> Callable[..., Any]:
+    """Return the class or function with a name such as `mypackage.envs:GridWorld`.
 
     The module is searched for in the working directory first, then on Python's path.
 
@@ -36,27 +37,30 @@ def find(name: str) -> type:
     found: Any = _import(module_name)
     for part in path.split("."):
         if not hasattr(found, part):
-            classes = [key for key, value in vars(found).items() if isinstance(value, type)]
+            classes = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
             raise ConfigError(f"env: {module_name} has no class '{path}'{did_you_mean(part, classes, 'classes')}")
         found = getattr(found, part)
-    if not isinstance(found, type):
-        raise ConfigError(f"env: {name} is no class; name one that fulfils the contract (docs/guides/environments.md)")
+    if not callable(found):
+        raise ConfigError(
+            f"env: {name} is not a class or function; name one that fulfils the contract (docs/guides/environments.md)"
+        )
     return found
 
 
-def construct(cls: type, name: str) -> Any:
-    """Construct an object of a class without arguments.
+def construct(cls: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
+    """Construct an object of a class, or call a function.
 
     Raises:
-        ConfigError: the constructor fails or needs arguments.
+        ConfigError: it fails, or needs other arguments.
     """
     try:
         with jax.ensure_compile_time_eval():  # the object may outlive a program that is being traced
-            return cls()
+            return cls(**arguments)
     except Exception as error:  # a user's class may raise anything
+        told = f"with env_args {dict(arguments)}" if arguments else "without arguments"
         raise ConfigError(
-            f"env: {name} cannot be constructed without arguments ({type(error).__name__}: {reason(error)}); give its"
-            " parameters defaults, or pass an object from Python: env=..."
+            f"env: {name} cannot be constructed {told} ({type(error).__name__}: {reason(error)}); give what it needs in"
+            " env_args, or pass an object from Python: env=..."
         ) from None
 
 
@@ -131,6 +135,8 @@ def _are_equal(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_are_equal, one, other))
     if hasattr(one, "__dict__") and not callable(one):
+        if not dataclasses.is_dataclass(one) and bool(one == other):
+            return True
         return _are_equal(vars(one), vars(other))
     return bool(one == other)
 

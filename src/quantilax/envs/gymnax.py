@@ -8,6 +8,7 @@ docs/guides/environments.md lists the remaining differences.
 """
 
 import builtins
+import dataclasses
 import importlib
 import sys
 import types
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from quantilax import pytree, switches
-from quantilax.envs.sticky import StickyActions
+from quantilax.envs.wrappers import StickyActions
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.types import Box, Discrete, Environment, TimeStep
 
@@ -111,6 +112,18 @@ class Gymnax:
         return self.registered or self.env.name
 
     @property
+    def env_args(self) -> dict[str, Any]:
+        """The parameters that differ from those of gymnax."""
+        default, found = self.env.default_params, {}
+        limit = MINATAR.get(self.registered, getattr(default, "max_steps_in_episode", None))
+        for field in dataclasses.fields(self.params):
+            was = limit if field.name == "max_steps_in_episode" else getattr(default, field.name)
+            value = np.asarray(getattr(self.params, field.name))
+            if value.shape == () and value != np.asarray(was).astype(value.dtype):
+                found[field.name] = float(f"{value.item():.7g}") if value.dtype.kind == "f" else value.item()
+        return found
+
+    @property
     def observation_space(self) -> Box:
         """Shape and dtype of an observation.
 
@@ -181,13 +194,16 @@ def _environment(name: str) -> Any:
     return gymnax.make(name)[0]  # one object per name, because it is part of the treedef
 
 
-def make(name: str) -> Environment:
-    """Return the gymnax environment of that name, with its default parameters.
+def make(name: str, **env_args: Any) -> Environment:
+    """Return the gymnax environment of that name.
 
-    A game of MinAtar gets those of the original.
+    Args:
+        name: as in `names()`.
+        env_args: parameters of gymnax, such as `max_steps_in_episode`; the others keep their
+            defaults. A game of MinAtar has those of the original.
 
     Raises:
-        ConfigError: the name is unknown, or the environment cannot be made.
+        ConfigError: the name or a parameter is unknown, or the environment cannot be made.
     """
     if name not in names():
         discrete = [one for one in names() if one not in CONTINUOUS]
@@ -201,6 +217,7 @@ def make(name: str) -> Environment:
     params = env.default_params
     if name in MINATAR:
         params = params.replace(max_steps_in_episode=MINATAR[name])
+    params = params.replace(**_parameters(params, env_args))
     try:
         params = jax.tree.map(jnp.asarray, params)
     except (TypeError, ValueError, OverflowError) as error:
@@ -208,6 +225,24 @@ def make(name: str) -> Environment:
         raise ConfigError(f"environment '{name}': a parameter is no number that programs have: {reason}") from None
     made = Gymnax(env=env, params=params, registered=name)
     return StickyActions(env=made, probability=0.1) if name in MINATAR else made
+
+
+def _parameters(params: Any, env_args: dict[str, Any]) -> dict[str, Any]:
+    """Check arguments against an environment's parameters; return them with their types."""
+    known = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    found = {}
+    for name, value in env_args.items():
+        if name not in known:
+            raise ConfigError(f"env_args: unknown parameter '{name}'{did_you_mean(name, known, 'parameters')}")
+        default = known[name]
+        try:
+            found[name] = type(default)(pytree.number(value) if isinstance(value, str) else value)
+            right = isinstance(value, str | type(default)) or (isinstance(default, float) and type(value) is int)
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise ConfigError(f"env_args: {name}: expected a value such as {default!r}, got {value!r}")
+    return found
 
 
 def names() -> tuple[str, ...]:

@@ -12,6 +12,9 @@ Each probe is a pytree whose floats are leaves. `quantile_function(tau, gamma)` 
 function of the return from a first observation. You can test your own algorithms with them too.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -216,3 +219,9 @@ class Corridor:
 
 
 PROBES: dict[str, type[Environment]] = {env.name: env for env in (Bimodal, Geometric, TimeLimit, Terminal, Corridor)}
+
+
+def arguments(probe: Any) -> dict[str, float]:
+    """Return the fields of a probe that differ from their defaults."""
+    values = {f.name: (f.default, getattr(probe, f.name)) for f in dataclasses.fields(probe)}
+    return {name: float(f"{float(value):.7g}") for name, (default, value) in values.items() if value != default}

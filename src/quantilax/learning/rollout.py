@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from quantilax.envs.vector import Mapped
+from quantilax.envs.wrappers import of_evaluation
 from quantilax.errors import ConfigError
 from quantilax.learning import exploration, normalize
 from quantilax.pytree import dataclass
@@ -22,6 +23,7 @@ from quantilax.types import (
     Legal,
     Observation,
     Policy,
+    TimeStep,
     Transition,
     no_action,
     num_actions,
@@ -106,9 +108,7 @@ def step(env: Environment, policy: Policy, envs: Envs, key: Key[Array, ""]) -> t
     keys_act, keys_step = jax.random.split(key, (2, num_envs))
     action, carry = jax.vmap(policy.act)(envs.obs, carry, keys_act, envs.legal)
     env_state, told = Mapped(env=env).step(keys_step, envs.state, action)
-    transition = Transition(
-        envs.obs, action, told.reward, told.next_obs, told.terminated, told.truncated, envs.legal, told.next_legal
-    )
+    transition = _transition(envs.obs, action, told, envs.legal)
     forgotten = jax.tree.map(lambda first, x: jnp.broadcast_to(first, x.shape), policy.carry, carry)
     carry = _where(told.terminated | told.truncated, forgotten, carry)
     return Envs(env_state, told.obs, told.legal, carry), transition
@@ -212,6 +212,8 @@ def _play(
     At each step `see` updates it: (seen, transition, active, t) -> seen.
     """
 
+    env = of_evaluation(env)
+
     def unfinished(carry: tuple[Any, ...]) -> Array:
         _, _, t, active, *_ = carry
         return active.any() & (t < env.max_episode_steps)
@@ -220,7 +222,7 @@ def _play(
         envs, key, t, active, lengths, returns, seen = carry
         key, key_step = jax.random.split(key)
         envs, transition = step(env, policy, envs, key_step)
-        returns = returns + jnp.where(active, transition.reward, 0.0)
+        returns = returns + jnp.where(active, transition.score, 0.0)
         lengths = lengths + active
         seen = see(seen, transition, active, t)
         active = active & ~(transition.terminated | transition.truncated)
@@ -245,6 +247,11 @@ def _where(mask: Bool[Array, "*E"], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o), new, old)
 
 
+def _transition(obs: Observation, action: Action, told: TimeStep, legal: Any) -> Transition:
+    ends = told.terminated, told.truncated
+    return Transition(obs, action, told.reward, told.next_obs, *ends, legal, told.next_legal, told.raw_reward)
+
+
 def transition_spec(env: Environment) -> Transition:
     """Return shapes and dtypes of one transition of the environment, without running it."""
 
@@ -253,9 +260,6 @@ def transition_spec(env: Environment) -> Transition:
         env_state, obs, *mask = env.reset(key)
         action = no_action(env.action_space)
         _, told = env.step(key_step, env_state, action)
-        legal = mask[0] if mask else None
-        return Transition(
-            obs, action, told.reward, told.next_obs, told.terminated, told.truncated, legal, told.next_legal
-        )
+        return _transition(obs, action, told, mask[0] if mask else None)
 
     return jax.eval_shape(one, jax.random.key(0))

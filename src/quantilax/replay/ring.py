@@ -12,6 +12,10 @@ own, before the observation after the reset (x_8). The observation in which an e
 not kept, because nothing bootstraps from it. Slots therefore run ahead of iterations by one per
 truncation, and each row says where its observation is.
 
+Observations that join `Box.frames` earlier ones (stacks of pictures) are stored by their newest
+part alone. `depth` says how many slots before it belong to the same episode. Reading joins them
+again, with zeros before the first.
+
 Adding costs O(E) and sampling O(batch), whatever the capacity, as long as each loop body WRITES
 FIRST AND READS AFTER. Otherwise XLA copies the whole ring. See docs/decisions/0002-own-replay.md
 and 0012-each-observation-once.md.
@@ -69,6 +73,11 @@ class Ring:
     rows: Rows
     observations: PyTree
     """What `seen` returns. Each leaf is (L, E, *obs), of the observation's own dtype."""
+    depth: UInt8[Array, "L E"] | None
+    """Slots before this one that belong to the same episode, at most `frames` - 1; None if `frames`
+    is 1."""
+    cursor_depth: UInt8[Array, "E"] | None
+    """`depth` of the slot at the cursor."""
     anchors: UInt32[Array, "blocks E"]
     """Slot of the first step of iterations 0 .. 127, 128 .. 255, and so on.
 
@@ -83,6 +92,8 @@ class Ring:
     """The largest possible `size`."""
     n_step: int
     """The most steps in a sampled transition."""
+    frames: int
+    """Observations that one observation joins."""
 
 
 def init(
@@ -91,6 +102,7 @@ def init(
     capacity: int,
     n_step: int = 1,
     legal: Bool[Array, "E A"] | None = None,
+    frames: int = 1,
 ) -> Ring:
     """Return an empty ring.
 
@@ -102,12 +114,13 @@ def init(
             iterations.
         n_step: the most steps in a sampled transition.
         legal: the actions that may be taken first, if the environment has masks.
+        frames: observations that one observation joins along its last axis (`Box.frames`).
     """
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     iterations = -(-capacity // num_envs)  # T
     # Spare slots: one per 32 steps, for truncations, and two more. There must also be enough for n
-    # steps that are all truncated.
-    slots = max(iterations + iterations // 32 + 2, 2 * n_step) + 1  # L
+    # steps that are all truncated, and for the frames before the oldest observation.
+    slots = max(iterations + iterations // 32 + 2, 2 * n_step) + frames  # L
 
     def zeros(dtype: jnp.dtype, *shape: int) -> Array:
         return jnp.zeros((iterations, num_envs, *shape), dtype)
@@ -120,14 +133,24 @@ def init(
             truncated=zeros(example.truncated.dtype),
             offset=zeros(jnp.uint8),
         ),
-        observations=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype).at[0].set(x), seen(obs, legal)),
+        observations=jax.tree.map(
+            lambda x: jnp.zeros((slots, *x.shape), x.dtype).at[0].set(x), seen(_newest(obs, frames), legal)
+        ),
+        depth=None if frames == 1 else jnp.zeros((slots, num_envs), jnp.uint8),
+        cursor_depth=None if frames == 1 else jnp.zeros(num_envs, jnp.uint8),
         anchors=jnp.zeros((iterations // BLOCK + 2, num_envs), jnp.uint32),
         cursor=jnp.zeros(num_envs, jnp.uint32),
         iterations=jnp.zeros((), jnp.int32),
         size=jnp.zeros((), jnp.int32),
         capacity=capacity,
         n_step=n_step,
+        frames=frames,
     )
+
+
+def _newest(obs: Observation, frames: int) -> Observation:
+    """Return the newest of the observations that one joins."""
+    return obs if frames == 1 else obs[..., -(obs.shape[-1] // frames) :]
 
 
 def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array, "E A"] | None = None) -> Ring:
@@ -165,12 +188,22 @@ def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array,
         first = jnp.where(cut.reshape(-1, *[1] * (following.ndim - 1)), successor, following)
         return x.at[slot, env].set(jnp.stack([first, following]), mode="drop", unique_indices=True)
 
+    depth, cursor_depth = ring.depth, ring.cursor_depth
+    if depth is not None and cursor_depth is not None:
+        deeper = jnp.minimum(cursor_depth + 1, ring.frames - 1).astype(jnp.uint8)
+        cursor_depth = jnp.where(transition.terminated | transition.truncated, 0, deeper).astype(jnp.uint8)
+        depth = write(depth, deeper, cursor_depth)
     ring = replace(
         ring,
         rows=rows,
         observations=jax.tree.map(
-            write, ring.observations, seen(transition.next_obs, transition.next_legal), seen(obs, legal)
+            write,
+            ring.observations,
+            seen(_newest(transition.next_obs, ring.frames), transition.next_legal),
+            seen(_newest(obs, ring.frames), legal),
         ),
+        depth=depth,
+        cursor_depth=cursor_depth,
         anchors=anchors,
         cursor=ring.cursor + 1 + cut,
         iterations=ring.iterations + 1,
@@ -180,7 +213,7 @@ def add(ring: Ring, transition: Transition, obs: Observation, legal: Bool[Array,
     # their observations. All steps at least as old as the newest of these are given up.
     ages = ring.size - 1 - jnp.arange(2 * num_envs)  # of the oldest steps; the newest has age 0
     iteration, env = place(ring, jnp.maximum(ages, 0))
-    lost = ring.cursor[env] - _slot(ring, iteration, env) >= slots
+    lost = ring.cursor[env] - _slot(ring, iteration, env) >= slots - (ring.frames - 1)
     return replace(ring, size=jnp.where(lost, ages, ring.size).min())
 
 
@@ -202,7 +235,6 @@ def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Fl
     Each step must be followed by `n_step` - 1 others of its environment.
     """
     steps = ring.rows.offset.shape[0]
-    slots = jax.tree.leaves(ring.observations)[0].shape[0]
     j = jnp.arange(ring.n_step)
     at = (iteration[:, None] + j) % steps, env[:, None]
     reward, terminated, truncated = (x[at] for x in (ring.rows.reward, ring.rows.terminated, ring.rows.truncated))
@@ -212,10 +244,7 @@ def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Fl
 
     # No step before the last one is truncated, so the successor is m slots ahead.
     slot = _slot(ring, iteration, env)
-    first, following = (
-        jax.tree.map(lambda x, at=at: x[at % slots, env], ring.observations)
-        for at in (slot, slot + m.astype(slot.dtype))
-    )
+    first, following = (_stored(ring, at, env) for at in (slot, slot + m.astype(slot.dtype)))
     (obs, legal), (next_obs, next_legal) = (x if isinstance(x, Seen) else (x, None) for x in (first, following))
     return NStep(
         obs=obs,
@@ -228,6 +257,27 @@ def read(ring: Ring, iteration: Int[Array, "B"], env: Int[Array, "B"], gamma: Fl
         legal=legal,
         next_legal=next_legal,
     )
+
+
+def _stored(ring: Ring, slot: UInt32[Array, "B"], env: Int[Array, "B"]) -> PyTree:
+    """Return what the slots store, with the frames before each observation."""
+    slots = jax.tree.leaves(ring.observations)[0].shape[0]
+    found = jax.tree.map(lambda x: x[slot % slots, env], ring.observations)
+    if ring.depth is None:
+        return found
+    back = jnp.arange(ring.frames - 1, 0, -1, dtype=jnp.uint32)  # the oldest first
+    there = back <= ring.depth[slot % slots, env][:, None]  # (B, frames - 1)
+    at = (slot[:, None] - jnp.where(there, back, 0)) % slots
+
+    def joined(x: Array, newest: Array) -> Array:
+        before = x[at, env[:, None]]  # (B, frames - 1, *newest)
+        before = jnp.where(there.reshape(*there.shape, *[1] * (before.ndim - 2)), before, 0)
+        before = jnp.moveaxis(before, 1, -2).reshape(*newest.shape[:-1], -1)
+        return jnp.concatenate([before, newest], axis=-1)
+
+    if isinstance(found, Seen):
+        return found._replace(obs=joined(ring.observations.obs, found.obs))
+    return joined(ring.observations, found)
 
 
 def place(ring: Ring, age: Int[Array, "B"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
@@ -255,6 +305,7 @@ def compact(ring: Ring) -> Ring:
         ring,
         rows=jax.tree.map(lambda x: np.asarray(x)[:, :iterations], ring.rows),
         observations=jax.tree.map(lambda x: np.asarray(x)[:, :slots], ring.observations),
+        depth=jax.tree.map(lambda x: np.asarray(x)[:, :slots], ring.depth),
     )
 
 
@@ -273,4 +324,5 @@ def expand(ring: Ring, specs: Ring) -> Ring:
         ring,
         rows=jax.tree.map(whole, ring.rows, specs.rows),
         observations=jax.tree.map(whole, ring.observations, specs.observations),
+        depth=jax.tree.map(whole, ring.depth, specs.depth),
     )

@@ -4,14 +4,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantilax import algorithms, pytree
 from quantilax.errors import ConfigError, RunError, did_you_mean, reason
 from quantilax.host import locks
 from quantilax.reports import choice, formats, sections, validated
 from quantilax.reports.choice import Choice, Judgement
 from quantilax.reports.results import Results
 from quantilax.reports.verdict import quoted
-from quantilax.runs import provenance
+from quantilax.runs import configs, provenance
 from quantilax.runs.configs import Section
 from quantilax.studies import definition, execution, start
 from quantilax.studies.definition import Study, Variant
@@ -254,11 +253,8 @@ def validation(store: Store, variant: str, seeds: list[int]) -> Study:
 
 
 def _section(store: Store, variant: str) -> Section:
-    fields, where = store.facts["variants"][variant], f"{store.path}: variant '{variant}'"
-    algorithm = algorithms.get(fields["algorithm"])
-    own = {name: value for name, value in fields.items() if name not in ("algorithm", "env")}
-    converted: dict[str, Any] = pytree.convert(algorithm.config, own, where)
-    return Section(str(store.facts["section"]), where, algorithm, fields["env"], converted)
+    where = f"{store.path}: variant '{variant}'"
+    return configs.section_of(store.facts["variants"][variant], str(store.facts["section"]), where)
 
 
 def _looked(validation: Store, variant: str, number: int) -> list[int]:

@@ -8,6 +8,7 @@ import polars as pl
 
 from quantilax import algorithms, pytree, statistics
 from quantilax.errors import ConfigError
+from quantilax.runs import configs
 from quantilax.studies import tables
 from quantilax.studies.store import Failure, Store
 
@@ -108,7 +109,7 @@ class Results(NamedTuple):
         for variant, fields in self.store.facts["variants"].items():
             try:
                 config = algorithms.get(fields["algorithm"]).config
-                own = {name: value for name, value in fields.items() if name not in ("algorithm", "env")}
+                own = {name: value for name, value in fields.items() if name not in configs.NAMING}
                 found[variant] = pytree.from_dict(config, own, variant).derived()
             except ConfigError:
                 continue

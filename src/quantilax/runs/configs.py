@@ -9,16 +9,19 @@ iqn_research:
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
-from quantilax import agent, algorithms, pytree
+from quantilax import agent, algorithms, envs, pytree
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.host import strict_yaml
 from quantilax.types import Algorithm
+
+NAMING = ("algorithm", *envs.FIELDS)
+"""Fields of a section that are no hyperparameters."""
 
 
 class Section(NamedTuple):
@@ -30,6 +33,16 @@ class Section(NamedTuple):
     algorithm: Algorithm
     env: str
     hyperparameters: dict[str, Any]
+    env_args: Mapping[str, Any] = {}
+    """Arguments with which the environment is made."""
+    wrappers: Sequence[Any] = ()
+    """Wrappers around it, the innermost first."""
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The fields that say which environment to make, without those that are empty."""
+        given = {"env": self.env, "env_args": dict(self.env_args), "wrappers": list(self.wrappers)}
+        return {name: value for name, value in given.items() if value}
 
     def create(self, env: Any = None, eval_callback: Callable[..., PyTree] | None = None) -> agent.Agent:
         """Build the agent; see `quantilax.agent.create`.
@@ -38,8 +51,13 @@ class Section(NamedTuple):
             env: an environment object; None: the environment that the section names.
             eval_callback: the agent's callback at evaluations.
         """
+        fields = self.environment if env is None else {"env": env}
         return agent.create(
-            self.algorithm, self.env if env is None else env, self.hyperparameters, self.where, eval_callback
+            self.algorithm,
+            hyperparameters=self.hyperparameters,
+            where=self.where,
+            eval_callback=eval_callback,
+            **fields,
         )
 
 
@@ -97,15 +115,18 @@ def with_overrides(section: Section, overrides: Mapping[str, Any], origin: str) 
 
     Args:
         section: the section.
-        overrides: values by field; `env` and `algorithm` may be among them.
+        overrides: values by field; `algorithm` and `NAMING` may be among them.
         origin: where the overrides come from, for error messages.
     """
-    there = {"algorithm": section.algorithm.name, "env": section.env, **section.hyperparameters}
+    there = {"algorithm": section.algorithm.name, **section.environment, **section.hyperparameters}
     return _section(section.name, section.where, there, overrides, origin)
 
 
 def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mapping[str, Any], origin: str) -> Section:
-    merged = {**fields, **{k: v for k, v in overrides.items() if k in ("algorithm", "env")}}
+    named = {k: v for k, v in overrides.items() if k in NAMING}
+    if named.get("env", fields.get("env")) != fields.get("env"):  # another environment takes other arguments
+        fields = {k: v for k, v in fields.items() if k != "env_args"}
+    merged = {**fields, **named}
     for key in ("algorithm", "env"):
         if key not in merged:
             raise ConfigError(f"{where}: missing field '{key}'; add a line such as 'env: CartPole-v1'")
@@ -120,7 +141,19 @@ def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mappin
         **pytree.convert(algorithm.config, _without(fields), where),
         **pytree.convert(algorithm.config, _without(overrides), origin),
     }
-    return Section(name, where, algorithm, merged["env"], hyperparameters)
+    return Section(name, where, algorithm, merged["env"], hyperparameters, *_of_environment(merged, where))
+
+
+def _of_environment(fields: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Sequence[Any]]:
+    """Return `env_args` and `wrappers` of a section."""
+    arguments, wrappers = fields.get("env_args") or {}, fields.get("wrappers") or ()
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise ConfigError(
+            f"{where}: env_args: expected names with values, such as {{gravity: -5.0}}, got {arguments!r}"
+        )
+    if isinstance(wrappers, str) or not isinstance(wrappers, Sequence):
+        raise ConfigError(f"{where}: wrappers: expected a list such as [flatten], got {wrappers!r}")
+    return arguments, wrappers
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -185,4 +218,9 @@ def parse_yaml(text: str, path: Path) -> Any:
 
 
 def _without(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in fields.items() if k not in ("algorithm", "env")}
+    return {k: v for k, v in fields.items() if k not in NAMING}
+
+
+def section_of(fields: Mapping[str, Any], name: str, where: str) -> Section:
+    """Return the section whose resolved fields are given, as studies store them."""
+    return _section(name, where, fields, {}, where)

@@ -233,5 +233,5 @@ def default_path(env: str, section: str) -> Path:
 
 def config_yaml(name: str, agent: Agent) -> str:
     """Return an agent's config as a YAML section with every field."""
-    section = {"algorithm": agent.algorithm.name, "env": envs.name_of(agent.env), **pytree.to_dict(agent.config)}
+    section = {"algorithm": agent.algorithm.name, **envs.fields_of(agent.env), **pytree.to_dict(agent.config)}
     return yaml.safe_dump({name: section}, sort_keys=False, default_flow_style=None)

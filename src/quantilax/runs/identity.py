@@ -27,7 +27,8 @@ from quantilax.runs.provenance import versions
 
 def described(agent: Agent) -> dict[str, Any]:
     """Return algorithm, environment and all hyperparameters as a checkpoint stores them."""
-    config = {"algorithm": agent.algorithm.name, "env": agent.env.name, **pytree.to_dict(agent.config)}
+    fields = {**envs.fields_of(agent.env), "env": agent.env.name}
+    config = {"algorithm": agent.algorithm.name, **fields, **pytree.to_dict(agent.config)}
     plain: dict[str, Any] = json.loads(json.dumps(config))
     return plain
 

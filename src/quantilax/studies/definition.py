@@ -333,7 +333,7 @@ def _without_twins(variants: list[Variant], named: set[str], by_chance: set[str]
 def resolved(section: Section) -> dict[str, Any]:
     """Return algorithm, environment and all hyperparameters of a section, defaults included."""
     config: Any = pytree.from_dict(section.algorithm.config, section.hyperparameters, section.where)
-    return {"algorithm": section.algorithm.name, "env": section.env, **pytree.to_dict(config)}
+    return {"algorithm": section.algorithm.name, **section.environment, **pytree.to_dict(config)}
 
 
 def plain(section: Section) -> dict[str, Any]:
