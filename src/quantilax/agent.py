@@ -260,7 +260,7 @@ def create(
         if not isinstance(environment.action_space, Discrete):
             raise ConfigError(
                 f"env: {environment.name} has continuous actions and {algorithm.name} needs discrete ones;"
-                " choose another environment (quantilax list)"
+                " choose another (quantilax list --environments)"
             )
         train.check(environment, config)
     except ConfigError as error:

@@ -256,3 +256,40 @@ def test_a_name_that_stands_for_no_environment_is_refused_in_a_line(call: Call, 
     assert len(ended.lines) == 1
     assert line.format(module, module) in ended.lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_libraries_and_their_environments_are_listed(call: Call):
+    ended = call("list", "--environments")
+    assert ended.status == 0
+    assert "quantilax list --environments gymnax" in ended.stdout
+    ended = call("list", "--environments", "probes")
+    assert ended.stdout.split()[:2] == ["probe/bimodal", "probe/geometric"]
+    ended = call("list", "--environments", "gymnx")
+    assert (ended.status, ended.lines[-1]) == (2, "error: unknown library 'gymnx'; did you mean 'gymnax'?")
+
+
+def test_an_environment_is_checked_and_played(call: Call, module, tmp_path):
+    ended = call("check-env", f"{module}:function", "env_args={steps: 3}", "--steps", "200")
+    assert ended.status == 1, ended.stdout
+    assert "64 of 64 episodes terminate after 3 steps" in " ".join(ended.stdout.split())
+    assert "every episode begins with the same observation" in " ".join(ended.stdout.split())
+    ended = call("play", f"{module}:Plain", "--episodes", "2")
+    assert [line.split(", ")[0] for line in ended.stdout.splitlines()] == ["episode 0: 5 steps", "episode 1: 5 steps"]
+    ended = call("play", f"{module}:Plain", "--video", "x.gif")
+    assert (ended.status, ended.lines[-1].partition(" has no pictures")[0]) == (2, "error: --video: count")
+    ended = call("play", f"{module}:Plain", "--video", "x.mp4")
+    assert (ended.status, ended.lines[-1]) == (2, "error: --video: x.mp4 must end with .gif")
+    ended = call("check-env", f"{module}:Plain", "gamma=1")
+    assert (ended.status, "known fields: env_args, wrappers" in ended.stderr) == (2, True)
+
+
+def test_the_policy_of_a_run_plays_in_its_own_environment(call: Call, module):
+    ended = call("train", "tiny_pqn.yaml", f"env={module}:Plain", "--out", "run")
+    assert ended.status == 0, ended.stderr
+    ended = call("play", "count", "--policy", "run")
+    assert (ended.status, ended.stdout.startswith("episode 0: 5 steps, return ")) == (0, True), ended.stderr
+    ended = call("play", "CartPole-v1", "--policy", "run")
+    assert (ended.status, ended.lines[-1]) == (
+        2,
+        "error: --policy: run was trained in count, not in CartPole-v1; give that name",
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from quantilax.cli import checking, inspection, stdout, studying, training
+from quantilax.cli import checking, environments, inspection, stdout, studying, training
 from quantilax.cli.shared import HELP, end_at_once
 from quantilax.errors import ConfigError
 
@@ -48,6 +48,8 @@ COMMANDS = (
     inspection.configs_,
     checking.lint,
     checking.diagnose,
+    environments.check_env,
+    environments.play,
     studying.study,
     studying.report,
     studying.recommend,

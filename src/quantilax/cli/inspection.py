@@ -223,32 +223,45 @@ def _curves(path: Path, label: str) -> list["Curve"]:  # type: ignore[name-defin
 
 @click.command(name="list")
 @click.argument("algorithm", required=False)
-def list_(algorithm: str | None) -> None:
+@click.option(
+    "--environments",
+    is_flag=False,
+    flag_value="",
+    metavar="[LIBRARY]",
+    help="List the libraries of environments, or the environments of one.",
+)
+def list_(algorithm: str | None, environments: str | None) -> None:
     """List algorithms and environments, or the fields of ALGORITHM with defaults and meanings.
 
     \b
     quantilax list
     quantilax list iqn
+    quantilax list --environments gymnasium
     """
     from quantilax import algorithms, envs
-    from quantilax.envs.gymnax import CONTINUOUS
 
     if algorithm is not None:
         _list_fields(algorithms.get(algorithm).config)
         return
-    console = table_console(80, highlight=False)
-    console.print("[bold]algorithms[/bold]")
-    for name, one in algorithms.ALGORITHMS.items():
-        told, module = one.config.__doc__ or "", sys.modules[one.init.__module__]
-        if told.startswith(f"{one.config.__name__}("):  # the one that `dataclass` generates
-            told = module.__doc__ or ""
-        console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True, markup=False)
-    for library, names in envs.names().items():
-        console.print(f"[bold]environments of {library}[/bold]")
-        for name in names:
-            console.print(f"  {name}" + (" (continuous actions: refused)" if name in CONTINUOUS else ""))
-    console.print("[bold]environments of your own[/bold]")
-    console.print("  module:Class, such as mypackage.envs:GridWorld")
+    console = table_console(120, highlight=False, markup=False)
+    if environments:
+        for name in envs.names_of(environments):
+            console.print(name)
+        return
+    if environments is None:
+        console.print("algorithms", style="bold")
+        for name, one in algorithms.ALGORITHMS.items():
+            told, module = one.config.__doc__ or "", sys.modules[one.init.__module__]
+            if told.startswith(f"{one.config.__name__}("):  # the one that `dataclass` generates
+                told = module.__doc__ or ""
+            console.print(f"  {name:10} {next(iter(told.splitlines()), '')}".rstrip(), soft_wrap=True)
+    console.print("environments", style="bold")
+    table = rich.table.Table(box=None, show_header=False, pad_edge=False)
+    for library, (what, is_there) in envs.libraries().items():
+        install = f"pip install 'quantilax[{library}]'"
+        table.add_row(f"  {library}", what, f"quantilax list --environments {library}" if is_there else install)
+    table.add_row("  of your own", "module:Class or module:function, such as mypackage.envs:GridWorld", "")
+    console.print(table)
 
 
 def _list_fields(config: type) -> None:

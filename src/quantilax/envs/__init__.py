@@ -22,7 +22,18 @@ from quantilax.errors import ConfigError, did_you_mean, reason
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
 
-__all__ = ["FIELDS", "LIBRARIES", "as_environment", "fields_of", "is_known", "make", "masks", "name_of", "names"]
+__all__ = [
+    "FIELDS",
+    "LIBRARIES",
+    "as_environment",
+    "fields_of",
+    "is_known",
+    "libraries",
+    "make",
+    "masks",
+    "name_of",
+    "names_of",
+]
 
 MAX_ACTIONS = 2**24
 """Most actions; a random action is made from a uniform float, which has no more values."""
@@ -165,15 +176,27 @@ def masks(env: Environment) -> bool:
 
 
 @switches.standard()
-def names() -> dict[str, tuple[str, ...]]:
-    """Return the names that `make` knows, by library; of libraries that are installed."""
-    from quantilax.envs import gymnax
+def names_of(library: str) -> tuple[str, ...]:
+    """Return the names of a library's environments, as `make` takes them.
 
-    found = {"gymnax": gymnax.names(), "quantilax": tuple(probes.PROBES)}
-    for library in LIBRARIES:
-        with contextlib.suppress(ConfigError):  # not installed
-            found[library] = tuple(f"{library}/{name}" for name in _module(library).names())
-    return found
+    Raises:
+        ConfigError: there is no such library, or it is not installed.
+    """
+    if library == "probes":
+        return tuple(probes.PROBES)
+    if library == "gymnax":
+        from quantilax.envs import gymnax
+
+        return gymnax.names()
+    if library not in LIBRARIES:
+        raise ConfigError(f"unknown library '{library}'{did_you_mean(library, libraries(), 'libraries')}")
+    return tuple(f"{library}/{name}" for name in _module(library).names())
+
+
+def libraries() -> dict[str, tuple[str, bool]]:
+    """Return what each library has, and whether it is installed."""
+    ours = {"gymnax": ("classic control and MinAtar", True), "probes": ("tiny tasks with known returns", True)}
+    return {**ours, **{name: (library.what, library.is_installed) for name, library in LIBRARIES.items()}}
 
 
 def is_known(name: str) -> bool:

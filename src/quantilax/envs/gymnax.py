@@ -207,13 +207,15 @@ def make(name: str, **env_args: Any) -> Environment:
     """
     if name not in names():
         discrete = [one for one in names() if one not in CONTINUOUS]
-        hint = did_you_mean(name, discrete, "environments", "quantilax list")
+        hint = did_you_mean(name, discrete, "environments", "quantilax list --environments gymnax")
         own = "" if hint.endswith("?") else "; a class of your own is named module:Class"
         raise ConfigError(f"unknown environment '{name}'{hint}{own}")
     try:
         env = _environment(name)
     except OSError as error:  # MNISTBandit-bsuite downloads its images
-        raise ConfigError(f"environment '{name}' cannot be made: {error}; choose another (quantilax list)") from None
+        raise ConfigError(
+            f"environment '{name}' cannot be made: {error}; choose another (quantilax list --environments gymnax)"
+        ) from None
     params = env.default_params
     if name in MINATAR:
         params = params.replace(max_steps_in_episode=MINATAR[name])

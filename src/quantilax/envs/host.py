@@ -29,7 +29,7 @@ from quantilax.pytree import shown
 from quantilax.simulators import Form, Maker, Simulator, SimulatorError
 from quantilax.simulators.bench import Bench, Rows, Steps
 from quantilax.simulators.workers import Workers
-from quantilax.types import Action, Box, Discrete, Observation, TimeStep
+from quantilax.types import Action, Box, Discrete, Environment, Observation, TimeStep
 
 
 class LostEpisodesWarning(UserWarning):
@@ -91,7 +91,7 @@ class Simulation:
         self.name, self.workers = name, workers
         self.observation_space, self.action_space = observation_space, action_space
         self.max_episode_steps, self.masks = max_episode_steps, masks
-        self._maker, self._first = maker, first
+        self.maker, self._first = maker, first
         self._key = name, repr(sorted(self.arguments.items())), str(maker.arguments.get("env"))
         atexit.register(self.close)
         actions = action_space.n if isinstance(action_space, Discrete) and masks else None
@@ -109,7 +109,7 @@ class Simulation:
         if limit not in self._limited:
             self._limited[limit] = Simulation(
                 self.name,
-                self._maker,
+                self.maker,
                 self.observation_space,
                 self.action_space,
                 limit,
@@ -132,9 +132,9 @@ class Simulation:
         with self._lock:
             if self._bench is None:
                 if self.workers:
-                    self._bench = Workers(self._maker, self._form, self.workers)
+                    self._bench = Workers(self.maker, self._form, self.workers)
                 else:
-                    self._bench = Bench(self._maker, self._form, [] if self._first is None else [self._first])
+                    self._bench = Bench(self.maker, self._form, [] if self._first is None else [self._first])
                     self._first = None
             return self._bench
 
@@ -326,6 +326,43 @@ class Hosted:
         masks = (steps.legal, steps.next_legal) if simulation.masks else (None, None)
         told = (steps.obs, steps.next_obs, steps.reward, steps.terminated, steps.truncated)
         return state, TimeStep(*told, *masks)
+
+
+def state_of(tree: Any) -> State | None:
+    """Return the `State` of a host environment inside that of its wrappers, if there is one."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, State))
+    return next((x for x in found if isinstance(x, State)), None)
+
+
+def pictures(env: Environment, seed: int, actions: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield pictures of an episode of a host environment, to its end.
+
+    Args:
+        env: the environment, or one of its wrappers.
+        seed: of the episode.
+        actions: at least those to its end.
+
+    Raises:
+        ConfigError: its simulators draw no pictures.
+    """
+    inner: Any = env
+    while not isinstance(inner, Hosted):
+        inner = inner.env
+    simulation = inner.simulation
+    try:
+        simulator = simulation.maker(pictures=True)
+        try:
+            simulator.reset(seed)
+            yield simulator.picture()
+            for action in actions[: simulation.max_episode_steps]:
+                told = simulator.step(action)
+                yield simulator.picture()
+                if (told.terminated or told.truncated) and not told.continues:
+                    break
+        finally:
+            simulator.close()
+    except Exception as error:  # a user's environment may raise anything
+        raise ConfigError(f"--video: {env.name} draws no pictures: {reason(error)}; leave --video out") from None
 
 
 def _seed(key: Key[Array, ""]) -> UInt32[Array, ""]:

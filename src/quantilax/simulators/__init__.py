@@ -36,6 +36,9 @@ class Simulator(Protocol):
     def step(self, action: Any) -> Step:
         """Take one step. There is no automatic reset."""
 
+    def picture(self) -> np.ndarray:
+        """Return a picture, (height, width, 3); only if it was made with `pictures`."""
+
     def close(self) -> None:
         """Release what the simulator holds."""
 
@@ -47,9 +50,9 @@ class Maker(NamedTuple):
     """A module with a function `make` that returns a `Simulator`."""
     arguments: dict[str, Any]
 
-    def __call__(self) -> Simulator:
-        """Make one."""
-        made: Simulator = importlib.import_module(self.module).make(**self.arguments)
+    def __call__(self, pictures: bool = False) -> Simulator:
+        """Make one; `pictures` says whether its `picture` will be called."""
+        made: Simulator = importlib.import_module(self.module).make(**self.arguments, pictures=pictures)
         return made
 
 

@@ -25,6 +25,7 @@ def make(
     life_loss: bool,
     frame_skip: int,
     full_action_space: bool,
+    pictures: bool = False,
 ) -> "Atari":
     """Make the simulator of a game; `quantilax.envs.atari` says what the arguments mean."""
     return Atari(game, sticky, idle_frames, fire_first, life_loss, frame_skip, full_action_space)
@@ -96,6 +97,11 @@ class Atari:
             self._ale.act(FIRE)
         obs = _resized(self._frames[:seen].max(axis=0))
         return Step(obs, reward, over or lives_on, False, None, continues=lives_on)
+
+    def picture(self) -> np.ndarray:
+        """Return the screen in colour."""
+        screen: np.ndarray = self._ale.getScreenRGB()
+        return screen
 
     def close(self) -> None:
         """Let the emulator go, which otherwise complains when Python ends."""

@@ -13,14 +13,15 @@ from gymnasium.spaces.utils import flatten
 from quantilax.simulators import SimulatorError, Step
 
 
-def make(env: str | Callable[..., Any], arguments: dict[str, Any]) -> "Gymnasium":
+def make(env: str | Callable[..., Any], arguments: dict[str, Any], pictures: bool = False) -> "Gymnasium":
     """Make the simulator of an environment.
 
     Args:
         env: a registered id, `module:function` or a callable that returns an environment.
         arguments: for `gymnasium.make`, or for the function.
+        pictures: whether it is made with `render_mode="rgb_array"`.
     """
-    return Gymnasium(construct(env, arguments))
+    return Gymnasium(construct(env, {**arguments, "render_mode": "rgb_array"} if pictures else arguments))
 
 
 def construct(env: str | Callable[..., Any], arguments: dict[str, Any]) -> gymnasium.Env:
@@ -58,6 +59,13 @@ class Gymnasium:
         taken = int(action) + self._start if self._discrete else np.asarray(action, self.env.action_space.dtype)
         obs, reward, terminated, truncated, info = self.env.step(taken)
         return Step(self._encode(obs), float(reward), bool(terminated), bool(truncated), info.get("action_mask"))
+
+    def picture(self) -> np.ndarray:
+        """Return a picture."""
+        drawn: Any = self.env.render()
+        if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
+            raise SimulatorError("its render returns no picture")
+        return drawn
 
     def close(self) -> None:
         """Close the environment."""
