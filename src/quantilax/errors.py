@@ -28,6 +28,10 @@ class CheckpointError(RunError):
     """A checkpoint cannot be read or does not fit; the message names the file and the problem."""
 
 
+class LostEpisodesWarning(UserWarning):
+    """Episodes of a checkpoint could not be continued exactly, and others began in their place."""
+
+
 def reason(error: BaseException) -> str:
     """Describe an exception in one line."""
     text = str(error).strip()

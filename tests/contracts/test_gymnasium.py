@@ -13,7 +13,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="the extra 'gymnasium' is no
 
 from quantilax import IQN, Box, ConfigError, Discrete, envs, switches  # noqa: E402
 from quantilax.devices import over_seeds  # noqa: E402
-from quantilax.envs.host import LostEpisodesWarning  # noqa: E402
+from quantilax.errors import LostEpisodesWarning  # noqa: E402
 from quantilax.learning import rollout  # noqa: E402
 
 STEPS, ENVS = 250, 4

@@ -4,13 +4,15 @@ A command parses its arguments, calls the library and prints the result.
 """
 
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 
 from quantilax.cli import checking, environments, inspection, stdout, studying, training
 from quantilax.cli.shared import HELP, end_at_once
-from quantilax.errors import ConfigError
+from quantilax.errors import ConfigError, LostEpisodesWarning
 
 
 @click.group(context_settings=HELP, invoke_without_command=True)
@@ -63,6 +65,7 @@ def main() -> None:
     from quantilax.host import console
     from quantilax.runs import loggers
 
+    warnings.showwarning = _show_warning
     told = sys.stderr
     if told is not None and not isinstance(told, console.Lossy):  # a process may call `main` twice
         sys.stderr = console.Lossy(lambda: told)
@@ -76,6 +79,17 @@ def main() -> None:
     if loggers.is_any_left():
         end_at_once(status)
     sys.exit(status)
+
+
+_showwarning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Show a warning of quantilax in one line, without the line of code that it came from."""
+    if issubclass(category, LostEpisodesWarning):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        _showwarning(message, category, *where, **more)
 
 
 def _status() -> int:

@@ -23,17 +23,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, Shaped, UInt32
 
 from quantilax import pytree
-from quantilax.errors import ConfigError, reason
+from quantilax.errors import ConfigError, LostEpisodesWarning, reason
 from quantilax.host import failures, limits
 from quantilax.pytree import shown
 from quantilax.simulators import Form, Maker, Simulator, SimulatorError
 from quantilax.simulators.bench import Bench, Rows, Steps
 from quantilax.simulators.workers import Workers
 from quantilax.types import Action, Box, Discrete, Environment, Observation, TimeStep
-
-
-class LostEpisodesWarning(UserWarning):
-    """Episodes of a checkpoint could not be continued exactly, and others began in their place."""
 
 
 class State(NamedTuple):
