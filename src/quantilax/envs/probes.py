@@ -221,7 +221,8 @@ class Corridor:
 PROBES: dict[str, type[Environment]] = {env.name: env for env in (Bimodal, Geometric, TimeLimit, Terminal, Corridor)}
 
 
-def arguments(probe: Any) -> dict[str, float]:
+def arguments(probe: Any) -> dict[str, Any]:
     """Return the fields of a probe that differ from their defaults."""
     values = {f.name: (f.default, getattr(probe, f.name)) for f in dataclasses.fields(probe)}
-    return {name: float(f"{float(value):.7g}") for name, (default, value) in values.items() if value != default}
+    changed = {name: value for name, (default, value) in values.items() if value != default}
+    return {name: value if isinstance(value, int) else float(f"{float(value):.7g}") for name, value in changed.items()}
