@@ -107,8 +107,7 @@ def test_many_at_once_are_each_as_alone():
     keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
     many, _ = jax.vmap(lambda key: both(env, "Snake-v1", key, 1000))(keys)
     alone, _ = played("Snake-v1")
-    for ours, one in zip(many, alone, strict=True):
-        assert_array_equal(ours[0], one)
+    jax.tree.map(lambda ours, one: assert_array_equal(ours[0], one), many, alone)
 
 
 def test_two_makes_share_the_librarys_object_and_the_compiled_program():

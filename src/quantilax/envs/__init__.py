@@ -97,9 +97,6 @@ LIBRARIES = {
     "jumanji": Library("jumanji", "jumanji", "combinatorial tasks in JAX"),
     "pgx": Library("pgx", "pgx", "games in JAX"),
     "xminigrid": Library("xminigrid", "xminigrid", "grid worlds in JAX"),
-    "craftax": Library("craftax", "craftax", "Craftax in JAX"),
-    "brax": Library("brax", "brax", "continuous control in JAX"),
-    "playground": Library("mujoco_playground", "playground", "MuJoCo Playground's DMC suite in JAX"),
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
 

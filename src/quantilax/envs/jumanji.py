@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree, Shaped
 from jumanji import specs
 
 from quantilax import pytree
+from quantilax.envs import adapters
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep
@@ -75,6 +76,12 @@ class Jumanji:
         return f"jumanji/{self.task}"
 
     @property
+    def env_args(self) -> dict[str, Any]:
+        """The arguments of `make` that differ from their defaults."""
+        values = {"observe": self.observe, "max_episode_steps": int(self.max_episode_steps)}
+        return dict(adapters.changed(values, {"observe": "", "max_episode_steps": TASKS[self.task]}))
+
+    @property
     def observation_space(self) -> Box:
         """One vector, or the field `observe` in its own shape."""
         obs = jax.eval_shape(self._encode, _first(self.env).observation)
@@ -96,7 +103,7 @@ class Jumanji:
 
     def reset(self, key: Key[Array, ""]) -> Any:
         """Begin an episode."""
-        inner, told = _strong(self.env.reset(key))
+        inner, told = adapters.strong(self.env.reset(key))
         return (inner, jnp.zeros((), jnp.int32)), self._encode(told.observation), *_mask(told.observation)
 
     def step(self, key: Key[Array, ""], state: PyTree, action: Int[Array, ""]) -> tuple[PyTree, TimeStep]:
@@ -106,7 +113,7 @@ class Jumanji:
         with warnings.catch_warnings():  # BinPack writes whole float32 numbers into int32 arrays
             warnings.filterwarnings("ignore", "scatter inputs have incompatible types", FutureWarning)
             inner, told = self.env.step(inner, action if len(sizes) == 1 else _parts_of_action(action, sizes))
-        inner, told = _strong((inner, told))
+        inner, told = adapters.strong((inner, told))
         steps = steps + 1
         terminated = told.last() & (told.discount == 0)
         truncated = ~terminated & (told.last() | (steps >= self.max_episode_steps))
@@ -155,14 +162,6 @@ def _parts_of_action(action: Int[Array, ""], sizes: tuple[int, ...]) -> Int[Arra
     return jnp.stack(jnp.unravel_index(action, sizes)).astype(jnp.int32)
 
 
-def _strong(tree: PyTree) -> PyTree:
-    """Make each leaf an array with a dtype of its own, so that a state keeps its types.
-
-    PacMan's first state has Python's numbers, and some of its arrays are weakly typed.
-    """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, getattr(leaf, "dtype", jnp.result_type(leaf))), tree)
-
-
 @cache
 def _first(env: Any) -> Any:
     """Return the first time step, as shapes."""
@@ -200,7 +199,9 @@ def make(name: str, **env_args: Any) -> Environment:
         ConfigError: the name is unknown or refused, or an argument is.
     """
     if name in REFUSED:
-        raise ConfigError(f"env: jumanji/{name} is not supported: {REFUSED[name]}; choose another (quantilax list)")
+        raise ConfigError(
+            f"env: jumanji/{name} is not supported: {REFUSED[name]}; choose another (quantilax list --environments jumanji)"
+        )
     if name not in TASKS:
         raise ConfigError(f"unknown environment 'jumanji/{name}'{did_you_mean(name, TASKS, 'tasks', 'quantilax list')}")
     for argument in env_args:

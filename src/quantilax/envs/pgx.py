@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from quantilax import pytree
+from quantilax.envs import adapters
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep
@@ -70,6 +71,14 @@ class Pgx:
     def name(self) -> str:
         """The name that `quantilax.envs.make` takes."""
         return f"pgx/{self.task}"
+
+    @property
+    def env_args(self) -> dict[str, Any]:
+        """The arguments of `make` that differ from their defaults."""
+        sticky = float(getattr(self.env, "sticky_action_prob", STICKY))
+        values = {"max_episode_steps": int(self.max_episode_steps), "sticky_action_prob": sticky}
+        defaults = {"max_episode_steps": LIMITS.get(self.task, NO_LIMIT), "sticky_action_prob": STICKY}
+        return dict(adapters.changed(values, defaults))
 
     @property
     def observation_space(self) -> Box:

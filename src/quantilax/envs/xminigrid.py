@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree, Shaped
 from xminigrid.core.constants import NUM_COLORS, NUM_TILES
 
 from quantilax import pytree
+from quantilax.envs import adapters
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep
@@ -51,6 +52,13 @@ class XMiniGrid:
         return f"xminigrid/{self.task}"
 
     @property
+    def env_args(self) -> dict[str, Any]:
+        """The arguments of `make` that differ from their defaults."""
+        default = int(_environment(self.task)[1].max_steps)
+        values = {"encoding": self.encoding, "max_episode_steps": self.max_episode_steps}
+        return dict(adapters.changed(values, {"encoding": ENCODINGS[0], "max_episode_steps": default}))
+
+    @property
     def observation_space(self) -> Box:
         """The agent's view: rows, columns and channels."""
         size = self.params.view_size
@@ -70,12 +78,12 @@ class XMiniGrid:
 
     def reset(self, key: Key[Array, ""]) -> tuple[PyTree, Shaped[Array, "rows columns channels"]]:
         """Begin an episode."""
-        inner = _strong(self.env.reset(self.params, key))
+        inner = adapters.strong(self.env.reset(self.params, key))
         return inner, self._encode(inner.observation)
 
     def step(self, key: Key[Array, ""], state: PyTree, action: Int[Array, ""]) -> tuple[PyTree, TimeStep]:
         """Take one step. The library needs no key for it; a reset takes `key`."""
-        told = _strong(self.env.step(self.params, state, action))
+        told = adapters.strong(self.env.step(self.params, state, action))
         done, terminated = told.last(), told.last() & (told.discount == 0)
         next_obs = self._encode(told.observation)
         state, obs = jax.tree.map(lambda new, old: jnp.where(done, new, old), self.reset(key), (told, next_obs))
@@ -96,11 +104,6 @@ class XMiniGrid:
         return jnp.concatenate([tiles, colors], axis=-1)
 
 
-def _strong(tree: PyTree) -> PyTree:
-    """Make weakly typed arrays keep their dtype, so that a state does not change its types."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), tree)
-
-
 @cache
 def _environment(name: str) -> tuple[Any, Any]:
     """Return the one (object, parameters) of a name."""
@@ -119,13 +122,9 @@ def make(name: str, **env_args: Any) -> Environment:
         ConfigError: the name is unknown or refused, or an argument is.
     """
     if name.startswith("XLand-MiniGrid") and name in xminigrid.registered_environments():
-        raise ConfigError(
-            f"env: xminigrid/{name} needs rule sets that are downloaded; choose a MiniGrid task (quantilax list)"
-        )
+        raise ConfigError(f"env: xminigrid/{name} needs rule sets that are downloaded; choose a MiniGrid task")
     if name == WITHOUT_GOAL:
-        raise ConfigError(
-            f"env: xminigrid/{name} has no goal, so all its returns are 0; choose another (quantilax list)"
-        )
+        raise ConfigError(f"env: xminigrid/{name} has no goal, so all its returns are 0; choose another")
     if name not in TASKS:
         raise ConfigError(
             f"unknown environment 'xminigrid/{name}'{did_you_mean(name, TASKS, 'tasks', 'quantilax list')}"
