@@ -1,4 +1,4 @@
-"""The adapter for jumanji, beside the library's own steps."""
+"""The tasks of jumanji beside jumanji itself, driven with the same keys and actions."""
 
 from functools import cache, partial
 
@@ -8,181 +8,194 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import ConfigError, envs
+pytest.importorskip("jumanji", reason="jumanji is not installed: pip install 'quantilax[jumanji]'")
 
-jumanji = pytest.importorskip("jumanji", reason="jumanji is not installed: pip install 'quantilax[jumanji]'")
+import jumanji
 
-from quantilax.envs import jumanji as adapter  # noqa: E402
+from quantilax import PQN, Box, ConfigError, Discrete, envs
+from quantilax.envs import jumanji as adapter
 
-LIMIT = 40
-
-
-@cache
-def library(name, limit):
-    """The library's own object, with its own limit."""
-    with jax.ensure_compile_time_eval():
-        return jumanji.make(name, time_limit=limit)
-
-
-def flat(observation, observe):
-    """An observation as the adapter gives it, written by hand for the tasks below."""
-    parts = {
-        "Snake-v1": lambda o: [o.grid, o.step_count],
-        "Maze-v0": lambda o: [
-            o.agent_position.row, o.agent_position.col, o.target_position.row, o.target_position.col, o.walls, o.step_count
-        ],
-        "Tetris-v0": lambda o: [o.grid, o.tetromino, o.step_count],
-    }  # fmt: skip
-    name, field = observe
-    if field:
-        return jnp.asarray(getattr(observation, field))
-    return jnp.concatenate([jnp.ravel(part).astype(jnp.float32) for part in parts[name](observation)])
+STEPS, ENVS, LIMIT = 250, 4, 9
+TASKS = {  # time limits where jumanji takes one
+    "Snake-v1": {"time_limit": LIMIT},
+    "RubiksCube-partly-scrambled-v0": {"time_limit": LIMIT},
+    "Minesweeper-v0": {},
+    "Knapsack-v1": {},
+}
 
 
-@partial(jax.jit, static_argnames=("name", "steps", "unravel"))
-def both(env, name, key, steps, unravel=None):
-    """1,000 steps of the adapter and of the library with the same keys and random legal actions."""
-    theirs, observe = library(name, LIMIT), (name, env.observe)
+def flat(observation):
+    """All parts but the mask, one after another."""
+    parts = [getattr(observation, name) for name in observation._fields if name != "action_mask"]
+    return jnp.concatenate([jnp.ravel(part).astype(jnp.float32) for part in parts])
+
+
+def chosen(key, mask, n):
+    """A random action, in nine of ten cases a legal one."""
+    key_legal, key_any, key_which = jax.random.split(key, 3)
+    legal = jax.random.categorical(key_legal, jnp.where(mask, 0.0, -jnp.inf))
+    return jnp.where(jax.random.bernoulli(key_which, 0.9), legal, jax.random.randint(key_any, (), 0, n))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.vmap, in_axes=(None, None, 0))
+def beside(env, library, key):
+    """STEPS of one environment: what the adapter tells, and what jumanji tells, which the test resets itself."""
 
     def one(carry, key):
-        ours, inner, mask = carry
+        state, legal, theirs = carry
         key_action, key_step = jax.random.split(key)
-        action = jax.random.categorical(key_action, jnp.where(mask, 0.0, -jnp.inf))
-        ours, step = env.step(key_step, ours, action)
-        inner, told = theirs.step(inner, jnp.stack(jnp.unravel_index(action, unravel)) if unravel else action)
-        fresh, first = theirs.reset(key_step)
-        inner, then = jax.tree.map(lambda a, b: jnp.where(told.last(), a, b), (fresh, first), (inner, told))
-        observation, mask = then.observation, jnp.ravel(then.observation.action_mask)
-        expected = (
-            flat(observation, observe), flat(told.observation, observe), told.reward, told.last(), mask,
-            jnp.ravel(told.observation.action_mask), told.observation.step_count,
-        )  # fmt: skip
-        return (ours, inner, mask), (step, expected)
+        action = chosen(key_action, legal, env.action_space.n)
+        sizes = np.atleast_1d(np.asarray(library.action_spec.num_values))
+        their_action = action if sizes.size == 1 else jnp.stack(jnp.unravel_index(action, sizes))
+        state, step = env.step(key_step, state, action)
+        theirs, told = library.step(theirs, their_action)
+        first, first_told = library.reset(key_step)
+        last = told.last()
+        mask = getattr(told.observation, "action_mask", jnp.ones(env.action_space.n, bool)).ravel()
+        theirs, begins = jax.tree.map(
+            lambda a, b: jnp.where(last, a, b), (first, flat(first_told.observation)), (theirs, flat(told.observation))
+        )
+        legal = legal if step.legal is None else step.legal
+        return (state, legal, theirs), (step, (begins, flat(told.observation), told.reward, last, mask))
 
-    ours, _, mask = env.reset(key)
-    inner, _ = theirs.reset(key)
-    return jax.lax.scan(one, (ours, inner, mask), jax.random.split(jax.random.fold_in(key, 1), steps))[1]
+    key_reset, key_run = jax.random.split(key)
+    state, _, *legal = env.reset(key_reset)
+    start = state, legal[0] if legal else jnp.ones(env.action_space.n, bool), library.reset(key_reset)[0]
+    return jax.lax.scan(one, start, jax.random.split(key_run, STEPS))[1]
 
 
 @cache
-def played(name, observe="", unravel=None):
-    """The steps of both, as NumPy arrays."""
-    env = adapter.make(name, max_episode_steps=LIMIT, observe=observe)
-    return jax.tree.map(np.asarray, both(env, name, jax.random.key(0), 1000, unravel))
+def played(task):
+    """(time steps of the adapter, what jumanji told), leading axes (ENVS, STEPS)."""
+    limit = {"max_episode_steps": LIMIT} if TASKS[task] else {}
+    keys = jax.random.split(jax.random.key(0), ENVS)
+    return jax.device_get(beside(adapter.make(task, **limit), library(task), keys))
 
 
-CASES = [("Snake-v1",), ("Snake-v1", "grid"), ("Maze-v0",), ("Tetris-v0", "", (4, 10))]
+@cache
+def library(task):
+    return jumanji.make(task, **TASKS[task])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_observations_rewards_ends_and_masks_are_the_librarys(case):
-    step, (obs, next_obs, reward, last, legal, next_legal, _) = played(*case)
-    assert_array_equal(step.obs, obs)
-    assert_array_equal(step.next_obs, next_obs)
+@pytest.mark.parametrize("task", TASKS)
+def test_rewards_ends_and_observations_are_jumanjis(task):
+    step, (obs, next_obs, reward, last, _) = played(task)
+    assert last.any()
     assert_array_equal(step.reward, reward)
     assert_array_equal(step.terminated | step.truncated, last)
-    assert_array_equal(step.legal, legal)
-    assert_array_equal(step.next_legal, next_legal)
-    assert last.sum() > 10
+    assert_array_equal(step.obs, obs)
+    assert_array_equal(step.next_obs, next_obs)
+    assert (step.obs[last] != step.next_obs[last]).any()  # the last observation is not that of the reset
 
 
-@pytest.mark.parametrize("case", CASES[:3], ids=str)
-def test_the_librarys_limit_is_told_as_truncation_and_other_ends_as_termination(case):
-    step, (*_, last, _, _, count) = played(*case)
-    assert not (step.terminated & step.truncated).any()
-    assert_array_equal(step.truncated[count < LIMIT], False)
+@pytest.mark.parametrize("task", TASKS)
+def test_masks_are_jumanjis(task):
+    step, (*_, last, mask) = played(task)
+    if "Rubiks" in task:
+        assert step.legal is None
+        assert step.next_legal is None
+        return
+    assert_array_equal(step.next_legal, mask | ~mask.any(axis=-1, keepdims=True))
+    assert_array_equal(step.legal[~last], step.next_legal[~last])
+    assert step.legal.any(axis=-1).all()
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task]])
+def test_a_time_limit_truncates_where_jumanji_terminates(task):
+    step, _ = played(task)
+    done = step.terminated | step.truncated
+    lengths = [np.diff(np.flatnonzero(np.r_[True, row])) for row in done]
+    assert max(map(max, lengths)) == LIMIT
     assert step.truncated.any()
-    assert (last & (count < LIMIT)).any() == step.terminated.any()
-    assert (step.obs[last] != step.next_obs[last]).any()  # the last observation of an episode is kept
+    assert not (step.terminated & step.truncated).any()
+    for row, length in enumerate(lengths):
+        ends = np.flatnonzero(done[row])
+        assert all(length[step.truncated[row][ends][: len(length)]] == LIMIT)
 
 
-def test_masks_let_a_task_with_a_limit_of_its_own_end_by_termination():
-    step, (*_, last, _, _, _) = played("Tetris-v0", "", (4, 10))
-    assert step.terminated.any()
-    assert_array_equal(step.terminated | step.truncated, last)
+def test_a_mask_without_a_legal_action_allows_all():
+    env = adapter.make("Snake-v1")
+    told = env.env.reset(jax.random.key(0))[1]
+    shut_in = told.replace(observation=told.observation._replace(action_mask=jnp.zeros(4, bool)))
+    assert env._legal(shut_in)[0].all()
 
 
-def test_many_at_once_are_each_as_alone():
-    env = adapter.make("Snake-v1", max_episode_steps=LIMIT)
-    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
-    many, _ = jax.vmap(lambda key: both(env, "Snake-v1", key, 1000))(keys)
-    alone, _ = played("Snake-v1")
-    jax.tree.map(lambda ours, one: assert_array_equal(ours[0], one), many, alone)
+def test_one_environment_is_as_among_many():
+    env, keys = adapter.make("Snake-v1", max_episode_steps=LIMIT), jax.random.split(jax.random.key(0), ENVS)
+    alone = jax.device_get(beside(env, library("Snake-v1"), keys[2:3]))
+    jax.tree.map(lambda one, many: assert_array_equal(one[0], many[2]), alone, played("Snake-v1"))
 
 
-def test_two_makes_share_the_librarys_object_and_the_compiled_program():
-    one, other = adapter.make("Snake-v1"), adapter.make("Snake-v1", max_episode_steps=7)
+def test_one_part_is_observed_with_its_shape_and_entries_have_names():
+    env = adapter.make("Snake-v1", observe="grid")
+    assert env.observation_space == Box((12, 12, 5))
+    assert env.reset(jax.random.key(0))[1].shape == (12, 12, 5)
+    assert adapter.make("Snake-v1", observe="step_count").observation_space.shape == (1,)
+    assert adapter.make("Snake-v1").observation_names[-2:] == ("grid[11,11,4]", "step_count")
+    names = adapter.make("Maze-v0").observation_names
+    assert names[:3] == ("agent_position.row", "agent_position.col", "target_position.row")
+    assert len(names) == adapter.make("Maze-v0").observation_space.shape[0]
+
+
+def test_two_makes_share_an_object_and_a_name_with_arguments_makes_the_same():
+    one, other = adapter.make("Snake-v1", num_rows=6), adapter.make("Snake-v1", num_rows=6)
     assert one.env is other.env
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert (int(one.max_episode_steps), int(other.max_episode_steps)) == (4_000, 7)
+    assert one == other
+    assert one.name == "jumanji/Snake-v1"
+    assert one.env_args == {"num_rows": 6}
+    assert adapter.make("Snake-v1").env_args == {}
+    assert adapter.make("Snake-v1").max_episode_steps == 4_000
 
 
-def test_an_observation_has_a_name_per_entry_and_observe_keeps_the_shape_of_a_field():
-    env = adapter.make("Maze-v0")
-    names = env.observation_names
-    assert len(names) == env.observation_space.shape[0] == 105
-    assert names[:5] == (
-        "agent_position.row",
-        "agent_position.col",
-        "target_position.row",
-        "target_position.col",
-        "walls[0,0]",
-    )
-    assert names[-1] == "step_count"
-    assert adapter.make("Snake-v1", observe="grid").observation_space.shape == (12, 12, 5)
-    walls = adapter.make("Maze-v0", observe="walls").observation_space
-    assert (walls.shape, walls.dtype) == ((10, 10), jnp.bool_)
-    assert adapter.make("Maze-v0", observe="agent_position").observation_names == names[:2]
-    assert adapter.make("Maze-v0", observe="step_count").observation_space.shape == (1,)
+@pytest.mark.parametrize(
+    ("task", "args", "words"),
+    [
+        ("Snake-v2", {}, "unknown environment 'jumanji/Snake-v2'; did you mean 'Snake-v1'"),
+        ("Sokoban-v0", {}, "jumanji/Sokoban-v0 cannot be used: it downloads its levels"),
+        ("Connector-v3", {}, "several agents act at once"),
+        (
+            "Snake-v1",
+            {"rows": 6},
+            "unknown argument 'rows'; jumanji/Snake-v1 takes max_episode_steps, num_cols, num_rows",
+        ),
+        ("Snake-v1", {"num_rows": "six"}, "num_rows: expected a value such as 12, got 'six'"),
+        ("Snake-v1", {"max_episode_steps": 0}, "max_episode_steps: expected a value such as 4000, got 0"),
+        ("Snake-v1", {"observe": "board"}, "observe: jumanji/Snake-v1 has no 'board', but grid, step_count"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_one_line(task, args, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        adapter.make(task, **args)
+    assert "\n" not in str(error.value)
 
 
-def test_limits_are_the_librarys_where_it_has_one_and_each_registered_task_is_taken_or_refused():
-    registered = set(jumanji.registered_environments())
-    assert set(adapter.TASKS) | set(adapter.REFUSED) == registered
-    assert not set(adapter.TASKS) & set(adapter.REFUSED)
-    assert adapter.names() == tuple(adapter.TASKS)
-    for name, limit in adapter.TASKS.items():
-        assert getattr(jumanji.make(name), "time_limit", limit) == limit
+@pytest.mark.parametrize("task", adapter.names())
+def test_every_task_fits_the_contract(task):
+    env = envs.as_environment(adapter.make(task))
+    assert isinstance(env.action_space, Discrete)
+    assert len(env.observation_names) == env.observation_space.shape[0]
 
 
-def test_what_cannot_be_made_is_refused_in_one_line():
-    for name, arguments, words in (
-        ("Snak-v1", {}, "unknown environment 'jumanji/Snak-v1'; did you mean 'Snake-v1'"),
-        ("Sokoban-v0", {}, "downloaded"),
-        ("FlatPack-v0", {}, "8,100"),
-        ("Connector-v3", {}, "several agents"),
-        ("Snake-v1", {"obsrve": "grid"}, "no argument 'obsrve'; did you mean 'observe'"),
-        ("Snake-v1", {"observe": "gird"}, "its fields are grid, step_count"),
-        ("Snake-v1", {"max_episode_steps": 0}, "max_episode_steps must be a whole number"),
-        ("Snake-v1", {"max_episode_steps": True}, "max_episode_steps must be a whole number"),
-    ):
-        with pytest.raises(ConfigError, match=words) as caught:
-            adapter.make(name, **arguments)
-        assert "\n" not in str(caught.value)
+def test_every_task_of_jumanji_is_usable_or_refused_with_a_reason():
+    assert set(adapter.names()) | set(adapter.REFUSED) == set(jumanji.registered_environments())
 
 
-@pytest.mark.validation
-@pytest.mark.parametrize("name", adapter.names())
-def test_every_task_fulfils_the_contract_and_ends_within_its_limit(name):
-    env = envs.as_environment(adapter.make(name))
-    assert env.name == f"jumanji/{name}"
-    assert len(env.observation_names) == np.prod(env.observation_space.shape)
-    masked = envs.masks(env)
+LEARNING = dict(
+    total_timesteps=49_152,
+    eval_freq=24_576,
+    eval_episodes=64,
+    num_envs=32,
+    num_steps=16,
+    learning_rate=1e-3,
+    torso_sizes=(64,),
+)
 
-    def one(carry, key):
-        state, mask, longest = carry
-        key_action, key_step = jax.random.split(key)
-        action = jax.random.categorical(key_action, jnp.where(mask, 0.0, -jnp.inf))
-        state, step = env.step(key_step, state, action)
-        longest = jnp.where(step.terminated | step.truncated, 0, longest + 1)
-        return (state, step.legal if masked else mask, longest), (longest, jnp.isfinite(step.obs).all(), step.reward)
 
-    def run(key):
-        state, _, *legal = env.reset(key)
-        mask = legal[0] if masked else jnp.ones(env.action_space.n, bool)
-        return jax.lax.scan(one, (state, mask, jnp.zeros((), jnp.int32)), jax.random.split(key, 600))[1]
-
-    longest, finite, reward = jax.jit(run)(jax.random.key(0))
-    assert int(longest.max()) <= int(env.max_episode_steps)
-    assert bool(finite.all())
-    assert bool(jnp.isfinite(reward).all())
+@pytest.mark.optimized
+def test_pqn_learns_snake_on_a_small_board():
+    env = adapter.make("Snake-v1", num_rows=4, num_cols=4, max_episode_steps=100)
+    algo = PQN.create(env=env, **LEARNING)
+    returns = np.asarray(jax.jit(algo.train)(jax.random.key(0))[1].returns).mean(axis=1)
+    assert returns[0] < 2  # fruits before training
+    assert returns[-1] > 6

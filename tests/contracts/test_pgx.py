@@ -1,4 +1,4 @@
-"""The adapter for pgx, beside the library's own steps and beside gymnax's MinAtar."""
+"""The games of pgx beside pgx itself, driven with the same keys and actions, and its MinAtar beside gymnax's."""
 
 from functools import cache, partial
 
@@ -8,153 +8,205 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from quantilax import ConfigError, envs
+pytest.importorskip("pgx", reason="pgx is not installed: pip install 'quantilax[pgx]'")
 
-pgx = pytest.importorskip("pgx", reason="pgx is not installed: pip install 'quantilax[pgx]'")
+import pgx
 
-from quantilax.envs import pgx as adapter  # noqa: E402
+from quantilax import PQN, ConfigError, envs
+from quantilax.envs import pgx as adapter
 
-LIMIT = 60
+STEPS, ENVS, LIMIT = 250, 4, 12  # which random play of Breakout outlives
+GAMES = ("2048", "minatar-breakout", "minatar-freeway")
 
 
-@partial(jax.jit, static_argnames=("name", "steps"))
-def both(env, name, key, steps):
-    """Steps of the adapter and of the library with the same keys and random legal actions."""
-    with jax.ensure_compile_time_eval():
-        theirs = pgx.make(name)
+@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.vmap, in_axes=(None, None, 0))
+def beside(env, library, key):
+    """STEPS of one environment: what the adapter tells, and pgx's states, which the test counts and resets itself."""
 
     def one(carry, key):
-        ours, inner, count = carry
-        key_action, key_own = jax.random.split(key)
-        action = jax.random.categorical(key_action, jnp.where(inner.legal_action_mask, 0.0, -jnp.inf))
-        ours, step = env.step(key_own, ours, action)
-        key_step, key_reset = jax.random.split(key_own)
-        inner = theirs.step(inner, action, key_step)
-        cut = (count == LIMIT) & ~inner.terminated
-        then = jax.tree.map(lambda a, b: jnp.where(inner.terminated | cut, a, b), theirs.init(key_reset), inner)
-        expected = (
-            then.observation, inner.observation, inner.rewards[0], inner.terminated, cut, then.legal_action_mask,
-            inner.legal_action_mask,
-        )  # fmt: skip
-        return (ours, then, jnp.where(inner.terminated | cut, 1, count + 1)), (step, expected)
+        state, theirs, t = carry
+        key_action, key_any, key_step = jax.random.split(key, 3)
+        legal = jax.random.categorical(key_action, jnp.where(theirs.legal_action_mask, 0.0, -jnp.inf))
+        action = jnp.where(jax.random.bernoulli(key_any, 0.02), 0, legal)  # in 2048 now and then an illegal one
+        state, step = env.step(key_step, state, action)
+        key_step, key_reset = jax.random.split(key_step)
+        told = library.step(theirs, action, key_step)
+        first, last = library.init(key_reset), told.terminated | (t + 1 == LIMIT)
+        theirs = jax.tree.map(lambda a, b, old: jnp.where(last, a, b).astype(old.dtype), first, told, theirs)
+        return (state, theirs, jnp.where(last, 0, t + 1)), (step, told, theirs, t + 1)
 
-    ours = env.reset(key)[0]
-    return jax.lax.scan(one, (ours, theirs.init(key), 1), jax.random.split(jax.random.fold_in(key, 1), steps))[1]
+    key_reset, key_run = jax.random.split(key)
+    first = jax.tree.map(lambda a: jax.lax.convert_element_type(a, a.dtype), library.init(key_reset))
+    start = env.reset(key_reset)[0], first, jnp.zeros((), jnp.int32)
+    return jax.lax.scan(one, start, jax.random.split(key_run, STEPS))[1]
 
 
 @cache
-def played(name):
-    """The steps of both, as NumPy arrays."""
-    env = adapter.make(name, max_episode_steps=LIMIT)
-    return jax.tree.map(np.asarray, both(env, name, jax.random.key(0), 1000))
+def library(game):
+    return pgx.make(game)
 
 
-@pytest.mark.parametrize("name", ["2048", "minatar-breakout", "minatar-asterix"])
-def test_observations_rewards_ends_and_masks_are_the_librarys(name):
-    step, (obs, next_obs, reward, terminated, cut, legal, next_legal) = played(name)
-    assert_array_equal(step.obs, obs)
-    assert_array_equal(step.next_obs, next_obs)
-    assert_array_equal(step.reward, reward)
-    assert_array_equal(step.terminated, terminated)
-    assert_array_equal(step.truncated, cut)
-    assert (terminated | cut).sum() > 5
-    if name == "2048":
-        assert_array_equal(step.legal, legal)
-        assert_array_equal(step.next_legal, next_legal)
-        assert cut.any()
-        assert not legal.all()
-    else:
-        assert step.legal is None
-        assert legal.all()
-        assert terminated.any()
-    assert (step.obs[terminated | cut] != step.next_obs[terminated | cut]).any()
+@cache
+def played(game):
+    """(time steps of the adapter, pgx's states, those after resets, steps in the episode), axes (ENVS, STEPS)."""
+    keys = jax.random.split(jax.random.key(0), ENVS)
+    return jax.device_get(beside(adapter.make(game, max_episode_steps=LIMIT), library(game), keys))
 
 
-def test_freeways_timer_truncates():
+@pytest.mark.parametrize("game", GAMES)
+def test_rewards_ends_and_observations_are_pgxs(game):
+    step, told, theirs, t = played(game)
+    assert_array_equal(step.reward, told.rewards[..., 0])
+    assert_array_equal(step.terminated, told.terminated)
+    assert_array_equal(step.truncated, ~told.terminated & (t == LIMIT))
+    assert_array_equal(step.next_obs, told.observation)
+    assert_array_equal(step.obs, theirs.observation)
+    last = step.terminated | step.truncated
+    assert last.any()
+    assert (step.obs[last] != step.next_obs[last]).any()  # the last observation is not that of the reset
+    assert step.truncated.any()
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_masks_are_pgxs_and_none_where_all_is_legal(game):
+    step, told, theirs, _ = played(game)
+    if game == "2048":
+        assert_array_equal(step.legal, theirs.legal_action_mask)
+        assert_array_equal(step.next_legal, told.legal_action_mask)
+        assert not step.legal.all()
+        assert step.terminated.any()  # by an illegal action
+        return
+    assert step.legal is None
+    assert told.legal_action_mask.all()
+
+
+def test_the_end_of_freeways_timer_is_a_cut():
     env = adapter.make("minatar-freeway")
-    assert int(env.max_episode_steps) == 2_501
-
-    @jax.jit
-    def run(key):
-        state, _ = env.reset(key)
-        keys = jax.random.split(key, 2_502)
-        return jax.lax.scan(lambda state, key: env.step(key, state, jnp.array(1)), state, keys)[1]
-
-    step = run(jax.random.key(0))
-    assert not step.terminated.any()
-    assert_array_equal(np.flatnonzero(step.truncated), [2_500])
+    assert env.max_episode_steps == 2_501
+    state, _ = env.reset(jax.random.key(0))
+    late = state.replace(_terminate_timer=jnp.zeros_like(state._terminate_timer), _step_count=jnp.int32(7))
+    step = env.step(jax.random.key(1), late, jnp.array(0))[1]
+    assert step.truncated
+    assert not step.terminated
+    assert env.env.step(late, jnp.array(0), jax.random.key(1)).terminated
 
 
-def test_many_at_once_are_each_as_alone():
+def test_one_environment_is_as_among_many():
+    keys = jax.random.split(jax.random.key(0), ENVS)
     env = adapter.make("minatar-breakout", max_episode_steps=LIMIT)
-    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
-    many, _ = jax.vmap(lambda key: both(env, "minatar-breakout", key, 1000))(keys)
-    alone, _ = played("minatar-breakout")
-    for name in ("obs", "next_obs", "reward", "terminated", "truncated"):
-        assert_array_equal(getattr(many, name)[0], getattr(alone, name))
+    alone = jax.device_get(beside(env, library("minatar-breakout"), keys[2:3]))
+    jax.tree.map(lambda one, many: assert_array_equal(one[0], many[2]), alone, played("minatar-breakout"))
 
 
-@partial(jax.jit, static_argnames="steps")
-def episodes(env, key, steps=400, num_envs=128):
-    """(returns, lengths, ends) of random play, (steps, num_envs)."""
+def test_two_makes_share_an_object_and_arguments_reach_pgx():
+    one, other = (adapter.make("minatar-asterix", sticky_action_prob=0.25) for _ in range(2))
+    assert one.env is other.env
+    assert one == other
+    assert one.env.sticky_action_prob == 0.25
+    assert adapter.make("minatar-asterix").env.sticky_action_prob == 0.1
+    assert adapter.make("minatar-asterix", use_minimal_action_set=False).action_space.n == 6
+    assert one.env_args == {"sticky_action_prob": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("game", "args", "words"),
+    [
+        ("minatar-break", {}, "unknown environment 'pgx/minatar-break'; did you mean 'minatar-breakout'"),
+        ("go_9x9", {}, "pgx/go_9x9 cannot be used: it is for several players"),
+        (
+            "2048",
+            {"sticky_action_prob": 0.1},
+            "unknown argument 'sticky_action_prob'; pgx/2048 takes max_episode_steps",
+        ),
+        (
+            "minatar-asterix",
+            {"sticky_action_prob": 2.0},
+            "sticky_action_prob: expected a probability from 0 to 1, got 2.0",
+        ),
+        (
+            "minatar-asterix",
+            {"use_minimal_action_set": 1},
+            "use_minimal_action_set: expected a value such as True, got 1",
+        ),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_one_line(game, args, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        adapter.make(game, **args)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("game", adapter.names())
+def test_every_game_fits_the_contract(game):
+    assert envs.as_environment(adapter.make(game)).name == f"pgx/{game}"
+    assert library(game).num_players == 1
+
+
+def test_every_game_of_one_player_is_there():
+    with_one = {game for game in set(pgx.available_envs()) if pgx.make(game).num_players == 1}
+    assert set(adapter.names()) == with_one
+
+
+@partial(jax.jit, static_argnames=("steps", "num_envs"))
+def random_play(env, key, steps, num_envs):
+    """(return, whether it ended) of one episode of random actions in each of several environments."""
 
     def one(carry, key):
-        state, total, length = carry
+        state, alive, total = carry
         key_action, key_step = jax.random.split(key)
         action = jax.random.randint(key_action, (num_envs,), 0, env.action_space.n)
         state, step = jax.vmap(env.step)(jax.random.split(key_step, num_envs), state, action)
-        total, length, done = total + step.reward, length + 1, step.terminated | step.truncated
-        return (state, jnp.where(done, 0, total), jnp.where(done, 0, length)), (total, length, done)
+        total += alive * step.reward
+        return (state, alive & ~(step.terminated | step.truncated), total), None
 
-    state, _ = jax.vmap(env.reset)(jax.random.split(key, num_envs))
-    zero = jnp.zeros(num_envs)
-    return jax.lax.scan(one, (state, zero, zero), jax.random.split(jax.random.fold_in(key, 1), steps))[1]
-
-
-def test_random_play_of_breakout_has_the_returns_and_lengths_of_gymnaxs():
-    # The last action outlives an episode in the adapter for gymnax and not in pgx, which random play does not show.
-    measured = []
-    for env in (adapter.make("minatar-breakout"), envs.make("Breakout-MinAtar")):
-        total, length, done = (np.asarray(part) for part in episodes(env, jax.random.key(0)))
-        measured.append((total[done], length[done]))
-    for ours, theirs in zip(*measured, strict=True):
-        error = np.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
-        assert len(ours) > 4_000
-        assert abs(ours.mean() - theirs.mean()) < 4 * error
-        assert error < 0.05 * ours.mean()
+    key_reset, key_run = jax.random.split(key)
+    state = jax.vmap(env.reset)(jax.random.split(key_reset, num_envs))[0]
+    start = state, jnp.ones(num_envs, bool), jnp.zeros(num_envs)
+    (_, alive, total), _ = jax.lax.scan(one, start, jax.random.split(key_run, steps))
+    return total, ~alive
 
 
-def test_sticky_actions_are_an_argument():
-    env = adapter.make("minatar-breakout", sticky_action_prob=1.0)
-    state, _ = env.reset(jax.random.key(0))
-    step = jax.jit(env.step)
-    for action in (1, 2, 1, 2):
-        state, told = step(jax.random.key(action), state, jnp.array(action))
-        assert told.obs[9, 4, 0]  # the paddle stays: its first "last action" is to do nothing
+def differ_by(ours, theirs):
+    """How many standard errors two means are apart."""
+    error = np.sqrt(np.var(ours) / ours.size + np.var(theirs) / theirs.size)
+    return abs(ours.mean() - theirs.mean()) / max(error, 1e-9)
 
 
-def test_two_makes_share_the_librarys_object():
-    assert adapter.make("2048").env is adapter.make("2048", max_episode_steps=5).env
-    assert adapter.make("minatar-asterix").env is adapter.make("minatar-asterix", sticky_action_prob=0.1).env
+@pytest.mark.parametrize(
+    "game",
+    [
+        "breakout",
+        *(pytest.param(game, marks=pytest.mark.validation) for game in ("asterix", "space_invaders", "seaquest")),
+    ],
+)
+def test_random_play_of_minatar_collects_as_much_as_in_gymnax(game):
+    name = {"breakout": "Breakout", "asterix": "Asterix", "space_invaders": "SpaceInvaders", "seaquest": "Seaquest"}[
+        game
+    ]
+    returns = []
+    for env in (adapter.make(f"minatar-{game}"), envs.make(f"{name}-MinAtar")):
+        total, ended = jax.device_get(random_play(env, jax.random.key(0), 600, 1_024))
+        assert ended.mean() > 0.95
+        returns.append(total)
+    assert differ_by(*returns) < 4
 
 
-def test_each_game_of_pgx_is_taken_or_refused():
-    assert set(adapter.names()) | set(adapter.SEVERAL_PLAYERS) == {*pgx.available_envs(), "bridge_bidding"}
-    for name, arguments, words in (
-        ("minatar-breakou", {}, "unknown environment 'pgx/minatar-breakou'; did you mean 'minatar-breakout'"),
-        ("chess", {}, "several players"),
-        ("2048", {"sticky_action_prob": 0.1}, "no argument 'sticky_action_prob'"),
-        ("minatar-breakout", {"sticky_action_prob": 2}, "must be a number from 0 to 1, got 2"),
-        ("minatar-freeway", {"max_episode_steps": 2_502}, "from 1 to 2501, got 2502"),
-        ("2048", {"max_episode_steps": 1.5}, "must be a whole number"),
-    ):
-        with pytest.raises(ConfigError, match=words) as caught:
-            adapter.make(name, **arguments)
-        assert "\n" not in str(caught.value)
+LEARNING = dict(
+    total_timesteps=49_152,
+    eval_freq=24_576,
+    eval_episodes=64,
+    num_envs=32,
+    num_steps=16,
+    learning_rate=1e-3,
+    torso="minatar",
+    torso_sizes=(64,),
+)
 
 
-@pytest.mark.parametrize("name", adapter.names())
-def test_every_game_fulfils_the_contract(name):
-    env = envs.as_environment(adapter.make(name))
-    assert env.name == f"pgx/{name}"
-    assert envs.masks(env) == (name == "2048")
+@pytest.mark.validation  # most of a minute
+@pytest.mark.optimized
+def test_pqn_learns_breakout():
+    algo = PQN.create(env=adapter.make("minatar-breakout", max_episode_steps=300), **LEARNING)
+    returns = np.asarray(jax.jit(algo.train)(jax.random.key(0))[1].returns).mean(axis=1)
+    assert returns[-1] > 2  # random play: 0.4

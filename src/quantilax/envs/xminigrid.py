@@ -1,6 +1,7 @@
-"""Adapter for the MiniGrid tasks of xminigrid 0.9 (https://github.com/dunnolab/xland-minigrid).
+"""Adapter for the MiniGrid tasks of XLand-MiniGrid 0.9 (https://github.com/dunnolab/xland-minigrid).
 
-At the last step of an episode a discount of 0 means termination, and 1 that time is up.
+The library tells a time limit from an end: after a last step, a discount of 1 means a limit.
+docs/environments/xminigrid.md has the tasks.
 """
 
 from functools import cache
@@ -8,43 +9,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import xminigrid
-from jaxtyping import Array, Int, Key, PyTree, Shaped
-from xminigrid.core.constants import NUM_COLORS, NUM_TILES
+import xminigrid  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from jaxtyping import Array, Int, Key, PyTree
 
-from quantilax import pytree
+# as above
+from xminigrid.core.constants import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    NUM_COLORS,
+    NUM_TILES,
+)
+
+from quantilax import pytree, switches
 from quantilax.envs import adapters
 from quantilax.errors import ConfigError, did_you_mean
-from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep
 
-TASKS = (
-    "MiniGrid-BlockedUnlockPickUp",
-    *(f"MiniGrid-DoorKey-{n}x{n}" for n in (5, 6, 8, 16)),
-    *(f"MiniGrid-Empty-{n}x{n}" for n in (5, 6, 8, 16)),
-    *(f"MiniGrid-EmptyRandom-{n}x{n}" for n in (5, 6, 8, 16)),
-    "MiniGrid-FourRooms",
-    "MiniGrid-LockedRoom",
-    *(f"MiniGrid-MemoryS{n}" for n in (8, 16, 32, 64, 128)),
-    "MiniGrid-Unlock",
-    "MiniGrid-UnlockPickUp",
-)
-WITHOUT_GOAL = "MiniGrid-Playground"
-ENCODINGS = ("one-hot", "ids")
-ARGUMENTS = ("encoding", "max_episode_steps")
+ENCODINGS = ("one_hot", "ids")
+NO_REWARD = ("MiniGrid-Playground",)
+"""Tasks without a goal."""
 
 
 @pytree.dataclass
 class XMiniGrid:
-    """A task of xminigrid as an `Environment`. Its state is the library's time step.
+    """A task of XLand-MiniGrid as an `Environment`.
 
-    The parameters are static, since the library compiles them into its programs.
+    The agent sees a square of `view_size` tiles before it, each with a kind and a colour. A state
+    is the library's time step.
     """
 
-    task: str
     env: Any = pytree.field(static=True)
     params: Any = pytree.field(static=True)
-    encoding: str = pytree.field("one-hot", "how a cell of the view is observed", choices=ENCODINGS)
+    task: str
+    encoding: str = "one_hot"
+    """`one_hot`: 13 bools for the kind and 12 for the colour of a tile; `ids`: two numbers."""
+    args: tuple[tuple[str, Any], ...] = ()
+    """The arguments of `make` that differ from their defaults."""
 
     @property
     def name(self) -> str:
@@ -54,98 +52,97 @@ class XMiniGrid:
     @property
     def env_args(self) -> dict[str, Any]:
         """The arguments of `make` that differ from their defaults."""
-        default = int(_environment(self.task)[1].max_steps)
-        values = {"encoding": self.encoding, "max_episode_steps": self.max_episode_steps}
-        return dict(adapters.changed(values, {"encoding": ENCODINGS[0], "max_episode_steps": default}))
-
-    @property
-    def observation_space(self) -> Box:
-        """The agent's view: rows, columns and channels."""
-        size = self.params.view_size
-        if self.encoding == "ids":
-            return Box((size, size, 2), jnp.uint8, 0, max(NUM_TILES, NUM_COLORS) - 1)
-        return Box((size, size, NUM_TILES + NUM_COLORS), jnp.bool_)
-
-    @property
-    def action_space(self) -> Discrete:
-        """Forward, right, left, pick up, put down, toggle."""
-        return Discrete(self.env.num_actions(self.params))
+        return dict(self.args)
 
     @property
     def max_episode_steps(self) -> int:
-        """Steps after which an episode is truncated."""
+        """Steps after which an episode is cut off; rewards depend on it."""
         return int(self.params.max_steps)
 
-    def reset(self, key: Key[Array, ""]) -> tuple[PyTree, Shaped[Array, "rows columns channels"]]:
+    @property
+    def observation_space(self) -> Box:
+        """(view_size, view_size, 25) bools, or (view_size, view_size, 2) floats."""
+        size = self.params.view_size
+        if self.encoding == "one_hot":
+            return Box((size, size, NUM_TILES + NUM_COLORS), jnp.bool_, 0, 1)
+        return Box((size, size, 2), jnp.float32, 0, max(NUM_TILES, NUM_COLORS) - 1)
+
+    @property
+    def action_space(self) -> Discrete:
+        """Forward, turn right, turn left, pick up, put down, toggle."""
+        return Discrete(self.env.num_actions(self.params))
+
+    def reset(self, key: Key[Array, ""]) -> tuple[PyTree, Array]:
         """Begin an episode."""
-        inner = adapters.strong(self.env.reset(self.params, key))
-        return inner, self._encode(inner.observation)
+        first = adapters.strong(self.env.reset(self.params, key))
+        return first, self._encode(first.observation)
 
     def step(self, key: Key[Array, ""], state: PyTree, action: Int[Array, ""]) -> tuple[PyTree, TimeStep]:
-        """Take one step. The library needs no key for it; a reset takes `key`."""
-        told = adapters.strong(self.env.step(self.params, state, action))
-        done, terminated = told.last(), told.last() & (told.discount == 0)
-        next_obs = self._encode(told.observation)
-        state, obs = jax.tree.map(lambda new, old: jnp.where(done, new, old), self.reset(key), (told, next_obs))
+        """Take one step, which needs no random numbers."""
+        successor = adapters.strong(self.env.step(self.params, state, action))
+        terminated = successor.last() & (successor.discount == 0)
+        truncated = successor.last() & ~terminated
+        state = adapters.select(successor.last(), adapters.strong(self.env.reset(self.params, key)), successor)
         return state, TimeStep(
-            obs=obs,
-            next_obs=next_obs,
-            reward=told.reward,
+            obs=self._encode(state.observation),
+            next_obs=self._encode(successor.observation),
+            reward=successor.reward.astype(jnp.float32),
             terminated=terminated,
-            truncated=done & ~terminated,
+            truncated=truncated,
         )
 
-    def _encode(self, view: Int[Array, "rows columns 2"]) -> Shaped[Array, "rows columns channels"]:
+    def _encode(self, tiles: Int[Array, "size size 2"]) -> Array:
+        """Return the observation of a view of tiles."""
         if self.encoding == "ids":
-            return view
-        tiles, colors = (
-            jax.nn.one_hot(view[..., i], n, dtype=jnp.bool_) for i, n in enumerate((NUM_TILES, NUM_COLORS))
-        )
-        return jnp.concatenate([tiles, colors], axis=-1)
+            return tiles.astype(jnp.float32)
+        kinds, colours = tiles[..., 0, None], tiles[..., 1, None]
+        return jnp.concatenate([kinds == jnp.arange(NUM_TILES), colours == jnp.arange(NUM_COLORS)], axis=-1)
 
 
 @cache
-def _environment(name: str) -> tuple[Any, Any]:
-    """Return the one (object, parameters) of a name."""
-    with jax.ensure_compile_time_eval():
-        return xminigrid.make(name)
+def _environment(name: str, args: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+    """Return the library's objects, one pair per name and arguments."""
+    with switches.standard(), jax.ensure_compile_time_eval():
+        made: tuple[Any, Any] = xminigrid.make(name, **dict(args))
+        return made
 
 
 def make(name: str, **env_args: Any) -> Environment:
-    """Return the task of xminigrid of that name, such as `MiniGrid-DoorKey-5x5`.
+    """Return the MiniGrid task with that name.
 
     Args:
-        name: one of `names()`.
-        env_args: `encoding`, `one-hot` (default) or `ids`; `max_episode_steps`.
+        name: as in `names()`.
+        env_args: `encoding` (`one_hot` or `ids`), `view_size` (odd), `max_episode_steps`.
 
     Raises:
-        ConfigError: the name is unknown or refused, or an argument is.
+        ConfigError: the name or an argument is unknown, or the task cannot be used.
     """
-    if name.startswith("XLand-MiniGrid") and name in xminigrid.registered_environments():
-        raise ConfigError(f"env: xminigrid/{name} needs rule sets that are downloaded; choose a MiniGrid task")
-    if name == WITHOUT_GOAL:
-        raise ConfigError(f"env: xminigrid/{name} has no goal, so all its returns are 0; choose another")
-    if name not in TASKS:
+    if name.startswith("XLand"):
         raise ConfigError(
-            f"unknown environment 'xminigrid/{name}'{did_you_mean(name, TASKS, 'tasks', 'quantilax list')}"
+            f"env: xminigrid/{name} cannot be used: its goals come from a benchmark that has to be downloaded; choose a"
+            " MiniGrid task (quantilax list --environments xminigrid)"
         )
-    for argument in env_args:
-        if argument not in ARGUMENTS:
-            raise ConfigError(
-                f"env_args: xminigrid/{name} has no argument '{argument}'{did_you_mean(argument, ARGUMENTS, 'arguments')}"
-            )
-    encoding = env_args.get("encoding", ENCODINGS[0])
-    if encoding not in ENCODINGS:
-        raise ConfigError(f"env_args: encoding must be one of {', '.join(ENCODINGS)}, got {shown(encoding)}")
-    env, params = _environment(name)
-    limit = env_args.get("max_episode_steps", params.max_steps)
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_INT32:
+    if name in NO_REWARD:
+        raise ConfigError(f"env: xminigrid/{name} cannot be used: it has no goal and pays nothing; choose another")
+    if name not in names():
         raise ConfigError(
-            f"env_args: max_episode_steps must be a whole number from 1 to {MAX_INT32}, got {shown(limit)}"
+            f"unknown environment 'xminigrid/{name}'"
+            + did_you_mean(name, names(), "tasks", "quantilax list --environments xminigrid")
         )
-    return XMiniGrid(task=name, env=env, params=params.replace(max_steps=limit), encoding=encoding)
+    params = _environment(name, ())[1]
+    defaults = {"encoding": "one_hot", "view_size": params.view_size, "max_episode_steps": params.max_steps}
+    given = adapters.arguments(env_args, defaults, f"xminigrid/{name}")
+    if given["encoding"] not in ENCODINGS:
+        raise ConfigError(f"env_args: encoding: expected {' or '.join(ENCODINGS)}, got '{given['encoding']}'")
+    if given["view_size"] % 2 == 0 or given["view_size"] < 3:
+        raise ConfigError(f"env_args: view_size: expected an odd number from 3 on, got {given['view_size']}")
+    args = adapters.changed(given, defaults)
+    of_library = {"view_size": "view_size", "max_episode_steps": "max_steps"}
+    env, params = _environment(name, tuple((of_library[key], value) for key, value in args if key in of_library))
+    return XMiniGrid(env=env, params=params, task=name, encoding=given["encoding"], args=args)
 
 
 def names() -> tuple[str, ...]:
-    """Names that `make` takes."""
-    return TASKS
+    """Names of the MiniGrid tasks that have a goal."""
+    found = xminigrid.registered_environments()
+    return tuple(name for name in found if name.startswith("MiniGrid-") and name not in NO_REWARD)

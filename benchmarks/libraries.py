@@ -1,0 +1,142 @@
+"""Steps per second of random play: adapters of JAX libraries beside the libraries themselves.
+
+python -m benchmarks.libraries jumanji/Snake-v1 pgx/minatar-breakout xminigrid/MiniGrid-Empty-8x8
+
+Both run in one process, in turns, as one program of vmap and scan. The bare library resets by a
+select after a last step, as the adapter does. `BARE` has a function per library; add yours there.
+"""
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Side(NamedTuple):
+    """One environment, without batches."""
+
+    actions: int
+    reset: Callable[[Any], Any]
+    """key -> state."""
+    step: Callable[[Any, Any, Any], tuple[Any, Any]]
+    """(key, state, action) -> (state after a reset, (observation, reward)). The program has to compute what it returns."""
+
+
+def of_adapter(env: Any) -> Side:
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        state, told = env.step(key, state, action)
+        return state, (told.obs, told.reward)
+
+    return Side(env.action_space.n, lambda key: env.reset(key)[0], step)
+
+
+def chosen(last: Any, first: Any, successor: Any) -> Any:
+    """The first state after a last step, with the successor's dtypes."""
+    return jax.tree.map(lambda a, b: jnp.where(last, a, b), first, successor)
+
+
+def jumanji(name: str) -> Side:
+    import jumanji as library
+
+    env: Any = library.make(name)
+    sizes = jnp.atleast_1d(env.action_spec.num_values)
+    shape = tuple(int(size) for size in sizes)
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        taken = action if len(shape) == 1 else jnp.stack(jnp.unravel_index(action, shape))
+        state, told = env.step(state, taken)
+        first, first_told = env.reset(key)
+        state, obs = chosen(told.last(), (first, first_told.observation), (state, told.observation))
+        return state, (obs, told.reward)
+
+    return Side(int(sizes.prod()), lambda key: env.reset(key)[0], step)
+
+
+def pgx(name: str) -> Side:
+    import pgx as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    env = library.make(name)
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        key, key_reset = jax.random.split(key)
+        told = env.step(state, action, key)
+        state = chosen(told.terminated | told.truncated, env.init(key_reset), told)
+        return state, (state.observation, told.rewards)
+
+    return Side(env.num_actions, env.init, step)
+
+
+def xminigrid(name: str) -> Side:
+    import xminigrid as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    env, params = library.make(name)
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        told = env.step(params, state, action)
+        state = chosen(told.last(), env.reset(params, key), told)
+        return state, (state.observation, told.reward)
+
+    return Side(env.num_actions(params), lambda key: env.reset(params, key), step)
+
+
+BARE: dict[str, Callable[[str], Side]] = {"jumanji": jumanji, "pgx": pgx, "xminigrid": xminigrid}
+"""Library -> (name without the library -> bare environment)."""
+
+
+def program(side: Side, envs: int, steps: int) -> Callable[[Any], Any]:
+    """Compile random play: key -> sums of observations and rewards, which keep them in the program."""
+
+    def play(key: Any) -> Any:
+        def one(carry: Any, key: Any) -> tuple[Any, None]:
+            state, total = carry
+            key_action, key_step = jax.random.split(key)
+            actions = jax.random.randint(key_action, (envs,), 0, side.actions)
+            state, told = jax.vmap(side.step)(jax.random.split(key_step, envs), state, actions)
+            state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, carry[0])
+            return (state, total + sum(leaf.sum(dtype=jnp.float32) for leaf in jax.tree.leaves(told))), None
+
+        key_reset, key_run = jax.random.split(key)
+        state = jax.vmap(side.reset)(jax.random.split(key_reset, envs))
+        state = jax.tree.map(lambda leaf: leaf + jnp.zeros((), leaf.dtype) if _is_weak(leaf) else leaf, state)
+        return jax.lax.scan(one, (state, jnp.zeros(())), jax.random.split(key_run, steps))[0][1]
+
+    compiled: Callable[[Any], Any] = jax.jit(play).lower(jax.random.key(0)).compile()
+    return compiled
+
+
+def _is_weak(leaf: Any) -> bool:
+    return bool(getattr(leaf, "weak_type", False))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a row per environment."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.libraries", description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="LIBRARY/NAME")
+    parser.add_argument("--envs", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args(arguments)
+    print("| environment | adapter, steps/s | bare, steps/s | adapter / bare |\n|---|---|---|---|")
+    for name in given.names:
+        library, _, task = name.partition("/")
+        adapter = importlib.import_module(f"quantilax.envs.{library}").make(task)
+        sides = [program(side, given.envs, given.steps) for side in (of_adapter(adapter), BARE[library](task))]
+        seconds: list[list[float]] = [[], []]
+        for turn in range(given.rounds + 1):
+            for side, taken in zip(sides, seconds, strict=True):
+                begun = time.perf_counter()
+                jax.block_until_ready(side(jax.random.key(turn)))
+                taken.append(time.perf_counter() - begun)
+        ours, theirs = (given.envs * given.steps / median(taken[1:]) for taken in seconds)
+        print(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
