@@ -114,7 +114,7 @@ def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
 def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_others_say(name):
     found = inert_of(programs_of(name))
     assert [one for one in found if "was not examined" in one.finding] == []
-    assert [one for one in found if one.severity == "error" or "it takes effect with" not in one.remedy] == []
+    assert [one for one in found if one.severity == "error" or "takes effect with" not in one.remedy] == []
 
 
 def test_every_float_is_alive_in_a_healthy_agent():
@@ -208,7 +208,7 @@ def test_static_fields_without_effect_are_found_with_what_brings_them_to_life(ex
     for field in ("activation", "layer_norm"):
         finding = of(inert_of(programs), field)
         assert finding.evidence == "by the program"
-        assert finding.remedy == "it takes effect with torso_sizes=[1], for one; else leave it out"
+        assert finding.remedy == "takes effect with torso_sizes=[1], for example; otherwise leave it out"
 
 
 def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined):
@@ -235,7 +235,7 @@ def test_what_a_value_hides_is_told_by_curves_and_called_no_proof(examined):
     # 1,000 steps, and before them the warm-up of 40.
     assert "in the first 1,040 of 2,400 environment steps" in finding.finding
     assert finding.evidence.startswith("by equal curves with exploration_fraction=0.6, bit for bit, of one seed")
-    assert finding.evidence.endswith("no proof: it may act later, and --steps looks further")
+    assert finding.evidence.endswith("not a proof: it may act later; --steps looks further")
 
 
 def test_a_device_that_does_not_repeat_its_runs_compares_no_curves(plain, monkeypatch):

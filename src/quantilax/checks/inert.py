@@ -221,10 +221,10 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
     finding += f"; it reaches only {', '.join(reaches)}" if reaches else ""
     if enabled_by is None:
         severity, finding = "error", f"{finding}, nor where other fields are changed one at a time"
-        remedy = f"look into {agent.algorithm.name} for the line that should use it"
+        remedy = f"check the line of {agent.algorithm.name} that should use it"
     else:
         fields = " and ".join(f"{field}={_shown(value)}" for field, value in enabled_by.items())
-        remedy = f"it takes effect with {fields}, for one; else leave it out"
+        remedy = f"takes effect with {fields}, for example; otherwise leave it out"
     if trial is not None and others:
         programs.progress(f"confirming that {name} changes nothing")
         run = Trial(agent.replace(**changes)).rows({}) if name in programs.statics else trial.rows(changes)
@@ -247,9 +247,9 @@ def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:
         until = min(until, step)
     value, values = _shown(getattr(agent.config, name)), " and ".join(_shown(value) for value in others)
     steps = f"the first {until:,} of {total:,} environment steps"
-    proof = "" if until >= total else "; no proof: it may act later, and --steps looks further"
+    proof = "" if until >= total else "; not a proof: it may act later; --steps looks further"
     evidence = f"by equal curves with {name}={values}, bit for bit, of one seed{proof}"
-    remedy = "look whether another field's value hides it, or what it waits for"
+    remedy = "check whether another field's value hides it, or what it waits for"
     return [Finding("note", name, f"{name}={value} changes neither curve nor weights in {steps}", evidence, remedy)]
 
 

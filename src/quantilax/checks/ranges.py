@@ -57,7 +57,7 @@ def _replayed(derived: dict[str, Any]) -> Iterator[Finding]:
         yield _told(
             "warning",
             name,
-            f"{samples:g} samples are replayed per environment step; usual are {low:g} to {high:g}",
+            f"{samples:g} samples are replayed per environment step; {low:g} to {high:g} are usual",
             "fewer or smaller gradient steps per environment step"
             if many
             else "more or larger gradient steps per environment step",
@@ -73,9 +73,9 @@ def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
         yield _told(
             "error",
             name,
-            f"the target stays near its first weights: its time constant of {steps:,.0f} environment steps is not below the"
+            f"the target stays near its first weights: its time constant of {steps:,.0f} environment steps is at least the"
             f" {learning_steps:,} that the run learns for",
-            "a shorter period, or a smaller share that is kept (target_update_freq, polyak)",
+            "a shorter period, or keep a smaller share (target_update_freq, polyak)",
         )
     elif steps > learning_steps / TARGETS_PER_RUN:
         yield _told(
@@ -83,14 +83,14 @@ def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
             name,
             f"the target is slow: its time constant of {steps:,.0f} environment steps fits {learning_steps / steps:.1f} times"
             f" into the {learning_steps:,} that the run learns for, and values travel one step of the task in each",
-            "a shorter period, or a smaller share that is kept (target_update_freq, polyak)",
+            "a shorter period, or keep a smaller share (target_update_freq, polyak)",
         )
     if updates < TARGET_UPDATES:
         yield _told(
             "warning",
             "target_time_constant_updates",
-            f"the target follows the online network within {updates:.3g} gradient steps, so it steadies little",
-            "a longer period, or a larger share that is kept (target_update_freq, polyak)",
+            f"the target follows the online network within {updates:.3g} gradient steps, so it hardly stabilises learning",
+            "a longer period, or keep a larger share (target_update_freq, polyak)",
         )
 
 
@@ -123,7 +123,7 @@ def _loop(config: Any, warmup: int) -> Iterator[Finding]:
         yield _told(
             "warning",
             "eval_episodes",
-            f"each row of the curve is a mean over {episodes} episodes; noise of that size hides falls and makes others",
+            f"each row of the curve is a mean over {episodes} episodes; noise of that size hides real falls and fakes others",
             f"eval_episodes of {EVAL_EPISODES} or more, 100 for a figure to report",
         )
     if total * WARMUP < warmup < total // config.steps_per_iteration * config.steps_per_iteration:
@@ -152,7 +152,7 @@ def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
             "note",
             "buffer_size",
             f"nothing is ever dropped: the buffer takes {size:,} transitions and the run makes {config.total_timesteps:,}",
-            "none needed; that a smaller buffer forgets early policies may serve or harm (docs/stability.md)",
+            "none needed; a smaller buffer forgets early policies, which may help or harm (docs/stability.md)",
         )
 
 
@@ -167,7 +167,7 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
         yield _told(
             "warning",
             "learning_rate",
-            f"learning_rate={rate:g} is above {LEARNING_RATE:g}, larger than any that is known to serve here",
+            f"learning_rate={rate:g} is above {LEARNING_RATE:g}, larger than any known to work here",
             "1e-3 or less",
         )
     share = _number(getattr(config, "learning_rate_end", None))
@@ -191,7 +191,7 @@ def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
         yield _told(
             "warning",
             "gamma",
-            "gamma=1: where a time limit cuts an episode the value bootstraps on without end, and has no bound",
+            "gamma=1: where a time limit cuts an episode, the value bootstraps without end and has no bound",
             "gamma below 1",
         )
         return
