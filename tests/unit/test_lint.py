@@ -385,7 +385,7 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
     assert train.uncovered((0.0, 10.0), returns) is None  # 2 of 20
     assert train.uncovered((0.0, 1.0), np.full(20, np.nan)) is None
     assert train.uncovered((0.0, 8.9), returns) == (
-        "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to"
+        "v_max: 15% of the returns of an evaluation, discounted and in learned units, lie outside the support from 0 to"
         " 8.9: they go from 0 to 20; widen the support, or change reward_scale"
     )
     assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
