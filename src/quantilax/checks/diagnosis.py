@@ -151,7 +151,7 @@ def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
     if math.isfinite(medians[noise.quantity]) and rules.score(noise, most) <= noise.margin:
         yield (
             f"noise cannot be judged with this batch and {rows.height} evaluations: {noise.quantity} could be {most:.3g}"
-            " at most, which is too little to name it"
+            " at most, too little to name it"
         )
 
 
@@ -381,7 +381,7 @@ def _causes(one: Diagnosis) -> list[str]:
             lines.append("   read from the config: " + ", ".join(_assignments(cause.config)))
         lines.append(f"   try: {_try(cause)}")
     if one.near:
-        lines.append("no cause is named; outside the healthy range, but by too little to name a cause:")
+        lines.append("no cause is named; outside the healthy range, but by too little to name one:")
         for cause in one.near:
             lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
     elif not one.causes:
@@ -389,7 +389,7 @@ def _causes(one: Diagnosis) -> list[str]:
     lines += one.unjudged if not one.causes else ()
     if one.study:
         variants = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()
-        lines.append(f"the evidence does not decide; a study that would: variants: {variants}, seeds: 10")
+        lines.append(f"the evidence is inconclusive; a study that would decide: variants: {variants}, seeds: 10")
     return lines
 
 

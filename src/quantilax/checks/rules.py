@@ -190,7 +190,7 @@ def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
 RULES = (
     Rule(
         "sparse_reward",
-        "the episodes of all evaluations have the same return: nothing the policy did in them made a difference",
+        "all evaluation episodes have the same return: nothing the policy did made a difference",
         "return_range",
         -1,
         0.5,
