@@ -198,7 +198,7 @@ def test_a_run_that_failed_without_a_sign_gets_a_study_that_would_decide():
     assert all(CONFIG[field] not in values for field, values in vary.items())
     assert all(CONFIG[field] != value for variant in together.values() for field, value in variant.items())
     (line,) = (line for line in diagnosis.told([one]) if "the evidence is inconclusive" in line)
-    told = yaml.safe_load("{" + line.partition("a study that would: ")[2] + "}")
+    told = yaml.safe_load("{" + line.partition("a study that would decide: ")[2] + "}")
     assert told == {"variants": one.study, "seeds": 10}  # as a study's file takes it
     definition.make({"base": {"config": CARTPOLE, "section": "iqn"}, **told}, "s")
 

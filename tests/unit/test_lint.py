@@ -175,7 +175,7 @@ def test_a_library_that_never_reads_its_target_network_is_caught(plain):
         assert finding.severity == "error"
         assert finding.finding.startswith(f"{field}=")
         assert "has no effect on the curve" in finding.finding
-        assert finding.evidence.startswith("by the program; confirmed: with ")
+        assert finding.evidence.startswith("by the program; confirmed: curves with ")
         assert "are equal, bit for bit, over" in finding.evidence
         assert "iqn_blind" in finding.remedy
     assert "reaches only target_params of the state, the metric target_distance" in of(found, "polyak").finding
@@ -216,7 +216,7 @@ def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined
     found = lint(agent(FORGETFUL, unread_array=np.ones(3)))
     for field in ("unread", "unread_number"):
         assert of(found, field).severity == "error"
-        assert "confirmed: with" in of(found, field).evidence
+        assert "confirmed: curves with" in of(found, field).evidence
         assert "reaches only" not in of(found, field).finding
     assert of(found, "unread_array").evidence == "by the program", "there is no other value to compare with"
     assert of(found, "unread_name") == Finding(
