@@ -52,7 +52,7 @@ def as_legal(space: Discrete | Box, masks: bool, legal: Any) -> Legal:
             raise ConfigError("legal: the environment has no masks of legal actions; leave it out")
         return None
     if legal is None:
-        raise ConfigError("legal: the environment has masks of legal actions; pass that of the observation")
+        raise ConfigError("legal: the environment has masks of legal actions; pass the observation's")
     given = _as_array("legal", legal)
     if given.shape != (space.n,) or not jnp.issubdtype(given.dtype, jnp.bool_):
         raise ConfigError(f"legal: expected {space.n} bools, one per action, got {given.dtype} of shape {given.shape}")
@@ -81,7 +81,7 @@ def one_state(state: State) -> State:
         )
     if np.ndim(state.env_steps):
         raise ConfigError(
-            f"state: expected that of one run, got those of {len(state.env_steps)} on a leading axis; take one with"
+            f"state: expected that of one run, got {len(state.env_steps)} on a leading axis; take one with"
             " jax.tree.map(lambda x: x[0], state), or map over all with jax.vmap"
         )
     return state
@@ -118,7 +118,7 @@ def _as_numbers(space: Box, given: Any) -> Array:
     least, most = (0, 1) if jnp.issubdtype(dtype, jnp.bool_) else (int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max))
     if jnp.issubdtype(given.dtype, jnp.floating):
         raise ConfigError(
-            f"obs: expected {dtype}, got {given.dtype}; hand in what the environment gives, whole numbers from {least} to"
+            f"obs: expected {dtype}, got {given.dtype}; pass what the environment gives, whole numbers from {least} to"
             f" {most}, as {dtype}"
         )
     if not isinstance(given, jax.core.Tracer):

@@ -38,8 +38,8 @@ class Loop:
     eval_freq: int = field(5_000, "environment steps between evaluations", ge=1)
     eval_episodes: int = field(128, "episodes of an evaluation, in parallel, each counted once", ge=1)
     eval_epsilon: float = field(0.0, "probability of a random action in evaluations and in `policy`", ge=0, le=1)
-    metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; off, it costs nothing")
-    signals: bool = field(False, "measure what `quantilax diagnose` reads, at evaluations; off, it costs nothing")
+    metrics: bool = field(True, "measure loss, gradient norm, ... between evaluations; costs nothing when off")
+    signals: bool = field(False, "measure what `quantilax diagnose` reads, at evaluations; costs nothing when off")
     num_envs: int = field(10, "environments, one step each per iteration", ge=1)
     num_epochs: int = field(2, "gradient steps per iteration", ge=1)
 
@@ -50,12 +50,12 @@ class Replay:
 
     buffer_size: int = field(100_000, "transitions kept; the newest replace the oldest", ge=1)
     fill_buffer: int = field(1_000, "environment steps with random actions before learning", ge=0)
-    batch_size: int = field(64, "transitions in a gradient step", ge=1)
+    batch_size: int = field(64, "transitions per gradient step", ge=1)
     n_step: int = field(1, "n, steps of reward before the bootstrap; fewer at an episode's end", ge=1)
-    prioritized: bool = field(False, "draw transitions by priority, of their last error, instead of evenly")
-    priority_exponent: float = field(0.5, "alpha of the priorities; 0: even", ge=0, le=1)
+    prioritized: bool = field(False, "draw transitions by priority (their last error), not uniformly")
+    priority_exponent: float = field(0.5, "alpha of the priorities; 0: uniform", ge=0, le=1)
     importance_exponent: float = field(
-        0.4, "beta, how far weights correct for priorities at first; rises to 1 at the end", ge=0, le=1
+        0.4, "beta, initial correction of priorities by weights; rises to 1 at the end", ge=0, le=1
     )
 
 
@@ -63,17 +63,21 @@ class Replay:
 class Optimiser:
     """Step sizes, gradient clipping, and the average of the weights."""
 
-    learning_rate: float = field(1e-3, "first step size of Adam", ge=0)
-    learning_rate_end: float = field(1.0, "share of the step size left after its linear fall; 1: constant", ge=0, le=1)
-    learning_rate_fraction: float = field(1.0, "share of the gradient steps over which the step size falls", gt=0, le=1)
+    learning_rate: float = field(1e-3, "initial step size of Adam", ge=0)
+    learning_rate_end: float = field(1.0, "share of the step size left after linear decay; 1: constant", ge=0, le=1)
+    learning_rate_fraction: float = field(
+        1.0, "share of the gradient steps over which the step size decays", gt=0, le=1
+    )
     weight_averaging: float = field(
         0.0,
-        "share that the average of the weights, which is evaluated, keeps in a gradient step; lower in a run so"
-        " short that the average would be older than an eighth of it",
+        "decay per gradient step of the EMA of the weights, which is evaluated; lower in a run so short that"
+        " the EMA would be older than an eighth of it",
         ge=0,
         lt=1,
     )
-    max_grad_norm: float = field(float("inf"), "the gradient's global norm is clipped to it", gt=0, finite=False)
+    max_grad_norm: float = field(
+        float("inf"), "limit to which the gradient's global norm is clipped", gt=0, finite=False
+    )
 
 
 @dataclass
@@ -83,8 +87,8 @@ class Target:
     Every `target_update_freq` gradient steps, theta^- <- polyak theta^- + (1 - polyak) theta.
     """
 
-    target_update_freq: int = field(32, "gradient steps between two moves of the target", ge=1)
-    polyak: float = field(0.0, "share of the target kept in a move; 0: a hard copy", ge=0, le=1)
+    target_update_freq: int = field(32, "gradient steps between updates of the target", ge=1)
+    polyak: float = field(0.0, "share of the target kept in an update; 0: a hard copy", ge=0, le=1)
     double: bool = field(False, "the online network selects a*, the target network rates it")
 
 
@@ -96,9 +100,9 @@ class Munchausen:
     munchausen_alpha: float = field(0.9, "alpha, share of t ln pi(a given x) added to the reward", ge=0, le=1)
     # Below 1e-6, exp(q / t) turns the rounding errors of q into infinities.
     munchausen_temperature: float = field(
-        0.03, "t of the softmax policy, in units of return; the paper's, for rewards in [-1, 1]", ge=1e-6, le=MOST
+        0.03, "t of the softmax policy, in units of return; the paper's is for rewards in [-1, 1]", ge=1e-6, le=MOST
     )
-    munchausen_clip: float = field(-1.0, "l0, the least that t ln pi(a given x) counts, in units of return", le=0)
+    munchausen_clip: float = field(-1.0, "l0, lower bound on t ln pi(a given x), in units of return", le=0)
 
 
 @dataclass
@@ -128,14 +132,12 @@ class Task:
 
     gamma: float = field(0.99, "discount per environment step", ge=0, le=1)
     bootstrap_truncated: bool = field(
-        True, "targets of a step that a time limit cuts off go on from its successor; false: as if it had ended there"
+        True, "where a time limit cuts an episode, targets bootstrap from its successor; false: as if it ended there"
     )
-    reward_scale: float = field(
-        1.0, "what rewards are multiplied by before they are learned from; `quantiles` undoes it", ge=LEAST, le=MOST
-    )
+    reward_scale: float = field(1.0, "factor on rewards before learning; `quantiles` undoes it", ge=LEAST, le=MOST)
     normalize_observations: bool = field(False, "learn from (x - mean) / std of all observations so far, clipped at 10")
     normalize_rewards: bool = field(
-        False, "learn from rewards over the std of discounted returns, times `reward_scale`"
+        False, "learn from rewards divided by the std of discounted returns, times `reward_scale`"
     )
 
 
@@ -143,7 +145,7 @@ class Task:
 class Network:
     """psi, the torso, and f, which maps its features to outputs."""
 
-    torso: str = field("mlp", "what psi does before its dense layers: nothing or convolutions", choices=TORSOS)
+    torso: str = field("mlp", "layers of psi before its dense layers: none or convolutions", choices=TORSOS)
     torso_sizes: tuple[int, ...] = field((64, 64), "widths of the dense layers of psi", ge=1)
     head_sizes: tuple[int, ...] = field((64,), "widths of the hidden layers of f", ge=1)
     activation: str = field("relu", "activation of psi and f", choices=ACTIVATIONS)

@@ -13,7 +13,7 @@ annotation of a field decides what it is:
         # a leaf: vmap sweeps it
         learning_rate: float = field(1e-3, "step size of Adam", gt=0)
         # static: one program per value
-        batch_size: int = field(64, "transitions in a gradient step", ge=1)
+        batch_size: int = field(64, "transitions per gradient step", ge=1)
 
 Everything passed to `quantilax.train` follows this rule. `from_dict` and `replace` build instances
 from user input, and refuse values that cannot be meant.

@@ -132,7 +132,7 @@ def devices() -> list[jax.Device]:
         )
         why = f" ({' '.join(str(error).split())})" if str(error) else ""
         raise ConfigError(
-            f"{name}: JAX finds no device of {asked} here{why}; unset it, or name a platform that is here, as cpu"
+            f"{name}: JAX finds no device of {asked} here{why}; unset it, or name one that is here, such as cpu"
         ) from None
 
 

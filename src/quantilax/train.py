@@ -90,8 +90,8 @@ def uncovered(support: tuple[float, float], returns: Float[np.ndarray, "*episode
     if above + below <= UNCOVERED:
         return None
     return (
-        f"{'v_max' if above >= below else 'v_min'}: {above + below:.0%} of the returns of an evaluation, discounted and as they"
-        f" are learned, lie outside of the support from {float(v_min):g} to {float(v_max):g}: they go from"
+        f"{'v_max' if above >= below else 'v_min'}: {above + below:.0%} of the returns of an evaluation, discounted and"
+        f" in learned units, lie outside the support from {float(v_min):g} to {float(v_max):g}: they go from"
         f" {float(returns.min()):.3g} to {float(returns.max()):.3g}; widen the support, or change reward_scale"
     )
 

@@ -60,7 +60,7 @@ class Ended(NamedTuple):
 
 OF_TINY_CONFIGS = (
     "each row of the curve is a mean over",
-    "a weight can travel about",
+    "a weight can move about",
     ": the target is slow: ",
     "the schedule is never seen",
 )

@@ -218,7 +218,7 @@ def test_train_says_at_once_what_lint_says_by_arithmetic(call: Call):
     ended = call("train", "tiny.yaml", "--dry-run", "learning_rate=0.1")
     assert ended.status == 0
     assert ended.lines == [
-        "warning: tiny.yaml: iqn: learning_rate=0.1 is above 0.01, larger than any that is known to serve here; 1e-3 or less"
+        "warning: tiny.yaml: iqn: learning_rate=0.1 is above 0.01, larger than any known to work here; 1e-3 or less"
     ]
 
 

@@ -32,10 +32,10 @@ def test_a_run_with_a_fault_is_diagnosed_by_a_process_of_its_own(call: Call, tmp
     ended = process(tmp_path, tmp_path_factory.mktemp("cache"), "diagnose", "r")
     assert (ended.status, ended.lines) == (0, [])
     assert "seed 0: " in ended.stdout
-    assert "1. clipping: next to nothing is left of the gradients after clipping" in ended.stdout
+    assert "1. clipping: clipping removes almost all of the gradients" in ended.stdout
     assert "in healthy runs" in ended.stdout
     assert "read from the config: max_grad_norm=1e-12" in ended.stdout
-    assert "in sum: clipping named first in 2 of 2 seeds" in ended.stdout
+    assert "in total: clipping named first in 2 of 2 seeds" in ended.stdout
     assert tree(tmp_path) == before
 
     found = json.loads(call("diagnose", "r", "--json").stdout)
@@ -52,7 +52,7 @@ def test_a_study_is_diagnosed_variant_by_variant(call: Call, tmp_path):
     base, clipped = ended.stdout.split("variant clipped")
     assert base.startswith("variant base")
     assert "clipping" not in base
-    assert "in sum: clipping named first in 2 of 2 seeds" in clipped
+    assert "in total: clipping named first in 2 of 2 seeds" in clipped
     assert set(json.loads(call("diagnose", "all/s", "--json").stdout)) == {"base", "clipped"}
 
     assert call("study", "all", "--compact").status == 0

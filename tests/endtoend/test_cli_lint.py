@@ -33,7 +33,7 @@ def test_a_process_of_its_own_confirms_what_it_finds_and_leaves_nothing_in_the_d
     assert set(bonus) == {"severity", "field", "finding", "evidence", "remedy"}
     # 64 iterations of 4 steps after the warm-up of 40.
     assert bonus["evidence"] == (
-        "by the program; confirmed: with munchausen_alpha=0.4 equal curves, bit for bit, over 296 environment steps"
+        "by the program; confirmed: curves with munchausen_alpha=0.4 are equal, bit for bit, over 296 environment steps"
     )
     assert {finding["severity"] for finding in told["findings"]} == {"note"}
     assert tree(root) == before

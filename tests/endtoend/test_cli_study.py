@@ -54,7 +54,7 @@ def test_a_study_says_at_once_which_variants_have_settings_that_mislead(call: Ca
     )
     (tmp_path / "s.yaml").write_text(f"base: {{config: tiny.yaml}}\nvariants: {variants}\nseeds: 1\n")
     ended = call("study", "s.yaml", "--dry-run", "--jobs", "1")
-    told = "is above 0.01, larger than any that is known to serve here; 1e-3 or less"
+    told = "is above 0.01, larger than any known to work here; 1e-3 or less"
     assert ended.lines == [
         f"warning: 2 of 4 variants, 'fast' the first: learning_rate=0.1 {told}",
         f"warning: variant 'faster': learning_rate=0.2 {told}",

@@ -124,7 +124,7 @@ def asked(agent, of_state):
 def test_a_state_of_several_runs_is_refused_with_the_remedy_and_vmap_is_one():
     several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), STATE)
     for ask in asked(AGENT, several):
-        with pytest.raises(ConfigError, match=r"^state: expected that of one run, got those of 3 .*jax\.vmap"):
+        with pytest.raises(ConfigError, match=r"^state: expected that of one run, got 3 .*jax\.vmap"):
             ask()
     Z = jax.eval_shape(jax.vmap(lambda s: AGENT.quantiles(s, [1, 0], [0.1, 0.9])), several)
     assert Z.shape == (3, 2, 1)

@@ -58,7 +58,7 @@ def named(run, config=CONFIG) -> list[str]:
 def test_a_run_like_healthy_ones_has_no_cause_and_asks_for_no_study():
     (one,) = diagnose(frame(), CONFIG)
     assert (one.causes, one.near, one.study, one.outcome.word) == ((), (), None, "learned")
-    assert diagnosis.told([one])[1:] == ["  nothing that the rules read is outside of what healthy runs show"]
+    assert diagnosis.told([one])[1:] == ["  every figure that the rules read is within its healthy range"]
 
 
 def test_what_is_outside_by_less_than_names_a_cause_is_told_as_a_hint_the_farthest_first():
@@ -70,7 +70,7 @@ def test_what_is_outside_by_less_than_names_a_cause_is_told_as_a_hint_the_farthe
     assert one.causes == ()
     assert [cause.cause for cause in one.near] == ["adam_eps", "learning_rate"]
     lines = diagnosis.told([one])
-    assert lines[1] == "  no cause is named; outside of what healthy runs show, by less than names one:"
+    assert lines[1] == "  no cause is named; outside the healthy range, but by too little to name one:"
     assert lines[2].startswith(
         "  - adam_eps: adam_damping 0.192, in healthy runs 0.274 to 0.958; outside from step 1,000 on"
     )
@@ -197,8 +197,8 @@ def test_a_run_that_failed_without_a_sign_gets_a_study_that_would_decide():
     assert 1 <= sum(map(len, vary.values())) + len(together) <= diagnosis.PROPOSED
     assert all(CONFIG[field] not in values for field, values in vary.items())
     assert all(CONFIG[field] != value for variant in together.values() for field, value in variant.items())
-    (line,) = (line for line in diagnosis.told([one]) if "the evidence does not decide" in line)
-    told = yaml.safe_load("{" + line.partition("a study that would: ")[2] + "}")
+    (line,) = (line for line in diagnosis.told([one]) if "the evidence is inconclusive" in line)
+    told = yaml.safe_load("{" + line.partition("a study that would decide: ")[2] + "}")
     assert told == {"variants": one.study, "seeds": 10}  # as a study's file takes it
     definition.make({"base": {"config": CARTPOLE, "section": "iqn"}, **told}, "s")
 

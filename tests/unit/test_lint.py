@@ -114,7 +114,7 @@ def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
 def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_others_say(name):
     found = inert_of(programs_of(name))
     assert [one for one in found if "was not examined" in one.finding] == []
-    assert [one for one in found if one.severity == "error" or "it takes effect with" not in one.remedy] == []
+    assert [one for one in found if one.severity == "error" or "takes effect with" not in one.remedy] == []
 
 
 def test_every_float_is_alive_in_a_healthy_agent():
@@ -175,8 +175,8 @@ def test_a_library_that_never_reads_its_target_network_is_caught(plain):
         assert finding.severity == "error"
         assert finding.finding.startswith(f"{field}=")
         assert "has no effect on the curve" in finding.finding
-        assert finding.evidence.startswith("by the program; confirmed: with ")
-        assert "equal curves, bit for bit, over" in finding.evidence
+        assert finding.evidence.startswith("by the program; confirmed: curves with ")
+        assert "are equal, bit for bit, over" in finding.evidence
         assert "iqn_blind" in finding.remedy
     assert "reaches only target_params of the state, the metric target_distance" in of(found, "polyak").finding
     assert "please report" not in str(found)
@@ -208,7 +208,7 @@ def test_static_fields_without_effect_are_found_with_what_brings_them_to_life(ex
     for field in ("activation", "layer_norm"):
         finding = of(inert_of(programs), field)
         assert finding.evidence == "by the program"
-        assert finding.remedy == "it takes effect with torso_sizes=[1], for one; else leave it out"
+        assert finding.remedy == "takes effect with torso_sizes=[1], for example; otherwise omit it"
 
 
 def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined):
@@ -216,7 +216,7 @@ def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined
     found = lint(agent(FORGETFUL, unread_array=np.ones(3)))
     for field in ("unread", "unread_number"):
         assert of(found, field).severity == "error"
-        assert "confirmed: with" in of(found, field).evidence
+        assert "confirmed: curves with" in of(found, field).evidence
         assert "reaches only" not in of(found, field).finding
     assert of(found, "unread_array").evidence == "by the program", "there is no other value to compare with"
     assert of(found, "unread_name") == Finding(
@@ -235,7 +235,7 @@ def test_what_a_value_hides_is_told_by_curves_and_called_no_proof(examined):
     # 1,000 steps, and before them the warm-up of 40.
     assert "in the first 1,040 of 2,400 environment steps" in finding.finding
     assert finding.evidence.startswith("by equal curves with exploration_fraction=0.6, bit for bit, of one seed")
-    assert finding.evidence.endswith("no proof: it may act later, and --steps looks further")
+    assert finding.evidence.endswith("not a proof: it may act later; use --steps to look further")
 
 
 def test_a_device_that_does_not_repeat_its_runs_compares_no_curves(plain, monkeypatch):
@@ -287,7 +287,7 @@ SOUND = dict(
         (dict(target_update_freq=1_980), None, None, ""),
         (dict(target_update_freq=1_981), "target_time_constant_env_steps", "warning", "fits 10.0 times"),
         (dict(target_update_freq=19_799), "target_time_constant_env_steps", "warning", "fits 1.0 times"),
-        (dict(target_update_freq=19_800), "target_time_constant_env_steps", "error", "stays near its first weights"),
+        (dict(target_update_freq=19_800), "target_time_constant_env_steps", "error", "stays near its initial weights"),
         (dict(target_update_freq=1, polyak=1.0), "target_time_constant_env_steps", "error", "of inf environment steps"),
         (dict(target_update_freq=5), None, None, ""),
         (dict(target_update_freq=4), "target_time_constant_updates", "warning", "within 4 gradient steps"),
@@ -300,9 +300,9 @@ SOUND = dict(
         (dict(fill_buffer=20_000, exploration_fraction=0.3), None, None, ""),
         (dict(fill_buffer=20_001, exploration_fraction=0.3), "warmup_steps", "warning", "20,010 of 100,000 steps, 20%"),
         (dict(buffer_size=5_000), None, None, ""),  # 500 steps of each of ten environments
-        (dict(buffer_size=4_999), "buffer_size", "warning", "cannot hold one episode of the longest length, 500 steps, of"),
+        (dict(buffer_size=4_999), "buffer_size", "warning", "cannot hold one episode of the maximum length, 500 steps, of"),
         (dict(buffer_size=99_999), None, None, ""),
-        (dict(buffer_size=100_000), "buffer_size", "note", "nothing is ever dropped"),
+        (dict(buffer_size=100_000), "buffer_size", "note", "the buffer never drops"),
         (dict(learning_rate=0.0), "learning_rate", "error", "nothing is learned"),
         (dict(learning_rate=0.01), None, None, ""),
         (dict(learning_rate=0.011), "learning_rate", "warning", "above 0.01"),
@@ -385,7 +385,7 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
     assert train.uncovered((0.0, 10.0), returns) is None  # 2 of 20
     assert train.uncovered((0.0, 1.0), np.full(20, np.nan)) is None
     assert train.uncovered((0.0, 8.9), returns) == (
-        "v_max: 15% of the returns of an evaluation, discounted and as they are learned, lie outside of the support from 0 to"
+        "v_max: 15% of the returns of an evaluation, discounted and in learned units, lie outside the support from 0 to"
         " 8.9: they go from 0 to 20; widen the support, or change reward_scale"
     )
     assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")

@@ -54,7 +54,7 @@ class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
     """Q-learning from a replay with a target network, with any head."""
 
     head: str = field(  # type: ignore[misc]
-        "implicit_quantile", "what is learned of the return", choices=HEADS
+        "implicit_quantile", "learn the mean of the return or its distribution", choices=HEADS
     )
 
 

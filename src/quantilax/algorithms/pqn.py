@@ -57,10 +57,10 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
     eval_freq: int = default(Loop, "eval_freq", 24_576)
     num_envs: int = field(32, "E, environments", ge=1)
     num_steps: int = field(64, "T, steps of each environment per iteration", ge=1)
-    num_epochs: int = field(4, "passes over what an iteration collected", ge=1)
+    num_epochs: int = field(4, "passes over an iteration's transitions", ge=1)
     num_minibatches: int = field(16, "gradient steps per pass", ge=1)
 
-    learning_rate: float = field(1e-3, "first step size of RAdam", ge=0)
+    learning_rate: float = field(1e-3, "initial step size of RAdam", ge=0)
     learning_rate_end: float = default(Optimiser, "learning_rate_end", 0.0)
     max_grad_norm: float = default(Optimiser, "max_grad_norm", 10.0)
     lambda_: float = field(
@@ -68,7 +68,7 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
     )
 
     head: str = field(  # type: ignore[misc]
-        "scalar", "what is learned of the return: its mean or its distribution", choices=HEADS
+        "scalar", "learn the mean of the return or its distribution", choices=HEADS
     )
 
     eps_end: float = default(Exploration, "eps_end", 0.05)

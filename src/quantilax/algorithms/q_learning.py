@@ -57,10 +57,10 @@ class Config(values.Config, Replay, Target):
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
     exploration_repeats: int = field(
-        1, "the most steps of a random action, n with chances in proportion to n^-2; 1: epsilon-greedy", ge=1
+        1, "longest repeat of a random action, n with chance proportional to n^-2; 1: epsilon-greedy", ge=1
     )
-    dueling: bool = field(False, "a stream for the state's value and one for the actions' advantages")
-    noisy: bool = field(False, "layers of f with learned noise, which explores; epsilon is best 0 then")
+    dueling: bool = field(False, "separate streams for the state's value and the actions' advantages")
+    noisy: bool = field(False, "layers of f with learned noise for exploration; set epsilon to 0 then")
 
     @property
     def warmup_steps(self) -> int:
@@ -101,7 +101,7 @@ class Config(values.Config, Replay, Target):
             )
         if self.munchausen and n > 1:
             raise ConfigError(
-                f"n_step: {n} with munchausen is not defined: the rewards on the way would need their own"
+                f"n_step: {n} is not defined with munchausen: the rewards in between would need their own"
                 " log-probabilities; set n_step to 1 or munchausen to false"
             )
         for name, lacks in (("buffer_size", "cannot hold"), ("total_timesteps", "is less than")):
@@ -121,7 +121,7 @@ class Config(values.Config, Replay, Target):
         if batch < 16 and self.n_step == 1:
             lines.append(
                 f"batch_size={batch} with 1-step targets: gradients this noisy tend to make runs that never"
-                " settle (small batches can serve with n-step returns, see docs/stability.md); set batch_size to 32 or more"
+                " settle (small batches can work with n-step returns, see docs/stability.md); set batch_size to 32 or more"
             )
         if self.gradient_steps == 0:
             lines.append(

@@ -48,7 +48,7 @@ class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Net
                 head(self).check()
             elif head.name == self.head:
                 raise ConfigError(
-                    f"head: {head.name} needs hyperparameters that this algorithm has not ({', '.join(missing)}); choose"
+                    f"head: {head.name} needs hyperparameters that this algorithm lacks ({', '.join(missing)}); choose"
                     " an algorithm whose config class extends them"
                 )
         kappa = getattr(self, "kappa", 1.0)
@@ -228,7 +228,7 @@ def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"
     if of_head is None:
         *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
         raise ConfigError(
-            f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
+            f"head: {config.head} learns expected values, not quantiles; choose {', '.join(others)} or {last}"
         )
     network = nnx.merge(state.network, state.average_params)
     psi = network.psi(normalize.observations(state.normalizer, obs))

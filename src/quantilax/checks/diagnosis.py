@@ -100,7 +100,7 @@ def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
     for (seed,), rows in run.sort("seed", "env_step").group_by("seed", maintain_order=True):
         if rows.height < MIN_ROWS:
             raise ConfigError(
-                f"has {rows.height} evaluations and a diagnosis takes {MIN_ROWS} or more; lower eval_freq, or wait"
+                f"has {rows.height} evaluations, but a diagnosis needs {MIN_ROWS} or more; lower eval_freq, or wait"
             )
         found.append(_diagnose(int(seed), rows, config))
     return found
@@ -151,7 +151,7 @@ def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
     if math.isfinite(medians[noise.quantity]) and rules.score(noise, most) <= noise.margin:
         yield (
             f"noise cannot be judged with this batch and {rows.height} evaluations: {noise.quantity} could be {most:.3g}"
-            " at most, which names nothing"
+            " at most, too little to name it"
         )
 
 
@@ -268,7 +268,7 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     store = Store.open(path)
     records = store.records()
     if not records.height:
-        raise ConfigError(f"{path}: has no finished run yet; go on with quantilax study --resume")
+        raise ConfigError(f"{path}: has no finished run yet; continue with quantilax study --resume")
     variants = store.facts["variants"]
     parts = {str(variant): rows for (variant,), rows in records.group_by("variant", maintain_order=True)}
     measured = {variant: rows for variant, rows in parts.items() if has_signals(rows)}
@@ -339,7 +339,7 @@ def told(found: list[Diagnosis]) -> list[str]:
     for one in found:
         lines += [f"seed {one.seed}: {_outcome(one.outcome)}", *(f"  {line}" for line in _causes(one))]
     if len(found) > 1:
-        lines.append("in sum: " + "; ".join(sums(found)))
+        lines.append("in total: " + "; ".join(sums(found)))
     return lines
 
 
@@ -381,15 +381,15 @@ def _causes(one: Diagnosis) -> list[str]:
             lines.append("   read from the config: " + ", ".join(_assignments(cause.config)))
         lines.append(f"   try: {_try(cause)}")
     if one.near:
-        lines.append("no cause is named; outside of what healthy runs show, by less than names one:")
+        lines.append("no cause is named; outside the healthy range, but by too little to name one:")
         for cause in one.near:
             lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
     elif not one.causes:
-        lines.append("nothing that the rules read is outside of what healthy runs show")
+        lines.append("every figure that the rules read is within its healthy range")
     lines += one.unjudged if not one.causes else ()
     if one.study:
         variants = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()
-        lines.append(f"the evidence does not decide; a study that would: variants: {variants}, seeds: 10")
+        lines.append(f"the evidence is inconclusive; a study that would decide: variants: {variants}, seeds: 10")
     return lines
 
 

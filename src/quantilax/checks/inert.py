@@ -220,11 +220,11 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
     finding, evidence = f"{name}={_shown(getattr(agent.config, name))} has no effect on the curve", "by the program"
     finding += f"; it reaches only {', '.join(reaches)}" if reaches else ""
     if enabled_by is None:
-        severity, finding = "error", f"{finding}, nor where other fields are changed one at a time"
-        remedy = f"look into {agent.algorithm.name} for the line that should use it"
+        severity, finding = "error", f"{finding}, nor when other fields are changed one at a time"
+        remedy = f"check the line of {agent.algorithm.name} that should use it"
     else:
         fields = " and ".join(f"{field}={_shown(value)}" for field, value in enabled_by.items())
-        remedy = f"it takes effect with {fields}, for one; else leave it out"
+        remedy = f"takes effect with {fields}, for example; otherwise omit it"
     if trial is not None and others:
         programs.progress(f"confirming that {name} changes nothing")
         run = Trial(agent.replace(**changes)).rows({}) if name in programs.statics else trial.rows(changes)
@@ -232,7 +232,7 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
         if step is None:
             evidence += f"; but the curve {changed} differs, if only in low bits: please report this"
         else:
-            evidence += f"; confirmed: {changed} equal curves, bit for bit, over {step:,} environment steps"
+            evidence += f"; confirmed: curves {changed} are equal, bit for bit, over {step:,} environment steps"
     return Finding(severity, name, finding, evidence, remedy)
 
 
@@ -247,9 +247,9 @@ def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:
         until = min(until, step)
     value, values = _shown(getattr(agent.config, name)), " and ".join(_shown(value) for value in others)
     steps = f"the first {until:,} of {total:,} environment steps"
-    proof = "" if until >= total else "; no proof: it may act later, and --steps looks further"
+    proof = "" if until >= total else "; not a proof: it may act later; use --steps to look further"
     evidence = f"by equal curves with {name}={values}, bit for bit, of one seed{proof}"
-    remedy = "look whether another field's value hides it, or what it waits for"
+    remedy = "check whether another field hides it or delays its effect"
     return [Finding("note", name, f"{name}={value} changes neither curve nor weights in {steps}", evidence, remedy)]
 
 

@@ -105,9 +105,9 @@ def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
         "note",
         "kappa",
         f"kappa={kappa:g} is over 100 times the mean TD error of {td_error:.2g}: the loss is a parabola everywhere,"
-        " so it learns expectiles and no quantiles",
+        " so it learns expectiles, not quantiles",
         f"measured over {int(record.env_step):,} environment steps of one seed",
-        "a smaller kappa, or rewards of another scale (reward_scale)",
+        "lower kappa or change reward_scale",
     )
 
 

@@ -57,7 +57,7 @@ def _replayed(derived: dict[str, Any]) -> Iterator[Finding]:
         yield _told(
             "warning",
             name,
-            f"{samples:g} samples are replayed per environment step; usual are {low:g} to {high:g}",
+            f"{samples:g} samples are replayed per environment step; {low:g} to {high:g} are usual",
             "fewer or smaller gradient steps per environment step"
             if many
             else "more or larger gradient steps per environment step",
@@ -73,24 +73,24 @@ def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
         yield _told(
             "error",
             name,
-            f"the target stays near its first weights: its time constant of {steps:,.0f} environment steps is not below the"
+            f"the target stays near its initial weights: its time constant of {steps:,.0f} environment steps is at least the"
             f" {learning_steps:,} that the run learns for",
-            "a shorter period, or a smaller share that is kept (target_update_freq, polyak)",
+            "lower target_update_freq or polyak",
         )
     elif steps > learning_steps / TARGETS_PER_RUN:
         yield _told(
             "warning",
             name,
             f"the target is slow: its time constant of {steps:,.0f} environment steps fits {learning_steps / steps:.1f} times"
-            f" into the {learning_steps:,} that the run learns for, and values travel one step of the task in each",
-            "a shorter period, or a smaller share that is kept (target_update_freq, polyak)",
+            f" into the {learning_steps:,} that the run learns for, and values propagate one step of the task in each",
+            "lower target_update_freq or polyak",
         )
     if updates < TARGET_UPDATES:
         yield _told(
             "warning",
             "target_time_constant_updates",
-            f"the target follows the online network within {updates:.3g} gradient steps, so it steadies little",
-            "a longer period, or a larger share that is kept (target_update_freq, polyak)",
+            f"the target follows the online network within {updates:.3g} gradient steps, so it hardly stabilises learning",
+            "raise target_update_freq or polyak",
         )
 
 
@@ -104,15 +104,15 @@ def _exploration(config: Any, derived: dict[str, Any], warmup: int) -> Iterator[
         yield _told(
             "warning",
             name,
-            f"epsilon reaches its end at step {end:,} of {total:,}: less than half of the run is near the greedy policy",
+            f"epsilon reaches eps_end at step {end:,} of {total:,}: less than half of the run is near the greedy policy",
             f"exploration_fraction of {EXPLORATION} or less",
         )
     if end <= warmup:
         yield _told(
             "warning",
             name,
-            f"epsilon reaches its end at step {end:,}, within the warm-up of {warmup:,} steps: learning begins at the last"
-            " epsilon, and the schedule is never seen",
+            f"epsilon reaches eps_end at step {end:,}, within the warm-up of {warmup:,} steps: learning begins at eps_end, so"
+            " the schedule has no effect",
             "a larger exploration_fraction or a shorter warm-up",
         )
 
@@ -123,7 +123,7 @@ def _loop(config: Any, warmup: int) -> Iterator[Finding]:
         yield _told(
             "warning",
             "eval_episodes",
-            f"each row of the curve is a mean over {episodes} episodes; noise of that size hides falls and makes others",
+            f"each row of the curve is a mean over {episodes} episodes; such noise hides real falls and fakes others",
             f"eval_episodes of {EVAL_EPISODES} or more, 100 for a figure to report",
         )
     if total * WARMUP < warmup < total // config.steps_per_iteration * config.steps_per_iteration:
@@ -143,7 +143,7 @@ def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
         yield _told(
             "warning",
             "buffer_size",
-            f"the buffer of {size:,} transitions cannot hold one episode of the longest length, {longest:,.0f} steps, of each"
+            f"the buffer of {size:,} transitions cannot hold one episode of the maximum length, {longest:,.0f} steps, of each"
             f" of num_envs={config.num_envs}",
             f"buffer_size of {longest * config.num_envs:,.0f} or more",
         )
@@ -151,8 +151,8 @@ def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
         yield _told(
             "note",
             "buffer_size",
-            f"nothing is ever dropped: the buffer takes {size:,} transitions and the run makes {config.total_timesteps:,}",
-            "none needed; that a smaller buffer forgets early policies may serve or harm (docs/stability.md)",
+            f"the buffer never drops a transition: it holds {size:,} transitions and the run makes {config.total_timesteps:,}",
+            "none needed; a smaller buffer forgets early policies, which may help or harm (docs/stability.md)",
         )
 
 
@@ -167,7 +167,7 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
         yield _told(
             "warning",
             "learning_rate",
-            f"learning_rate={rate:g} is above {LEARNING_RATE:g}, larger than any that is known to serve here",
+            f"learning_rate={rate:g} is above {LEARNING_RATE:g}, larger than any known to work here",
             "1e-3 or less",
         )
     share = _number(getattr(config, "learning_rate_end", None))
@@ -178,8 +178,8 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
         yield _told(
             "warning",
             "learning_rate",
-            f"learning_rate={rate:g} over {steps:,} gradient steps: a weight can travel about {travel:.2g} in all, which is"
-            " little beside weights that begin within +-1/sqrt(inputs)",
+            f"learning_rate={rate:g} over {steps:,} gradient steps: a weight can move about {travel:.2g} in all, little"
+            " compared with initial weights within +-1/sqrt(inputs)",
             "a larger learning_rate, more gradient steps or a longer run",
         )
 
@@ -191,7 +191,7 @@ def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
         yield _told(
             "warning",
             "gamma",
-            "gamma=1: where a time limit cuts an episode the value bootstraps on without end, and has no bound",
+            "gamma=1: where a time limit cuts an episode, the value bootstraps without end and has no bound",
             "gamma below 1",
         )
         return
@@ -203,17 +203,17 @@ def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
         yield _told(
             "note",
             "gamma",
-            f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and no episode is longer than {longest:,.0f}: within one it"
-            " hardly discounts",
-            "none needed where episodes end by themselves; where a limit cuts them, values count steps that nobody takes",
+            f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and no episode is longer than {longest:,.0f}: within an episode"
+            " it hardly discounts",
+            "none needed where episodes end by themselves; where a limit cuts them, values count steps that are never taken",
         )
     if horizon < low * longest:
         yield _told(
             "note",
             "gamma",
-            f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and episodes may take {longest:,.0f}: what comes late in them"
-            " hardly counts",
-            "a larger gamma, where rewards come late",
+            f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and episodes may take {longest:,.0f}: late rewards hardly"
+            " count",
+            "a larger gamma if rewards come late",
         )
 
 

@@ -190,7 +190,7 @@ def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
 RULES = (
     Rule(
         "sparse_reward",
-        "the episodes of all evaluations came to the same return: nothing that the policy did in them made a difference",
+        "all evaluation episodes have the same return: nothing the policy did made a difference",
         "return_range",
         -1,
         0.5,
@@ -204,14 +204,14 @@ RULES = (
     ),
     Rule(
         "time_limit",
-        "episodes end as deaths at the time limit to the step, where the network expected more to come",
+        "episodes terminate exactly at the time limit, where the network expected more to come",
         "limit_surprise",
         1,
         0.3,
         ("limit_reached", "limit_deaths", "limit_error"),
         ("bootstrap_truncated",),
         _change_time_limit,
-        remark="let the environment tell the limit as truncated, or show the time in the observation",
+        remark="let the environment report the limit as truncated, or show the time in the observation",
     ),
     Rule(
         "reward_scale",
@@ -226,7 +226,7 @@ RULES = (
     ),
     Rule(
         "clipping",
-        "next to nothing is left of the gradients after clipping",
+        "clipping removes almost all of the gradients",
         "clip_factor",
         -1,
         0.5,
@@ -268,7 +268,7 @@ RULES = (
     ),
     Rule(
         "exploration",
-        "hardly any actions but the greedy ones were taken",
+        "almost all actions were greedy",
         "explored",
         -1,
         0.3,
@@ -278,7 +278,7 @@ RULES = (
     ),
     Rule(
         "buffer",
-        "the replay holds very few episodes, so what is learned from is soon forgotten",
+        "the replay holds very few episodes, so experience is soon forgotten",
         "replay_episodes",
         -1,
         0.3,

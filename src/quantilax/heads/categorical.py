@@ -27,8 +27,8 @@ class Categorical:
     """The support."""
 
     num_atoms: int = field(51, "M, atoms of the support", ge=2)
-    v_min: float = field(-10.0, "least return that the support has, in the units that are learned")
-    v_max: float = field(10.0, "greatest return that the support has, in the units that are learned")
+    v_min: float = field(-10.0, "lowest return in the support, in learned units")
+    v_max: float = field(10.0, "highest return in the support, in learned units")
 
 
 class OfAtoms(Head):

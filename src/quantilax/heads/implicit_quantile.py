@@ -42,7 +42,9 @@ class ImplicitQuantiles(Huber):
     num_quantile_samples: int = field(32, "K, fractions in the mean that chooses an action", ge=1)
     tau_sampling: str = field("uniform", "how fractions are drawn in the loss", choices=fractions.SAMPLERS)
     share_tau: bool = field(False, "the examples of a batch share one draw of fractions")
-    acting_tau_sampling: str = field("uniform", "how those of the acting policy are drawn", choices=fractions.SAMPLERS)
+    acting_tau_sampling: str = field(
+        "uniform", "how the acting policy's fractions are drawn", choices=fractions.SAMPLERS
+    )
     risk: str = field("neutral", "distortion of the acting policy's fractions", choices=risk.DISTORTIONS)
     risk_eta: float = field(
         1.0, "eta, strength of the distortion: cvar (0, 1], cpw (0, 100]; wang and power: < 0 averse, > 0 seeks risk"

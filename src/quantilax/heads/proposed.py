@@ -49,7 +49,7 @@ class Fractions(Huber):
     fraction_entropy: float = field(
         0.001, "lambda, weight of the entropy of the shares in the proposal's loss, in units of return", ge=0
     )
-    weigh_targets: bool = field(True, "a target counts by the width of its fractions; false: all alike")
+    weigh_targets: bool = field(True, "weight each target by the width of its fractions; false: equally")
 
 
 class Proposal(NamedTuple):

@@ -150,8 +150,8 @@ def advice(space: Box, config: Any) -> list[str]:
         ]
     if config.torso != "mlp" and config.normalize_observations:
         return [
-            f"normalize_observations=true with torso={config.torso} scales each cell by its own moments, so that a thing"
-            " looks different from place to place; set it to false (bytes are divided by 255 in any case)"
+            f"normalize_observations=true with torso={config.torso} scales each cell by its own moments, so that the same"
+            " thing looks different in each place; set it to false (bytes are divided by 255 in any case)"
         ]
     return []
 
