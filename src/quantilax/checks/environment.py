@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from quantilax.checks.findings import Finding
+from quantilax.envs.vector import Mapped
 from quantilax.learning import rollout
 from quantilax.types import Box, Discrete, Environment, Transition
 
@@ -190,9 +191,9 @@ def _as_compiled(env: Environment, key: Key[Array, ""]) -> Iterator[Finding]:
     keys = jax.random.split(key, NUM_ENVS)
     space = env.action_space
     action = jnp.zeros((), jnp.int32) if isinstance(space, Discrete) else _middle(space)
-    reset, step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step, in_axes=(0, 0, None)))
-    states, obs, *_ = reset(keys)
-    told = step(keys, states, action)[1]
+    mapped = Mapped(env=env)
+    states, obs, _ = jax.jit(mapped.reset)(keys)
+    told = jax.jit(mapped.step)(keys, states, jnp.broadcast_to(action, (NUM_ENVS, *action.shape)))[1]
     for i in (0, NUM_ENVS - 1):
         state, one, *_ = env.reset(keys[i])
         single = env.step(keys[i], state, action)[1]

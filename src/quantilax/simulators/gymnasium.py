@@ -36,6 +36,8 @@ def construct(env: str | Callable[..., Any], arguments: dict[str, Any]) -> gymna
         return function(**arguments)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is out of date.*")  # the user named this version
+        # Box2D's extension warns while it is imported, and Python dies if that is an error.
+        warnings.simplefilter("ignore", DeprecationWarning)
         return gymnasium.make(env, **arguments)
 
 
