@@ -52,7 +52,7 @@ def as_legal(space: Discrete | Box, masks: bool, legal: Any) -> Legal:
             raise ConfigError("legal: the environment has no masks of legal actions; leave it out")
         return None
     if legal is None:
-        raise ConfigError("legal: the environment has masks of legal actions; pass the observation's")
+        raise ConfigError("legal: the environment has masks of legal actions; pass that of the observation")
     given = _as_array("legal", legal)
     if given.shape != (space.n,) or not jnp.issubdtype(given.dtype, jnp.bool_):
         raise ConfigError(f"legal: expected {space.n} bools, one per action, got {given.dtype} of shape {given.shape}")

@@ -101,7 +101,7 @@ class Config(values.Config, Replay, Target):
             )
         if self.munchausen and n > 1:
             raise ConfigError(
-                f"n_step: {n} is not defined with munchausen: the rewards in between would need their own"
+                f"n_step: {n} with munchausen is not defined: the rewards in between would need their own"
                 " log-probabilities; set n_step to 1 or munchausen to false"
             )
         for name, lacks in (("buffer_size", "cannot hold"), ("total_timesteps", "is less than")):

@@ -228,7 +228,7 @@ def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"
     if of_head is None:
         *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
         raise ConfigError(
-            f"head: {config.head} learns expected values, not quantiles; choose {', '.join(others)} or {last}"
+            f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
         )
     network = nnx.merge(state.network, state.average_params)
     psi = network.psi(normalize.observations(state.normalizer, obs))
