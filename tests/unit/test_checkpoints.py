@@ -171,16 +171,16 @@ def as_read(packed: Packed) -> checkpoints.Checkpoint:
     return checkpoints.Checkpoint(Path(), {}, {**packed.arrays, **packed.blocks})
 
 
-def rings(capacity: int, filled: int) -> replay.Ring:
+def rings(capacity: int, filled: int, frames: int = 1) -> replay.Ring:
     """Two runs' replay of frames from two environments, as training holds them; the second run has a cut in each half."""
 
     def one(seed: int) -> replay.Ring:
-        frames = jax.random.randint(jax.random.key(seed), (filled, 2, 50), 0, 256).astype(jnp.uint8)
+        seen = jax.random.randint(jax.random.key(seed), (filled, 2, 50), 0, 256).astype(jnp.uint8)
         flags = jnp.zeros((filled, 2), bool)
         cut = flags.at[filled // 4, 0].set(seed == 1).at[filled * 3 // 4, 0].set(seed == 1)
-        steps = Transition(frames, frames[..., 0].astype(jnp.int32), frames[..., 1] / 7, frames, flags, cut)
+        steps = Transition(seen, seen[..., 0].astype(jnp.int32), seen[..., 1] / 7, seen, flags, cut)
         first = jax.tree.map(lambda x: x[0, 0], steps)
-        ring = replay.init(first, frames[0], capacity)
+        ring = replay.init(first, seen[0], capacity, frames=frames)
         return jax.lax.scan(lambda ring, step: (replay.add(ring, step, step.obs + 1), None), ring, steps)[0]
 
     return jax.tree.map(lambda *x: jnp.stack(x), one(0), one(1))
@@ -209,6 +209,16 @@ def test_only_the_filled_part_of_the_replay_is_stored_in_its_own_dtype_and_the_r
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 250 * slots + 20_000
     back = checkpoints.unpack(read, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
     assert jax.tree.structure(back) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
+def test_a_replay_of_stacked_frames_comes_back_whole(tmp_path):
+    state = {"replay": rings(2000, 9, frames=5)}
+    path = checkpoints.save(tmp_path / "checkpoints", 1, checkpoints.pack(state), facts())
+    read = checkpoints.read(path)
+    assert read.arrays["replay/observations"].shape == (2, 12, 2, 10)
+    assert read.arrays["replay/depth"].shape == (2, 12, 2)
+    back = checkpoints.unpack(read, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
 

@@ -260,9 +260,9 @@ def pack(state: PyTree, evaluations: PyTree = ()) -> Packed:
     return Packed(arrays, blocks, {name: on_host(leaf) for name, leaf in _named(evaluations)})
 
 
-def _large(ring: str) -> tuple[str, str]:
+def _large(ring: str) -> tuple[str, ...]:
     """Return the prefixes of the names of a replay's large arrays: those that are compacted."""
-    return f"{ring}/rows/", f"{ring}/observations"
+    return f"{ring}/rows/", f"{ring}/observations", f"{ring}/depth"
 
 
 def unpack(checkpoint: Checkpoint, specs: PyTree) -> PyTree:
