@@ -62,7 +62,7 @@ OF_TINY_CONFIGS = (
     "each row of the curve is a mean over",
     "a weight can move about",
     ": the target is slow: ",
-    "the schedule is never seen",
+    "the schedule has no effect",
 )
 """What is said of every config that trains as little as those above."""
 

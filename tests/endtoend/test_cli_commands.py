@@ -54,7 +54,11 @@ def test_list_names_every_algorithm_and_environment_and_each_can_be_made(call: C
     assert (ended.status, ended.stderr) == (0, "")
     words = {line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")}
     assert set(ALGORITHMS) <= words
-    assert {"CartPole-v1", "probe/bimodal", "probe/geometric", "probe/time_limit", "probe/terminal"} <= words
+    for library, known in (("gymnax", "CartPole-v1"), ("probes", "probe/time_limit")):
+        assert library in words
+        ended = call("list", "--environments", library)
+        assert (ended.status, ended.stderr) == (0, "")
+        assert known in ended.stdout.splitlines()
     from quantilax import make
 
     for name in ("CartPole-v1", "probe/corridor"):

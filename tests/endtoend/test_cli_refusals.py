@@ -67,7 +67,7 @@ def refusal(call: Call, tmp_path: Path):
         (["env=probe/corrido"], "unknown environment 'probe/corrido'; did you mean 'probe/corridor'?"),
         (["env=CartPole-v2"], "unknown environment 'CartPole-v2'; did you mean 'CartPole-v1'?"),
         (["env=xyzzy"], "unknown environment 'xyzzy'; the nearest environments are "),
-        (["env=xyzzy"], "; quantilax list lists all; a class of your own is named module:Class"),
+        (["env=xyzzy"], "; quantilax list --environments gymnax lists all; a class of your own is named module:Class"),
         (["env=Pendulum-v1"], "env: Pendulum-v1 has continuous actions and iqn needs discrete ones; choose another"),
         (["env=3"], "env: expected a name, got 3"),
         (["algorithm=iqm"], "unknown algorithm 'iqm'; did you mean 'iqn'?"),

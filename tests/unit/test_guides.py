@@ -191,7 +191,7 @@ def test_a_registered_head_is_a_value_of_the_field_and_what_it_lacks_is_refused(
         create(ALGORITHMS[loop], "probe/corridor", {"head": "gausian"})
     with pytest.raises(ConfigError, match="munchausen: not defined"):
         create(ALGORITHMS[loop], "probe/corridor", {"head": "gaussian", "munchausen": True})
-    with pytest.raises(ConfigError, match=r"head: beta_gaussian needs hyperparameters .* has not \(Beta\); choose"):
+    with pytest.raises(ConfigError, match=r"head: beta_gaussian needs hyperparameters .* lacks \(Beta\); choose"):
         create(ALGORITHMS[loop], "probe/corridor", {"head": "beta_gaussian"})
 
 
