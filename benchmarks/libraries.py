@@ -85,7 +85,25 @@ def xminigrid(name: str) -> Side:
     return Side(env.num_actions(params), lambda key: env.reset(params, key), step)
 
 
-BARE: dict[str, Callable[[str], Side]] = {"jumanji": jumanji, "pgx": pgx, "xminigrid": xminigrid}
+def navix(name: str) -> Side:
+    import navix as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    env = library.make(name)
+
+    def parts(told: Any) -> Any:
+        return (told.state.replace(cache=None), told.t), told.observation  # the cache holds pixels
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        inner, t = state
+        before = library.Timestep(t=t, observation=None, action=None, reward=None, step_type=None, state=inner)
+        told = env._step(before, action)
+        state, obs = chosen(told.is_done(), parts(env.reset(key)), parts(told))
+        return state, (obs, told.reward)
+
+    return Side(len(env.action_set), lambda key: parts(env.reset(key))[0], step)
+
+
+BARE: dict[str, Callable[[str], Side]] = {"jumanji": jumanji, "navix": navix, "pgx": pgx, "xminigrid": xminigrid}
 """Library -> (name without the library -> bare environment)."""
 
 
