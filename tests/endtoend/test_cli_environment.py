@@ -147,16 +147,19 @@ def test_a_run_in_an_environment_of_gymnasium_is_resumed_exactly(call: Call, tmp
     assert len(rows("run")) == 4
 
 
-def test_what_an_environment_raises_ends_a_run_in_a_line_and_keeps_its_checkpoint(call: Call, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", [{}, {"vectorization_mode": "async", "num_workers": 1}], ids=["sync", "async"])
+def test_what_an_environment_raises_ends_a_run_in_a_line_and_keeps_its_checkpoint(
+    call: Call, tmp_path, monkeypatch, mode
+):
     pytest.importorskip("gymnasium", reason="the extra 'gymnasium' is not installed")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stuck.py").write_text(STUCK)
-    section = {**TINY_SECTION, "env": "stuck:Stuck", "env_args": {"max_episode_steps": 20}}
+    section = {**TINY_SECTION, "env": "stuck:Stuck", "env_args": {"max_episode_steps": 20, **mode}}
     (tmp_path / "stuck.yaml").write_text(yaml.safe_dump({"pqn": section}))
     ended = call("train", "stuck.yaml", "--out", "run", "total_timesteps=1280", "eval_freq=128")
     sys.modules.pop("stuck", None)
     assert ended.status == 2
-    assert ended.lines[-1] == "error: env: stuck:Stuck raised RuntimeError: the motor is stuck"
+    assert ended.lines[-1] == "error: env: stuck:Stuck: raised RuntimeError: the motor is stuck"
     assert "Traceback" not in ended.stderr
     assert list(Path("run/checkpoints").iterdir())
 

@@ -78,9 +78,7 @@ class Library(NamedTuple):
     """A library of environments: `quantilax.envs.<name>` has `make` and `names`."""
 
     package: str
-    """What is imported."""
-    extra: str
-    """With which extra of quantilax it is installed."""
+    """What is imported. The extra of quantilax that installs it is called like the library."""
     what: str
     """What it has, in a few words."""
 
@@ -91,12 +89,12 @@ class Library(NamedTuple):
 
 
 LIBRARIES = {
-    "gymnasium": Library("gymnasium", "gymnasium", "Box2D, MuJoCo, toy text, and what others registered"),
-    "atari": Library("ale_py", "atari", "the games of the Arcade Learning Environment (GPL)"),
-    "navix": Library("navix", "navix", "MiniGrid in JAX"),
-    "jumanji": Library("jumanji", "jumanji", "combinatorial tasks in JAX"),
-    "pgx": Library("pgx", "pgx", "games in JAX"),
-    "xminigrid": Library("xminigrid", "xminigrid", "grid worlds in JAX"),
+    "gymnasium": Library("gymnasium", "Box2D, MuJoCo, toy text, and what others registered"),
+    "atari": Library("ale_py", "the games of the Arcade Learning Environment (GPL)"),
+    "navix": Library("navix", "MiniGrid in JAX"),
+    "jumanji": Library("jumanji", "combinatorial tasks in JAX"),
+    "pgx": Library("pgx", "games in JAX"),
+    "xminigrid": Library("xminigrid", "grid worlds in JAX"),
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
 
@@ -159,7 +157,7 @@ def _module(library: str) -> Any:
     """
     found = LIBRARIES[library]
     if not found.is_installed:
-        raise ConfigError(f"env: {library} is not installed; install it with: pip install 'quantilax[{found.extra}]'")
+        raise ConfigError(f"env: {library} is not installed; install it with: pip install 'quantilax[{library}]'")
     try:
         return importlib.import_module(f"quantilax.envs.{library}")
     except ImportError as error:

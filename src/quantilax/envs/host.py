@@ -219,7 +219,7 @@ class Simulation:
             except SimulatorError as error:
                 raise failures.leave(ConfigError(f"env: {self.name}: {error}")) from None
             except Exception as error:  # a user's environment may raise anything
-                told = f"env: {self.name} raised {type(error).__name__}: {reason(error)}"
+                told = f"env: {self.name}: raised {type(error).__name__}: {reason(error)}"
                 raise failures.leave(ConfigError(told)) from None
 
         return guarded

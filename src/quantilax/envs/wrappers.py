@@ -361,12 +361,24 @@ def wrap(env: Environment, entry: Any) -> Environment:
             hint = did_you_mean(key, fields, "fields") if fields else "; it has none"
             raise ConfigError(f"wrappers: {name}: unknown field '{key}'{hint}")
     converted = pytree.convert(cls, arguments, f"wrappers: {name}")
-    if cls is TimeLimit and hasattr(env, "with_time_limit"):  # its simulators need not be reset at each step
-        limited: Environment = env.with_time_limit(converted.get("steps", 1000))
+    if cls is TimeLimit and (limited := _limited(env, converted.get("steps", 1000))) is not None:
         return limited
     made = cls(env=env, **converted)
     made.observation_space  # noqa: B018  it checks whether the wrapper fits
     return made
+
+
+def _limited(env: Any, steps: int) -> Environment | None:
+    """Return a host environment, inside its wrappers, with a time limit of its own.
+
+    `TimeLimit` resets at each step, in case that the episode ends there, and a simulator takes long
+    for that. None: the environment is of JAX, or a wrapper between counts other steps.
+    """
+    if hasattr(env, "with_time_limit"):
+        limited: Environment = env.with_time_limit(steps)
+        return limited
+    inner = _limited(env.env, steps) if isinstance(env, Wrapper) and not isinstance(env, ActionRepeat) else None
+    return None if inner is None else replace(env, env=inner)
 
 
 def entry_of(env: Wrapper) -> str | dict[str, Any] | None:

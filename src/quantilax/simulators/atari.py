@@ -17,18 +17,9 @@ SIZE = 84
 NOOP, FIRE = ale_py.Action.NOOP, ale_py.Action.FIRE
 
 
-def make(
-    game: str,
-    sticky: float,
-    idle_frames: int,
-    fire_first: bool,
-    life_loss: bool,
-    frame_skip: int,
-    full_action_space: bool,
-    pictures: bool = False,
-) -> "Atari":
-    """Make the simulator of a game; `quantilax.envs.atari` says what the arguments mean."""
-    return Atari(game, sticky, idle_frames, fire_first, life_loss, frame_skip, full_action_space)
+def make(game: str, pictures: bool = False, **settings: Any) -> "Atari":
+    """Make the simulator of a game; `quantilax.envs.atari` says what the settings mean."""
+    return Atari(game, **settings)
 
 
 class Atari:

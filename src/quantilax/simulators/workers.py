@@ -27,7 +27,7 @@ class Workers:
     def __init__(self, maker: Maker, form: Form, number: int) -> None:
         """Begin `number` processes."""
         try:
-            told = pickle.dumps((maker, form, sys.path))
+            told = pickle.dumps((maker, form, [*sys.path, os.getcwd()]))  # where `env: module:Class` looks as well
         except Exception as error:  # pickling runs a user's code
             raise SimulatorError(f"its arguments cannot be sent to processes: {reason(error)}") from None
         self._workers = [_Worker(told) for _ in range(number)]
