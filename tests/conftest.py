@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 
-from quantilax import ALGORITHMS, Agent
+from quantilax import ALGORITHMS, Agent, Box, Discrete
 from quantilax.agent import create
 from quantilax.host import limits
 
@@ -126,6 +126,7 @@ def each(names: Iterable[str] = ALGORITHMS, first: Collection[str] = FIRST) -> l
     return [pytest.param(name, marks=() if name in first else pytest.mark.validation) for name in names]
 
 
+ACTOR_CRITIC = {**OFF_POLICY, "torso_sizes": (8, 8), "head_sizes": (8,)}
 TINY: dict[str, dict[str, Any]] = {
     "dqn": OFF_POLICY,
     "c51": OFF_POLICY | dict(num_atoms=7, v_min=-2.0, v_max=2.0),
@@ -143,12 +144,23 @@ TINY: dict[str, dict[str, Any]] = {
         num_minibatches=2,
         torso_sizes=(8,),
     ),
+    "sac": ACTOR_CRITIC | dict(head="scalar"),
+    "tqc": ACTOR_CRITIC | dict(num_critics=3, num_quantiles=5, top_quantiles_to_drop=1),
+    "dsac": ACTOR_CRITIC | dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),
+    "td3": ACTOR_CRITIC | dict(head="scalar"),
+    "td3_c51": ACTOR_CRITIC | dict(num_atoms=7, v_min=-2.0, v_max=2.0),
+    "d4pg": ACTOR_CRITIC | dict(num_atoms=7, v_min=-2.0, v_max=2.0),
 }
 """A second of work; a new algorithm in the registry needs a line here."""
 
 
-def tiny(name: str, env: Any = "probe/corridor", **changes: Any) -> Agent:
-    return create(ALGORITHMS[name], env, {**TINY[name], **changes})
+PROBE = {Discrete: "probe/corridor", Box: "probe/regulator"}
+"""An environment for each kind of actions."""
+
+
+def tiny(name: str, env: Any = None, **changes: Any) -> Agent:
+    algorithm = ALGORITHMS[name]
+    return create(algorithm, env or PROBE[algorithm.actions[0]], {**TINY[name], **changes})
 
 
 @pytest.fixture(params=each())

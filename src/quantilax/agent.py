@@ -21,6 +21,7 @@ from quantilax.errors import ConfigError
 from quantilax.learning import rollout
 from quantilax.types import (
     Algorithm,
+    Box,
     Discrete,
     Environment,
     EvalCallback,
@@ -257,11 +258,7 @@ def create(
     try:
         environment = envs.as_environment(env, env_args, wrappers)
         config: Any = pytree.from_dict(algorithm.config, hyperparameters)
-        if not isinstance(environment.action_space, Discrete):
-            raise ConfigError(
-                f"env: {environment.name} has continuous actions and {algorithm.name} needs discrete ones;"
-                " choose another (quantilax list --environments)"
-            )
+        _check_actions(environment, algorithm)
         train.check(environment, config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
@@ -270,6 +267,17 @@ def create(
     for line in train.advice(environment, config) if concrete else []:
         warnings.warn(f"{where}: {line}" if where else line, ConfigWarning, stacklevel=3)
     return Agent(algorithm=algorithm, env=environment, config=config, eval_callback=_callable(eval_callback))
+
+
+def _check_actions(env: Environment, algorithm: Algorithm) -> None:
+    space, another = env.action_space, "choose another (quantilax list --environments)"
+    if not isinstance(space, algorithm.actions):
+        kinds = ("discrete", "continuous") if isinstance(space, Discrete) else ("continuous", "discrete")
+        raise ConfigError(
+            f"env: {env.name} has {kinds[0]} actions and {algorithm.name} needs {kinds[1]} ones; {another}"
+        )
+    if isinstance(space, Box):
+        rollout.random_action(env)  # raises if the actions have no bounds
 
 
 class Creator(NamedTuple):

@@ -204,7 +204,7 @@ def measured(mean: Metrics, state: State, iterations: Int[Array, ""]) -> Metrics
     if hasattr(state, "replay"):
         mean = mean._replace(replay_fill=state.replay.size / state.replay.capacity)
     if hasattr(state, "target_params"):
-        mean = mean._replace(target_distance=relative_distance(state.params, state.target_params))
+        mean = mean._replace(target_distance=relative_distance(state.followed, state.target_params))
     return mean
 
 

@@ -274,6 +274,8 @@ class Algorithm(NamedTuple):
     signals: Any = None
     """A `quantilax.signals.Learning`, from which signals are measured if the config says `signals:
     true`; None if the algorithm has no signals."""
+    actions: tuple[type, ...] = (Discrete,)
+    """Kinds of action spaces that it can act in: `Discrete`, `Box` or both."""
 
 
 def no_action(space: Discrete | Box) -> Array:

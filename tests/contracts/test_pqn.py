@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
 from quantilax import PQN, ConfigError, ConfigWarning, fractions, heads, train
-from quantilax.algorithms import pqn, values
+from quantilax.algorithms import base, pqn, values
 from quantilax.heads import HLGaussHead
 from quantilax.learning import rollout
 from tests.conftest import each, tiny
@@ -126,7 +126,7 @@ def test_each_step_is_learned_from_once_per_epoch_in_an_order_of_its_own(algo, m
         noted = replace(state, params=seen, gradient_steps=state.gradient_steps + 1)
         return noted, (jnp.zeros(()),) * 2, (jnp.zeros(size),) * 2
 
-    monkeypatch.setattr(values, "gradient_step", note)
+    monkeypatch.setattr(base, "gradient_step", note)
     begun = replace(observed, params=jnp.full(config.num_epochs * n, -1), rows=jnp.arange(n))
     state, _ = pqn.update(config, begun, jax.random.key(0))
     assert int(state.gradient_steps) == config.num_epochs * config.num_minibatches

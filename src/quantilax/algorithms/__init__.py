@@ -6,10 +6,10 @@ its `PAPER` what the publication used on Atari.
 """
 
 from quantilax import heads
-from quantilax.algorithms import pqn, published, q_learning
+from quantilax.algorithms import actor_critic, pqn, published, q_learning, sac, td3
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.heads import HEADS, categorical, implicit_quantile, proposed, quantile
-from quantilax.hyperparameters import Huber
+from quantilax.hyperparameters import Huber, Replay, default
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm
 
@@ -58,6 +58,56 @@ class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
     )
 
 
+@dataclass
+class SAC(sac.Config, *heads.CONFIGS):  # type: ignore[misc]
+    """SAC: soft actor-critic, with any head (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905)."""
+
+    head: str = field("scalar", "learn the mean of the return or its distribution", choices=HEADS)  # type: ignore[misc]
+
+
+@dataclass
+class TQC(sac.Config, quantile.Quantiles):
+    """TQC: SAC with truncated quantiles (Kuznetsov et al. 2020, https://arxiv.org/abs/2005.04269)."""
+
+    head = "quantile"
+    num_critics: int = default(actor_critic.Config, "num_critics", 5)
+    num_quantiles: int = default(quantile.Quantiles, "num_quantiles", 25)
+    top_quantiles_to_drop: int = default(actor_critic.Config, "top_quantiles_to_drop", 2)
+
+
+@dataclass
+class DSAC(sac.Config, implicit_quantile.ImplicitQuantiles):
+    """DSAC: SAC with implicit quantiles, `risk` included (Ma et al. 2020, https://arxiv.org/abs/2004.14547)."""
+
+    head = "implicit_quantile"
+
+
+@dataclass
+class TD3(td3.Config, *heads.CONFIGS):  # type: ignore[misc]
+    """TD3: a deterministic actor, with any head (Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477)."""
+
+    head: str = field("scalar", "learn the mean of the return or its distribution", choices=HEADS)  # type: ignore[misc]
+
+
+@dataclass
+class TD3C51(td3.Config, categorical.Categorical):
+    """TD3 with two critics of atoms, as in FastTD3 (Seo et al. 2025, https://arxiv.org/abs/2505.22642)."""
+
+    head = "categorical"
+
+
+@dataclass
+class D4PG(td3.Config, categorical.Categorical):
+    """D4PG: one critic of atoms, returns over several steps (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617)."""
+
+    head = "categorical"
+    n_step: int = default(Replay, "n_step", 5)
+    num_critics: int = default(actor_critic.Config, "num_critics", 1)
+    policy_delay: int = default(td3.Config, "policy_delay", 1)
+    target_noise: float = default(td3.Config, "target_noise", 0.0)
+    exploration_noise: float = default(td3.Config, "exploration_noise", 0.3)
+
+
 ALGORITHMS: dict[str, Algorithm] = {
     "dqn": q_learning.algorithm("dqn", DQN),
     "c51": q_learning.algorithm("c51", C51),
@@ -66,6 +116,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fqf": q_learning.algorithm("fqf", FQF),
     "q_learning": q_learning.algorithm("q_learning", QLearning),
     "pqn": pqn.ALGORITHM,
+    "sac": sac.algorithm("sac", SAC),
+    "tqc": sac.algorithm("tqc", TQC),
+    "dsac": sac.algorithm("dsac", DSAC),
+    "td3": td3.algorithm("td3", TD3),
+    "td3_c51": td3.algorithm("td3_c51", TD3C51),
+    "d4pg": td3.algorithm("d4pg", D4PG),
 }
 
 

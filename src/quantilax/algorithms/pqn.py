@@ -33,7 +33,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import heads, signals
-from quantilax.algorithms import published, values
+from quantilax.algorithms import base, published, values
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
 from quantilax.errors import ConfigError
 from quantilax.heads import HEADS
@@ -143,7 +143,7 @@ class Rows(NamedTuple):
 
 
 @dataclass
-class State(values.State):
+class State(base.State):
     """Everything that training carries from one iteration to the next."""
 
     rows: Rows | None = None
@@ -161,7 +161,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
 
 def optimizer(config: Config) -> optax.GradientTransformation:
     """Return RAdam, with what the head adds to it."""
-    return values.optimizer(config, optax.radam)
+    return base.optimizer(config, optax.radam)
 
 
 def act(env: Environment, config: Config, state: State) -> Policy:
@@ -207,7 +207,7 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
     def minibatch(state: State, drawn: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:
         index, key = drawn
         arguments = config, state, jax.tree.map(lambda x: x[index], rows), key
-        state, step, (q, td_error) = values.gradient_step(config, state, optimizer(config), loss, *arguments)
+        state, step, (q, td_error) = base.gradient_step(config, state, optimizer(config), loss, *arguments)
         return state, (*step, q.mean(), td_error.mean())
 
     def epoch(state: State, keys: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:

@@ -26,14 +26,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from quantilax import heads, losses, replay, signals
-from quantilax.algorithms import values
+from quantilax.algorithms import base, offpolicy, values
+from quantilax.algorithms.offpolicy import Replayed, State, draw, observe
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
 from quantilax.errors import ConfigError
 from quantilax.hyperparameters import LEAST, Replay, Target
-from quantilax.learning import exploration, normalize, rollout
+from quantilax.learning import exploration, rollout
 from quantilax.networks import with_noise
 from quantilax.pytree import dataclass, field
 from quantilax.types import (
@@ -46,13 +47,12 @@ from quantilax.types import (
     NStep,
     Observation,
     Policy,
-    Transition,
     num_actions,
 )
 
 
 @dataclass
-class Config(values.Config, Replay, Target):
+class Config(Replayed, values.Config, Replay, Target):
     """Hyperparameters of Q-learning. An algorithm's own config adds a `head` and its groups."""
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
@@ -62,101 +62,20 @@ class Config(values.Config, Replay, Target):
     dueling: bool = field(False, "separate streams for the state's value and the actions' advantages")
     noisy: bool = field(False, "layers of f with learned noise for exploration; set epsilon to 0 then")
 
-    @property
-    def warmup_steps(self) -> int:
-        """Environment steps of `init`: `fill_buffer` in whole iterations, at most the whole run."""
-        return min(-(-self.fill_buffer // self.num_envs), self.total_timesteps // self.num_envs) * self.num_envs
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Environment steps per iteration: one in each environment."""
-        return self.num_envs
-
-    @property
-    def gradient_steps(self) -> int:
-        """Gradient steps of the whole run."""
-        return (self.total_timesteps - self.warmup_steps) // self.num_envs * self.num_epochs
-
-    def derived(self) -> dict[str, Any]:
-        """Return figures that follow from the config, see docs/guides/derived.md."""
-        updates_per_step = self.num_epochs / self.num_envs
-        constant = self.target_update_freq / (1 - self.polyak) if self.polyak < 1 else float("inf")
-        return self.figures(
-            updates_per_step,
-            samples_replayed_per_env_step=updates_per_step * self.batch_size,
-            target_time_constant_updates=constant,
-            target_time_constant_env_steps=constant / updates_per_step,
-        )
-
     def check(self) -> None:
         """Raise `ConfigError` if fields contradict each other."""
         super().check()
-        n, envs = self.n_step, self.num_envs
-        steps = "one step" if n == 1 else f"n_step={n} steps"
         if self.munchausen and heads.of(self).soft_target is None:
             raise ConfigError(f"munchausen: not defined for head={self.head}; choose another head or set it to false")
         if self.munchausen and self.double:
             raise ConfigError(
                 "double: has no meaning with munchausen, whose targets select no action; set one to false"
             )
-        if self.munchausen and n > 1:
+        if self.munchausen and self.n_step > 1:
             raise ConfigError(
-                f"n_step: {n} with munchausen is not defined: the rewards in between would need their own"
+                f"n_step: {self.n_step} with munchausen is not defined: the rewards in between would need their own"
                 " log-probabilities; set n_step to 1 or munchausen to false"
             )
-        for name, lacks in (("buffer_size", "cannot hold"), ("total_timesteps", "is less than")):
-            if getattr(self, name) < n * envs:
-                raise ConfigError(
-                    f"{name}: {getattr(self, name)} {lacks} {steps} of num_envs={envs}; raise it to {n * envs} or more"
-                )
-        if self.warmup_steps < (n - 1) * envs:
-            raise ConfigError(
-                f"fill_buffer: {self.fill_buffer} and one step of num_envs={envs} are less than {steps}, which the"
-                f" first gradient step reads; raise it to {(n - 1) * envs} or more"
-            )
-
-    def advice(self) -> list[str]:
-        """Return lines on settings known to mislead, each with the remedy."""
-        lines, batch, fill = super().advice(), self.batch_size, self.fill_buffer
-        if batch < 16 and self.n_step == 1:
-            lines.append(
-                f"batch_size={batch} with 1-step targets: gradients this noisy tend to make runs that never"
-                " settle (small batches can work with n-step returns, see docs/stability.md); set batch_size to 32 or more"
-            )
-        if self.gradient_steps == 0:
-            lines.append(
-                f"fill_buffer={fill}, a warm-up of {self.warmup_steps} steps, leaves nothing of"
-                f" total_timesteps={self.total_timesteps} to learn from: no gradient step is taken; lower fill_buffer or raise"
-                " total_timesteps"
-            )
-        if fill < batch:
-            lines.append(
-                f"fill_buffer={fill} is smaller than batch_size={batch}: the first batches repeat"
-                f" the same few transitions; set fill_buffer to {batch} or more"
-            )
-        if self.buffer_size < batch:
-            lines.append(
-                f"buffer_size={self.buffer_size} is smaller than batch_size={batch}: every batch repeats"
-                " transitions; raise buffer_size"
-            )
-        if self.target_update_freq > 1 and self.polyak > 0:
-            lines.append(
-                f"polyak={self.polyak} and target_update_freq={self.target_update_freq} are both active: every"
-                f" {self.target_update_freq} gradient steps the target keeps {self.polyak} of itself, so it lags twice;"
-                " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
-            )
-        return lines
-
-
-@dataclass
-class State(values.State):
-    """Everything that training carries from one iteration to the next."""
-
-    target_params: PyTree
-    priorities: replay.Priorities | None
-    """Of the steps in the replay. None unless `prioritized`."""
-    replay: replay.Ring
-    """Steps as the environment gave them; nothing is normalised."""
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
@@ -166,30 +85,19 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     random = rollout.random_action(env)
     if config.exploration_repeats > 1:
         random = exploration.repeating(random, 1.0, num_actions(env), config.exploration_repeats)
-    begun = rollout.begin(env, config, key_reset, random.carry)
-    envs = begun["envs"]
-    spec, frames = rollout.transition_spec(env), env.observation_space.frames
-    ring = replay.init(spec, envs.obs, config.buffer_size, config.n_step, envs.legal, frames)
     state = State(
         **learner,
-        **begun,
+        **offpolicy.begin(env, config, key_reset, random),
         target_params=learner["params"],
-        replay=ring,
-        priorities=replay.priorities.init(ring, config.batch_size) if config.prioritized else None,
         key=key,
         evaluation_key=key_evaluation,
     )
-
-    def warm_up(state: State, key: Key[Array, ""]) -> tuple[State, None]:
-        return observe(config, *rollout.collect(env, config, lambda *_: random, state, key), key), None
-
-    iterations = config.warmup_steps // config.num_envs
-    return jax.lax.scan(warm_up, state, jax.random.split(key_warmup, iterations))[0]
+    return offpolicy.warm_up(env, config, state, key_warmup, random)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
     """Return Adam, with what the head adds to it."""
-    return values.optimizer(config, partial(optax.adam, eps=config.adam_eps))
+    return base.optimizer(config, partial(optax.adam, eps=config.adam_eps))
 
 
 def act(env: Environment, config: Config, state: State) -> Policy:
@@ -213,14 +121,6 @@ def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, n
     return Policy(act)
 
 
-def observe(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> State:
-    """Write one step of each environment into the replay."""
-    transition = jax.tree.map(lambda x: x[0], transitions)
-    ring = replay.add(state.replay, transition, state.envs.obs, state.envs.legal)
-    priorities = None if state.priorities is None else replay.priorities.add(state.priorities, ring)
-    return replace(state, replay=ring, priorities=priorities)
-
-
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
     """Take `num_epochs` gradient steps, each on a batch of its own."""
     state, measured = jax.lax.scan(partial(step, config), state, jax.random.split(key, config.num_epochs))
@@ -234,7 +134,7 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
         state = replace(state, priorities=replay.priorities.write(state.priorities, state.replay))
     batch, drawn = draw(config, state, key_sample, config.batch_size)
     arguments = config, state, batch, key_loss
-    state, (value, norm), measured = values.gradient_step(config, state, optimizer(config), loss, *arguments)
+    state, (value, norm), measured = base.gradient_step(config, state, optimizer(config), loss, *arguments)
     q, td_error, priority = measured
     priorities = state.priorities
     if priorities is not None:
@@ -242,19 +142,6 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
     keep = jnp.where(state.gradient_steps % config.target_update_freq == 0, config.polyak, 1.0)
     target_params = optax.incremental_update(state.params, state.target_params, 1 - keep)
     return replace(state, target_params=target_params, priorities=priorities), (value, norm, q.mean(), td_error.mean())
-
-
-def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[NStep, Any]:
-    """Draw a normalised batch. If `prioritized`, also return where it lies in the replay.
-
-    The batch then has weights, and beta rises linearly to 1 at the end of the run.
-    """
-    if state.priorities is None:
-        batch, drawn = replay.sample(state.replay, key, size, config.gamma), None
-    else:
-        beta = exploration.linear_schedule(config.importance_exponent, 1.0, config.total_timesteps, state.env_steps)
-        batch, drawn = replay.priorities.sample(state.priorities, state.replay, key, size, config.gamma, beta)
-    return normalize.transitions(state.normalizer, batch), drawn
 
 
 def loss(
@@ -320,15 +207,6 @@ def target_of(
     return head.soft_target(reward + alpha * jnp.clip(bonus, l0, 0), discount, successor, pi)
 
 
-def experience(config: Config, state: State) -> signals.Experience:
-    """Return all steps in the replay."""
-    rows = state.replay.rows  # (T, E)
-    filled = (jnp.arange(rows.reward.shape[0]) < state.replay.iterations)[:, None]
-    rewards = normalize.rewards(state.normalizer, rows.reward)
-    is_there: Bool[Array, "T E"] = jnp.broadcast_to(filled, rows.reward.shape)
-    return signals.Experience(rows.action, rewards, rows.terminated, rows.truncated, is_there)
-
-
 def learned(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
     """Return `compared` without noise."""
     return compared(config, state.network, (params, state.target_params, params), batch, key)
@@ -339,7 +217,7 @@ def explores(config: Config, state: State) -> Float[Array, ""] | float:
     return exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
 
 
-SIGNALS = signals.Learning(True, draw, loss, learned, experience, optimizer, behaviour, explores)
+SIGNALS = signals.Learning(True, draw, loss, learned, offpolicy.experience, optimizer, behaviour, explores)
 
 
 def algorithm(name: str, config: type) -> Algorithm:

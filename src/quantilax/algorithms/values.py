@@ -1,77 +1,38 @@
-"""What the loops that learn values of actions share: the network, its optimiser, acting."""
+"""What the loops that learn values of actions share: the network, and acting by it."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from quantilax import heads, hyperparameters
+from quantilax.algorithms.base import Headed, State, no_quantiles
 from quantilax.errors import ConfigError
 from quantilax.heads.base import Taus
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
-from quantilax.learning import averaging, exploration, normalize, packing, rollout
+from quantilax.learning import averaging, exploration, normalize
 from quantilax.networks import computing_in, torso
-from quantilax.pytree import MAX_INT32, dataclass
+from quantilax.pytree import dataclass
 from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observation, Policy, num_actions
 
 
 @dataclass
-class Config(Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Network):
+class Config(Headed, Loop, Optimiser, Munchausen, Exploration, Task, hyperparameters.Network):
     """What the configs of these loops share.
 
     An algorithm's own config adds a `head` and the groups of its hyperparameters.
     """
 
-    head: ClassVar[str]
-    squared_error: ClassVar[bool] = False
-    """Whether a mean is learned by the squared error, whatever kappa is."""
-    steps_per_iteration: ClassVar[Any]
-    """A property of each loop's config, like `gradient_steps`."""
-    gradient_steps: ClassVar[Any]
-
-    @property
-    def support(self) -> tuple[float, float] | None:
-        """Bounds of the returns that the head can learn; None if there are none."""
-        return heads.of(self).support
-
-    def check(self) -> None:
-        """Raise `ConfigError` if fields contradict each other."""
-        for head in heads.HEADS.values():
-            missing = [group.__name__ for group in head.configs if not isinstance(self, group)]
-            if not missing:
-                head(self).check()
-            elif head.name == self.head:
-                raise ConfigError(
-                    f"head: {head.name} needs hyperparameters that this algorithm lacks ({', '.join(missing)}); choose"
-                    " an algorithm whose config class extends them"
-                )
-        kappa = getattr(self, "kappa", 1.0)
-        if heads.of(self).regresses_quantiles and not isinstance(kappa, jax.core.Tracer) and np.isinf(kappa).any():
-            raise ConfigError(f"kappa: must be finite with head={self.head}, got {kappa}")
-        if (steps := self.gradient_steps) > MAX_INT32:
-            raise ConfigError(f"num_epochs: {steps} gradient steps are more than {MAX_INT32}; lower it")
-
     def figures(self, updates_per_step: float, **own: Any) -> dict[str, Any]:
         """Return the figures of every loop's `derived`, together with a loop's own."""
-        return {
-            "gradient_steps": self.gradient_steps,
-            "updates_per_env_step": updates_per_step,
-            **own,
-            "average_age_env_steps": averaging.mean_age(self.weight_averaging, self.gradient_steps) / updates_per_step,
-            "epsilon_end_at_env_step": round(self.exploration_fraction * self.total_timesteps),
-        }
+        end = round(self.exploration_fraction * self.total_timesteps)
+        return super().figures(updates_per_step, **own) | {"epsilon_end_at_env_step": end}
 
     def advice(self) -> list[str]:
         """Return lines on settings known to mislead, each with the remedy."""
-        lines = exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction)
-        lines += normalize.advice(self.normalize_rewards, self.reward_scale)
-        return lines if self.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
+        return exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction) + super().advice()
 
 
 class Network(nnx.Module):
@@ -83,61 +44,12 @@ class Network(nnx.Module):
         self.head = heads.of(config).layer(self.psi.features, num_actions(env), rngs)
 
 
-@dataclass
-class State(rollout.State):
-    """The network, the EMA of its weights, and the state of the optimiser."""
-
-    network: nnx.GraphDef
-    """The structure of the network. It has no leaves and is the same for every seed."""
-    average_params: PyTree
-    """The weights that evaluation uses, see `quantilax.learning.averaging`."""
-    optimizer_state: PyTree
-
-
 def init(env: Environment, config: Any, key: Key[Array, ""], optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """Build the network. Return the fields that `State` has for it."""
     made = Network(env, config, rngs=nnx.Rngs(key))
     network, params = nnx.split(computing_in(made, config.compute_dtype))
     optimizer_state = optimizer.init(params)
     return {"network": network, "params": params, "average_params": params, "optimizer_state": optimizer_state}
-
-
-def optimizer(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Return `scheduled`, with what the head adds to it."""
-    return heads.of(config).optimizer(scheduled(config, rule))
-
-
-def scheduled(config: Any, rule: Callable[..., optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Return `rule` with the config's schedule of step sizes, after clipping by the global norm.
-
-    Small arrays are packed into one vector, see `quantilax.learning.packing`.
-    """
-    end = config.learning_rate * config.learning_rate_end
-    duration = config.learning_rate_fraction * config.gradient_steps
-    schedule = partial(exploration.linear_schedule, config.learning_rate, end, duration)
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    return packing.packed(optax.chain(clip, rule(schedule)))
-
-
-def gradient_step(
-    config: Any, state: Any, optimizer: optax.GradientTransformation, loss: Callable[..., Any], *arguments: Any
-) -> tuple[Any, tuple[Array, Array], Any]:
-    """Take one step on `loss(params, *arguments) -> (value, measured)`.
-
-    Returns:
-        The state, (value, gradient norm), and measured.
-    """
-    (value, measured), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *arguments)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state)
-    params = optax.apply_updates(state.params, updates)
-    state = replace(
-        state,
-        params=params,
-        average_params=averaging.update(state.average_params, params, config.weight_averaging, config.gradient_steps),
-        optimizer_state=optimizer_state,
-        gradient_steps=state.gradient_steps + 1,
-    )
-    return state, (value, optax.tree.norm(gradient)), measured
 
 
 def metrics(config: Any, state: State, measured: tuple[Array, ...]) -> Metrics:
@@ -226,10 +138,7 @@ def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"
     """
     of_head = heads.of(config).quantiles
     if of_head is None:
-        *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
-        raise ConfigError(
-            f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
-        )
+        raise ConfigError(no_quantiles(config))
     network = nnx.merge(state.network, state.average_params)
     psi = network.psi(normalize.observations(state.normalizer, obs))
     return normalize.returns(state.normalizer, of_head(network.head, psi, tau))

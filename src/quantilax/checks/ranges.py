@@ -36,7 +36,7 @@ def ranges(agent: Agent) -> Iterator[Finding]:
     """Yield a finding for each quantity outside of its usual range or in conflict with another."""
     config, derived = agent.config, agent.config.derived()
     warmup, end = agent.evaluation_steps[0], agent.evaluation_steps[-1]
-    yield from _replayed(derived)
+    yield from _replayed(derived, getattr(config, "usual_samples", SAMPLES_PER_STEP))
     yield from _target(derived, end - warmup)
     yield from _exploration(config, derived, warmup)
     yield from _loop(config, warmup)
@@ -49,8 +49,8 @@ def _told(severity: Severity, field: str, finding: str, remedy: str) -> Finding:
     return Finding(severity, field, finding, "by arithmetic", remedy)
 
 
-def _replayed(derived: dict[str, Any]) -> Iterator[Finding]:
-    name, (low, high) = "samples_replayed_per_env_step", SAMPLES_PER_STEP
+def _replayed(derived: dict[str, Any], usual: tuple[float, float]) -> Iterator[Finding]:
+    name, (low, high) = "samples_replayed_per_env_step", usual
     samples = derived.get(name)
     if samples is not None and not low <= samples <= high:
         many = samples > high

@@ -7,9 +7,11 @@
 | `probe/time_limit` | not treat a time limit as death: the value is 1 / (1 - gamma) |
 | `probe/terminal` | not bootstrap over the end of an episode, nor from the reset after it |
 | `probe/corridor` | assign credit over several steps, explore, control |
+| `probe/regulator` | control by real-valued actions, and learn the distribution of their returns |
 
 Each probe is a pytree whose floats are leaves. `quantile_function(tau, gamma)` is the true quantile
-function of the return from a first observation. You can test your own algorithms with them too.
+function of the return from a first observation; for `probe/regulator` that of the optimal policy
+from x = 1. You can test your own algorithms with them too.
 """
 
 import dataclasses
@@ -218,7 +220,64 @@ class Corridor:
         )
 
 
-PROBES: dict[str, type[Environment]] = {env.name: env for env in (Bimodal, Geometric, TimeLimit, Terminal, Corridor)}
+@pytree.dataclass
+class Regulator:
+    """A linear-quadratic regulator: `x' = x + b u`, with the reward `-(x^2 + c u^2) + s N(0, 1)`.
+
+    Episodes begin at x ~ U(-1, 1) and are cut off every `limit` steps. The optimal action is
+    `u = -k x`, which by default lies within the bounds of -1 and 1. Its return has the
+    distribution `N(-p x^2, s^2 / (1 - gamma^2))`; `solution` gives p and k.
+    """
+
+    b: float = pytree.field(1.0, "effect of the action")
+    c: float = pytree.field(1.0, "cost of the action", gt=0)
+    noise: float = pytree.field(0.2, "s, standard deviation of the reward", ge=0)
+    limit: int = pytree.field(5, "steps before an episode is cut off", ge=1)
+
+    name = "probe/regulator"
+    observation_space = Box((1,))
+    action_space = Box((1,), low=-1.0, high=1.0)
+
+    @property
+    def max_episode_steps(self) -> int:
+        """The time limit."""
+        return self.limit
+
+    def solution(self, gamma: float) -> tuple[float, float]:
+        """Return p and k of the optimal value -p x^2 and action -k x.
+
+        p solves the Riccati equation `p = 1 + g p - (g p b)^2 / (c + g p b^2)`, a quadratic one.
+        """
+        b, c, g = self.b, self.c, gamma
+        half = (g * b**2 - c * (1 - g)) / 2
+        p = (half + (half**2 + g * b**2 * c) ** 0.5) / (g * b**2)
+        return p, g * p * b / (c + g * p * b**2)
+
+    def quantile_function(self, tau: Float[Array, "N"], gamma: float, x: float = 1.0) -> Float[Array, "N A"]:
+        """True quantiles of the optimal policy's return from x."""
+        spread = self.noise / (1 - gamma**2) ** 0.5
+        return (-self.solution(gamma)[0] * x**2 + spread * jax.scipy.stats.norm.ppf(tau))[:, None]
+
+    def reset(self, key: Key[Array, ""]) -> tuple[tuple[Array, Array], Float[Array, "1"]]:
+        """Begin an episode."""
+        x = jax.random.uniform(key, (1,), minval=-1.0)
+        return (x, jnp.zeros((), jnp.int32)), x
+
+    def step(
+        self, key: Key[Array, ""], state: tuple[Array, Array], action: Float[Array, "1"]
+    ) -> tuple[tuple[Array, Array], TimeStep]:
+        """Move and pay; cut off at the limit."""
+        (x, t), (key_noise, key_reset) = state, jax.random.split(key)
+        reward = -(x**2 + self.c * action**2).sum() + self.noise * jax.random.normal(key_noise)
+        successor, cut = x + self.b * action, t + 1 >= self.limit
+        (first, _), _ = self.reset(key_reset)
+        obs = jnp.where(cut, first, successor)
+        return (obs, jnp.where(cut, 0, t + 1)), _time_step(obs, successor, reward, False, cut)
+
+
+PROBES: dict[str, type[Environment]] = {
+    env.name: env for env in (Bimodal, Geometric, TimeLimit, Terminal, Corridor, Regulator)
+}
 
 
 def arguments(probe: Any) -> dict[str, Any]:

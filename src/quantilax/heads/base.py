@@ -74,6 +74,11 @@ class Head(ABC):
     these are not defined.
     """
 
+    pooled: Any = None
+    """(predictions of several critics, d) -> one prediction of all their numbers without the
+    largest d per critic. None if this is not defined.
+    """
+
     def __init__(self, config: Config) -> None:
         """Bind the head to a config."""
         self.config = config
@@ -143,6 +148,19 @@ class Head(ABC):
 
         `successors` are the predictions of a* at the true successor of each step.
         """
+
+    def least(self, critics: Any) -> Any:
+        """Return the least of several critics' predictions for one action, as a target.
+
+        Here it is the prediction with the smallest mean.
+        """
+        i = jnp.argmin(jax.vmap(self.mean)(critics))
+        return jax.tree.map(lambda x: x[i], critics)
+
+    @property
+    def num_target_numbers(self) -> int:
+        """Numbers per critic that `pooled` pools."""
+        return 0
 
     def errors(self, taken: Any, target: Any) -> Float[Array, "N N_prime"]:
         """Return target minus estimate for each pair that the loss compares.

@@ -57,6 +57,12 @@ class ImplicitQuantilesHead(OfQuantiles):
 
     name, configs = "implicit_quantile", (ImplicitQuantiles,)
 
+    @property
+    def num_target_numbers(self) -> int:
+        """N'."""
+        n: int = self.config.num_tau_prime_samples
+        return n
+
     def check(self) -> None:
         """Raise `ConfigError` if the risk measure is not defined at `risk_eta`."""
         risk.check(self.config.risk, self.config.risk_eta)

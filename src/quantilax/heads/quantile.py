@@ -52,6 +52,17 @@ class OfQuantiles(Head):
         """Return `y_j = reward + discount sum_a pi(a) (Z_j(x', a) - t ln pi(a))`."""
         return reward + discount * ((successor.Y - policy.t_log_pi) @ policy.pi)
 
+    def least(self, critics: Prediction) -> Prediction:
+        """Return the smallest of the critics' quantiles at each fraction."""
+        return jax.tree.map(lambda tau: tau[0], critics)._replace(Y=critics.Y.min(axis=0))
+
+    def pooled(self, critics: Prediction, dropped: int) -> Prediction:
+        """Return the sorted quantiles of all critics, without the largest `dropped` per critic.
+
+        Source: Kuznetsov et al. (2020), https://arxiv.org/abs/2005.04269, equation 9.
+        """
+        return Prediction(jnp.sort(critics.Y.ravel())[: critics.Y.size - dropped * critics.Y.shape[0]])
+
     def expected(self, target: Float[Array, "N_prime"]) -> Scalar:
         """Return the mean of the y_j."""
         return target.mean(axis=-1)
@@ -81,6 +92,12 @@ class QuantileHead(OfQuantiles):
     """Theta at the midpoints."""
 
     name, configs = "quantile", (Quantiles,)
+
+    @property
+    def num_target_numbers(self) -> int:
+        """N."""
+        n: int = self.config.num_quantiles
+        return n
 
     def check(self) -> None:
         """Raise `ConfigError` if both `dueling` and `non_crossing` are set.

@@ -66,6 +66,11 @@ class State:
     env_steps: Int[Array, ""]
     gradient_steps: Int[Array, ""]
 
+    @property
+    def followed(self) -> PyTree:
+        """The parameters that `target_params` follow, if there is a target network."""
+        return self.params
+
 
 def begin(env: Environment, config: Config, key: Key[Array, ""], carry: Carry = ()) -> dict[str, Any]:
     """Reset the environments of training. Return the fields of `State` except parameters and keys.

@@ -14,12 +14,13 @@ from quantilax.networks.heads import (
 )
 from quantilax.networks.noisy import with_noise
 from quantilax.networks.precision import COMPUTE_DTYPES, computing_in
-from quantilax.networks.torsos import ACTIVATIONS, CNN, MLP, TORSOS, linear, torso
+from quantilax.networks.torsos import ACTIVATIONS, CNN, FLAT, MLP, TORSOS, linear, torso
 
 __all__ = [
     "ACTIVATIONS",
     "CNN",
     "COMPUTE_DTYPES",
+    "FLAT",
     "MLP",
     "TORSOS",
     "ActionHead",

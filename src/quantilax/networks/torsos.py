@@ -3,12 +3,14 @@
 | `torso` | layers before the dense layers of `torso_sizes` |
 |---|---|
 | `mlp` | none: the observation is flattened |
+| `simba` | none; the layers of `torso_sizes` are residual blocks: Lee et al. (2024) |
 | `minatar` | 16 filters of 3x3: Young & Tian (2019) |
 | `nature` | 32 filters of 8x8, 64 of 4x4, 64 of 3x3: Mnih et al. (2015) |
 | `impala` | 16, 32 and 32 filters with residual blocks: Espeholt et al. (2018) |
 
 Sources: Young & Tian (2019), https://arxiv.org/abs/1903.03176; Mnih et al. (2015),
-https://doi.org/10.1038/nature14236; Espeholt et al. (2018), https://arxiv.org/abs/1802.01561.
+https://doi.org/10.1038/nature14236; Espeholt et al. (2018), https://arxiv.org/abs/1802.01561;
+Lee et al. (2024), https://arxiv.org/abs/2410.09754.
 """
 
 import math
@@ -87,6 +89,35 @@ class MLP(nnx.Module):
         return x
 
 
+EXPANSION = 4
+"""Width of a residual block's hidden layer, as a multiple of the block's width."""
+
+
+class Simba(nnx.Module):
+    """Residual blocks on a flattened input: `x + W_2 relu(W_1 LayerNorm(x))`, then LayerNorm.
+
+    Source: Lee et al. (2024), https://arxiv.org/abs/2410.09754. Its running normalisation of
+    observations is the hyperparameter `normalize_observations`.
+    """
+
+    def __init__(self, inputs: int, sizes: Sequence[int], activation: str, *, rngs: nnx.Rngs) -> None:
+        """Build a block for each of `sizes`, which are all equal."""
+        width = sizes[0]
+        self.first = linear(inputs, width, rngs)
+        self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(len(sizes) + 1)])
+        self.wide = nnx.List([linear(width, EXPANSION * width, rngs) for _ in sizes])
+        self.narrow = nnx.List([linear(EXPANSION * width, width, rngs) for _ in sizes])
+        self.activation = activation
+        self.features = width
+
+    def __call__(self, obs: Shaped[Array, "*obs"]) -> Float[Array, "features"]:
+        """Return psi(x) of one observation."""
+        x = self.first(jnp.asarray(jnp.ravel(obs), jnp.float32))
+        for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=False):
+            x = x + narrow(ACTIVATIONS[self.activation](wide(norm(x))))
+        return jnp.asarray(self.norms[-1](x), jnp.float32)
+
+
 class Layer(NamedTuple):
     """A convolution: the number of filters, their height and width, and the stride."""
 
@@ -102,11 +133,15 @@ PLAIN: dict[str, tuple[Layer, ...]] = {
 """Torsos that are a plain stack of convolutions, without padding."""
 SECTIONS = (16, 32, 32)
 """Number of filters in each section of `impala`."""
-TORSOS = ("mlp", *PLAIN, "impala")
+FLAT = ("mlp", "simba")
+"""Torsos of flat observations."""
+TORSOS = (*FLAT, *PLAIN, "impala")
 
 
-def torso(space: Box, config: Any, *, rngs: nnx.Rngs) -> "MLP | CNN":
+def torso(space: Box, config: Any, *, rngs: nnx.Rngs) -> "MLP | Simba | CNN":
     """Build the torso that a config describes, for the observations of a space."""
+    if config.torso == "simba":
+        return Simba(math.prod(space.shape), config.torso_sizes, config.activation, rngs=rngs)
     if config.torso == "mlp":
         return MLP(math.prod(space.shape), config.torso_sizes, config.activation, config.layer_norm, rngs=rngs)
     return CNN(
@@ -126,7 +161,15 @@ def check(space: Box, config: Any) -> None:
         raise ConfigError(
             f"spectral_norm: is for residual blocks, and torso={config.torso} has none; set it to false or torso to impala"
         )
-    if config.torso == "mlp":
+    if config.torso == "simba":
+        if len(set(config.torso_sizes)) != 1:
+            raise ConfigError(
+                "torso_sizes: simba adds its blocks' outputs to their inputs, so all need one width, as in [128, 128]; got"
+                f" {list(config.torso_sizes)}"
+            )
+        if config.layer_norm:
+            raise ConfigError("layer_norm: simba has LayerNorm in places of its own; set it to false")
+    if config.torso in FLAT:
         return
     if len(space.shape) != 3:
         raise ConfigError(
@@ -143,12 +186,12 @@ def check(space: Box, config: Any) -> None:
 
 def advice(space: Box, config: Any) -> list[str]:
     """Return lines on torsos known to mislead, each with the remedy."""
-    if len(space.shape) == 3 and config.torso == "mlp":
+    if len(space.shape) == 3 and config.torso in FLAT:
         return [
-            f"torso=mlp flattens observations of shape {space.shape} and loses which cells are neighbours; set torso to"
-            f" {_suggested(space.shape)}"
+            f"torso={config.torso} flattens observations of shape {space.shape} and loses which cells are neighbours; set"
+            f" torso to {_suggested(space.shape)}"
         ]
-    if config.torso != "mlp" and config.normalize_observations:
+    if config.torso not in FLAT and config.normalize_observations:
         return [
             f"normalize_observations=true with torso={config.torso} scales each cell by its own moments, so that the same"
             " thing looks different in each place; set it to false (bytes are divided by 255 in any case)"

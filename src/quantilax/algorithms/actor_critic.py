@@ -1,0 +1,391 @@
+"""What SAC and TD3 share: critics with any head, an actor, and how the two meet.
+
+| symbol | here | meaning |
+|---|---|---|
+| x, a, R, x' | `batch` | m steps; R sums their discounted rewards; a is scaled to [-1, 1] |
+| Z_i(x, a) | `predicted` | what critic i of `num_critics` says of the return |
+| psi(x, a) | `Critic.psi` | features of an observation and an action, before the head's layer |
+| Z(x', a') | `successor` | what the critics together say of x', from their target networks |
+| d | `top_quantiles_to_drop` | quantiles per critic that do not count |
+
+Critics together are one of two things. If d is 0, they are the least: the quantile-wise minimum, or
+for other heads the prediction with the smallest mean (clipped double Q-learning). If d is above 0,
+all critics' quantiles are pooled and sorted, and d per critic are dropped from the top (TQC).
+
+Sources: Fujimoto, van Hoof & Meger (2018), https://arxiv.org/abs/1802.09477; Kuznetsov et al.
+(2020), https://arxiv.org/abs/2005.04269.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Key, PyTree
+
+from quantilax import heads, hyperparameters, replay
+from quantilax.algorithms import base, offpolicy
+from quantilax.errors import ConfigError
+from quantilax.hyperparameters import LEAST, Loop, Optimiser, Replay, Task, default
+from quantilax.learning import averaging, normalize, rollout
+from quantilax.networks import FLAT, computing_in, linear, torso
+from quantilax.pytree import dataclass, field
+from quantilax.types import Action, Algorithm, Box, Carry, Environment, Legal, Metrics, NStep, Observation, Policy
+
+
+@dataclass
+class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.Network):
+    """What the configs of SAC and TD3 share.
+
+    An algorithm's own config adds a `head` and the groups of its hyperparameters.
+    """
+
+    squared_error: ClassVar[bool] = True
+    dueling: ClassVar[bool] = False
+    noisy: ClassVar[bool] = False
+    usual_samples: ClassVar[tuple[float, float]] = (16.0, 1024.0)
+
+    num_envs: int = default(Loop, "num_envs", 1)
+    num_epochs: int = default(Loop, "num_epochs", 1)
+    batch_size: int = default(Replay, "batch_size", 256)
+    learning_rate: float = field(3e-4, "initial step size of Adam, for critics, actor and temperature", ge=0)
+    adam_eps: float = field(1e-8, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
+    target_update_freq: int = field(1, "gradient steps between updates of the target networks", ge=1)
+    polyak: float = field(0.995, "share of the target networks kept in an update; 0: a hard copy", ge=0, le=1)
+    num_critics: int = field(2, "critics, each with a network of its own", ge=1)
+    top_quantiles_to_drop: int = field(
+        0, "d, quantiles per critic dropped from the top of the pooled target; 0: the least of the critics", ge=0
+    )
+    torso_sizes: tuple[int, ...] = default(hyperparameters.Network, "torso_sizes", (256, 256))
+    head_sizes: tuple[int, ...] = default(hyperparameters.Network, "head_sizes", ())
+
+    @property
+    def actor_delay(self) -> int:
+        """Gradient steps of the critics per step of the actor."""
+        return 1
+
+    def check(self) -> None:
+        """Raise `ConfigError` if fields contradict each other."""
+        super().check()
+        head, dropped = heads.of(self), self.top_quantiles_to_drop
+        if dropped and head.pooled is None:
+            raise ConfigError(
+                f"top_quantiles_to_drop: head={self.head} has no quantiles to drop; set it to 0, or head to quantile or"
+                " implicit_quantile"
+            )
+        if dropped and dropped >= (n := head.num_target_numbers):
+            raise ConfigError(
+                f"top_quantiles_to_drop: {dropped} of {n} quantiles per critic leaves none to learn from; lower it to"
+                f" {n - 1} or less"
+            )
+        if self.signals:
+            raise ConfigError("signals: are measured for algorithms with discrete actions only; set it to false")
+
+
+class Critic(nnx.Module):
+    """psi(x, a) and the layer of the config's head, for one action."""
+
+    def __init__(self, env: Environment, config: Any, *, rngs: nnx.Rngs) -> None:
+        """Build both for the spaces of the environment.
+
+        If observations are flat, the action joins them. Otherwise it joins the torso's features.
+        """
+        space, actions = env.observation_space, action_size(env)
+        self.is_flat = config.torso in FLAT
+        if self.is_flat:
+            space = Box((math.prod(space.shape) + actions,))
+        self.psi = torso(space, config, rngs=rngs)
+        features = self.psi.features + (0 if self.is_flat else actions)
+        self.head = heads.of(config).layer(features, 1, rngs)
+
+    def features(self, obs: Observation, action: Float[Array, "d"]) -> Float[Array, "features"]:
+        """Return psi(x, a) of one observation and one scaled action."""
+        if self.is_flat:
+            return self.psi(jnp.concatenate([jnp.ravel(obs).astype(jnp.float32), action]))
+        return jnp.concatenate([self.psi(obs), action])
+
+
+class Actor(nnx.Module):
+    """A torso and a dense layer: numbers per component of the action."""
+
+    def __init__(self, env: Environment, config: Any, n: int, *, rngs: nnx.Rngs) -> None:
+        """Build both. `n` is the number of outputs per component of the action."""
+        self.psi = torso(env.observation_space, config, rngs=rngs)
+        self.out = linear(self.psi.features, n * action_size(env), rngs, dtype=jnp.float32)
+        self.n = n
+
+    def __call__(self, obs: Observation) -> Float[Array, "n d"]:
+        """Return the outputs for one observation."""
+        return self.out(self.psi(obs)).reshape(self.n, -1)
+
+
+class Networks(NamedTuple):
+    """The structure of the networks. It has no leaves and is the same for every seed."""
+
+    critic: nnx.GraphDef
+    actor: nnx.GraphDef
+
+
+class Bounds(NamedTuple):
+    """Where the components of an action lie. Networks see actions scaled to [-1, 1]."""
+
+    low: Float[Array, "d"]
+    high: Float[Array, "d"]
+
+    def scaled(self, action: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Return actions of the environment, scaled to [-1, 1]."""
+        return 2 * (action - self.low) / (self.high - self.low) - 1
+
+    def unscaled(self, action: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Return the environment's actions for scaled ones."""
+        return self.low + (action + 1) / 2 * (self.high - self.low)
+
+
+@dataclass
+class State(offpolicy.State):
+    """Everything that training carries from one iteration to the next.
+
+    `params` has the entries `critic` (with a leading axis of critics), `actor`, and what a loop
+    adds. `target_params` has the entries of which there are target networks.
+    """
+
+    bounds: Bounds
+
+    @property
+    def followed(self) -> PyTree:
+        """The parameters that `target_params` follow."""
+        return {name: self.params[name] for name in self.target_params}
+
+
+def action_size(env: Environment) -> int:
+    """Return the number of components of an action."""
+    return math.prod(env.action_space.shape)  # type: ignore[union-attr]
+
+
+def init(
+    env: Environment, config: Any, key: Key[Array, ""], outputs: int, extra: dict[str, Any], targets: tuple[str, ...]
+) -> State:
+    """Build the networks, reset the environments, fill the replay with random actions.
+
+    Args:
+        env, config, key: of training.
+        outputs: of the actor, per component of an action.
+        extra: the loop's own entries of `params`.
+        targets: entries of `params` that have a target network.
+    """
+    key_actor, key_critic, key_reset, key_warmup, key_evaluation, key = jax.random.split(key, 6)
+
+    def critic(key: Key[Array, ""]) -> Any:
+        return nnx.split(computing_in(Critic(env, config, rngs=nnx.Rngs(key)), config.compute_dtype))
+
+    keys = jax.random.split(key_critic, config.num_critics)
+    actor, of_actor = nnx.split(
+        computing_in(Actor(env, config, outputs, rngs=nnx.Rngs(key_actor)), config.compute_dtype)
+    )
+    params = {"critic": jax.vmap(lambda key: critic(key)[1])(keys), "actor": of_actor, **extra}
+    structure = critic(key_critic)[0]
+    random, space = rollout.random_action(env), env.action_space
+    low, high = (jnp.broadcast_to(jnp.asarray(b, jnp.float32), space.shape).ravel() for b in (space.low, space.high))  # type: ignore[union-attr]
+    state = State(
+        network=Networks(structure, actor),
+        params=params,
+        average_params=params,
+        optimizer_state={name: optimizer(config, name).init(params[name]) for name in params},
+        **offpolicy.begin(env, config, key_reset, random),
+        target_params={name: params[name] for name in targets},
+        bounds=Bounds(low, high),
+        key=key,
+        evaluation_key=key_evaluation,
+    )
+    return offpolicy.warm_up(env, config, state, key_warmup, random)
+
+
+def optimizer(config: Any, name: str) -> optax.GradientTransformation:
+    """Return Adam for an entry of `params`; for the critics with what their head adds to it."""
+    adam = partial(optax.adam, eps=config.adam_eps)
+    if name == "critic":
+        return base.optimizer(config, adam)
+    return base.scheduled(config, adam, config.gradient_steps // config.actor_delay)
+
+
+def learn(
+    config: Any, state: Any, name: str, loss: Callable[..., Any], *arguments: Any
+) -> tuple[State, tuple[Array, Array], Any]:
+    """Take a gradient step on `loss(params[name], *arguments) -> (value, measured)`."""
+    entry, moments, of_step, measured = base.descend(
+        optimizer(config, name), state.params[name], state.optimizer_state[name], loss, *arguments
+    )
+    optimizer_state = state.optimizer_state | {name: moments}
+    return replace(state, params=state.params | {name: entry}, optimizer_state=optimizer_state), of_step, measured
+
+
+def predictions(
+    network: nnx.GraphDef, params: PyTree, config: Any, obs: Observation, action: Float[Array, "B d"], tau: Any
+) -> Any:
+    """Return Z_i(x, a) of a batch, with the leading axes (critics, B)."""
+
+    def one(params: PyTree) -> Any:
+        critic = nnx.merge(network, params)
+        psi = jax.vmap(critic.features)(obs, action)
+        Z = heads.of(config).predict(critic.head, psi, [tau])[0]
+        return jax.vmap(lambda Z: Z.taken(0))(Z)
+
+    return jax.vmap(one)(params)
+
+
+def together(config: Any, Z: Any) -> Any:
+    """Return what critics together say of one example, given the leading axis of critics."""
+    head = heads.of(config)
+    return head.pooled(Z, config.top_quantiles_to_drop) if config.top_quantiles_to_drop else head.least(Z)
+
+
+def value(config: Any, Z: Any) -> Float[Array, ""]:
+    """Return the value of one example that the actor raises, given the leading axis of critics.
+
+    It is the least mean of the critics, or the mean of all if quantiles are pooled.
+    """
+    Q = jax.vmap(heads.of(config).mean)(Z)
+    return Q.mean() if config.top_quantiles_to_drop else Q.min()
+
+
+def targets(
+    config: Any, state: State, batch: NStep, action: Float[Array, "B d"], bonus: Float[Array, "B"] | float, tau: Any
+) -> Any:
+    """Return y of a batch: R + gamma^m d (Z(x', a') + bonus), in the head's form.
+
+    Args:
+        config, state, batch: of the gradient step; the batch is normalised.
+        action: a', scaled.
+        bonus: what is added to the return from x'.
+        tau: fractions at which the target networks predict.
+    """
+    head, network = heads.of(config), state.network.critic
+    Z = predictions(network, state.target_params["critic"], config, batch.next_obs, action, tau)
+    successor = jax.vmap(partial(together, config), in_axes=1)(Z)
+    discount = config.gamma**batch.steps * batch.discount
+    return jax.lax.stop_gradient(jax.vmap(head.target)(batch.reward + discount * bonus, discount, successor))
+
+
+def critic_loss(
+    params: PyTree, config: Any, state: State, batch: NStep, y: Any, tau: Any
+) -> tuple[Float[Array, ""], tuple[Float[Array, "B"], ...]]:
+    """Return the sum over critics of the head's weighted mean loss, and (q, TD error, priority)."""
+    head = heads.of(config)
+    Z = predictions(state.network.critic, params, config, batch.obs, batch.action, tau)
+    value = jax.vmap(jax.vmap(head.loss), in_axes=(0, None))(Z, y)  # (critics, B)
+    measured = jax.vmap(jax.vmap(head.measures), in_axes=(0, None))(Z, y)
+    value = value.sum(axis=0)
+    value = value.mean() if batch.weight is None else (batch.weight * value).mean()
+    return value, jax.tree.map(lambda x: x.mean(axis=0), measured)
+
+
+def draw(config: Any, state: State, key: Key[Array, ""]) -> tuple[State, NStep, Any]:
+    """Return the state, a normalised batch with scaled actions, and where it lies in the replay."""
+    if state.priorities is not None:
+        state = replace(state, priorities=replay.priorities.write(state.priorities, state.replay))
+    batch, drawn = offpolicy.draw(config, state, key, config.batch_size)
+    action = state.bounds.scaled(batch.action.reshape(config.batch_size, -1))
+    return state, batch._replace(action=action), drawn
+
+
+def finish(
+    config: Any, state: State, drawn: Any, priority: Float[Array, "B"], is_learned: Array | bool = True
+) -> State:
+    """End a gradient step: remember priorities, move the target networks and the EMA.
+
+    Args:
+        config, state: after the steps of critics and actor.
+        drawn, priority: where the batch lies in the replay, and its priorities.
+        is_learned: whether the target networks move, besides `target_update_freq`.
+    """
+    priorities, steps = state.priorities, state.gradient_steps + 1
+    if priorities is not None:
+        priorities = replay.priorities.remember(priorities, drawn, priority, config.priority_exponent)
+    keep = jnp.where((steps % config.target_update_freq == 0) & is_learned, config.polyak, 1.0)
+    average = averaging.update(state.average_params, state.params, config.weight_averaging, config.gradient_steps)
+    return replace(
+        state,
+        target_params=optax.incremental_update(state.followed, state.target_params, 1 - keep),
+        average_params=average,
+        priorities=priorities,
+        gradient_steps=steps,
+    )
+
+
+def update(step: Callable[..., Any], config: Any, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
+    """Take `num_epochs` gradient steps, each on a batch of its own."""
+    state, measured = jax.lax.scan(partial(step, config), state, jax.random.split(key, config.num_epochs))
+    loss, gradient_norm, q, td_error = (x.mean() for x in measured)
+    return state, Metrics(loss, gradient_norm, q, td_error, epsilon=jnp.zeros(()))
+
+
+def acting(
+    env: Environment,
+    state: State,
+    choose: Callable[[Key[Array, ""], Float[Array, "n d"]], Float[Array, "d"]],
+    epsilon: Float[Array, ""] | float = 0.0,
+) -> Policy:
+    """Return the policy that chooses a scaled action from the actor's outputs.
+
+    With probability `epsilon` the action is drawn from the whole box instead.
+    """
+    space = env.action_space
+    assert isinstance(space, Box)
+
+    def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
+        key_act, key_explore, key_random = jax.random.split(key, 3)
+        actor = nnx.merge(state.network.actor, state.params["actor"])
+        action = choose(key_act, actor(normalize.observations(state.normalizer, obs)))
+        explored = jax.random.uniform(key_random, action.shape, minval=-1.0, maxval=1.0)
+        action = jnp.where(jax.random.uniform(key_explore) < epsilon, explored, action)
+        return state.bounds.unscaled(action).reshape(space.shape).astype(space.number), carry
+
+    return Policy(act)
+
+
+def quantiles(
+    greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
+    config: Any,
+    state: State,
+    obs: Observation,
+    tau: Float[Array, "N"],
+) -> Float[Array, "N 1"]:
+    """Return quantiles of the return for the greedy action, the mean of the critics'.
+
+    They are those of the EMA of the weights; the observation and Z are in the environment's units.
+
+    Raises:
+        ConfigError: if the head learns no distribution.
+    """
+    of_head = heads.of(config).quantiles
+    if of_head is None:
+        raise ConfigError(base.no_quantiles(config))
+    state = averaging.averaged(state)
+    x = normalize.observations(state.normalizer, obs)
+    action = greedy(nnx.merge(state.network.actor, state.params["actor"])(x))
+
+    def one(params: PyTree) -> Float[Array, "N 1"]:
+        critic = nnx.merge(state.network.critic, params)
+        Z: Float[Array, "N 1"] = of_head(critic.head, critic.features(x, action), tau)
+        return Z
+
+    return normalize.returns(state.normalizer, jax.vmap(one)(state.params["critic"]).mean(axis=0))
+
+
+def algorithm(
+    name: str,
+    config: type,
+    init: Callable[..., State],
+    act: Callable[..., Policy],
+    update: Callable[..., tuple[State, Metrics]],
+    policy: Callable[..., Policy],
+    greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
+) -> Algorithm:
+    """Return an algorithm whose quantiles are those of the greedy action."""
+    of_head = partial(quantiles, greedy)
+    return Algorithm(name, config, init, act, offpolicy.observe, update, policy, of_head, actions=(Box,))

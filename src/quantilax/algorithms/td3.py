@@ -1,0 +1,136 @@
+"""TD3: deterministic actor and noisy targets, with any head: TD3, D4PG, ...
+
+| symbol | here | meaning |
+|---|---|---|
+| mu(x) | `greedy` | the actor's action, scaled to [-1, 1] |
+| mu^-(x) | `target_params["actor"]` | that of the target network |
+| e' | `noise` | N(0, `target_noise`^2), clipped at +-`target_noise_clip` |
+| a' | `a_next` | `mu^-(x') + e'`, clipped to [-1, 1] |
+
+The critics learn `y = R + gamma^m d Z(x', a')`, each by its head's loss. Every `policy_delay`
+gradient steps the actor raises Q(x, mu(x)) of the first critic, and the target networks move.
+Training acts by `mu(x) + e`, e ~ N(0, `exploration_noise`^2).
+
+Source: Fujimoto, van Hoof & Meger (2018), https://arxiv.org/abs/1802.09477. D4PG, one critic of
+atoms without noise in its targets: Barth-Maron et al. (2018), https://arxiv.org/abs/1804.08617.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key, PyTree
+
+from quantilax import heads
+from quantilax.algorithms import actor_critic
+from quantilax.algorithms.actor_critic import State
+from quantilax.learning import averaging
+from quantilax.pytree import dataclass, field
+from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
+
+
+@dataclass
+class Config(actor_critic.Config):
+    """Hyperparameters of TD3. An algorithm's own config adds a `head` and its groups."""
+
+    policy_delay: int = field(2, "gradient steps of the critics per step of the actor and the targets", ge=1)
+    target_noise: float = field(0.2, "std of the noise of the target's action, in half widths of the box", ge=0)
+    target_noise_clip: float = field(0.5, "largest noise of the target's action, in half widths of the box", ge=0)
+    exploration_noise: float = field(0.1, "std of the noise of training's actions, in half widths of the box", ge=0)
+
+    @property
+    def actor_delay(self) -> int:
+        """Gradient steps of the critics per step of the actor."""
+        return self.policy_delay
+
+
+def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
+    """Build the networks, reset the environments, fill the replay with random actions."""
+    return actor_critic.init(env, config, key, outputs=1, extra={}, targets=("critic", "actor"))
+
+
+def greedy(outputs: Float[Array, "1 d"]) -> Float[Array, "d"]:
+    """Return mu(x), given the actor's outputs for x."""
+    return jnp.tanh(outputs[0])
+
+
+def act(env: Environment, config: Config, state: State) -> Policy:
+    """Return the training policy: mu(x) with noise."""
+
+    def choose(key: Key[Array, ""], outputs: Float[Array, "1 d"]) -> Float[Array, "d"]:
+        mu = greedy(outputs)
+        return jnp.clip(mu + config.exploration_noise * jax.random.normal(key, mu.shape), -1, 1)
+
+    return actor_critic.acting(env, state, choose)
+
+
+def policy(env: Environment, config: Config, state: State) -> Policy:
+    """Return the policy that evaluation runs, by the EMA of the weights and without noise."""
+    return actor_critic.acting(env, averaging.averaged(state), lambda _, outputs: greedy(outputs), config.eval_epsilon)
+
+
+def mu(state: State, params: PyTree, obs: Any) -> Float[Array, "B d"]:
+    """Return the actions of a batch of observations."""
+    return jax.vmap(lambda x: greedy(nnx.merge(state.network.actor, params)(x)))(obs)
+
+
+def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+    """Take a gradient step of the critics and, every `policy_delay` of them, of the actor.
+
+    Returns:
+        The state, and the critics' (loss, gradient norm, q, TD error).
+    """
+    key_batch, key_noise, key_tau, key_acting = jax.random.split(key, 4)
+    state, batch, drawn = actor_critic.draw(config, state, key_batch)
+
+    a_next = mu(state, state.target_params["actor"], batch.next_obs)
+    c = config.target_noise_clip
+    noise = jnp.clip(config.target_noise * jax.random.normal(key_noise, a_next.shape), -c, c)
+    a_next = jnp.clip(a_next + noise, -1, 1)
+    tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
+    y = actor_critic.targets(config, state, batch, a_next, 0.0, tau_prime)
+    state, of_step, (q, td_error, priority) = actor_critic.learn(
+        config, state, "critic", actor_critic.critic_loss, config, state, batch, y, tau
+    )
+
+    def improved(state: State) -> tuple[PyTree, PyTree]:
+        state, *_ = actor_critic.learn(config, state, "actor", actor_loss, config, state, batch, key_acting)
+        return state.params["actor"], state.optimizer_state["actor"]
+
+    def unchanged(state: State) -> tuple[PyTree, PyTree]:
+        return state.params["actor"], state.optimizer_state["actor"]
+
+    is_due = (state.gradient_steps + 1) % config.policy_delay == 0
+    actor, moments = jax.lax.cond(is_due, improved, unchanged, state)
+    state = replace(
+        state,
+        params=state.params | {"actor": actor},
+        optimizer_state=state.optimizer_state | {"actor": moments},
+    )
+    return actor_critic.finish(config, state, drawn, priority, is_due), (*of_step, q.mean(), td_error.mean())
+
+
+def actor_loss(
+    params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], tuple[()]]:
+    """Return the mean of -Q(x, mu(x)), by the first critic.
+
+    Q is the mean at the fractions that a policy acts on, so a risk measure of the head applies.
+    """
+    head, first = heads.of(config), jax.tree.map(lambda x: x[:1], state.params["critic"])
+    tau, _ = head.draw_acting(key)
+    action = mu(state, params, batch.obs)
+    Z = actor_critic.predictions(state.network.critic, first, config, batch.obs, action, tau)
+    return -jax.vmap(jax.vmap(head.mean))(Z).mean(), ()
+
+
+def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
+    """Take `num_epochs` gradient steps, each on a batch of its own."""
+    return actor_critic.update(step, config, state, key)
+
+
+def algorithm(name: str, config: type) -> Algorithm:
+    """Return TD3 with the head of a config class, under a name."""
+    return actor_critic.algorithm(name, config, init, act, update, policy, greedy)
