@@ -33,7 +33,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import heads, signals
-from quantilax.algorithms import base, published, values
+from quantilax.algorithms import base, onpolicy, published, values
+from quantilax.algorithms.onpolicy import Collected
 from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
 from quantilax.errors import ConfigError
 from quantilax.heads import HEADS
@@ -45,7 +46,7 @@ from quantilax.types import Algorithm, Environment, Metrics, Policy, Transition
 
 
 @dataclass
-class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
+class Config(Collected, values.Config, *heads.CONFIGS):  # type: ignore[misc]
     """PQN: parallelised Q-learning without replay or target network (Gallici et al. 2024, https://arxiv.org/abs/2407.04811)."""
 
     PAPER: ClassVar[dict[str, Any]] = published.PQN
@@ -76,47 +77,9 @@ class Config(values.Config, *heads.CONFIGS):  # type: ignore[misc]
     head_sizes: tuple[int, ...] = default(Network, "head_sizes", ())
     layer_norm: bool = default(Network, "layer_norm", True)
 
-    @property
-    def warmup_steps(self) -> int:
-        """Environment steps that `init` takes: none."""
-        return 0
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Environment steps per iteration."""
-        return self.num_envs * self.num_steps
-
-    @property
-    def batch_size(self) -> int:
-        """Steps in a minibatch."""
-        return self.steps_per_iteration // self.num_minibatches
-
-    @property
-    def gradient_steps(self) -> int:
-        """Gradient steps of the whole run."""
-        return self.total_timesteps // self.steps_per_iteration * self.num_epochs * self.num_minibatches
-
-    def derived(self) -> dict[str, Any]:
-        """Return figures that follow from the config, see docs/guides/derived.md."""
-        return self.figures(
-            self.num_epochs * self.num_minibatches / self.steps_per_iteration,
-            minibatch_size=self.batch_size,
-            samples_replayed_per_env_step=float(self.num_epochs),
-        )
-
     def check(self) -> None:
         """Raise `ConfigError` if fields contradict each other."""
         super().check()
-        if self.steps_per_iteration % self.num_minibatches:
-            raise ConfigError(
-                f"num_minibatches: {self.num_minibatches} does not divide num_envs * num_steps ="
-                f" {self.steps_per_iteration}; choose a divisor"
-            )
-        if self.total_timesteps < self.steps_per_iteration:
-            raise ConfigError(
-                f"total_timesteps: {self.total_timesteps} is less than one iteration of num_envs * num_steps ="
-                f" {self.steps_per_iteration} steps; raise it"
-            )
         if self.munchausen and heads.of(self).soft_lambda_returns is None:
             raise ConfigError(
                 f"munchausen: not defined here for the returns of head={self.head}; set head to scalar or hl_gauss, or"
@@ -204,19 +167,12 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
     """Make `num_epochs` passes over the observed steps, in shuffled minibatches."""
     rows, state = state.rows, replace(state, rows=None, transitions=None)
 
-    def minibatch(state: State, drawn: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:
-        index, key = drawn
-        arguments = config, state, jax.tree.map(lambda x: x[index], rows), key
-        state, step, (q, td_error) = base.gradient_step(config, state, optimizer(config), loss, *arguments)
-        return state, (*step, q.mean(), td_error.mean())
+    def step(state: State, rows: Rows, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+        arguments = config, state, rows, key
+        state, of_step, (q, td_error) = base.gradient_step(config, state, optimizer(config), loss, *arguments)
+        return state, (*of_step, q.mean(), td_error.mean())
 
-    def epoch(state: State, keys: tuple[Array, Array]) -> tuple[State, tuple[Array, ...]]:
-        key_order, key_loss = keys
-        order = jax.random.permutation(key_order, config.steps_per_iteration).reshape(config.num_minibatches, -1)
-        return jax.lax.scan(minibatch, state, (order, jax.random.split(key_loss, config.num_minibatches)))
-
-    keys = jax.random.split(key, (2, config.num_epochs))
-    state, measured = jax.lax.scan(epoch, state, (keys[0], keys[1]))
+    state, measured = onpolicy.passes(step, config, state, rows, key)
     return state, values.metrics(config, state, measured)
 
 
