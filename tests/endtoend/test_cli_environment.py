@@ -294,5 +294,5 @@ def test_the_policy_of_a_run_plays_in_its_own_environment(call: Call, module):
     ended = call("play", "CartPole-v1", "--policy", "run")
     assert (ended.status, ended.lines[-1]) == (
         2,
-        "error: --policy: run was trained in count, not in CartPole-v1; give that name",
+        "error: --policy: run was trained in count, not in CartPole-v1; use that name",
     )

@@ -69,7 +69,7 @@ def test_a_study_ends_with_its_table_and_says_how_to_get_a_report(done: Done):
         assert line.split()[1] == "3"
         assert f"{row['final_iqm']:.3f}" in line
     assert "With so few seeds no difference could have shown" in out
-    assert out.splitlines()[-1] == "results in s; quantilax report s makes a page of them"
+    assert out.splitlines()[-1] == "results in s; make a report with: quantilax report s"
 
 
 def test_a_report_lies_beside_the_results(done: Done):
@@ -85,7 +85,7 @@ def test_a_report_lies_beside_the_results(done: Done):
 def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Call, tmp_path):
     assert (done.recommend.status, done.recommend.stdout.splitlines()[-2:]) == (
         0,
-        ["written: section iqn_kept of tiny.yaml", "written: its record in b.yaml"],
+        ["written: section iqn_kept of tiny.yaml", "written: record in b.yaml"],
     ), done.recommend
     text = (done.root / "tiny.yaml").read_text()
     assert text.startswith(TINY)
@@ -146,7 +146,7 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
     (tmp_path / "x.yaml").write_text(TINY)
     ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--benchmarks", "b.yaml", "--quiet")
     assert ended.status == 1
-    assert ended.stderr.startswith("held-out seeds 6, 7 contradict: it is not ahead of “base” there")
+    assert ended.stderr.startswith("held-out seeds 6, 7 contradict the study: it is not ahead of “base” there")
     assert ended.stderr.endswith("; nothing is written\n")
     assert (tmp_path / "x.yaml").read_text() == TINY
     assert not (tmp_path / "b.yaml").exists()
@@ -192,7 +192,7 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
             "error: s: cannot be read: Is a directory; choose another --benchmarks",
         ),
         (["recommend", "s", "--seeds", "0"], "error: Invalid value for '--seeds'"),
-        (["recommend", "s", "--out", "t"], "error: --out: the results of s lie there; leave it out"),
+        (["recommend", "s", "--out", "t"], "error: --out: s is already the results directory; leave --out out"),
         (["recommend", "none.yaml"], "error: none.yaml: no such file"),
         (
             ["recommend", "s.yaml", "--out", "t"],

@@ -42,7 +42,7 @@ def test_a_dry_run_tells_variants_groups_time_and_memory_and_leaves_nothing(call
         line.split()[0]: line.split()[1] for line in lines if line.split()[:1] and line.split()[0] in ("base", "wide")
     }
     assert groups == {"base": "1", "wide": "2"}
-    assert "8 runs to do, 0 are there; 1 job(s), 1 run(s) on each at a time; 2 compile group(s)" in ended.stdout
+    assert "8 runs to do, 0 finished; 1 job(s), 1 run(s) on each at a time; 2 compile group(s)" in ended.stdout
     assert any(line.startswith("memory: ") and "MiB for the states of 1 run(s)" in line for line in lines)
     assert any(line.startswith("time: ") and "compiling" in line for line in lines)
     assert tree(tmp_path) == before
@@ -56,7 +56,7 @@ def test_a_study_says_at_once_which_variants_have_settings_that_mislead(call: Ca
     ended = call("study", "s.yaml", "--dry-run", "--jobs", "1")
     told = "is above 0.01, larger than any known to work here; 1e-3 or less"
     assert ended.lines == [
-        f"warning: 2 of 4 variants, 'fast' the first: learning_rate=0.1 {told}",
+        f"warning: 2 of 4 variants, such as 'fast': learning_rate=0.1 {told}",
         f"warning: variant 'faster': learning_rate=0.2 {told}",
     ]
 

@@ -1020,7 +1020,7 @@ def test_a_finished_run_resumed_stays_as_it_is(finished, tmp_path, call):
     before = tree(run)
     ended = call("resume", "run", "--no-cache")
     assert (ended.status, ended.lines) == (0, [])
-    assert ended.stdout.startswith("finished already: mean return ")
+    assert ended.stdout.startswith("already finished: mean return ")
     assert tree(run) == before
 
 
