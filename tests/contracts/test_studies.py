@@ -1,4 +1,4 @@
-"""Running studies: the same records however a study is split, interrupted or extended; and those of `quantilax train`."""
+"""Studies have the records of `quantilax train`, however they are split, interrupted or extended."""
 
 import copy
 import dataclasses
@@ -50,7 +50,7 @@ def without_time(records: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def made(config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study that nothing happens to; not to be changed."""
+    """The undisturbed study; do not change it."""
     path = tmp_path_factory.mktemp("made") / "whole"
     run(study(config), path)
     return path
@@ -58,7 +58,7 @@ def made(config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def whole(made, tmp_path) -> pl.DataFrame:
-    """Its records; a copy of it lies in `whole`, to do anything with."""
+    """The records of the undisturbed study; `whole` is a copy that tests may change."""
     shutil.copytree(made, tmp_path / "whole")
     return without_time(Store.open(tmp_path / "whole").records())
 

@@ -32,7 +32,7 @@ solved: 0.5
 
 
 class Done(NamedTuple):
-    """What the commands of a study came to, one after the other."""
+    """The outcomes of a study's commands, in order."""
 
     root: Path
     study: Ended

@@ -88,7 +88,7 @@ def records(store: Store) -> pl.DataFrame:
 
 
 def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
-    """Wait until something is so, which it must be before the process has ended."""
+    """Wait until a condition holds; it must hold before the process ends."""
     while not (found := condition()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -96,7 +96,7 @@ def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any
 
 
 def at_work(driver: int) -> list[psutil.Process]:
-    """Ray's workers that are at a batch; Ray makes of its name the title of the process."""
+    """Ray's workers that are training a batch; Ray sets their process title to the method's name."""
     found = []
     for child in psutil.Process(driver).children(recursive=True):
         try:

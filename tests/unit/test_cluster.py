@@ -37,7 +37,7 @@ ERRORS = SimpleNamespace(RayTaskError=TaskError, RayError=DiedError)
 
 
 class Pool(cluster.Pool):
-    """Workers that do as they are told: `acts` says what the next thing that one does comes to."""
+    """Workers with scripted behaviour: `acts` gives the outcome of each next action."""
 
     def __init__(self, batch_shape: BatchShape, acts) -> None:
         self.ray, self.batch_shape = (

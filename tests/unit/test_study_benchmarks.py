@@ -1,4 +1,4 @@
-"""The data of validated sections: a record written in its place, in a file that loses nothing, and the table made of it."""
+"""Records of validated sections: written in place, in a file that loses nothing, and made into a table."""
 
 import importlib.util
 import re

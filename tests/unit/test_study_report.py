@@ -1,4 +1,4 @@
-"""The report of a study: its figures are those of the statistics, it claims no more, and it stands alone."""
+"""A study's report shows the figures of the statistics, claims no more, and is self-contained."""
 
 import html.parser
 import re
