@@ -68,7 +68,7 @@ def test_a_study_ends_with_its_table_and_says_how_to_get_a_report(done: Done):
         line = next(line for line in out.splitlines() if line.startswith(row["variant"]))
         assert line.split()[1] == "3"
         assert f"{row['final_iqm']:.3f}" in line
-    assert "With so few seeds no difference could have shown" in out
+    assert "With so few seeds, no difference could have been detected" in out
     assert out.splitlines()[-1] == "results in s; make a report with: quantilax report s"
 
 
@@ -165,14 +165,14 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["report", "nowhere"], "error: nowhere: is no study's directory: it has no study.json"),
-        (["report", "tiny.yaml"], "error: tiny.yaml: is no study's directory: it has no study.json"),
+        (["report", "nowhere"], "error: nowhere: is not a study directory: it has no study.json"),
+        (["report", "tiny.yaml"], "error: tiny.yaml: is not a study directory: it has no study.json"),
         (
             ["report", "s", "--out", "tiny.yaml"],
             "error: tiny.yaml: cannot be written: File exists; choose another --out",
         ),
         (["report"], "error: Missing argument 'DIR'."),
-        (["recommend", "nowhere"], "error: nowhere: is no study's directory"),
+        (["recommend", "nowhere"], "error: nowhere: is not a study directory"),
         (
             ["recommend", "s", "--first-seed", "0"],
             "error: --first-seed: seed 0 to 5 chose the variant, and cannot validate it",
@@ -180,13 +180,13 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
         (["recommend", "s", "--variant", "bse"], "error: s: no variant 'bse'; did you mean 'base'?"),
         (
             ["recommend", "s", "--write", "no/x.yaml"],
-            "error: no/x.yaml: there is no directory no; make it, or choose another",
+            "error: no/x.yaml: the directory no does not exist; create it, or choose another",
         ),
         (
             ["recommend", "s", "--write", "flow.yaml"],
-            "error: flow.yaml: section 'iqn' cannot be put in without changing the",
+            "error: flow.yaml: section 'iqn' cannot be inserted without changing the",
         ),
-        (["recommend", "s", "--benchmarks", "b.yaml"], "error: --benchmarks: a record is of a section that is written"),
+        (["recommend", "s", "--benchmarks", "b.yaml"], "error: --benchmarks: only a written section is recorded"),
         (
             ["recommend", "s", "--write", "x.yaml", "--benchmarks", "s"],
             "error: s: cannot be read: Is a directory; choose another --benchmarks",
@@ -200,7 +200,7 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
         ),
         (
             ["recommend", "one.yaml", "--out", "t", "--write", "flow.yaml"],
-            "error: flow.yaml: section 'iqn' cannot be put in",
+            "error: flow.yaml: section 'iqn' cannot be inserted",
         ),
         (["recommend", "half"], "error: half: runs of the base are missing; finish the study with --resume first"),
     ],
@@ -227,7 +227,7 @@ def test_a_damaged_file_of_records_is_named(call: Call, tmp_path):
     ended = call("report", "s")
     assert ended.status == 2
     assert re.match(
-        r"error: s/records/000000\.parquet: is damaged .*; put it elsewhere and go on with --resume$",
+        r"error: s/records/000000\.parquet: is damaged .*; move it elsewhere and continue with --resume$",
         ended.stderr,
     )
 

@@ -71,7 +71,7 @@ def test_a_study_says_at_once_which_variants_have_settings_that_mislead(call: Ca
             "study.yaml: variant 'gama=0.5': unknown field 'gama'; did you mean 'gamma'?",
         ),
         (STUDY.replace("wide:", "gamma=0.5:"), (), "two variants are called 'gamma=0.5'"),
-        (STUDY.replace("seeds: 2", "seeds: [1, 1]"), (), "seeds: 1 stands there twice; leave one out"),
+        (STUDY.replace("seeds: 2", "seeds: [1, 1]"), (), "seeds: 1 is listed twice; leave one out"),
         (
             STUDY.replace("gamma: [0.5, 0.9]", "gamma: 0.5"),
             (),
@@ -123,7 +123,7 @@ def test_a_study_killed_midway_goes_on_to_the_records_of_one_that_was_not(tmp_pa
         assert kept > there
         if number == signal.SIGINT and life.returncode:  # else it had finished in that instant
             assert life.returncode == 130
-            assert "go on with the same command and --resume" in errors
+            assert "continue with the same command and --resume" in errors
     again = process(tmp_path, cache, "study", "study.yaml", "--out", "cut", "--resume")
     assert again.status == 0
     assert f"of {8 - kept} runs" in again.stderr or kept == 8

@@ -230,7 +230,7 @@ def test_a_run_json_with_what_is_read_is_enough(tmp_path):
         ({"seeds": [3, 3]}, "seeds: expected different whole numbers from 0 to"),
         ({"seeds": [True]}, "seeds: expected different whole numbers from 0 to"),
         ({"seeds": [2**32]}, "seeds: expected different whole numbers from 0 to"),
-        ({"status": 5}, "status: expected words, got 5"),
+        ({"status": 5}, "status: expected text, got 5"),
         ({"checkpoint_every": -1}, "checkpoint_every: expected a whole number, 0 or more, got -1"),
         ({"checkpoint_every": 1.5}, "checkpoint_every: expected a whole number, 0 or more, got 1.5"),
         ({"checkpoint_every": True}, "checkpoint_every: expected a whole number, 0 or more, got True"),
@@ -247,8 +247,8 @@ def test_a_run_json_with_what_is_read_is_enough(tmp_path):
         ({"starts": [5]}, r"starts\[0\]: expected a start"),
         ({"starts": [*FACTS["starts"], {}]}, r"starts\[1\].from_env_step: is missing"),
         ({"starts": [{**FACTS["starts"][0], "from_env_step": "none"}]}, r"starts\[0\].from_env_step: expected a whole"),
-        ({"starts": [{**FACTS["starts"][0], "command": ["x"]}]}, r"starts\[0\].command: expected words, got \['x'\]"),
-        ({"starts": [{**FACTS["starts"][0], "date": 2026}]}, r"starts\[0\].date: expected words, got 2026"),
+        ({"starts": [{**FACTS["starts"][0], "command": ["x"]}]}, r"starts\[0\].command: expected text, got \['x'\]"),
+        ({"starts": [{**FACTS["starts"][0], "date": 2026}]}, r"starts\[0\].date: expected text, got 2026"),
     ],
 )
 def test_a_run_json_that_lacks_or_has_something_else_than_what_is_read_is_refused_by_file_and_field(

@@ -47,7 +47,7 @@ def _are_seeds(value: Any) -> bool:
 FACTS = {
     "section": Fact("a name", _is_text),
     "seeds": Fact("different whole numbers from 0 to 2^32 - 1", _are_seeds),
-    "status": Fact("words", _is_text),
+    "status": Fact("text", _is_text),
     "checkpoint_every": Fact("a whole number, 0 or more", _is_whole, False),
     "log": Fact("a list of names", lambda x: isinstance(x, list) and all(map(_is_text, x)), False),
     "saved": Fact("a whole number, 0 or more", _is_whole, False),
@@ -59,8 +59,8 @@ FACTS = {
 
 START = {
     "from_env_step": Fact("a whole number, 0 or more", _is_whole),
-    "command": Fact("words", _is_text),
-    "date": Fact("words", _is_text),
+    "command": Fact("text", _is_text),
+    "date": Fact("text", _is_text),
 }
 """All keys of an entry of `starts` that are read back."""
 
