@@ -183,7 +183,7 @@ def judge(results: Results, held_out: Results, variant: str, is_winner: bool) ->
     The choice holds if both of these are true:
 
     - The rule, applied to the held-out seeds alone, finds the variant ahead of the base again. A
-      variant that the rule did not choose (`is_winner` is false) must only not be behind the base.
+      variant that the rule did not choose (`is_winner` is false) need only not be behind the base.
     - The variant's share solved at the end (without `solved`: its return at the end) is not below
       the interval that the study gave. A study that has only this variant may have no runs and then
       gives no interval.

@@ -92,7 +92,7 @@ def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep:
         packed: the content, from `pack`.
         facts: more entries for the manifest, as JSON; they can be read without the arrays.
             `return_mean` decides which checkpoint is the best.
-        keep: how many of the latest checkpoints to keep, besides the best; 1 keeps this one alone.
+        keep: how many of the latest checkpoints to keep, besides the best; 1 keeps only this one.
 
     Raises:
         OSError: for example, the disk is full; earlier checkpoints are untouched.

@@ -237,7 +237,7 @@ class Store:
     def compact(self) -> None:
         """Merge the records into one file. Call this with the lock held.
 
-        A study that goes on adds files again.
+        A study that is resumed adds new files.
 
         Raises:
             OSError, polars.exceptions.PolarsError: it cannot be written; the records are

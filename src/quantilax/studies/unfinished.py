@@ -31,8 +31,8 @@ DIRECTORY = "unfinished"
 EVERY = 60.0
 """Least seconds of training between two checkpoints of a batch; a shorter batch writes none."""
 SHARE = 20.0
-"""Training goes on for at least this many times as long as a checkpoint took before the next one is
-written, whichever batch that was of."""
+"""After a checkpoint, of whichever batch, training runs for at least this many times as long as the
+checkpoint took before the next one is written."""
 
 Runs = tuple[tuple[str, int], ...]
 """(variant, seed) of each run in a batch."""
