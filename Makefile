@@ -1,4 +1,4 @@
-# Every target works on a fresh machine with make and Python 3.11 or newer: what is needed is installed into .venv.
+# Every target works on a fresh machine with make and Python 3.11 or newer; it installs what it needs into .venv.
 SHELL := /bin/sh
 USABLE = -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do if $$p $(USABLE); then echo $$p; break; fi; done)
@@ -16,10 +16,10 @@ help:  ## Show this list
 train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 	$(BIN)/quantilax train configs/gymnax/cartpole.yaml iqn
 
-test: $(VENV)/.installed-test  ## Run the test suite, but for its long tests
+test: $(VENV)/.installed-test  ## Run the test suite, except for its long tests
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-validate: $(VENV)/.installed-test  ## The suite's long tests, a part of docs/benchmarks.md (of MinAtar a section a day), IQN beside tianshou's, docs/diagnosis.md: an hour and more on two cores
+validate: $(VENV)/.installed-test  ## Run the long tests and repeat parts of docs/benchmarks.md (one MinAtar section a day), the comparison with tianshou and docs/diagnosis.md: an hour or more on two cores
 	$(BIN)/pytest $(PYTEST_FLAGS) -m validation
 	$(BIN)/pytest -p no:xdist -rA tests/validate_sections.py
 	$(BIN)/python -m benchmarks.conformance
@@ -33,14 +33,14 @@ lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-test  ## Put the code into its style
+format: $(VENV)/.installed-test  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(VENV)/.installed-test  ## Write the tables of docs/algorithms and docs/benchmarks.md
+tables: $(VENV)/.installed-test  ## Update the tables of docs/algorithms and docs/benchmarks.md
 	$(BIN)/python tools/tables.py
 
-docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a warning is an error
+docs: $(VENV)/.installed-docs  ## Build the documentation into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-test  ## Compare speed with rejax, each in its own environment

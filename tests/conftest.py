@@ -19,14 +19,15 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests b
 
 
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-"""Options of XLA with which a small program compiles in half the time, beside optimizations that are switched off."""
+"""With these XLA options a small program compiles in half the time; optimizations are off anyway."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_compiling() -> Iterator[None]:
-    """Compile with `QUICK` where optimizations are switched off: here, and in processes that tests begin.
+    """Compile with `QUICK` where optimizations are switched off: here, and in processes of tests.
 
-    JAX has no public name for options of all programs; where its own or XLA's names are others by now, nothing is changed.
+    JAX has no public name for options of all programs. If its private names or XLA's names have
+    changed, this fixture does nothing.
     """
     from jax._src import compiler
 
@@ -51,7 +52,7 @@ def quick_compiling() -> Iterator[None]:
 
 
 def forget_programs() -> None:
-    """Let traced and compiled programs go."""
+    """Free traced and compiled programs."""
     gc.unfreeze()
     jax.clear_caches()
     gc.collect()
@@ -59,7 +60,7 @@ def forget_programs() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collecting() -> Iterator[None]:
-    """Leave what a module keeps, traced programs above all, out of Python's search for cycles, which else takes seconds."""
+    """Exclude what a module keeps, mostly traced programs, from garbage collection; it takes seconds."""
     yield
     gc.collect()
     gc.freeze()
@@ -67,7 +68,10 @@ def quick_collecting() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
-    """XLA's optimizations take a third of the suite's time; modules marked `optimized` have them: their claims need them."""
+    """Switch XLA's optimizations on for modules marked `optimized`, whose claims need them.
+
+    Elsewhere they are off, because they take a third of the suite's time.
+    """
     if not request.node.get_closest_marker("optimized"):
         yield
         return
@@ -80,9 +84,10 @@ def optimization(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def room_for_programs() -> Iterator[None]:
-    """Let programs go before there are too many: Linux gives a process 65,530 memory maps, of which a program takes some 30.
+    """Free programs before there are too many.
 
-    One more is a segmentation fault within XLA.
+    Linux gives a process 65,530 memory maps, of which a program takes some 30. One more is a
+    segmentation fault within XLA.
     """
     yield
     maps = Path("/proc/self/maps")

@@ -1,4 +1,4 @@
-"""A study's directory with results that nobody trained: curves are written as a test needs them."""
+"""Studies' directories with made-up results: a test writes the curves that it needs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -48,7 +48,7 @@ BOTH = [Aim(), Count()]
 
 
 def paid(env, transition):
-    """Rewards, computed anew from what is stored beside them."""
+    """Rewards, recomputed from the stored actions and observations."""
     if isinstance(env.action_space, Discrete):
         return np.asarray(transition.action, np.float32)
     return -np.sum((np.asarray(transition.action) - np.asarray(transition.obs)) ** 2, axis=-1)

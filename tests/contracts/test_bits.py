@@ -1,4 +1,4 @@
-"""What a loop keeps to the bit between two programs, compiled as users have them: that of replay, by IQN, and PQN's."""
+"""Two programs of a loop agree bit for bit, compiled as for users: the replay loop (IQN) and PQN's."""
 
 import sys
 from functools import partial
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.optimized
 
 @pytest.fixture(params=["iqn", "pqn"])
 def name(request):
-    """The algorithms that share a loop compile to the same one but for the loss."""
+    """One algorithm per loop; those that share a loop differ only in the loss."""
     return request.param
 
 
@@ -82,7 +82,7 @@ def test_evaluation_is_a_pure_observer(name):
 
 
 class Deadline(TimeLimit):
-    """The time limit told as an end."""
+    """Reports the time limit as a termination."""
 
     def step(self, key, state, action):
         state, told = super().step(key, state, action)

@@ -1,7 +1,7 @@
-"""IQN against tianshou's, which ran in its own environment: `python -m benchmarks.conformance` writes what is compared here.
+"""IQN compared with tianshou's, whose results `python -m benchmarks.conformance` writes.
 
-Weights, transitions and fractions are the same on both sides. Where the two differ by convention, ours is switched to theirs,
-and each switch is shown to be needed. docs/algorithms/iqn.md has the table.
+Weights, transitions and fractions are the same on both sides. Where the conventions differ, ours
+are switched to theirs, and each switch is shown to be needed. docs/algorithms/iqn.md has the table.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What the compiled gradient step computes and touches, by XLA's own count: a guard of speed that times nothing."""
+"""Costs of the compiled gradient step, as XLA counts them: this guards speed without timing."""
 
 import re
 

@@ -233,7 +233,7 @@ def with_members(**members):
 
 @jax.tree_util.register_pytree_node_class
 class State:
-    """One that is printed as an address."""
+    """A state that is printed as an address."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -247,7 +247,7 @@ class State:
 
 
 class Registered(Own):
-    """Whose state consists of two such."""
+    """An environment whose state consists of two `State`s."""
 
     def __init__(self, other_dtype=False):
         self.other_dtype = other_dtype
@@ -263,7 +263,7 @@ class Registered(Own):
 
 @pytree.dataclass
 class Deciding:
-    """Whose number decides in Python, which it cannot in a program."""
+    """An environment that branches in Python on its parameter, which fails inside a program."""
 
     p: float = pytree.field(0.5, "decides", ge=0, le=1)
     name = "own"
@@ -276,7 +276,7 @@ class Deciding:
 
 @pytree.dataclass
 class LeafOfActions:
-    """Whose number of actions programs vary, though it makes their shapes."""
+    """An environment whose number of actions is a leaf, although shapes depend on it."""
 
     n: float = 2
     name, observation_space, max_episode_steps = Own.name, Own.observation_space, Own.max_episode_steps

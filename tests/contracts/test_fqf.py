@@ -1,4 +1,7 @@
-"""FQF against an independent evaluation of the paper's equations; what it shares with the others is tested with them."""
+"""FQF against an independent evaluation of the paper's equations.
+
+What it shares with the other algorithms is tested with them.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -28,7 +31,7 @@ def perturbed(params, seed):
 
 
 def parts(params):
-    """What has a name in the paper."""
+    """The parameters by their names in the paper."""
     return {"psi": params["psi"], "Z": params["head"]["Z"], "proposal": params["head"]["proposal"]}
 
 

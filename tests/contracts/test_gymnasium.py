@@ -1,4 +1,4 @@
-"""Host environments under the contract: gymnasium's equal the library's own steps, whatever folds, replays or fails."""
+"""Host environments take gymnasium's own steps, also when batched or replayed; failures are one line."""
 
 import warnings
 from functools import partial

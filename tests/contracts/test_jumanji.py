@@ -1,4 +1,4 @@
-"""The tasks of jumanji beside jumanji itself, driven with the same keys and actions."""
+"""The tasks of jumanji compared with jumanji itself, driven with the same keys and actions."""
 
 from functools import cache, partial
 
@@ -40,7 +40,7 @@ def chosen(key, mask, n):
 @partial(jax.jit, static_argnums=(0, 1))
 @partial(jax.vmap, in_axes=(None, None, 0))
 def beside(env, library, key):
-    """STEPS of one environment: what the adapter tells, and what jumanji tells, which the test resets itself."""
+    """STEPS of one environment: what the adapter reports, and what jumanji reports; the test resets jumanji."""
 
     def one(carry, key):
         state, legal, theirs = carry

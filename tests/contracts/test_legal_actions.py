@@ -1,4 +1,4 @@
-"""Masks of legal actions, from the environment to the last policy: no illegal action is taken, nor learned to be taken."""
+"""Masks of legal actions, from environment to policy: no illegal action is ever taken or learned."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def collected(policy, steps=60, num_envs=8, env=None):
 
 
 def are_legal(transitions) -> bool:
-    """Whether all actions were; rewards and observations tell the same."""
+    """Whether all actions were legal by the masks, which must agree with rewards and observations."""
     action = np.asarray(transitions.action)[..., None]
     legal = np.take_along_axis(np.asarray(transitions.legal), action, axis=-1)
     assert_array_equal(np.asarray(transitions.legal), np.asarray(transitions.obs) > 0.5)
@@ -99,7 +99,7 @@ def test_random_actions_are_any_of_the_legal_ones_with_equal_chances():
 
 def test_random_actions_that_go_on_stop_where_they_are_not_legal_any_more():
     def share_that_goes_on(policy):
-        """Of the steps after which the same action may be taken again."""
+        """How often the action is repeated, among the steps after which it is still legal."""
         transitions = collected(policy, steps=400)
         assert are_legal(transitions)
         last, legal = np.asarray(transitions.action)[:-1], np.asarray(transitions.legal)[1:]
@@ -231,7 +231,7 @@ def test_a_policy_is_given_the_mask_and_refuses_to_go_without():
 
 
 def changed(**fields):
-    """Doors whose time steps have other masks; `reset` a function of its three results."""
+    """Doors with changed fields in their time steps; `reset` changes the results of a reset."""
     of_reset = fields.pop("reset", lambda *x: x)
 
     @pytree.dataclass

@@ -1,4 +1,4 @@
-"""Every loop with every head: each learns, is measured and evaluated; what is not defined is refused in one line."""
+"""Every loop with every head learns, is measured and evaluated; undefined pairs are refused."""
 
 import math
 

@@ -104,7 +104,7 @@ def test_an_object_of_gymnax_is_taken_as_it_is():
 
 
 def executed(probability: float, actions, key=0):
-    """Actions that a corridor of many cells was given, by its moves."""
+    """The actions that a long corridor executed, inferred from its moves."""
     env = StickyActions(env=Corridor(cells=len(actions) + 2), probability=probability)
     state, _ = env.reset(jax.random.key(key))
 

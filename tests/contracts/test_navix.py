@@ -1,4 +1,4 @@
-"""The tasks of navix beside navix itself, driven with the same keys and actions."""
+"""The tasks of navix compared with navix itself, driven with the same keys and actions."""
 
 from functools import cache, partial
 
@@ -27,7 +27,7 @@ def made(task, **args):
 @partial(jax.jit, static_argnums=(0, 1))
 @partial(jax.vmap, in_axes=(None, None, 0))
 def beside(env, task, key):
-    """STEPS of one environment: what the adapter tells, and what navix tells, which the test resets itself."""
+    """STEPS of one environment: what the adapter reports, and what navix reports; the test resets navix."""
     library = navix.make(task, max_steps=env.max_episode_steps)
 
     def one(carry, key):

@@ -1,4 +1,4 @@
-"""The games of pgx beside pgx itself, driven with the same keys and actions, and its MinAtar beside gymnax's."""
+"""The games of pgx compared with pgx itself, with the same keys and actions; MinAtar with gymnax's."""
 
 from functools import cache, partial
 
@@ -22,7 +22,7 @@ GAMES = ("2048", "minatar-breakout", "minatar-freeway")
 @partial(jax.jit, static_argnums=(0, 1))
 @partial(jax.vmap, in_axes=(None, None, 0))
 def beside(env, library, key):
-    """STEPS of one environment: what the adapter tells, and pgx's states, which the test counts and resets itself."""
+    """STEPS of one environment: what the adapter reports, and pgx's states, which the test counts and resets itself."""
 
     def one(carry, key):
         state, theirs, t = carry

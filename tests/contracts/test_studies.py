@@ -1,4 +1,4 @@
-"""Running studies: the same records however a study is split, interrupted or extended; and those of `quantilax train`."""
+"""Studies have the records of `quantilax train`, however they are split, interrupted or extended."""
 
 import copy
 import dataclasses
@@ -50,7 +50,7 @@ def without_time(records: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def made(config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study that nothing happens to; not to be changed."""
+    """The undisturbed study; do not change it."""
     path = tmp_path_factory.mktemp("made") / "whole"
     run(study(config), path)
     return path
@@ -58,7 +58,7 @@ def made(config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def whole(made, tmp_path) -> pl.DataFrame:
-    """Its records; a copy of it lies in `whole`, to do anything with."""
+    """The records of the undisturbed study; `whole` is a copy that tests may change."""
     shutil.copytree(made, tmp_path / "whole")
     return without_time(Store.open(tmp_path / "whole").records())
 
@@ -103,7 +103,7 @@ def test_an_interrupted_study_goes_on_to_the_same_records_and_repeats_nothing(
         return found
 
     monkeypatch.setattr(execution.Worker, "prepared", counting)
-    with pytest.raises(Interrupted, match=r"runs are kept in .*; go on with the same command and --resume"):
+    with pytest.raises(Interrupted, match=r"runs are kept in .*; continue with the same command and --resume"):
         start.run(asked, tmp_path / "cut", quiet=True)
     before = Store.open(tmp_path / "cut")
     assert before.status == "interrupted"
@@ -175,7 +175,7 @@ def cut(config, tmp_path, trained, monkeypatch) -> Path:
 
 def test_a_batch_that_was_interrupted_goes_on_where_it_was_to_the_same_records(config, tmp_path, cut, trained, capfd):
     start.run(study(config, ONE, seeds=2), cut, resume=True)
-    assert "training goes on from environment step 200\n" in capfd.readouterr().err
+    assert "training continues from environment step 200\n" in capfd.readouterr().err
     records = without_time(Store.open(cut).records())
     assert trained == [25]  # the last of four
     assert not (cut / unfinished.DIRECTORY).exists()
@@ -186,9 +186,9 @@ def test_a_batch_that_was_interrupted_goes_on_where_it_was_to_the_same_records(c
 
 
 OTHERS = {
-    "of another version": ({"jax": "9.9.9"}, "was kept with jax 0."),
+    "of another version": ({"jax": "9.9.9"}, "was saved with jax 0."),
     "of another machine": ({"processor": "Z80", "cores": 99}, ", here Z80, cores "),
-    "of other code": ({"code": "abc"}, "was kept with other code; its runs begin anew"),
+    "of other code": ({"code": "abc"}, "was saved with different code; its runs start again"),
 }
 """What made a state that was kept: what of it is another now, and what is told."""
 
@@ -216,7 +216,7 @@ def test_what_was_kept_of_a_batch_and_cannot_be_used_is_told_and_its_runs_begin_
     records = run(study(config, variants, seeds=2), cut, resume=True)
     assert len(trained) == 4 * (1 if variants == ONE else 2)
     told = capfd.readouterr().err
-    assert (f"{line}" in told and "; its runs begin anew" in told) or not line
+    assert (f"{line}" in told and "; its runs start again" in told) or not line
     assert not (cut / unfinished.DIRECTORY).exists()
     assert_frame_equal(records, run(study(config, variants, seeds=2), tmp_path / "whole", jobs=2))
 
@@ -421,7 +421,7 @@ def test_what_is_needed_to_repeat_a_study_stands_beside_its_records(config, tmp_
 def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
     out = tmp_path / "whole"
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; continue with --resume"):
         run(study(config), out)
     with pytest.raises(ConfigError, match="results of another study: variant 'base' has batch_size=16 there and 8 in"):
         run(study(config, batch_size=8), out, resume=True)
@@ -456,7 +456,7 @@ def test_a_directory_in_use_is_refused(config, tmp_path, whole):
 def test_a_damaged_part_of_the_records_is_named(config, tmp_path, whole):
     part = tmp_path / "whole" / "records.parquet"
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(ConfigError, match=f"{part.name}: is damaged .*; put it elsewhere and go on with --resume"):
+    with pytest.raises(ConfigError, match=f"{part.name}: is damaged .*; move it elsewhere and continue with --resume"):
         run(study(config), tmp_path / "whole", resume=True)
     part.unlink()
     assert_frame_equal(run(study(config), tmp_path / "whole", resume=True), whole)
@@ -467,14 +467,14 @@ def test_a_file_among_the_records_that_is_none_of_them_is_told(config, tmp_path)
     pl.DataFrame({"variant": ["base"], "seed": ["one"], "env_step": [0]}).write_parquet(
         made.path / "records/000007.parquet"
     )
-    with pytest.raises(ConfigError, match="records: holds a file that is none of its own"):
+    with pytest.raises(ConfigError, match="records: contains a file that does not belong there"):
         made.records()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "{not json", '{"name": 1}'])
 def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
     (tmp_path / "whole" / "study.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"study\.json: is damaged or of no study"):
+    with pytest.raises(ConfigError, match=r"study\.json: is damaged or not from a study"):
         run(study(config), tmp_path / "whole", resume=True)
 
 
@@ -498,7 +498,7 @@ def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
 def test_a_damaged_fact_of_study_json_is_named(config, tmp_path, key, value):
     store = Store.create(tmp_path / "s", study(config), jobs=1, width=1, starts=[], status="finished")
     store.update(**{key: value})
-    with pytest.raises(ConfigError, match=rf"study\.json: {key}: is damaged; put back"):
+    with pytest.raises(ConfigError, match=rf"study\.json: {key}: is damaged; restore"):
         Store.open(tmp_path / "s")
 
 
@@ -533,7 +533,7 @@ def test_what_another_process_finished_before_the_lock_was_taken_is_neither_repe
     planned, begun = start._prepare(study(config, seeds=4), path, None, True)
     start.run(study(config, seeds=[0, 1, 2, 7]), path, quiet=True, resume=True)
     before = tree(path)
-    with pytest.raises(ConfigError, match="another process has worked on it meanwhile; give the same command again"):
+    with pytest.raises(ConfigError, match="another process has changed it in the meantime; run the same command again"):
         start._carry_out(planned, begun, begun, True, lambda *_: pytest.fail("it trains"))
     assert {**tree(path), "lock": None} == {**before, "lock": None}
 
@@ -562,7 +562,7 @@ def test_a_full_disk_keeps_what_is_finished(config, tmp_path, monkeypatch, error
         write(frame, file)
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", until_full)
-    with pytest.raises(RunError, match=rf"cannot be written: {told}; make room, then go on with --resume"):
+    with pytest.raises(RunError, match=rf"cannot be written: {told}; make room, then continue with --resume"):
         run(study(config), tmp_path / "out")
     assert not list((tmp_path / "out" / "records").glob("*.partial"))
     monkeypatch.setattr(pl.DataFrame, "write_parquet", write)
@@ -579,14 +579,14 @@ def test_more_jobs_than_devices_are_refused(config, tmp_path):
 def test_other_devices_than_a_study_was_begun_with_are_refused(config, tmp_path, whole):
     store = Store.open(tmp_path / "whole")
     store.update(jobs=64)
-    with pytest.raises(ConfigError, match="was begun with 64 jobs and this process has"):
+    with pytest.raises(ConfigError, match="was begun with 64 jobs, but this process has"):
         run(study(config, seeds=4), tmp_path / "whole", resume=True)
 
 
 def test_states_that_do_not_fit_into_the_memory_are_refused_with_the_remedy(config, tmp_path):
     variants = {"named": {"huge": {"buffer_size": 2_000_000_000}}}
     with pytest.raises(
-        ConfigError, match=r"variant 'huge': the state of .* GiB and there are .*; lower its buffer_size"
+        ConfigError, match=r"variant 'huge': the state of .* GiB, but only .* are available; lower its buffer_size"
     ):
         run(study(config, variants), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -616,7 +616,7 @@ def test_a_study_runs_from_python_and_its_results_are_frames(config, tmp_path, m
     assert store.outcomes().height == 12
     assert store.summary()["variant"].to_list() == ["base", "fast", "far", "big"]
     assert store.summary()["n"].to_list() == [3, 3, 3, 3]
-    with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds results, and nothing is overwritten; continue with --resume"):
         start.run(asked, quiet=True)
     assert_frame_equal(start.run(asked, resume=True, quiet=True).records(), store.records())
 
@@ -631,8 +631,8 @@ def test_a_study_gone_on_with_by_another_version_says_so(config, tmp_path, capsy
     start.run(study(config, {}, seeds=2), tmp_path / "out", resume=True, quiet=True)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("warning: the start before has jax 0.1.0, this one ")
-    assert lines[1].startswith("warning: the start before has cores 999, this one ")
+    assert lines[0].startswith("warning: the previous start has jax 0.1.0, this one ")
+    assert lines[1].startswith("warning: the previous start has cores 999, this one ")
     start.run(study(config, {}, seeds=3), tmp_path / "out", resume=True, quiet=True)
     assert capsys.readouterr().err == ""
 

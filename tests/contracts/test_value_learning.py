@@ -79,7 +79,7 @@ def batch(terminated=False, truncated=False, steps=1, size=6):
 
 
 def outputs(state, params, obs):
-    """What a network whose numbers stand for something fixed gives for a batch, (B, n, A)."""
+    """The outputs for a batch of a network whose numbers have a fixed meaning, (B, n, A)."""
     network = nnx.merge(state.network, params)
     return jax.vmap(lambda x: network.head(network.psi(x)))(obs)
 
@@ -162,7 +162,7 @@ def numpy_projection(atoms, p, z):
 
 
 def numpy_soft_target(Y_next, q_before, t, config):
-    """What is learned of one transition with munchausen, by the numbers of the target network at x'."""
+    """The target of one transition with munchausen, from the target network's numbers at x'."""
     temperature, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
     q_next = numpy_means(Y_next[None], config)[0]
     pi, t_log_pi = softmax(q_next / temperature), temperature * log_softmax(q_next / temperature)

@@ -1,4 +1,4 @@
-"""The MiniGrid tasks of XLand-MiniGrid beside the library itself, driven with the same keys and actions."""
+"""The MiniGrid tasks of XLand-MiniGrid compared with the library, with the same keys and actions."""
 
 from functools import cache, partial
 
@@ -22,7 +22,7 @@ TASKS = ("MiniGrid-EmptyRandom-5x5", "MiniGrid-DoorKey-5x5", "MiniGrid-MemoryS8"
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @partial(jax.vmap, in_axes=(None, None, None, 0))
 def beside(env, library, params, key):
-    """STEPS of one environment: what the adapter tells, and what the library tells, which the test resets itself."""
+    """STEPS of one environment: what the adapter reports, and what the library reports; the test resets the library."""
 
     def one(carry, key):
         state, theirs = carry

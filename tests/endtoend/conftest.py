@@ -45,7 +45,7 @@ pqn:
 
 
 class Ended(NamedTuple):
-    """What a command came to."""
+    """The outcome of a command."""
 
     arguments: tuple[str, ...]
     status: int

@@ -1,4 +1,4 @@
-"""What the command line prints where it trains nothing: help, lists, resolved configs and warnings."""
+"""What commands print without training: help, lists, resolved configs and warnings."""
 
 import dataclasses
 import importlib.metadata

@@ -65,7 +65,7 @@ def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path)
     (tmp_path / "empty").mkdir()
     for path, message in {
         "without": "without: has no signals; train it again with signals=true",
-        "empty": "empty: is no run directory",
+        "empty": "empty: is not a run directory",
         "nowhere": "nowhere: no such run directory",
     }.items():
         ended = call("diagnose", path)

@@ -1,4 +1,4 @@
-"""Environments of one's own on the command line and in files, by the name of their class: `module:Class`."""
+"""Users' own environments on the command line and in files, named by their class: `module:Class`."""
 
 import json
 import sys
@@ -202,7 +202,9 @@ def test_a_run_of_an_object_that_no_name_makes_says_what_to_do(call: Call, modul
         ended = call(*arguments)
         assert ended.status == 2
         (line,) = ended.lines
-        assert line.startswith("error: run: was trained in 'count', which no name makes here; pass env= from Python")
+        assert line.startswith(
+            "error: run: was trained in 'count', which cannot be made from its name here; pass env= from Python"
+        )
     assert quantilax.resume(tmp_path / "run", env=env, quiet=True).status == "finished"
 
 
@@ -214,7 +216,7 @@ def test_a_class_whose_defaults_changed_since_is_told_apart(call: Call, module, 
     del sys.modules[module]
     ended = call("evaluate", "run")
     assert ended.status == 2
-    assert "run: was trained on 'count' with other parameters than it has by default" in ended.stderr
+    assert "run: was trained on 'count' with other parameters than its defaults" in ended.stderr
 
 
 def test_the_variants_of_a_study_take_a_class_and_share_its_object(module, tmp_path):
@@ -225,7 +227,7 @@ def test_the_variants_of_a_study_take_a_class_and_share_its_object(module, tmp_p
     assert one is other
     assert one.name == "count"
     made = sys.modules[module]
-    with pytest.raises(ConfigError, match=r"env: expected a name, got .*; a class of your own is named module:Class"):
+    with pytest.raises(ConfigError, match=r"env: expected a name, got .*; name a class of your own as module:Class"):
         Study.make({"base": {**base, "overrides": {"env": made.Plain()}}})
 
 
@@ -244,8 +246,8 @@ def test_the_variants_of_a_study_take_a_class_and_share_its_object(module, tmp_p
             "{}:Odd",
             "env: Odd has no 'observation_space'; give a name, a gymnax environment, or an object or module:Class",
         ),
-        ("{}:3x", "env: '{}:3x' is no name of a class; write module:Class, such as mypackage.envs:GridWorld"),
-        ("./grid.py:Grid", "env: './grid.py:Grid' is no name of a class; write module:Class"),
+        ("{}:3x", "env: '{}:3x' is not the name of a class; write module:Class, such as mypackage.envs:GridWorld"),
+        ("./grid.py:Grid", "env: './grid.py:Grid' is not the name of a class; write module:Class"),
         (
             "broken_{}:Grid",
             "env: the module broken_{} cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
@@ -294,5 +296,5 @@ def test_the_policy_of_a_run_plays_in_its_own_environment(call: Call, module):
     ended = call("play", "CartPole-v1", "--policy", "run")
     assert (ended.status, ended.lines[-1]) == (
         2,
-        "error: --policy: run was trained in count, not in CartPole-v1; give that name",
+        "error: --policy: run was trained in count, not in CartPole-v1; use that name",
     )

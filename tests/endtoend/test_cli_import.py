@@ -1,4 +1,4 @@
-"""Python files of a user: the guides to an algorithm and a head of one's own as written, and files that cannot serve."""
+"""Users' Python files: the algorithm and the head of the guides as written, and files that are refused."""
 
 import runpy
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.endtoend.conftest import Call, process
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """What the files of a test registered in this process is forgotten."""
+    """Forget what the files of a test registered in this process."""
     with guides.unregistering():
         yield
 
@@ -87,19 +87,23 @@ def test_a_run_with_a_head_of_ones_own_is_refused_without_its_file(call: Call, t
     ("name", "text", "line"),
     [
         ("none.py", None, "error: --import: none.py: no such file"),
-        ("mine.txt", "x = 1", "error: --import: mine.txt is no Python file; name one that ends with .py"),
-        ("json.py", "x = 1", "error: --import: json.py has the name of another module, json; rename the file"),
+        ("mine.txt", "x = 1", "error: --import: mine.txt is not a Python file; its name must end with .py"),
+        ("json.py", "x = 1", "error: --import: json.py has the same name as the module json; rename the file"),
         ("broken.py", "x = 1\nx(\n", "error: broken.py: line 2: SyntaxError: '(' was never closed"),
         (
             "fails.py",
             "def f():\n    return 1 / 0\n\nf()\n",
             "error: fails.py: line 2: ZeroDivisionError: division",
         ),
-        ("v2.mine.py", "x = 1", "error: --import: v2.mine.py is no Python file; name one that ends with .py and has"),
-        (".", None, "error: --import: . is no Python file; name one that ends with .py"),
-        (".py", "x = 1", "error: --import: .py is no Python file; name one"),
-        ("ends.py", "import sys\n\nsys.exit('no')\n", "error: ends.py: line 3: SystemExit: no; mend the file"),
-        ("ends_well.py", "import sys\nsys.exit()\n", "error: ends_well.py: line 2: SystemExit: SystemExit; mend"),
+        (
+            "v2.mine.py",
+            "x = 1",
+            "error: --import: v2.mine.py is not a Python file; its name must end with .py and have",
+        ),
+        (".", None, "error: --import: . is not a Python file; its name must end with .py"),
+        (".py", "x = 1", "error: --import: .py is not a Python file; its name"),
+        ("ends.py", "import sys\n\nsys.exit('no')\n", "error: ends.py: line 3: SystemExit: no; fix the file"),
+        ("ends_well.py", "import sys\nsys.exit()\n", "error: ends_well.py: line 2: SystemExit: SystemExit; fix"),
         (
             "twice.py",
             "import quantilax\nquantilax.register(quantilax.ALGORITHMS['iqn'])",

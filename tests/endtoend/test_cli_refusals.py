@@ -1,4 +1,4 @@
-"""What users get wrong: one line on standard error, status 2, and nothing on disk that was not there before."""
+"""Users' mistakes give one line on standard error and status 2, and change nothing on disk."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_a_line_break_in_an_argument_does_not_break_the_error_into_lines(refusal
         (["train", "tiny.yaml", "--seed", "-1"], "--seed"),
         (
             ["train", "tiny.yaml", "--seed", "4294967295", "--seeds", "2"],
-            "--seed: 4294967295 leaves no room for 2 seeds",
+            "--seed: 4294967295 is too large for 2 seeds",
         ),
         (["train", "tiny.yaml", "--out"], "--out"),
         (["list", "--all"], "--all"),
@@ -137,16 +137,16 @@ def test_no_command_at_all_gives_the_help_or_one_error_line_and_never_an_error_o
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds no sections; expected lines such as 'iqn:'"),
-        ("# only a comment\n", "holds no sections"),
-        ("- iqn\n- pqn\n", "holds no sections"),
-        ("hello\n", "holds no sections"),
-        (b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "is no text file; expected YAML in UTF-8"),
+        ("", "contains no sections; expected lines such as 'iqn:'"),
+        ("# only a comment\n", "contains no sections"),
+        ("- iqn\n- pqn\n", "contains no sections"),
+        ("hello\n", "contains no sections"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "is not a text file; expected YAML in UTF-8"),
         (b"iqn:\n  env: a\x00b\n", "broken YAML"),
         ("iqn:\n  env: [probe/corridor\n  gamma: 0.9\n", "line 3: broken YAML"),
         ("iqn:\n\tenv: probe/corridor\n", "line 2: broken YAML"),
-        (BARE + "  gamma: 0.9\n  gamma: 0.8\n", "line 4: broken YAML: 'gamma' stands there twice"),
-        (BARE + "iqn:\n  env: probe/bimodal\n", "line 3: broken YAML: 'iqn' stands there twice"),
+        (BARE + "  gamma: 0.9\n  gamma: 0.8\n", "line 4: broken YAML: 'gamma' occurs twice"),
+        (BARE + "iqn:\n  env: probe/bimodal\n", "line 3: broken YAML: 'iqn' occurs twice"),
         ("a: 1\n---\nb: 2\n", "line 2: broken YAML"),
         ("1: {env: probe/corridor}\n", "line 1: broken YAML: expected a name, got 1"),
         ("iqn: !!python/object:os.system x\n", "line 1: broken YAML"),
@@ -217,7 +217,7 @@ def test_an_out_directory_that_is_or_lies_below_a_file_is_refused(refusal, out):
 
 def test_an_out_directory_that_cannot_be_made_is_refused(refusal):
     name = "x" * 300  # longer than any file system takes, for root too
-    assert refusal("train", "tiny.yaml", "--out", name).startswith(f"error: --out: {name} cannot be made: ")
+    assert refusal("train", "tiny.yaml", "--out", name).startswith(f"error: --out: {name} cannot be created: ")
 
 
 def test_an_out_directory_that_cannot_be_made_leaves_no_parents_behind(refusal):
@@ -337,7 +337,7 @@ def test_a_config_whose_name_is_no_text_is_no_hindrance(tmp_path):
 def test_an_out_directory_whose_name_is_no_text_is_refused(refusal, tmp_path, command):
     (tmp_path / "study.yaml").write_text("base: {config: tiny.yaml}\nseeds: 1\n")
     line = refusal(*command, "--out", os.fsdecode(b"caf\xe9"))
-    assert line == "error: --out: caf\\udce9 is no text in UTF-8; choose another directory"
+    assert line == "error: --out: caf\\udce9 is not valid UTF-8; choose another directory"
 
 
 def test_episodes_that_no_memory_holds_are_one_line(call: Call, monkeypatch):
@@ -345,10 +345,7 @@ def test_episodes_that_no_memory_holds_are_one_line(call: Call, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1149000005568 bytes.")
 
     monkeypatch.setattr("quantilax.runs.evaluate", exhausted)
-    assert (
-        refused(call("evaluate", "run", "--no-cache"))
-        == "error: the device's memory does not suffice; lower --episodes"
-    )
+    assert refused(call("evaluate", "run", "--no-cache")) == "error: out of device memory; lower --episodes"
 
 
 def test_a_logger_that_is_given_twice_is_refused(refusal):

@@ -32,7 +32,7 @@ solved: 0.5
 
 
 class Done(NamedTuple):
-    """What the commands of a study came to, one after the other."""
+    """The outcomes of a study's commands, in order."""
 
     root: Path
     study: Ended
@@ -68,8 +68,8 @@ def test_a_study_ends_with_its_table_and_says_how_to_get_a_report(done: Done):
         line = next(line for line in out.splitlines() if line.startswith(row["variant"]))
         assert line.split()[1] == "3"
         assert f"{row['final_iqm']:.3f}" in line
-    assert "With so few seeds no difference could have shown" in out
-    assert out.splitlines()[-1] == "results in s; quantilax report s makes a page of them"
+    assert "With so few seeds, no difference could have been detected" in out
+    assert out.splitlines()[-1] == "results in s; make a report with: quantilax report s"
 
 
 def test_a_report_lies_beside_the_results(done: Done):
@@ -85,7 +85,7 @@ def test_a_report_lies_beside_the_results(done: Done):
 def test_a_validated_section_stands_in_the_file_and_trains(done: Done, call: Call, tmp_path):
     assert (done.recommend.status, done.recommend.stdout.splitlines()[-2:]) == (
         0,
-        ["written: section iqn_kept of tiny.yaml", "written: its record in b.yaml"],
+        ["written: section iqn_kept of tiny.yaml", "written: record in b.yaml"],
     ), done.recommend
     text = (done.root / "tiny.yaml").read_text()
     assert text.startswith(TINY)
@@ -146,7 +146,7 @@ def test_a_recommendation_that_is_contradicted_ends_with_status_1_and_writes_not
     (tmp_path / "x.yaml").write_text(TINY)
     ended = call("recommend", "s", "--seeds", "2", "--write", "x.yaml", "--benchmarks", "b.yaml", "--quiet")
     assert ended.status == 1
-    assert ended.stderr.startswith("held-out seeds 6, 7 contradict: it is not ahead of “base” there")
+    assert ended.stderr.startswith("held-out seeds 6, 7 contradict the study: it is not ahead of “base” there")
     assert ended.stderr.endswith("; nothing is written\n")
     assert (tmp_path / "x.yaml").read_text() == TINY
     assert not (tmp_path / "b.yaml").exists()
@@ -165,14 +165,14 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["report", "nowhere"], "error: nowhere: is no study's directory: it has no study.json"),
-        (["report", "tiny.yaml"], "error: tiny.yaml: is no study's directory: it has no study.json"),
+        (["report", "nowhere"], "error: nowhere: is not a study directory: it has no study.json"),
+        (["report", "tiny.yaml"], "error: tiny.yaml: is not a study directory: it has no study.json"),
         (
             ["report", "s", "--out", "tiny.yaml"],
             "error: tiny.yaml: cannot be written: File exists; choose another --out",
         ),
         (["report"], "error: Missing argument 'DIR'."),
-        (["recommend", "nowhere"], "error: nowhere: is no study's directory"),
+        (["recommend", "nowhere"], "error: nowhere: is not a study directory"),
         (
             ["recommend", "s", "--first-seed", "0"],
             "error: --first-seed: seed 0 to 5 chose the variant, and cannot validate it",
@@ -180,19 +180,19 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
         (["recommend", "s", "--variant", "bse"], "error: s: no variant 'bse'; did you mean 'base'?"),
         (
             ["recommend", "s", "--write", "no/x.yaml"],
-            "error: no/x.yaml: there is no directory no; make it, or choose another",
+            "error: no/x.yaml: the directory no does not exist; create it, or choose another",
         ),
         (
             ["recommend", "s", "--write", "flow.yaml"],
-            "error: flow.yaml: section 'iqn' cannot be put in without changing the",
+            "error: flow.yaml: section 'iqn' cannot be inserted without changing the",
         ),
-        (["recommend", "s", "--benchmarks", "b.yaml"], "error: --benchmarks: a record is of a section that is written"),
+        (["recommend", "s", "--benchmarks", "b.yaml"], "error: --benchmarks: only a written section is recorded"),
         (
             ["recommend", "s", "--write", "x.yaml", "--benchmarks", "s"],
             "error: s: cannot be read: Is a directory; choose another --benchmarks",
         ),
         (["recommend", "s", "--seeds", "0"], "error: Invalid value for '--seeds'"),
-        (["recommend", "s", "--out", "t"], "error: --out: the results of s lie there; leave it out"),
+        (["recommend", "s", "--out", "t"], "error: --out: s is already the results directory; leave --out out"),
         (["recommend", "none.yaml"], "error: none.yaml: no such file"),
         (
             ["recommend", "s.yaml", "--out", "t"],
@@ -200,7 +200,7 @@ def test_a_section_is_not_written_while_the_checkout_has_changes(call: Call, tmp
         ),
         (
             ["recommend", "one.yaml", "--out", "t", "--write", "flow.yaml"],
-            "error: flow.yaml: section 'iqn' cannot be put in",
+            "error: flow.yaml: section 'iqn' cannot be inserted",
         ),
         (["recommend", "half"], "error: half: runs of the base are missing; finish the study with --resume first"),
     ],
@@ -227,7 +227,7 @@ def test_a_damaged_file_of_records_is_named(call: Call, tmp_path):
     ended = call("report", "s")
     assert ended.status == 2
     assert re.match(
-        r"error: s/records/000000\.parquet: is damaged .*; put it elsewhere and go on with --resume$",
+        r"error: s/records/000000\.parquet: is damaged .*; move it elsewhere and continue with --resume$",
         ended.stderr,
     )
 

@@ -42,7 +42,7 @@ def test_a_dry_run_tells_variants_groups_time_and_memory_and_leaves_nothing(call
         line.split()[0]: line.split()[1] for line in lines if line.split()[:1] and line.split()[0] in ("base", "wide")
     }
     assert groups == {"base": "1", "wide": "2"}
-    assert "8 runs to do, 0 are there; 1 job(s), 1 run(s) on each at a time; 2 compile group(s)" in ended.stdout
+    assert "8 runs to do, 0 finished; 1 job(s), 1 run(s) on each at a time; 2 compile group(s)" in ended.stdout
     assert any(line.startswith("memory: ") and "MiB for the states of 1 run(s)" in line for line in lines)
     assert any(line.startswith("time: ") and "compiling" in line for line in lines)
     assert tree(tmp_path) == before
@@ -56,7 +56,7 @@ def test_a_study_says_at_once_which_variants_have_settings_that_mislead(call: Ca
     ended = call("study", "s.yaml", "--dry-run", "--jobs", "1")
     told = "is above 0.01, larger than any known to work here; 1e-3 or less"
     assert ended.lines == [
-        f"warning: 2 of 4 variants, 'fast' the first: learning_rate=0.1 {told}",
+        f"warning: 2 of 4 variants, such as 'fast': learning_rate=0.1 {told}",
         f"warning: variant 'faster': learning_rate=0.2 {told}",
     ]
 
@@ -71,14 +71,14 @@ def test_a_study_says_at_once_which_variants_have_settings_that_mislead(call: Ca
             "study.yaml: variant 'gama=0.5': unknown field 'gama'; did you mean 'gamma'?",
         ),
         (STUDY.replace("wide:", "gamma=0.5:"), (), "two variants are called 'gamma=0.5'"),
-        (STUDY.replace("seeds: 2", "seeds: [1, 1]"), (), "seeds: 1 stands there twice; leave one out"),
+        (STUDY.replace("seeds: 2", "seeds: [1, 1]"), (), "seeds: 1 is listed twice; leave one out"),
         (
             STUDY.replace("gamma: [0.5, 0.9]", "gamma: 0.5"),
             (),
             "one_at_a_time: gamma: expected a list of values, got 0.5",
         ),
-        (STUDY + "seeds: 3\n", (), "'seeds' stands there twice"),
-        ("- a\n", (), "study.yaml: holds no study"),
+        (STUDY + "seeds: 3\n", (), "'seeds' occurs twice"),
+        ("- a\n", (), "study.yaml: contains no study"),
         (STUDY, ("study", "study.yaml", "--jobs", "999"), "--jobs: 999 is more than the"),
         (STUDY, ("study", "study.yaml", "--jobs", "all"), "'--jobs': 'all' is not a valid integer"),
         (STUDY, ("study", "study.yaml", "--out", "tiny.yaml"), "tiny.yaml: cannot be written"),
@@ -123,7 +123,7 @@ def test_a_study_killed_midway_goes_on_to_the_records_of_one_that_was_not(tmp_pa
         assert kept > there
         if number == signal.SIGINT and life.returncode:  # else it had finished in that instant
             assert life.returncode == 130
-            assert "go on with the same command and --resume" in errors
+            assert "continue with the same command and --resume" in errors
     again = process(tmp_path, cache, "study", "study.yaml", "--out", "cut", "--resume")
     assert again.status == 0
     assert f"of {8 - kept} runs" in again.stderr or kept == 8

@@ -88,7 +88,7 @@ def records(store: Store) -> pl.DataFrame:
 
 
 def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
-    """Wait until something is so, which it must be before the process has ended."""
+    """Wait until a condition holds; it must hold before the process ends."""
     while not (found := condition()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -96,7 +96,7 @@ def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any
 
 
 def at_work(driver: int) -> list[psutil.Process]:
-    """Ray's workers that are at a batch; Ray makes of its name the title of the process."""
+    """Ray's workers that are training a batch; Ray sets their process title to the method's name."""
     found = []
     for child in psutil.Process(driver).children(recursive=True):
         try:
@@ -119,7 +119,7 @@ def test_a_ray_cluster_of_which_a_worker_is_killed_gives_the_records_of_one_proc
     out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert out.splitlines()[-1].startswith("results in out;")
-    assert "warning: a worker died at 1 run(s) (ActorDiedError)\n1 run(s) begin again\n" in err
+    assert "warning: a worker died during 1 run(s) (ActorDiedError)\n1 run(s) start again\n" in err
     assert "9 of 9 runs" in err
     assert "10 of 9 runs" not in err  # each run once
     store = Store.open(place / "out")
@@ -166,13 +166,13 @@ def test_a_shard_that_is_killed_does_its_share_when_it_is_given_again(place, alo
 def test_a_directory_is_worked_on_as_a_whole_or_by_shards(place, begin, call: Call):
     shard = begin("--shard", "1/9")
     assert any("compile group" in line for line in shard.stderr)
-    assert "is in use: shards are at work on it" in refused(call("study", "study.yaml", "--out", "out", "--resume"))
+    assert "is in use: shards are working on it" in refused(call("study", "study.yaml", "--out", "out", "--resume"))
     assert "out: is in use by process" in refused(call("study", "study.yaml", "--out", "out", "--shard", "1/9"))
     _, err = shard.communicate(timeout=100)
     assert shard.returncode == 0, err
     with Store.open(place / "out").lock():
         line = refused(call("study", "study.yaml", "--out", "out", "--shard", "2/9"))
-    assert "is in use: another process is at work on all of it" in line
+    assert "is in use: another process is working on all of it" in line
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_directory_is_worked_on_as_a_whole_or_by_shards(place, begin, call: Ca
         (("--shard", "0/2"), "--shard: expected I/N with I from 1 to N, such as 2/8, got '0/2'"),
         (("--shard", "3/2"), "--shard: expected I/N"),
         (("--shard", "2"), "--shard: expected I/N"),
-        (("--shard", "1/2", "--on", "ray"), "--shard: does not go with --on ray"),
+        (("--shard", "1/2", "--on", "ray"), "--shard: cannot be combined with --on ray"),
     ],
 )
 def test_a_shard_that_is_none_is_refused(place, call: Call, arguments, words):
@@ -201,7 +201,7 @@ def test_an_address_of_ray_that_does_not_answer_is_refused_at_once(place, call: 
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     line = refused(call("study", "study.yaml", "--on", "ray"))
-    assert "does not answer (Connection refused); begin a cluster with 'ray start', or unset it" in line
+    assert "does not answer (Connection refused); start a cluster with 'ray start', or unset it" in line
     assert not (place / "studies").exists()
 
 

@@ -1,7 +1,7 @@
-"""A run survives kills, full disks, moves, damage and hostile files: it ends as the one that nothing happened to.
+"""A run survives kills, full disks, moves, damage and hostile files: it ends as an undisturbed run does.
 
-`Server` begins processes of the command line that are forked from one that has imported everything: as real as others (a
-kill hits the process, the directory and the lock alike), and 4 s sooner at work.
+`Server` starts processes of the command line by forking one that has imported everything. They are
+real processes (a kill hits the process, the directory and the lock alike), and start 4 s sooner.
 """
 
 import csv
@@ -153,7 +153,7 @@ class Server:
         return self.lives[-1]
 
     def drained(self, file: Path) -> Path:
-        """A pipe that is copied to a file: what limits files limits it not."""
+        """A pipe that is copied to a file, so that limits on files do not apply to it."""
         pipe = file.with_suffix(f"{file.suffix}.pipe")
         os.mkfifo(pipe)
         self.drains.append(subprocess.Popen(["sh", "-c", 'exec cat "$0" > "$1"', str(pipe), str(file)]))
@@ -179,7 +179,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def whole(server: Server) -> Path:
-    """A run of `SHORT` that nothing happens to; not to be changed."""
+    """An undisturbed run of `SHORT`; do not change it."""
     config(server.directory)
     ended = server.run(server.directory, "train", "short.yaml", *SEEDS, "--out", "whole")
     assert ended.status == 0, ended.stderr
@@ -292,7 +292,7 @@ def reached(run: Path) -> int:
 
 
 def partials(run: Path) -> set[tuple[str, int, int]]:
-    """Checkpoints being written, or left so by a kill; one begun anew is another."""
+    """Checkpoints that are partly written; one that is begun again counts as another."""
     found = set()
     for path in root(run).rglob("*.partial"):
         with suppress(FileNotFoundError):
@@ -336,7 +336,7 @@ def kill_after_a_save(life: Life, run: Path, rng: random.Random) -> None:
 
 
 def kill_at_any_moment(life: Life, run: Path, rng: random.Random) -> None:
-    """While it starts, compiles or reads as well."""
+    """Kill at any moment, also while the process starts, compiles or reads."""
     pass_time(life, run, rng.uniform(0, 2.5))
     life.kill()
 
@@ -412,7 +412,9 @@ def assert_told_once_each_and_in_the_end(ended: Ended, run: Path, saved: str) ->
     assert "Traceback" not in ended.stderr
     error = ended.lines[-1]
     assert error.startswith("error: the checkpoint of step 440 could not be written (")
-    assert re.search(rf"make room, then go on from {saved} with: quantilax resume {re.escape(str(run))}$", error), error
+    assert re.search(rf"make room, then continue from {saved} with: quantilax resume {re.escape(str(run))}$", error), (
+        error
+    )
     assert sum(line.startswith("error: ") for line in ended.lines) == 1
     things = [re.sub(r"step [\d,]+", "step N", line.split(" could not be written")[0]) for line in warnings_of(ended)]
     assert "warning: the checkpoint of step N" in things
@@ -572,7 +574,7 @@ def test_a_second_process_is_refused_and_a_killed_holders_lock_is_no_hindrance(s
     assert re.search(r"^run .* killed ", call("list-runs", ".").stdout, re.MULTILINE)
     shown = call("show", "run").stdout
     assert "state: killed" in shown
-    assert "go on with: quantilax resume run" in shown
+    assert "continue with: quantilax resume run" in shown
     again = server.begin(here, "resume", "run")
     before = checkpoints.steps(root(run))
     again.until(lambda: checkpoints.steps(root(run)) != before)
@@ -622,7 +624,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to
     assert ended.status == 0, ended.stderr
     (warning,) = warnings_of(ended)
     assert str(newest.relative_to(stopped.parent)) in warning
-    assert warning.endswith("; skipped, step 160 is used")
+    assert warning.endswith("; using step 160 instead")
     assert_same_end(stopped, finished)
 
 
@@ -641,7 +643,7 @@ def test_a_run_without_a_readable_checkpoint_is_refused_in_one_line_and_nothing_
 
 
 class Bomb:
-    """Whose unpickling makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, sentinel: Path) -> None:
         self.sentinel = sentinel
@@ -882,7 +884,7 @@ def test_a_signal_lets_the_segment_end_saves_it_and_the_command_told_goes_on(ser
     stopping, *_, told = ended.lines[-3:] if "stopping: " in ended.lines[-3] else ended.lines[-2:]
     assert stopping.startswith("stopping: ")
     step = checkpoints.steps(root(run))[-1]
-    assert told.startswith(f"stopped at step {step} of 440; go on from step {step} with: quantilax resume ")
+    assert told.startswith(f"stopped at step {step} of 440; continue from step {step} with: quantilax resume ")
     assert status(run) == "interrupted"
     checkpoints.read(last(run))
     program, *arguments = shlex.split(told.split(" with: ")[1])
@@ -906,7 +908,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_a_readable_run(server, here):
     ended = life.wait(10)
     assert ended.status == 130, ended
     assert "Traceback" not in ended.stderr
-    assert ended.lines[-1] == "ended at once; go on from step 40 with: quantilax resume run"
+    assert ended.lines[-1] == "ended at once; continue from step 40 with: quantilax resume run"
     assert status(run) == "interrupted"
     checkpoints.read(last(run))
 
@@ -922,7 +924,7 @@ def test_ctrl_c_while_compiling_ends_at_once(server, here):
         life.send(signal.SIGINT)
         ended = life.wait(20)
         assert ended.status == 130, ended
-        assert ended.lines == [f"ended at once; go on from the beginning with: quantilax resume {run.name}"]
+        assert ended.lines == [f"ended at once; continue from the beginning with: quantilax resume {run.name}"]
         assert status(run) == "interrupted"
 
 
@@ -940,14 +942,14 @@ def test_a_logger_that_hangs_is_waited_for_when_all_is_written_until_ctrl_c(serv
     (here / "wandb.py").write_text(HANGING)
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run", "--log", "wandb")
     life.until(lambda: (here / "run" / "learning_curve.png").exists())
-    life.until(lambda: "waiting for wandb, 60 s at most; Ctrl-C ends the waiting" in life.stderr)
+    life.until(lambda: "waiting for wandb, at most 60 s; Ctrl-C stops waiting" in life.stderr)
     assert_same_end(here / "run", whole)
     life.send(signal.SIGINT)
     ended = life.wait(10)
     assert ended.status == 0
     assert ended.stdout.startswith("final mean return ")
     (warning,) = warnings_of(ended)
-    assert warning.startswith("warning: wandb is not done and no longer waited for")
+    assert warning.startswith("warning: wandb has not finished and is no longer waited for")
 
 
 @pytest.mark.validation
@@ -961,7 +963,7 @@ def test_a_stopped_run_says_so_before_it_waits_for_a_logger_that_hangs(server, w
     life.send(signal.SIGTERM)
     ended = life.wait(10)
     assert ended.status == 128 + signal.SIGTERM
-    assert re.match(r"stopped at step \d+ of 440; go on from step \d+ with: quantilax resume run$", ended.lines[-1])
+    assert re.match(r"stopped at step \d+ of 440; continue from step \d+ with: quantilax resume run$", ended.lines[-1])
     assert len(warnings_of(ended)) == 1
     (here / "wandb.py").write_text("raise ImportError('gone')")
     assert server.run(here, "resume", "run", "--quiet").status == 0
@@ -979,7 +981,7 @@ def test_a_stopped_run_says_so_before_it_waits_for_a_logger_that_hangs(server, w
 def test_a_config_that_was_edited_is_refused_with_what_differs(stopped, call, field, value, there, command):
     edit(stopped, field, value)
     ended = call(command, "stopped", "--no-cache")
-    assert_refused(ended, "config.yaml: is not the config", rf"{field} is {there} there, {re.escape(str(value))} here")
+    assert_refused(ended, "config.yaml: does not match", rf"{field} is {there} there, {re.escape(str(value))} here")
 
 
 def edit(run: Path, field: str, value: Any) -> None:
@@ -1020,7 +1022,7 @@ def test_a_finished_run_resumed_stays_as_it_is(finished, tmp_path, call):
     before = tree(run)
     ended = call("resume", "run", "--no-cache")
     assert (ended.status, ended.lines) == (0, [])
-    assert ended.stdout.startswith("finished already: mean return ")
+    assert ended.stdout.startswith("already finished: mean return ")
     assert tree(run) == before
 
 
@@ -1100,7 +1102,9 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_what_it_came_to(f
         (run / "run.json").write_text(json.dumps({**facts, "status": "interrupted"}))
         root(run).symlink_to(tmp_path / "scratch")
     before = {name: data for name, data in tree(run).items() if name != "lock"}
-    assert_refused(call("resume", "run", "--no-cache"), "run/checkpoints: holds no checkpoint, though the run had some")
+    assert_refused(
+        call("resume", "run", "--no-cache"), "run/checkpoints: has no checkpoints, although the run wrote some"
+    )
     assert {name: data for name, data in tree(run).items() if name != "lock"} == before
 
 
@@ -1114,7 +1118,7 @@ def test_a_run_that_was_stopped_and_whose_checkpoints_are_gone_is_refused(stoppe
         facts["starts"].append({**facts["starts"][0], "from_env_step": 120})
     (stopped / "run.json").write_text(json.dumps(facts))
     shutil.rmtree(root(stopped))
-    assert_refused(call("resume", "stopped", "--no-cache"), "holds no checkpoint, though the run had some")
+    assert_refused(call("resume", "stopped", "--no-cache"), "has no checkpoints, although the run wrote some")
 
 
 @pytest.mark.parametrize("table", ["evaluations.csv", "evaluations.jsonl", "evaluations.parquet"])

@@ -1,4 +1,4 @@
-"""The corridor is walked the shortest way; quickly compiled, as nothing here depends on how."""
+"""Agents learn the shortest way through the corridor; no claim depends on how it is compiled."""
 
 import jax
 import numpy as np

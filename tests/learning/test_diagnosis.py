@@ -1,6 +1,7 @@
-"""A small part of the validation of docs/diagnosis.md: faults in runs that otherwise learn, and what is named first.
+"""A small part of the validation of docs/diagnosis.md: faults and the causes that are named first.
 
-Seeds 200 and 201 took part neither in setting the ranges nor in the confusion matrix; variants of one treedef are one program.
+Seeds 200 and 201 were used neither to set the ranges nor in the confusion matrix. Variants with the
+same treedef share one program.
 """
 
 import importlib.util

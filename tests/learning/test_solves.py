@@ -1,4 +1,4 @@
-"""The algorithms solve what they should, in one run each, with the settings that ship."""
+"""Each algorithm solves its task in one run with the shipped settings."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """How often intervals cover and tests reject, by simulation with a fixed seed.
 
-Every bound is the chance that is to be expected, less or plus four standard errors of its estimate from STUDIES studies.
+Every bound is the expected chance, plus or minus four standard errors of its estimate from STUDIES
+studies.
 """
 
 import math

@@ -76,11 +76,11 @@ def test_a_study_is_opened_by_a_path_that_is_text_in_its_directory_and_in_an_arc
 
 def test_a_study_of_an_archive_is_not_written_to(several):
     archive.compact(several)
-    refused = r"lies in an archive; take it out with: quantilax study .*all --unpack"
+    refused = r"is in an archive; unpack it with: quantilax study .*all --unpack"
     with pytest.raises(ConfigError, match=refused), Store.open(several / "one").lock():
         pytest.fail("it is locked")
     assert Store.find(several / "three") is None
-    with pytest.raises(ConfigError, match="is no study's directory"):
+    with pytest.raises(ConfigError, match="is not a study directory"):
         Store.open(several / "three")
 
 
@@ -195,15 +195,15 @@ def test_a_damaged_archive_is_named(several, key):
 
 
 def test_what_is_no_study_and_no_archive_is_refused(several, tmp_path):
-    with pytest.raises(ConfigError, match="holds no study's directory"):
+    with pytest.raises(ConfigError, match="contains no study directory"):
         archive.compact(tmp_path / "none")
-    with pytest.raises(ConfigError, match="holds no archive"):
+    with pytest.raises(ConfigError, match="contains no archive"):
         archive.unpack(several)
     archive.compact(several)
     store(several / "one", {"base": [GOOD]})
-    with pytest.raises(ConfigError, match="one: is there already; move it away"):
+    with pytest.raises(ConfigError, match="one: already exists; move it away"):
         archive.unpack(several)
-    with pytest.raises(ConfigError, match="holds an archive already"):
+    with pytest.raises(ConfigError, match="already holds an archive"):
         archive.compact(several)
     (several / "studies.json").write_text("[")
     with pytest.raises(ConfigError, match=r"studies\.json: is damaged"):

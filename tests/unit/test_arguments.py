@@ -1,4 +1,4 @@
-"""What users hand to an agent: taken without loss, or refused in one line that says what is wanted."""
+"""Users' arguments to agents are taken without loss, or refused in one line that says what is expected."""
 
 import jax
 import jax.numpy as jnp

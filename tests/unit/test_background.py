@@ -1,4 +1,4 @@
-"""The writer's thread and what a user is told: neither can end a run, or make it wait for ever."""
+"""Neither the writer's thread nor messages to the user can end a run or make it wait forever."""
 
 import io
 import re
@@ -57,7 +57,7 @@ def closed():
 
 
 class Proxy:
-    """What stands in the place of standard error while a bar of Rich is drawn."""
+    """The stream that replaces standard error while Rich draws a progress bar."""
 
     rich_proxied_file = Gone()
 

@@ -1,4 +1,4 @@
-"""`check-env` finds what types cannot show, and says nothing of environments that keep their promises."""
+"""`check-env` finds what types cannot show, and reports nothing for environments that keep the contract."""
 
 import jax
 import jax.numpy as jnp

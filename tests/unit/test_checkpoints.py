@@ -76,7 +76,7 @@ def sign(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def files(path: Path) -> list[Path]:
-    """All that the last checkpoint reads and no other does; of the evaluations' file it alone needs the end."""
+    """The files that only the last checkpoint reads, except for the end of the evaluations' file."""
     others = {digest for other in path.parent.glob("*.safetensors") if other != path for digest in blocks_of(other)}
     return [path, *(path.parent / "blocks" / digest for digest in sorted(blocks_of(path) - others))]
 
@@ -114,7 +114,7 @@ def newest(root: Path) -> Path:
 
 
 def found(root: Path, which: str | int = "last") -> tuple[int, list[str]]:
-    """The step that `find` comes to, its arrays verified, and its warnings."""
+    """The step of the checkpoint that `find` returns, and its warnings; its arrays are verified."""
     warnings: list[str] = []
     checkpoint = checkpoints.find(root, which, warnings.append)
     step = checkpoint.facts["env_step"]
@@ -395,7 +395,7 @@ def test_an_extra_empty_checkpoint_is_named_and_the_one_before_is_used(root, nam
     step, (warning,) = found(root)
     assert step == 300
     assert warning.startswith(str(root))
-    assert warning.endswith("; skipped, step 300 is used")
+    assert warning.endswith("; using step 300 instead")
     assert found(root, "best")[0] == 300
 
 
@@ -420,7 +420,7 @@ def test_a_damaged_checkpoint_is_named_in_a_line_and_the_one_before_is_used(root
         step, (warning,) = found(root)
         assert step == 200
         assert warning.startswith(f"{newest}: ")
-        assert warning.endswith("; skipped, step 200 is used")
+        assert warning.endswith("; using step 200 instead")
         assert "\n" not in warning
         file.write_bytes(whole)
     assert found(root) == (300, [])
@@ -534,7 +534,7 @@ def test_evaluations_of_a_run_that_went_on_from_an_older_checkpoint_take_the_pla
 def test_a_checkpoint_of_the_former_format_is_refused_in_a_line_that_says_what_reads_it(tmp_path):
     (tmp_path / "checkpoints" / "000000000300").mkdir(parents=True)
     assert checkpoints.steps(tmp_path / "checkpoints") == [300]
-    with pytest.raises(CheckpointError, match=r"000000000300: is a checkpoint of format 1 .* run\.json names"):
+    with pytest.raises(CheckpointError, match=r"000000000300: is a checkpoint of format 1, .* run\.json names"):
         checkpoints.find(tmp_path / "checkpoints")
 
 
@@ -636,7 +636,7 @@ def test_the_best_falls_back_to_the_next_best(root):
     os.truncate(path_of(root, 200), 1000)
     step, (warning,) = found(root, "best")
     assert step == 300
-    assert warning.endswith("; skipped, step 300 is used")
+    assert warning.endswith("; using step 300 instead")
 
 
 def test_no_directory_and_an_empty_one_hold_no_checkpoints(tmp_path):

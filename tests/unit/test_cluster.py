@@ -37,7 +37,7 @@ ERRORS = SimpleNamespace(RayTaskError=TaskError, RayError=DiedError)
 
 
 class Pool(cluster.Pool):
-    """Workers that do as they are told: `acts` says what the next thing that one does comes to."""
+    """Workers with scripted behaviour: `acts` gives the outcome of each next action."""
 
     def __init__(self, batch_shape: BatchShape, acts) -> None:
         self.ray, self.batch_shape = (
@@ -140,7 +140,7 @@ def test_a_batch_whose_worker_dies_is_run_again_by_another(work, told):
     at = [worker for worker, batch in pool.given if batch.runs == (("base", 2),)]
     assert len(at) == 2
     assert at[0] == died[0] != at[1]
-    assert told.warnings == ["a worker died at 1 run(s) (DiedError)"]
+    assert told.warnings == ["a worker died during 1 run(s) (DiedError)"]
 
 
 def test_a_group_over_which_three_workers_die_is_given_up_and_the_rest_goes_on(work, told):
@@ -150,7 +150,7 @@ def test_a_group_over_which_three_workers_die_is_given_up_and_the_rest_goes_on(w
 
     store, pool = work(deadly)
     assert {variant for variant, _ in store.finished()} == {"base"}
-    assert store.failures() == [Failure("big", "3 workers died over its runs, perhaps for want of memory")]
+    assert store.failures() == [Failure("big", "3 workers died during its runs, perhaps out of memory")]
     assert max([batch for _, batch in pool.given].count(p) for _, p in pool.given) == 3
 
 
@@ -180,7 +180,9 @@ def test_a_worker_that_cannot_be_used_is_done_without(work, told):
 
 
 def test_where_no_worker_can_be_used_the_study_ends(work):
-    with pytest.raises(RunError, match=r"cannot be used: it has 1 device.*; no other is left; go on with --resume"):
+    with pytest.raises(
+        RunError, match=r"cannot be used: it has 1 device.*; no other worker is left; continue with --resume"
+    ):
         work(lambda what, worker, batch: TaskError(ConfigError("it has 1 device(s)")))
 
 
@@ -199,13 +201,13 @@ def test_another_machine_is_told_once(work, told):
     work(other)
     (line,) = told.warnings
     assert line.startswith("a worker's machine has cores 999, this one ")
-    assert line.endswith("the low bits of its runs may be others than here")
+    assert line.endswith("the low bits of its results may differ")
 
 
 def test_a_worker_with_other_devices_than_the_study_is_laid_on_refuses(planned):
-    with pytest.raises(ConfigError, match=r"it has \d device\(s\) of kind cpu, and the study is laid on 64 of cpu"):
+    with pytest.raises(ConfigError, match=r"it has \d device\(s\) of kind cpu, but the study's layout needs 64 of cpu"):
         RayWorker().prepare(planned.study, BatchShape(64, 1), "cpu", False)
-    with pytest.raises(ConfigError, match="of kind cpu, and the study is laid on 1 of gpu"):
+    with pytest.raises(ConfigError, match="of kind cpu, but the study's layout needs 1 of gpu"):
         RayWorker().prepare(planned.study, BatchShape(1, 1), "gpu", False)
 
 
@@ -265,7 +267,7 @@ def test_a_worker_knows_what_files_of_the_user_define_though_it_has_no_such_file
 
 def test_a_file_of_the_user_that_fails_in_a_worker_is_named_with_its_line():
     file = extensions.File("mine.py", "/nowhere/mine.py", b"import math\nopen('/nowhere/data')\n")
-    with pytest.raises(ConfigError, match=r"^mine.py: line 2: FileNotFoundError: No such file or directory; mend"):
+    with pytest.raises(ConfigError, match=r"^mine.py: line 2: FileNotFoundError: No such file or directory; fix"):
         RayWorker().begin([file], b"")
     assert "mine" not in sys.modules
 

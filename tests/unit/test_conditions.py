@@ -1,4 +1,4 @@
-"""What made a run's numbers is told by a digest of the source that computes them."""
+"""What affects a run's results is recorded, with a digest of the source that computes them."""
 
 import dataclasses
 import importlib.util
@@ -77,7 +77,7 @@ def test_the_file_of_an_algorithm_of_ones_own_counts(function, tmp_path, monkeyp
         ),
         (
             {"code": "abc"},
-            "the checkpoint was written by other code: the source of quantilax or of the algorithm has changed",
+            "the checkpoint was written by different code: the source of quantilax or of the algorithm has changed",
         ),
         ({"versions": {"jax": "9.9.9"}}, "the checkpoint was written with jax 9.9.9, this is "),
     ],
@@ -95,7 +95,7 @@ def test_a_resumed_run_tells_what_made_its_checkpoint_otherwise(other, line):
     else:
         (told,) = warned
         assert told.startswith(line)
-        assert told.endswith(": the end will not be that of the uninterrupted run, bit for bit")
+        assert told.endswith(": the results will not match an uninterrupted run bit for bit")
 
 
 def test_a_checkpoint_of_a_version_that_did_not_note_code_and_processor_is_told_nothing_of_them():
@@ -149,7 +149,7 @@ def test_where_there_is_no_home_the_cache_is_left_alone(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A user's cache with four programs of 100 bytes, the first used last; of one nothing but its bytes is known."""
+    """A user's cache with four programs of 100 bytes, the first used last; the time of use of one is unknown."""
     directory = tmp_path / "quantilax" / "xla"
     directory.mkdir(parents=True)
     for i, name in enumerate("dcba"):

@@ -1,4 +1,4 @@
-"""Reading a jaxpr: what may influence what, and which programs are the same; each beside what a run shows."""
+"""Reading a jaxpr: what may influence what, and which programs are equal; each is checked by running."""
 
 import jax
 import jax.numpy as jnp

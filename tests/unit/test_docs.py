@@ -1,4 +1,4 @@
-"""The documentation: its tables agree with the code, its Python runs, its links lead somewhere."""
+"""The documentation: its tables agree with the code, its Python runs, its links work."""
 
 import dataclasses
 import os

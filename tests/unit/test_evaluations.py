@@ -1,4 +1,4 @@
-"""The host's side of a curve: rows per seed, all together, statistics, and the loggers that write them."""
+"""Learning curves on the host: rows per seed and for all seeds, and the loggers that write them."""
 
 import csv
 import io
@@ -222,7 +222,7 @@ def test_an_unknown_or_missing_logger_is_refused_with_the_remedy(monkeypatch):
 
 
 class Waiting(Failing):
-    """Waits, where it is told to, until it may go on."""
+    """Waits at a given place until it may continue."""
 
     def __init__(self, name: str, *places: str) -> None:
         super().__init__(name, can_begin_again=False)
@@ -291,9 +291,9 @@ def test_the_end_waits_for_a_logger_beside_no_longer_than_it_says(place, impatie
     with waited_for(writers, told.say, Stop(print)):
         logged(writers)
     assert 0.3 <= time.monotonic() - start < 5
-    assert told.said == ["waiting for waits, 0.3 s at most; Ctrl-C ends the waiting"]
+    assert told.said == ["waiting for waits, at most 0.3 s; Ctrl-C stops waiting"]
     assert len(told.warned) == 1
-    assert told.warned[0].startswith("waits is not done and no longer waited for")
+    assert told.warned[0].startswith("waits has not finished and is no longer waited for")
     assert loggers.is_any_left()
     waits.fails = True
     waits.may_go_on.set()
@@ -323,7 +323,7 @@ def test_a_signal_ends_the_waiting_for_loggers_and_nothing_else(number):
         with waited_for(writers, told.say, stop):
             logged(writers)
     assert time.monotonic() - start < 10
-    assert told.warned[0].startswith("waits is not done and no longer waited for")
+    assert told.warned[0].startswith("waits has not finished and is no longer waited for")
     waits.may_go_on.set()
 
 

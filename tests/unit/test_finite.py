@@ -73,7 +73,7 @@ def test_an_evaluation_that_is_not_finite_speaks_of_the_rewards():
 
 
 class Broken:
-    """Whose rewards, or successors at the end of an episode, are NaN."""
+    """An environment whose rewards, or successors at the end of an episode, are NaN."""
 
     name, max_episode_steps = "broken", 3
     observation_space, action_space = Box((2,)), Discrete(2)
@@ -98,10 +98,10 @@ def test_without_a_replay_the_environment_is_played_on(what, tmp_path):
     record = Record(jnp.array([200]), jnp.ones((1, 2)), jnp.ones((1, 2)), finite=jnp.array([False]), metrics=None)
     directory = SimpleNamespace(facts={"seeds": [7]}, path=tmp_path)
     words = {
-        "nothing": r"^the parameters hold NaN or inf at environment step 2,000 \(seed 7\); no number .* learning_rate",
+        "nothing": r"^the parameters hold NaN or inf at environment step 2,000 \(seed 7\); no non-finite .* learning_rate",
     }.get(
         what,
-        rf"^the environment gave an? {what} that is NaN .* after 3 steps \(seed 7\); the parameters .* step 2,000; mend",
+        rf"^the environment gave an? {what} that is NaN .* after 3 steps \(seed 7\); the parameters .* step 2,000; fix",
     )
     with pytest.raises(RunError, match=words) as error:
         finite.check(agent, record, 2_000, state, directory)

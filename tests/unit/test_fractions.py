@@ -1,4 +1,4 @@
-"""Fractions against what their definitions say."""
+"""Fractions compared with their definitions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Memory and cores that a process may use, by files as Linux has them in containers and batch systems."""
+"""Memory and cores that a process may use, from files as in Linux containers and batch systems."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Findings on a config: each rule at both sides of its border, fields without effect, and nothing on what is healthy."""
+"""Findings on a config: both sides of each rule's threshold, fields without effect, healthy configs."""
 
 import re
 import warnings
@@ -43,7 +43,7 @@ BLIND = ALGORITHMS["iqn"]._replace(name="iqn_blind", update=blind_update)
 
 @pytree.dataclass
 class Config(IQN):
-    """IQN's, with fields that nobody reads."""
+    """IQN's config, with fields that nothing reads."""
 
     unread: float = pytree.field(0.5, "of no use")
     unread_number: int = pytree.field(3, "of no use", ge=0)
@@ -86,19 +86,19 @@ def healthy(request) -> tuple[Agent, Programs, Trial]:
 
 @cache
 def programs_of(name: str) -> Programs:
-    """Those of a tiny agent; they remember what they have traced."""
+    """The programs of a tiny agent; they remember what they have traced."""
     return Programs(tiny(name), lambda _: None)
 
 
 @pytest.fixture
 def plain() -> Programs:
-    """Those of an IQN whose acting policy is not distorted."""
+    """The programs of an IQN whose acting policy is not distorted."""
     return programs_of("iqn")
 
 
 @pytest.fixture
 def examined(monkeypatch) -> Callable[..., None]:
-    """Have only fields of these names examined by the program: a variant is traced for each."""
+    """Let the program examine only the fields of these names: a variant is traced for each."""
 
     def only(algorithm, *names: str) -> None:
         monkeypatch.setattr(inert, "LOOP", tuple(set(algorithm.config.__dataclass_fields__) - set(names)))

@@ -1,4 +1,4 @@
-"""Running moments against numpy over all that was seen."""
+"""Running moments compared with NumPy's over all data seen."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The package's own promises: ranges that are tested, rooms that know only those below them, a light import."""
+"""Promises of the package: tested version ranges, rooms import only those below, a light import."""
 
 import ast
 import graphlib

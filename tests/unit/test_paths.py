@@ -1,4 +1,4 @@
-"""Names of directories: those that work, work with every reader and writer; the others are refused before training."""
+"""Directory names either work with every reader and writer, or are refused before training."""
 
 import shutil
 import time
@@ -94,7 +94,7 @@ def test_what_names_nothing_on_this_machine_is_refused_by_every_reader_and_write
         lambda: Store.find(there),
     ):
         with pytest.raises(
-            ConfigError, match=r"is an address; give a path on|expected a path|is no text|null byte"
+            ConfigError, match=r"is an address; give a path on|expected a path|is not valid UTF-8|null byte"
         ) as told:
             act()
         assert "\n" not in str(told.value)

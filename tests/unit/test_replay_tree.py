@@ -1,4 +1,4 @@
-"""The sum tree: exact sums, chances in proportion, no drift, nothing of weight 0."""
+"""The sum tree: exact sums, chances in proportion to weights, no drift, weight 0 is never drawn."""
 
 from itertools import pairwise
 

@@ -52,7 +52,7 @@ class KilledError(BaseException):
 
 
 def survives(agent, path: Path, fault: int) -> bool:
-    """Begin or resume a run in a process that dies at the so-manieth rename or flush; say whether there was none."""
+    """Start or resume a run in a process that dies at a given rename or flush; true if it never came."""
     calls, dead = itertools.count(), threading.Event()
 
     def mortal(real):
@@ -197,7 +197,7 @@ def test_what_was_not_trained_is_refused(finished, tmp_path):
         quantilax.load(finished, 7)
     with pytest.raises(ConfigError, match="no such run directory"):
         quantilax.load(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="is no run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         quantilax.load(tmp_path)
 
 
@@ -211,7 +211,7 @@ FACTS = {
     "starts": [{"from_env_step": 0, "command": "quantilax train", "date": "2026-07-01T10:00:00+0200"}],
     "seconds": 12,
 }
-"""What is read of a `run.json`."""
+"""The keys of `run.json` that are read back."""
 
 
 def test_a_run_json_with_what_is_read_is_enough(tmp_path):
@@ -230,7 +230,7 @@ def test_a_run_json_with_what_is_read_is_enough(tmp_path):
         ({"seeds": [3, 3]}, "seeds: expected different whole numbers from 0 to"),
         ({"seeds": [True]}, "seeds: expected different whole numbers from 0 to"),
         ({"seeds": [2**32]}, "seeds: expected different whole numbers from 0 to"),
-        ({"status": 5}, "status: expected words, got 5"),
+        ({"status": 5}, "status: expected text, got 5"),
         ({"checkpoint_every": -1}, "checkpoint_every: expected a whole number, 0 or more, got -1"),
         ({"checkpoint_every": 1.5}, "checkpoint_every: expected a whole number, 0 or more, got 1.5"),
         ({"checkpoint_every": True}, "checkpoint_every: expected a whole number, 0 or more, got True"),
@@ -247,8 +247,8 @@ def test_a_run_json_with_what_is_read_is_enough(tmp_path):
         ({"starts": [5]}, r"starts\[0\]: expected a start"),
         ({"starts": [*FACTS["starts"], {}]}, r"starts\[1\].from_env_step: is missing"),
         ({"starts": [{**FACTS["starts"][0], "from_env_step": "none"}]}, r"starts\[0\].from_env_step: expected a whole"),
-        ({"starts": [{**FACTS["starts"][0], "command": ["x"]}]}, r"starts\[0\].command: expected words, got \['x'\]"),
-        ({"starts": [{**FACTS["starts"][0], "date": 2026}]}, r"starts\[0\].date: expected words, got 2026"),
+        ({"starts": [{**FACTS["starts"][0], "command": ["x"]}]}, r"starts\[0\].command: expected text, got \['x'\]"),
+        ({"starts": [{**FACTS["starts"][0], "date": 2026}]}, r"starts\[0\].date: expected text, got 2026"),
     ],
 )
 def test_a_run_json_that_lacks_or_has_something_else_than_what_is_read_is_refused_by_file_and_field(
@@ -318,7 +318,7 @@ def test_a_shorter_total_and_one_that_changes_the_warm_up_are_refused(finished, 
         ("raise RuntimeError('half of it is missing')", "wandb could not be written (half of it is missing); the run"),
         (
             "import time\nSettings = dict\ndef init(**_): time.sleep(60)",
-            "wandb is not done and no longer waited for; wh",
+            "wandb has not finished and is no longer waited for; some",
         ),
     ],
 )
@@ -374,7 +374,7 @@ def signalled(request, monkeypatch):
 @pytest.mark.parametrize("before", [False, True])
 def test_a_signal_while_run_json_is_written_at_the_beginning_leaves_an_interrupted_run(signalled, before, tmp_path):
     exit_status = signalled("running", before)
-    with pytest.raises(Interrupted, match="go on from the beginning with: quantilax resume") as ended:
+    with pytest.raises(Interrupted, match="continue from the beginning with: quantilax resume") as ended:
         quantilax.run(tiny("iqn"), tmp_path / "run", quiet=True)
     assert ended.value.exit_status == exit_status
     assert RunDirectory.open(tmp_path / "run").status == "interrupted"
@@ -383,7 +383,7 @@ def test_a_signal_while_run_json_is_written_at_the_beginning_leaves_an_interrupt
 def test_a_signal_while_run_json_is_written_at_a_resume_leaves_an_interrupted_run(signalled, finished, tmp_path):
     path = shutil.copytree(finished, tmp_path / "run")
     exit_status = signalled("running")
-    with pytest.raises(Interrupted, match="go on from step 240 with: quantilax resume") as ended:
+    with pytest.raises(Interrupted, match="continue from step 240 with: quantilax resume") as ended:
         quantilax.resume(path, total_timesteps=480, quiet=True)
     assert ended.value.exit_status == exit_status
     assert RunDirectory.open(path).status == "interrupted"
@@ -421,11 +421,13 @@ def test_what_an_eval_callback_returns_stands_in_the_tables_and_the_checkpoints(
 
 def test_an_environment_of_ones_own_is_given_again(tmp_path):
     class Local(Own):
-        """Which no name stands for."""
+        """An environment that cannot be made from a name."""
 
     agent = tiny("pqn", env=Local())
     quantilax.run(agent, tmp_path / "run", callback=lambda s, r: True, quiet=True)
-    with pytest.raises(ConfigError, match="was trained in 'own', which no name makes here; pass env= from Python"):
+    with pytest.raises(
+        ConfigError, match="was trained in 'own', which cannot be made from its name here; pass env= from Python"
+    ):
         quantilax.resume(tmp_path / "run", quiet=True)
     assert quantilax.resume(tmp_path / "run", env=Local(), quiet=True).status == "finished"
     algo, state, _ = quantilax.load(tmp_path / "run", env=Local())
@@ -475,7 +477,7 @@ def test_a_module_that_cannot_be_imported_ahead_is_left_to_those_who_need_it(mon
 
 def test_a_signal_before_the_first_evaluation_ends_in_a_line(tmp_path, monkeypatch):
     class Early(session.Stop):
-        """Gets one just then."""
+        """Gets a signal as soon as training begins."""
 
         def __setattr__(self, name, value):
             super().__setattr__(name, value)
@@ -483,6 +485,6 @@ def test_a_signal_before_the_first_evaluation_ends_in_a_line(tmp_path, monkeypat
                 self.requested = signal.SIGTERM
 
     monkeypatch.setattr(session, "Stop", Early)
-    with pytest.raises(Interrupted, match="ended at once; go on from the beginning with: quantilax resume") as ended:
+    with pytest.raises(Interrupted, match="ended at once; continue from the beginning with: quantilax resume") as ended:
         session.run(tiny("iqn"), tmp_path / "run", [0], quiet=True)
     assert ended.value.exit_status == 143

@@ -1,4 +1,4 @@
-"""The formulas of the signals against numbers derived by hand, and what is measured against another way to it."""
+"""Signals: formulas against numbers derived by hand, measurements against independent computations."""
 
 import dataclasses
 from functools import partial

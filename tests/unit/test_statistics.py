@@ -553,15 +553,18 @@ GOOD = table({"a": [[0, 1], [2, 3]], "b": [[0, 1], [2, 3]]})
     [
         (GOOD.rename({"return_mean": "return_means"}), "no column 'return_mean'; did you mean 'return_means'?"),
         (GOOD.head(0), "records: no rows"),
-        (GOOD.with_columns(seed=pl.col("seed").cast(pl.String)), "'seed' holds String; it has to hold whole numbers"),
-        (GOOD.with_columns(env_step=pl.col("env_step") / 1), "'env_step' holds Float64; it has to hold whole numbers"),
-        (GOOD.with_columns(variant=None), "column 'variant' holds Null; it has to hold text"),
+        (GOOD.with_columns(seed=pl.col("seed").cast(pl.String)), "'seed' holds String; it must hold whole numbers"),
+        (GOOD.with_columns(env_step=pl.col("env_step") / 1), "'env_step' holds Float64; it must hold whole numbers"),
+        (GOOD.with_columns(variant=None), "column 'variant' holds Null; it must hold text"),
         (GOOD.with_columns(seed=pl.lit(None, pl.Int64)), "column 'seed' has a row without a value"),
         (pl.concat([GOOD, GOOD.tail(1)]), "variant 'b': seed 1 has step 100 twice; keep one of the rows"),
-        (GOOD.head(7), r"variant 'b': seed 1 has other evaluation steps than seed 0 \(1 up to 0 against 2 up to 100\)"),
+        (
+            GOOD.head(7),
+            r"variant 'b': seed 1 has different evaluation steps from seed 0 \(1 up to 0 against 2 up to 100\)",
+        ),
         (
             pl.concat([GOOD.head(7).with_columns(env=pl.lit("e")), GOOD.tail(1).with_columns(env=pl.lit("f"))]),
-            "variant 'b' in 'e': seed 1 has other evaluation steps",
+            "variant 'b' in 'e': seed 1 has different evaluation steps",
         ),
     ],
 )
@@ -576,8 +579,8 @@ def test_records_that_cannot_be_meant_are_refused(records, message):
     [
         (475, "c", "no variant 'c' to compare with; known variants: a, b"),
         (475, "bb", "no variant 'bb' to compare with; did you mean 'b'?"),
-        (NAN, None, "threshold: has to be a finite return, got nan"),
-        ({"e": 475}, None, "threshold: one per environment was given, and the records have no column 'env'"),
+        (NAN, None, "threshold: must be a finite return, got nan"),
+        ({"e": 475}, None, "threshold: one per environment was given, but the records have no column 'env'"),
     ],
 )
 def test_a_summary_that_cannot_be_meant_is_refused(threshold, base, message):
@@ -591,7 +594,7 @@ def test_environments_without_threshold_or_with_other_seeds_are_refused():
     with pytest.raises(ConfigError, match=r"threshold: none for 'CartPole-v1'; did you mean 'CartPole'\?"):
         summary(pl.concat(both), {"Acrobot-v1": -100, "CartPole": 475})
     with pytest.raises(
-        ConfigError, match="variant 'b' has the environments Acrobot-v1 and variant 'a' Acrobot-v1, CartPole"
+        ConfigError, match="variant 'b' has the environments Acrobot-v1, but variant 'a' has Acrobot-v1, CartPole"
     ):
         summary(pl.concat([both[0], both[1].filter(variant="a")]), 475)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The data of validated sections: a record written in its place, in a file that loses nothing, and the table made of it."""
+"""Records of validated sections: written in place, in a file that loses nothing, and made into a table."""
 
 import importlib.util
 import re
@@ -67,9 +67,9 @@ def test_a_record_that_is_new_comes_at_the_end():
     ("text", "words"),
     [
         (written([A, B, A]), "b.yaml: has 2 records of a.yaml iqn; delete all but one"),
-        (TEXT.replace("  fell:", "  felt:", 1), "b.yaml: is no list of records with the fields config, section,"),
-        (TEXT.replace("- config:", "-\n- config:", 1), "b.yaml: is no list of records"),
-        ("iqn:\n  env: CartPole-v1\n", "b.yaml: is no list of records"),
+        (TEXT.replace("  fell:", "  felt:", 1), "b.yaml: is not a list of records with the fields config, section,"),
+        (TEXT.replace("- config:", "-\n- config:", 1), "b.yaml: is not a list of records"),
+        ("iqn:\n  env: CartPole-v1\n", "b.yaml: is not a list of records"),
         ("# Benchmarks\n\n| section |\n|---|\n", "b.yaml, line 3: broken YAML"),
         ("- [\n", "b.yaml, line 2: broken YAML"),
     ],
@@ -202,12 +202,15 @@ def test_a_recommendation_that_is_contradicted_gets_no_record(found):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"write": None}, "--benchmarks: a record is of a section that is written; name its file with --write"),
-        ({"benchmarks": "no/b.yaml"}, "no/b.yaml: there is no directory no; make it, or choose another --benchmarks"),
-        ({"benchmarks": "binary.yaml"}, "binary.yaml: is no text file in UTF-8; choose another --benchmarks"),
+        ({"write": None}, "--benchmarks: only a written section is recorded; name its file with --write"),
+        (
+            {"benchmarks": "no/b.yaml"},
+            "no/b.yaml: the directory no does not exist; create it, or choose another --benchmarks",
+        ),
+        ({"benchmarks": "binary.yaml"}, "binary.yaml: is not a text file in UTF-8; choose another --benchmarks"),
         ({"benchmarks": "s"}, "s: cannot be read: Is a directory; choose another --benchmarks"),
         ({"benchmarks": "twice.yaml"}, "twice.yaml: has 2 records of a.yaml iqn"),
-        ({"benchmarks": "./a.yaml"}, "a.yaml: is the file of --write too; choose another --benchmarks"),
+        ({"benchmarks": "./a.yaml"}, "a.yaml: is also the file of --write; choose another --benchmarks"),
     ],
 )
 def test_a_record_that_cannot_be_written_is_refused_before_anything_runs(found, monkeypatch, options, words):

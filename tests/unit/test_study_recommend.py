@@ -91,7 +91,7 @@ def test_a_winner_that_ends_below_what_the_study_gave_is_not_written(found, tmp_
     validated_by(monkeypatch, {"base": NEVER, "fast": (10.0, 480.0, 470.0, 470.0)})
     told = recommend.recommend(found, write=tmp_path / "x.yaml", seeds=8)
     assert told.judgement.contradictions == [
-        "its share solved at the end is 0% there, below what the study gave (68% to 100%)"
+        "its share solved at the end is 0% there, below the study's interval (68% to 100%)"
     ]
     assert not (tmp_path / "x.yaml").exists()
 
@@ -166,9 +166,12 @@ def test_held_out_runs_that_failed_are_told(found, monkeypatch):
     ("options", "words"),
     [
         ({"first_seed": 3}, "--first-seed: seed 3 to 7 chose the variant, and cannot validate it; begin at 8 or later"),
-        ({"first_seed": 2**32 - 1}, "leaves no room for 20 seeds below 2^32"),
+        ({"first_seed": 2**32 - 1}, "is too large for 20 seeds below 2^32"),
         ({"variant": "fats"}, "no variant 'fats'; did you mean 'fast'?"),
-        ({"write": Path("nowhere/x.yaml")}, "there is no directory nowhere; make it, or choose another --write"),
+        (
+            {"write": Path("nowhere/x.yaml")},
+            "the directory nowhere does not exist; create it, or choose another --write",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(found, monkeypatch, options, words):
@@ -232,7 +235,7 @@ def test_a_refused_file_leaves_no_directory(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     assert asked == []
     store(tmp_path / "other", {"base": [GOOD] * 5, "x": [GOOD] * 5})
-    with pytest.raises(ConfigError, match="are results of another study"):
+    with pytest.raises(ConfigError, match="holds results of another study"):
         recommend.recommend_alone(alone(tmp_path, base="  overrides: {gamma: 0.5}"), tmp_path / "other")
     assert Store.open(tmp_path / "other").finished() == {(c, seed) for c in ("base", "x") for seed in range(5)}
 
@@ -242,7 +245,7 @@ def test_a_refused_file_leaves_a_directory_of_the_users_as_it_was(tmp_path, monk
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for name in ("real", "link"):
-        with pytest.raises(ConfigError, match="there is no directory"):
+        with pytest.raises(ConfigError, match=r"the directory .* does not exist"):
             recommend.recommend_alone(alone(tmp_path), tmp_path / name, write=tmp_path / "no" / "x.yaml")
     assert (tmp_path / "link").is_symlink()
     assert list((tmp_path / "real").iterdir()) == []
@@ -344,7 +347,9 @@ def test_held_out_runs_of_uncommitted_code_are_not_written(found, checkout, monk
             patch.setitem(START, name, value)
         recommend.recommend(found, seeds=8)
     monkeypatch.setattr(start, "run", lambda *_, **__: pytest.fail("it runs"))
-    with pytest.raises(ConfigError, match=r"validation: has runs of 2026-11-22 at commit abc\+, with changes"):
+    with pytest.raises(
+        ConfigError, match=r"validation: has runs of 2026-11-22 at commit abc\+, with uncommitted changes"
+    ):
         recommend.recommend(found, write=checkout / "x.yaml", seeds=9)
     assert not (checkout / "x.yaml").exists()
 
@@ -353,7 +358,7 @@ def test_held_out_runs_that_began_when_something_was_changed_meanwhile_are_not_w
     validated_by(monkeypatch, {"base": SLOW, "fast": GOOD})
     monkeypatch.setitem(START, "commit", "abc+")
     monkeypatch.setitem(START, "uncommitted", ["src/a.py"])
-    with pytest.raises(ConfigError, match=r"at commit abc\+, with changes"):
+    with pytest.raises(ConfigError, match=r"at commit abc\+, with uncommitted changes"):
         recommend.recommend(found, write=checkout / "x.yaml", seeds=8)
     assert not (checkout / "x.yaml").exists()
 
@@ -481,14 +486,16 @@ def test_long_comments_are_wrapped_and_stay_comments(tmp_path):
 def test_a_section_that_cannot_be_edited_in_place_is_refused(tmp_path, text):
     fields = target("iqn:\n  env: probe/corridor\n  gamma: 0.5\n", tmp_path)
     with pytest.raises(
-        ConfigError, match=r"x\.yaml(: section 'iqn' cannot be put in without changing the rest|.*broken YAML)"
+        ConfigError, match=r"x\.yaml(: section 'iqn' cannot be inserted without changing the rest|.*broken YAML)"
     ):
         sections.put(text, Path("x.yaml"), "iqn", fields, ["why"])
 
 
 def test_a_section_of_another_algorithm_is_left_alone(tmp_path):
     fields = target("iqn:\n  env: probe/corridor\n", tmp_path)
-    with pytest.raises(ConfigError, match="section 'pqn' is of pqn and this is of iqn; choose another --section"):
+    with pytest.raises(
+        ConfigError, match="section 'pqn' is for pqn, but this one is for iqn; choose another --section"
+    ):
         sections.put("pqn:\n  env: probe/corridor\n", Path("x.yaml"), "pqn", fields, ["why"])
 
 

@@ -1,4 +1,4 @@
-"""The report of a study: its figures are those of the statistics, it claims no more, and it stands alone."""
+"""A study's report shows the figures of the statistics, claims no more, and is self-contained."""
 
 import html.parser
 import re
@@ -172,7 +172,8 @@ def test_what_cannot_be_told_apart_is_said_to_be_so(tmp_path):
     )
     assert not any("beats" in line for line in said.findings)
     assert any(
-        line.startswith("Not told apart is not equal: over the whole curve the intervals") for line in said.caveats
+        line.startswith("Variants that cannot be told apart need not be equal: over the whole curve, the intervals")
+        for line in said.caveats
     )
 
 
@@ -190,8 +191,10 @@ def test_too_few_seeds_to_show_anything_are_said_to_be_too_few(tmp_path):
     assert smallest_p(3, 3) == pytest.approx(0.1)  # 2 / C(6, 3)
     curves = {"base": [GOOD] * 3, "low": [NEVER] * 3}
     said = verdict(Results.read(store(tmp_path / "s", curves, seeds=3)))
-    assert any("With so few seeds no difference could have shown: the smallest" in line for line in said.caveats)
-    assert any("is 0.1; it takes 4 seeds per variant or more (--seeds 4 --resume)." in line for line in said.caveats)
+    assert any(
+        "With so few seeds, no difference could have been detected: the smallest" in line for line in said.caveats
+    )
+    assert any("is 0.1; at least 4 seeds per variant are needed (--seeds 4 --resume)." in line for line in said.caveats)
     assert any("fewer than 10 seeds" in line for line in said.caveats)
 
 
@@ -204,7 +207,7 @@ def test_the_seeds_needed_are_the_fewest_that_can_show_a_difference(comparisons,
 def test_nothing_is_recommended_where_no_difference_could_have_shown(tmp_path):
     few = report.report(store(tmp_path / "few", {"base": [GOOD] * 3, "low": [NEVER] * 3}, seeds=3))
     told = (
-        "With so few seeds no difference between the variants could have shown. It takes at least 4 seeds per variant"
+        "With so few seeds, no difference between the variants could have been detected. At least 4 seeds per variant"
     )
     for text in (few.page, few.twin):
         assert told in text
@@ -266,7 +269,7 @@ def test_without_a_threshold_nothing_is_said_of_solving(tmp_path):
     assert set(told.figures) == {"report-curves.svg", "report-return.svg", "report-improvement.svg"}
 
 
-# What did not come out
+# Missing and failed runs
 
 
 def test_an_unfinished_study_shows_what_is_there_and_what_is_missing(tmp_path):
@@ -277,15 +280,15 @@ def test_an_unfinished_study_shows_what_is_there_and_what_is_missing(tmp_path):
     assert "8 of 12 runs" in words
     assert "interrupted" in words
     assert "4 of 12 runs are missing (seeds of “slow”: 2 to 5); quantilax study with --resume runs them." in words
-    assert "slow has no results yet of seed 2 to 5." in words
+    assert "slow has no results yet for seed 2 to 5." in words
     assert "n = 2 to 6 seeds per variant" in words
-    assert "- **slow** has no results yet of seed 2 to 5." in told.twin
+    assert "- **slow** has no results yet for seed 2 to 5." in told.twin
 
 
 def test_a_study_without_results_has_a_report_too(tmp_path):
     told = report.report(store(tmp_path / "s", {"base": []}))
     words = unwrapped(Page(told.page).words)
-    assert "No run is finished: there is nothing to say yet." in words
+    assert "No run is finished yet, so there is nothing to report." in words
     assert "0 of 6 runs" in words
     assert told.figures == {}
 
@@ -377,8 +380,8 @@ def test_figures_of_the_twin_are_small_and_stand_alone(tmp_path, monkeypatch):
         assert len(figure.encode()) < 200_000
         assert re.findall(r"https?://[^\"]*", figure) == ["http://www.w3.org/2000/svg"]
         ET.fromstring(figure)
-    assert "11 variants with lower returns over the curve have no picture" in Page(told.page).words
-    assert "Of each seed's curve one evaluation in 2 is drawn" in unwrapped(Page(told.page).words)
+    assert "11 variants with lower returns over the curve are not drawn" in Page(told.page).words
+    assert "Only one evaluation in 2 of each seed's curve is drawn" in unwrapped(Page(told.page).words)
     assert sum(row[0]["text"].startswith("variant ") for row in Page(told.page).rows if row) == 80  # in two tables
 
 
@@ -395,7 +398,7 @@ def test_the_page_says_how_to_get_it_again(tmp_path, two):
     for part in (
         START["command"],
         "quantilax study s.yaml --resume",
-        "with 7 runs there",
+        "with 7 runs finished",
         START["commit"],
         "jax 0.10.2",
     ):
@@ -457,7 +460,7 @@ def test_writing_twice_leaves_the_second_report(tmp_path, two, told):
 
 def test_the_base_stays_where_nothing_is_ahead(two):
     chosen = choice.choose(Results.read(two))
-    assert (chosen.variant, chosen.reason) == ("base", "no variant is ahead of “base” by the rule, so it stays")
+    assert (chosen.variant, chosen.reason) == ("base", "by the rule, no variant is ahead of “base”, so it stays")
 
 
 def test_solving_decides_before_the_curve(tmp_path):
@@ -528,7 +531,7 @@ def test_a_prediction_that_was_changed_after_runs_is_not_told_as_made_before_the
         {"field": "solved", "before": 475.0, "after": 450.0, "runs": 6},
     ]
     told = report.report(there)
-    assert "<b>Prediction, as changed after 6 runs; before any it said “It falls.”</b> It holds." in told.page
+    assert "<b>Prediction, changed after 6 runs; before any run it said “It falls.”</b> It holds." in told.page
     assert "Predicted before the runs" not in told.page + told.twin
     assert "The threshold was changed from 475 to 450 after 6 runs" in told.page
 
@@ -567,7 +570,7 @@ def test_a_variant_that_failed_half_way_is_incomplete_and_is_said_to_be(tmp_path
     assert results.missing == {"few": [7]}
     assert choice.choose(results).variant == "base"
     caveats = " ".join(verdict(results).caveats)
-    assert "“few” could not be run to the end; the figures are of the runs before that." in caveats
+    assert "“few” could not be run to the end; the figures cover the runs before that." in caveats
     assert "no figures" not in caveats
 
 

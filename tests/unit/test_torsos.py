@@ -1,4 +1,4 @@
-"""Torsos for pixels: against XLA's own convolution and pooling, counts of parameters, what is refused and what is advised."""
+"""Torsos for pixels: compared with XLA's convolution and pooling; parameters, refusals and advice."""
 
 from types import SimpleNamespace
 

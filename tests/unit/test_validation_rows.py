@@ -1,4 +1,4 @@
-"""What `make validate` compares: each record of docs/benchmarks.yaml by a check that a collapse fails and an equal does not."""
+"""The checks of `make validate`, one per record of docs/benchmarks.yaml: a collapse fails, an equal passes."""
 
 import datetime
 from types import SimpleNamespace

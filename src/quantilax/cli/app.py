@@ -24,7 +24,7 @@ from quantilax.errors import ConfigError, LostEpisodesWarning
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Run a Python file first, which registers algorithms of your own; may be repeated.",
+    help="Run a Python file first, to register algorithms or environments of your own; may be repeated.",
 )
 def cli(context: click.Context, files: tuple[Path, ...]) -> None:
     """Distributional reinforcement learning in JAX.

@@ -19,14 +19,14 @@ from quantilax.cli.shared import NO_CACHE, load, table_console
     "--confirm/--no-confirm",
     default=True,
     show_default=True,
-    help="Run the first steps with fields changed and compare the curves.",
+    help="Confirm findings: run the first steps with fields changed and compare the curves.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=1_000,
     show_default=True,
-    help="Environment steps after the warm-up to compare before a field is said to change nothing.",
+    help="Environment steps to compare, after the warm-up, before a field is reported to have no effect.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @NO_CACHE
@@ -41,8 +41,8 @@ def lint(
 ) -> None:
     """Find settings in SECTION of the YAML file CONFIG that mislead, conflict or have no effect.
 
-    Nothing is trained, except for some hundreds of steps to confirm a finding. The exit status is 1
-    if any finding is more severe than a note.
+    Nothing is trained, except for a few hundred steps to confirm a finding. The exit status is 1 if
+    any finding is more severe than a note.
 
     \b
     quantilax lint configs/gymnax/cartpole.yaml iqn

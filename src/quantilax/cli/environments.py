@@ -17,7 +17,7 @@ FIELDS = click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
 @click.argument("env")
 @FIELDS
 @click.option("--steps", type=click.IntRange(min=16), default=4_000, show_default=True, help="Random steps to play.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the play.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
 def check_env(env: str, overrides: tuple[str, ...], steps: int, seed: int) -> None:
     """Check the environment ENV by playing it, and print what is wrong with it.
 
@@ -40,7 +40,7 @@ def check_env(env: str, overrides: tuple[str, ...], steps: int, seed: int) -> No
         "observations", f"{_shape(space.shape)} {_dtype(space)}, from {_bound(space.low)} to {_bound(space.high)}"
     )
     is_discrete = isinstance(actions, Discrete)
-    masks = ", with masks of legal ones" if envs.masks(made) else ""
+    masks = ", with masks of legal actions" if envs.masks(made) else ""
     table.add_row("actions", f"{actions.n}{masks}" if is_discrete else f"{_shape(actions.shape)} {_dtype(actions)}")
     table.add_row("time limit", f"{int(made.max_episode_steps):,} steps")
     ended = f"{facts.terminated} terminated, {facts.truncated} truncated"
@@ -67,9 +67,9 @@ def check_env(env: str, overrides: tuple[str, ...], steps: int, seed: int) -> No
 @click.command()
 @click.argument("env")
 @FIELDS
-@click.option("--policy", default="random", show_default=True, metavar="random|RUN", help="Who plays.")
+@click.option("--policy", default="random", show_default=True, metavar="random|RUN", help="Policy to play.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="Episodes to play.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the play.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
 @click.option("--video", type=click.Path(path_type=Path), help="Write the first episode as an animated GIF.")
 def play(env: str, overrides: tuple[str, ...], policy: str, episodes: int, seed: int, video: Path | None) -> None:
     """Play episodes in the environment ENV, and print their lengths and returns.
@@ -93,7 +93,7 @@ def play(env: str, overrides: tuple[str, ...], policy: str, episodes: int, seed:
         algo, _, act = runs.load(policy)
         made = algo.env
         if made.name != env:
-            raise ConfigError(f"--policy: {policy} was trained in {made.name}, not in {env}; give that name")
+            raise ConfigError(f"--policy: {policy} was trained in {made.name}, not in {env}; use that name")
     for i, episode in enumerate(playing.play(made, act, episodes, seed)):
         click.echo(f"episode {i}: {len(episode.actions):,} steps, return {episode.score:g}")
         if i == 0 and video is not None:

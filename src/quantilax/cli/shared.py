@@ -13,14 +13,17 @@ from rich.console import Console
 
 from quantilax.errors import ConfigError
 
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the last line only.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print only the last line.")
 
 
 NO_CACHE = click.option("--no-cache", is_flag=True, help="Do not keep compiled programs in the user's cache directory.")
 
 
 LOG = click.option(
-    "--log", multiple=True, metavar="NAME", help="tensorboard or wandb, beside the run's own files; may be repeated."
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard or wandb, in addition to the run's own files; may be repeated.",
 )
 
 
@@ -45,7 +48,7 @@ def refuse_without_memory(options: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise ConfigError(f"the device's memory does not suffice; lower {options}") from None
+        raise ConfigError(f"out of device memory; lower {options}") from None
 
 
 @contextmanager
@@ -114,7 +117,7 @@ def show_config(name: str, agent: "Agent", seeds: int) -> None:  # type: ignore[
     sizes = train.state_bytes(*agent.arguments())
     if "replay" in sizes:
         table.add_row("bytes_of_replay", f"{sizes['replay']:,} per seed")
-    table.add_row("bytes_of_state", f"{sizes['total']:,} per seed, {sizes['total'] * seeds:,} in all")
+    table.add_row("bytes_of_state", f"{sizes['total']:,} per seed, {sizes['total'] * seeds:,} in total")
     table_console(80).print(table)
 
 

@@ -25,30 +25,28 @@ JOBS = click.option(
     default="auto",
     show_default=True,
     metavar="N|auto",
-    help="Runs at the same time, in each worker or process; auto: one per core or device, or as the study was begun.",
+    help="Simultaneous runs in each worker or process; auto: one per core or device, or as many as the study began with.",
 )
 
 
 @click.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--seeds", type=click.IntRange(min=1), help="Another number of seeds than the study says.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the study's.")
 @JOBS
 @click.option(
     "--on",
     type=click.Choice(["ray"]),
-    help="Beyond this machine: the workers of a Ray cluster.",
+    help="Run on the workers of a Ray cluster, not only on this machine.",
 )
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Run the I-th of N shares of the runs, beside other processes with the same --out: for job arrays.",
+    help="Run share I of N of the runs, alongside processes with the same --out; for job arrays.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The results' directory.  [default: studies/<name>]")
-@click.option(
-    "--dry-run", is_flag=True, help="Print variants, compile groups, time and memory; train nothing for good."
-)
-@click.option("--resume", is_flag=True, help="Go on with what is there: finished runs are never repeated.")
-@click.option("--compact", is_flag=True, help="Run nothing: put the results in the directory FILE into two files.")
+@click.option("--out", type=click.Path(path_type=Path), help="Results directory.  [default: studies/<name>]")
+@click.option("--dry-run", is_flag=True, help="Print variants, compile groups, time and memory; keep no results.")
+@click.option("--resume", is_flag=True, help="Continue from the existing results; finished runs are never repeated.")
+@click.option("--compact", is_flag=True, help="Run nothing: pack the results in the directory FILE into two files.")
 @click.option("--unpack", is_flag=True, help="Run nothing: undo --compact of a directory with several studies.")
 @QUIET
 @NO_CACHE
@@ -82,7 +80,7 @@ def study(
     from quantilax.studies.store import Store
 
     if compact and unpack:
-        raise ConfigError("--unpack: undoes what --compact does; leave one out")
+        raise ConfigError("--unpack: undoes --compact; leave one of them out")
     if compact or unpack:
         from quantilax.studies import archive
 
@@ -114,7 +112,7 @@ def study(
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: DIR]")
+@click.option("--out", type=click.Path(path_type=Path), help="Output directory.  [default: DIR]")
 def report(directory: Path, out: Path | None) -> None:
     """Write the report of the study in DIR: report.html, report.md and its figures.
 
@@ -134,16 +132,16 @@ def report(directory: Path, out: Path | None) -> None:
 
 @click.command()
 @click.argument("study", metavar="DIR|STUDY.yaml", type=click.Path(path_type=Path))
-@click.option("--variant", help="Another variant than the one that the rule names.")
+@click.option("--variant", help="Validate this variant, not the one that the rule chooses.")
 @click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Number of held-out seeds.")
 @click.option(
-    "--first-seed", type=click.IntRange(0, 2**32 - 1), help="The first of them.  [default: after the study's largest]"
+    "--first-seed", type=click.IntRange(0, 2**32 - 1), help="First held-out seed.  [default: after the study's largest]"
 )
-@click.option("--write", type=click.Path(path_type=Path), help="The YAML file of configs to write the section into.")
-@click.option("--section", help="Its name there.  [default: that of the study's base]")
-@click.option("--benchmarks", type=click.Path(path_type=Path), help="The YAML file that gets a record of the section.")
+@click.option("--write", type=click.Path(path_type=Path), help="YAML file of configs to write the section to.")
+@click.option("--section", help="Name of that section.  [default: that of the study's base]")
+@click.option("--benchmarks", type=click.Path(path_type=Path), help="YAML file to write a record of the section to.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The results' directory of STUDY.yaml.  [default: studies/<name>]"
+    "--out", type=click.Path(path_type=Path), help="Results directory of STUDY.yaml.  [default: studies/<name>]"
 )
 @JOBS
 @QUIET
@@ -186,7 +184,7 @@ def recommend(
 
     is_file = study.suffix in (".yaml", ".yml") or os.path.isfile(study)
     if out is not None and not is_file:
-        raise ConfigError(f"--out: the results of {study} lie there; leave it out")
+        raise ConfigError(f"--out: {study} is already the results directory; leave --out out")
     store = None if is_file else Store.open(study)
     here = study if store is not None else out or definition.load(study).directory
     begun = Store.find(here / choice.VALIDATION)
@@ -211,25 +209,27 @@ def recommend(
     click.echo(f"{found.choice.variant}: {found.choice.reason}")
     on = f"held-out seeds {formats.seeds(found.seeds)}"
     if not found.judgement.holds:
-        click.echo(f"{on} contradict: {'; '.join(found.judgement.contradictions)}; nothing is written", err=True)
+        click.echo(
+            f"{on} contradict the study: {'; '.join(found.judgement.contradictions)}; nothing is written", err=True
+        )
         sys.exit(1)
     click.echo(f"{on} agree: {found.judgement.score}")
     if found.edited is None:
         return
     if found.edited.commented:
         click.echo(
-            f"warning: {write}: the comments behind {', '.join(found.edited.commented)} were written for the values before",
+            f"warning: {write}: the comments after {', '.join(found.edited.commented)} describe the old values; update them",
             err=True,
         )
     click.echo(f"written: section {found.section} of {write}")
     if benchmarks is not None:
-        click.echo(f"written: its record in {benchmarks}")
+        click.echo(f"written: record in {benchmarks}")
 
 
 def _summarize(store: "Store", quiet: bool) -> None:  # type: ignore[name-defined]
     if not quiet:
         _tell_results(store)
-    click.echo(f"results in {store.path}; quantilax report {shlex.quote(str(store.path))} makes a page of them")
+    click.echo(f"results in {store.path}; make a report with: quantilax report {shlex.quote(str(store.path))}")
 
 
 def _tell_results(store: "Store") -> None:  # type: ignore[name-defined]
@@ -247,7 +247,7 @@ def _tell_results(store: "Store") -> None:  # type: ignore[name-defined]
         for row in table.rows:
             drawn.add_row(*("\n".join((row[i].text, *filter(None, row[i].detail.split("; ")))) for i in kept))
         table_console(120, highlight=False, markup=False, emoji=False).print(drawn)
-        click.echo("\nbelow each figure its 95% interval, and p adjusted for the number of variants compared")
+        click.echo("\nbelow each figure: its 95% interval, and p adjusted for the number of variants compared")
     for line in (told.headline, *told.caveats):
         click.echo(line)
 
@@ -284,7 +284,7 @@ def _variants(names: list[str], all_there_are: int) -> str:
         return f"variant '{names[0]}'"
     if len(names) == all_there_are:
         return f"all {all_there_are} variants"
-    return f"{len(names)} of {all_there_are} variants, '{names[0]}' the first"
+    return f"{len(names)} of {all_there_are} variants, such as '{names[0]}'"
 
 
 def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
@@ -309,7 +309,7 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
         for variant in group.agents:
             click.echo(f"warning: variant '{variant}' cannot be run: {why}", err=True)
     click.echo(
-        f"\n{planned.left} runs to do, {planned.finished} are there; {batch_shape.jobs} job(s), {batch_shape.width}"
+        f"\n{planned.left} runs to do, {planned.finished} finished; {batch_shape.jobs} job(s), {batch_shape.width}"
         f" run(s) on each at a time; {len(planned.groups)} compile group(s)"
     )
     click.echo(f"memory: {told.state_bytes / 2**20:,.1f} MiB for the states of {batch_shape.runs} run(s) at a time")
@@ -317,7 +317,7 @@ def _foretell(planned: "Plan") -> None:  # type: ignore[name-defined]
         compiling, least, most = told.total
         timed = "" if len(told.costs) == told.groups else f" (timed: {len(told.costs)} of {told.groups} groups)"
         click.echo(
-            f"time: {_duration(least)} to {_duration(most)}, by the length of the evaluations' episodes, and"
+            f"time: {_duration(least)} to {_duration(most)}, depending on the length of evaluation episodes, plus"
             f" {_duration(compiling)} compiling{timed}"
         )
 

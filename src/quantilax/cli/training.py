@@ -18,18 +18,18 @@ from quantilax.errors import ConfigError
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many seeds, in one program.",
+    help="Number of seeds, trained in one program.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="The first of them.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="First seed.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The run's directory; must not hold anything.  [default: runs/...]",
+    help="Run directory; must be new or empty.  [default: runs/...]",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print the resolved config, what follows from it and the memory; train nothing.",
+    help="Print the resolved config, quantities derived from it and the memory it needs; train nothing.",
 )
 @click.option(
     "--checkpoint-every",
@@ -76,7 +76,7 @@ def train(
         show_config(asked.name, agent, seeds)
         return
     if seed + seeds > 2**32:
-        raise ConfigError(f"--seed: {seed} leaves no room for {seeds} seeds below 2^32; choose a smaller one")
+        raise ConfigError(f"--seed: {seed} is too large for {seeds} seeds below 2^32; choose a smaller one")
     devices.check_memory(seeds, *agent.arguments())
     with stop_on_signals():
         result = runs.run(
@@ -97,7 +97,7 @@ def train(
 @click.option(
     "--total-timesteps",
     type=click.IntRange(min=1),
-    help="Extend the run to so many environment steps; schedules follow the new number.",
+    help="Extend the run to this many environment steps; schedules follow the new total.",
 )
 @click.option(
     "--checkpoint-every",
@@ -137,8 +137,8 @@ def resume(
     after = runs.RunDirectory.open(run).facts
     if len(after["starts"]) == len(before["starts"]):
         click.echo(
-            f"finished already: mean return {result.return_mean:.1f} after {result.env_step:,} steps;"
-            " --total-timesteps extends it"
+            f"already finished: mean return {result.return_mean:.1f} after {result.env_step:,} steps;"
+            " extend it with --total-timesteps"
         )
         return
     tell(result, len(after["seeds"]))

@@ -33,7 +33,7 @@ def find(name: str) -> Callable[..., Any]:
     """
     module_name, _, path = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
-        raise ConfigError(f"env: '{name}' is no name of a class; write module:Class, such as {EXAMPLE}")
+        raise ConfigError(f"env: '{name}' is not the name of a class; write module:Class, such as {EXAMPLE}")
     found: Any = _import(module_name)
     for part in path.split("."):
         if not hasattr(found, part):
@@ -99,7 +99,7 @@ def _import(name: str) -> ModuleType:
                 " file with --import"
             ) from None
         raise ConfigError(
-            f"env: the module {name} cannot be imported: {type(error).__name__}: {reason(error)}; mend it"
+            f"env: the module {name} cannot be imported: {type(error).__name__}: {reason(error)}; fix it"
         ) from None
 
 

@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, number: int, at_once: bool = False) -> None:
-        """Say in `message` how to go on; `at_once`: a compiled program may still be running."""
+        """Say in `message` how to continue; `at_once`: a compiled program may still be running."""
         super().__init__(message)
         self.exit_status = 128 + number
         self.at_once = at_once
@@ -115,6 +115,6 @@ class Stop:
             self.held = number
         elif self.is_training and self.requested is None:
             self.requested = number
-            self.tell("stopping: the segment ends and is saved; once more ends at once")
+            self.tell("stopping: this segment ends and is saved; a second signal ends at once")
         else:
             raise Interrupted("ended at once", number, at_once=True)

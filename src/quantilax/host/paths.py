@@ -8,7 +8,10 @@ from typing import Any
 from quantilax.errors import ConfigError
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""Start of an address, which is not a local path. `Path` turns its `//` into `/`. `C:/` is none."""
+"""Start of an address, which is not a local path; `C:/` does not count.
+
+`Path` turns an address's `//` into `/`.
+"""
 UNUSABLE = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]+')
 """Characters that some system does not allow in a file's name."""
 LONGEST = 100
@@ -31,11 +34,13 @@ def check(path: Any, option: str = "--out") -> Path:
     path = Path(path)
     name = str(path).encode(errors="backslashreplace").decode()
     if name != str(path):
-        raise ConfigError(f"{option}: {name} is no text in UTF-8; choose another directory")
+        raise ConfigError(f"{option}: {name} is not valid UTF-8; choose another directory")
     if "\0" in name:
         raise ConfigError(f"{option}: {name!r} has a null byte; choose another directory")
     if ADDRESS.match(name):
-        raise ConfigError(f"{option}: {name} is an address; give a path on this machine, and copy or mount the rest")
+        raise ConfigError(
+            f"{option}: {name} is an address; give a path on this machine, and copy or mount remote files"
+        )
     if not path.is_absolute():
         check_working_directory()
     return path
@@ -50,7 +55,7 @@ def make(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be made: {error.strerror}; choose another --out") from None
+        raise ConfigError(f"{path}: cannot be created: {error.strerror}; choose another --out") from None
     return path
 
 

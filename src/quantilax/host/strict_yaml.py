@@ -69,11 +69,11 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         problem = error.problem or "not YAML"
         if problem == "but found another document":
-            problem = "a second document begins here; leave one"
+            problem = "a second document begins here; keep only one"
         raise BrokenError(problem, error.problem_mark.line + 1 if error.problem_mark else None) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise BrokenError(f"the character {chr(error.character)!r} may not stand in YAML", line) from None
+        raise BrokenError(f"the character {chr(error.character)!r} is not allowed in YAML", line) from None
     except RecursionError:
         raise BrokenError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:  # raised by PyYAML
@@ -96,7 +96,7 @@ class _Values:
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
         if id(node) in self.open:
-            raise _broken("an alias refers to the value that it stands in", node)
+            raise _broken("an alias refers to a value that contains it", node)
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -113,14 +113,14 @@ class _Values:
         for key_node, value_node in node.value:
             if key_node.tag == _TAG + "merge":
                 if merged is not None:
-                    raise _broken("'<<' stands there twice; write '<<: [*first, *second]', the first wins", key_node)
+                    raise _broken("'<<' occurs twice; write '<<: [*first, *second]', where the first wins", key_node)
                 merged = self._merged(value_node)
                 continue
             key = self.of(key_node)
             if not isinstance(key, str):
                 raise _broken(f"expected a name, got {key!r:.60}; put it in quotes", key_node)
             if key in own:
-                raise _broken(f"'{key}' stands there twice", key_node)
+                raise _broken(f"'{key}' occurs twice", key_node)
             own[key] = self.of(value_node)
         return {**(merged or {}), **own}
 
@@ -130,7 +130,7 @@ class _Values:
         for part in reversed(parts):
             found = self.of(part)
             if not isinstance(found, dict):
-                raise _broken("expected fields behind '<<', such as '*base' or '[*first, *second]'", part)
+                raise _broken("expected fields after '<<', such as '*base' or '[*first, *second]'", part)
             merged |= found
         return merged
 
@@ -138,18 +138,18 @@ class _Values:
 def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.removeprefix(_TAG), node.value
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _broken("half of a surrogate pair is no character", node)
+        raise _broken("half of a surrogate pair is not a character", node)
     if kind in ("str", "merge"):
         return text
     if kind not in _PLAIN:
         raise _broken(f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out", node)
     if not re.fullmatch(_PLAIN[kind][0], text):  # possible with an explicit tag
-        raise _broken(f"'{text:.60}' is not written as a !!{kind}; leave the tag out", node)
+        raise _broken(f"'{text:.60}' is not a valid !!{kind}; leave the tag out", node)
     if kind == "int":
         try:
             return int(text, 0)
         except ValueError:
-            raise _broken("a number of thousands of digits", node) from None
+            raise _broken("a number with thousands of digits", node) from None
     if kind == "float":
         return float(text.replace(".", "", 1) if text[-1] in "fFnN" else text)
     return text in ("true", "True", "TRUE") if kind == "bool" else None

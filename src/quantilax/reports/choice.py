@@ -60,12 +60,10 @@ def choose(results: Results) -> Choice | None:
         if sign > 0 and row["variant"] not in results.missing and row["broken"] <= base["broken"]:
             ahead.append((row, reason))
     if not ahead:
-        return Choice(results.base, f"no variant is ahead of {quoted(results.base)} by the rule, so it stays")
+        return Choice(results.base, f"by the rule, no variant is ahead of {quoted(results.base)}, so it stays")
     fallen = watched(results, [row["variant"] for row, _ in ahead])
     row, reason = max(zip(ahead, fallen, strict=True), key=lambda pair: _order(pair[0][0], pair[1]))[0]
-    several = (
-        "" if len(ahead) == 1 else f"; {len(ahead)} variants are ahead of it, this one is the first of them by the rule"
-    )
+    several = "" if len(ahead) == 1 else f"; {len(ahead)} variants are ahead of it, and the rule puts this one first"
     return Choice(row["variant"], f"it is ahead of {quoted(results.base)} by {reason}{several}")
 
 
@@ -107,7 +105,7 @@ def _counts(results: Results, row: dict[str, Any], base: dict[str, Any]) -> Iter
     )
     fallen = watched(results, [row["variant"], base["variant"]])
     if min(of for _, of in fallen) > 0:
-        yield "the share of runs that fell, as long after solving as both were watched", False, fallen
+        yield "the share of runs that fell, over an equal time after solving", False, fallen
 
 
 def watched(results: Results, variants: Sequence[str]) -> list[Count]:
@@ -185,7 +183,7 @@ def judge(results: Results, held_out: Results, variant: str, is_winner: bool) ->
     The choice holds if both of these are true:
 
     - The rule, applied to the held-out seeds alone, finds the variant ahead of the base again. A
-      variant that the rule did not choose (`is_winner` is false) must only not be behind the base.
+      variant that the rule did not choose (`is_winner` is false) need only not be behind the base.
     - The variant's share solved at the end (without `solved`: its return at the end) is not below
       the interval that the study gave. A study that has only this variant may have no runs and then
       gives no interval.
@@ -210,7 +208,7 @@ def judge(results: Results, held_out: Results, variant: str, is_winner: bool) ->
     )
     if before is not None and before[f"{name}_low"] is not None and row[name] < before[f"{name}_low"]:
         contradictions.append(
-            f"its {what} is {written(row[name])} there, below what the study gave ({interval(before, name, written)})"
+            f"its {what} is {written(row[name])} there, below the study's interval ({interval(before, name, written)})"
         )
     return Judgement(contradictions, score(held_out, row))
 

@@ -58,11 +58,13 @@ def columns(results: Results) -> list[Column]:
     found = [
         Column(
             "variant",
-            "A configuration: the fields that differ from the base name it.",
+            "A configuration, named after the fields that differ from the base.",
             lambda r: Entry(r["variant"], "", r["variant"]),
         ),
         Column(
-            "n", "Runs, each with a seed of its own; figures are over them.", lambda r: Entry(str(r["n"]), "", r["n"])
+            "n",
+            "Number of runs, each with its own seed; figures are computed over them.",
+            lambda r: Entry(str(r["n"]), "", r["n"]),
         ),
         Column(
             "return at the end",
@@ -72,8 +74,8 @@ def columns(results: Results) -> list[Column]:
         ),
         Column(
             "return over the curve",
-            "Mean over the runs of the mean return over the whole learning curve (its area by its length): learning early"
-            " counts.",
+            "Mean over the runs of the mean return over the whole learning curve (its area divided by its length);"
+            " learning early counts.",
             figure("auc_mean", number),
             True,
         ),
@@ -94,8 +96,8 @@ def columns(results: Results) -> list[Column]:
             ),
             Column(
                 "solved for good",
-                f"Median of the environment steps from which on no evaluation is below {solved:g};"
-                " runs that never get there count as infinitely many.",
+                f"Median of the environment step from which on no evaluation is below {solved:g};"
+                " it is infinite for runs that never get there.",
                 figure("solved_for_good_median", steps),
                 False,
             ),
@@ -108,15 +110,15 @@ def columns(results: Results) -> list[Column]:
             ),
         ]
     better = (
-        f"Probability that a run of this variant has {{what}} than one of '{base}': 1 always, 0.5 neither way, 0 never; and p"
-        " of a rank test (Mann-Whitney), adjusted for the number of variants compared (Holm)."
+        f"Probability that a run of this variant has {{what}} than one of '{base}': 1 always, 0.5 no"
+        " difference, 0 never; and p of a rank test (Mann-Whitney), adjusted for the number of variants compared (Holm)."
     )
     found += [
         Column("better over the curve", better.format(what="a higher return over the curve"), compared("auc"), True),
         Column("better at the end", better.format(what="a higher return at the end"), compared("final"), True),
     ]
     if any(row["broken"] for row in results.rows):
-        meaning = "Runs whose parameters or returns became no finite numbers; they count as the lowest of all returns."
+        meaning = "Runs whose parameters or returns became non-finite; they count as the lowest of all returns."
         found.append(Column("broken", meaning, lambda r: Entry(str(r["broken"]), "", r["broken"]), False))
     return found
 

@@ -131,7 +131,7 @@ def _predicted(results: Results) -> str:
     if not changes:
         return "Predicted before the runs"
     before = quoted(changes[0]["before"]) if changes[0]["before"] else "nothing"
-    return f"Prediction, as changed after {changes[-1]['runs']} runs; before any it said {before}"
+    return f"Prediction, changed after {changes[-1]['runs']} runs; before any run it said {before}"
 
 
 def summary_table(results: Results) -> Table:
@@ -154,8 +154,8 @@ def _no_recommendation(results: Results, chosen: choice.Choice | None) -> str:
     if chosen.variant == results.base and least is not None and least >= LEVEL:
         needed = seeds_needed(len(results.others))
         return (
-            "With so few seeds no difference between the variants could have shown. It takes at least"
-            f" {needed} seeds per variant (--seeds {needed} --resume)."
+            "With so few seeds, no difference between the variants could have been detected. At least"
+            f" {needed} seeds per variant are needed (--seeds {needed} --resume)."
         )
     return ""
 

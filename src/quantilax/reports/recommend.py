@@ -158,9 +158,9 @@ def recommend_alone(file: Path, out: Path | None = None, *, jobs: int | None = N
 def _check_benchmarks(benchmarks: Path, write: Path | None) -> None:
     """Raise `ConfigError` unless a record can be written into the file."""
     if write is None:
-        raise ConfigError(f"{BENCHMARKS}: a record is of a section that is written; name its file with --write")
+        raise ConfigError(f"{BENCHMARKS}: only a written section is recorded; name its file with --write")
     if benchmarks.resolve() == write.resolve():
-        raise ConfigError(f"{benchmarks}: is the file of --write too; choose another {BENCHMARKS}")
+        raise ConfigError(f"{benchmarks}: is also the file of --write; choose another {BENCHMARKS}")
     _read(benchmarks)
 
 
@@ -174,8 +174,8 @@ def _check_committed(written: list[Path]) -> None:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(
-            f"{provenance.CHECKOUT}: {', '.join(changed[:3])}{more}: not committed; commit first, so that what is measured"
-            " can be checked out, or leave out --write"
+            f"{provenance.CHECKOUT}: {', '.join(changed[:3])}{more}: not committed; commit first, so that the measured"
+            " code can be checked out, or leave out --write"
         )
 
 
@@ -185,7 +185,7 @@ def _check_starts(held_out: Store, written: list[Path]) -> None:
         commit, changed = begun.get("commit") or "", begun.get("uncommitted", ["unknown"])
         if commit.endswith("+") and not {*changed} <= _within_checkout(written):
             raise ConfigError(
-                f"{held_out.path}: has runs of {begun['date'][:10]} at commit {commit}, with changes that were not committed;"
+                f"{held_out.path}: has runs of {begun['date'][:10]} at commit {commit}, with uncommitted changes;"
                 " validate in another directory, or leave out --write"
             )
 
@@ -228,7 +228,7 @@ def held_out(used: list[int], number: int, first: int | None) -> list[int]:
             f" begin at {max(used) + 1} or later"
         )
     if asked.stop > 2**32:
-        raise ConfigError(f"--first-seed: {start} leaves no room for {number} seeds below 2^32; choose a smaller one")
+        raise ConfigError(f"--first-seed: {start} is too large for {number} seeds below 2^32; choose a smaller one")
     return list(asked)
 
 
@@ -277,7 +277,7 @@ def _looked(validation: Store, variant: str, number: int) -> list[int]:
                 store.update(looks={**store.facts.get("looks", {}), variant: looks})
             except OSError as error:
                 raise RunError(
-                    f"{store.path}: cannot be written: {reason(error)}; make room and give the command again"
+                    f"{store.path}: cannot be written: {reason(error)}; make room and repeat the command"
                 ) from None
     return looks
 

@@ -31,7 +31,7 @@ class Edited(NamedTuple):
     changed: list[str]
     """Fields of an existing section whose values changed."""
     commented: list[str]
-    """Changed fields with a comment behind the value, which was written for the old value."""
+    """Changed fields with a comment after the value, which describes the old value."""
 
 
 def read(file: Path, option: str = "--write") -> str:
@@ -49,11 +49,11 @@ def read(file: Path, option: str = "--write") -> str:
     except FileNotFoundError:
         if not file.parent.is_dir():
             raise ConfigError(
-                f"{file}: there is no directory {file.parent}; make it, or choose another {option}"
+                f"{file}: the directory {file.parent} does not exist; create it, or choose another {option}"
             ) from None
         return ""
     except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is no text file in UTF-8; choose another {option}") from None
+        raise ConfigError(f"{file}: is not a text file in UTF-8; choose another {option}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; choose another {option}") from None
 
@@ -97,7 +97,7 @@ def put(text: str, file: Path, name: str, fields: Mapping[str, Any], comment: Se
     """
     before = configs.parse_yaml(text, file)
     if before is not None and not isinstance(before, dict):
-        raise ConfigError(f"{file}: holds no section; expected lines such as 'iqn:' and '  env: CartPole-v1'")
+        raise ConfigError(f"{file}: contains no section; expected lines such as 'iqn:' and '  env: CartPole-v1'")
     newline = "\r\n" if "\r\n" in text else "\n"
     told = newline.join(_comment(comment))
     if before is None or name not in before:
@@ -116,7 +116,8 @@ def _replace(
     has = plain(there)
     if has["algorithm"] != fields["algorithm"]:
         raise ConfigError(
-            f"{file}: section '{name}' is of {has['algorithm']} and this is of {fields['algorithm']}; choose another --section"
+            f"{file}: section '{name}' is for {has['algorithm']}, but this one is for {fields['algorithm']};"
+            " choose another --section"
         )
     found = _find(text, name)
     if found is None:  # it comes from a merge key `<<`
@@ -210,5 +211,6 @@ def _check(text: str, file: Path, name: str, fields: Mapping[str, Any], before: 
 
 def _not_editable(file: Path, name: str) -> ConfigError:
     return ConfigError(
-        f"{file}: section '{name}' cannot be put in without changing the rest of the file; choose another --section or --write"
+        f"{file}: section '{name}' cannot be inserted without changing the rest of the file;"
+        " choose another --section or --write"
     )

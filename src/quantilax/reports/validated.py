@@ -112,7 +112,7 @@ def parse(text: str, file: Path) -> list[Record]:
     found = configs.parse_yaml(text, file) or []
     if not isinstance(found, list) or not all(isinstance(r, dict) and r.keys() == {*Record._fields} for r in found):
         raise ConfigError(
-            f"{file}: is no list of records with the fields {', '.join(Record._fields)}; choose another --benchmarks"
+            f"{file}: is not a list of records with the fields {', '.join(Record._fields)}; choose another --benchmarks"
         )
     records = [Record(**r) for r in found]
     sections = [(r.config, r.section) for r in records]

@@ -28,12 +28,12 @@ class Verdict(NamedTuple):
 def verdict(results: Results) -> Verdict:
     """Say what a study has shown."""
     if not results.rows:
-        return Verdict("No run is finished: there is nothing to say yet.", "", [], _caveats(results))
+        return Verdict("No run is finished yet, so there is nothing to report.", "", [], _caveats(results))
     if not results.others:
         return Verdict(_alone(results), "", _solving(results), _caveats(results))
     parts = [_measure(results, name) for name in MEASURES]
     basis = (
-        f"{_numbers(results)}; two-sided rank tests of each run's return over the curve, and of that at the end, at"
+        f"{_numbers(results)}; two-sided rank tests of each run's return over the curve, and of its return at the end, at"
         f" {LEVEL:.0%}, each adjusted for {_count(len(results.others), 'comparison')}."
     )
     findings = [*_apart(results), *_solving(results)]
@@ -121,15 +121,16 @@ def _open(results: Results) -> list[str]:
                 max(r[f"{name}_improvement_high"] for r in level),
             )
             found.append(
-                f"Not told apart is not equal: {where} the intervals of these variants' probability of improvement reach from"
+                f"Variants that cannot be told apart need not be equal: {where}, the intervals of their probability of"
+                f" improvement reach from"
                 f" {share(low)} to {share(high)}."
             )
     least = smallest_adjusted_p(results)
     if least is not None and least >= LEVEL:
         needed = seeds_needed(len(results.others))
         found.append(
-            f"With so few seeds no difference could have shown: the smallest adjusted p-value that they allow is"
-            f" {min(least, 1.0):.2g}; it takes {needed} seeds per variant or more (--seeds {needed} --resume)."
+            f"With so few seeds, no difference could have been detected: the smallest possible adjusted p-value is"
+            f" {min(least, 1.0):.2g}; at least {needed} seeds per variant are needed (--seeds {needed} --resume)."
         )
     return found
 
@@ -151,27 +152,29 @@ def _caveats(results: Results) -> list[str]:
     if never:
         found.append(f"{_names(never)} could not be run and {_have(never)} no figures.")
     if begun:
-        found.append(f"{_names(begun)} could not be run to the end; the figures are of the runs before that.")
+        found.append(f"{_names(begun)} could not be run to the end; the figures cover the runs before that.")
     for change in results.changes:
         if change["field"] == "solved":
             levels = ["none" if level is None else f"{level:g}" for level in (change["before"], change["after"])]
             found.append(
-                f"The threshold was changed from {levels[0]} to {levels[1]} after {_count(change['runs'], 'run')}: what is said"
-                " of solving was not asked before."
+                f"The threshold was changed from {levels[0]} to {levels[1]} after {_count(change['runs'], 'run')}: the results"
+                " on solving answer a question that was not asked before."
             )
     if results.broken:
         runs = sum(map(len, results.broken.values()))
         found.append(
-            f"{_count(runs, 'run')} of {_names(list(results.broken))} broke (numbers that are not finite); they count as the"
-            " lowest returns, as never solved, and means over them are minus infinity."
+            f"{_count(runs, 'run')} of {_names(list(results.broken))} broke (non-finite numbers); they count as the lowest"
+            " returns and as never solved, and means over them are minus infinity."
         )
     if results.rows and min(row["n"] for row in results.rows) < FEW_SEEDS:
         found.append(
-            f"With fewer than {FEW_SEEDS} seeds bootstrap intervals of 95% are too narrow: that of a mean of five holds the"
-            " truth in about 80% of studies."
+            f"With fewer than {FEW_SEEDS} seeds, 95% bootstrap intervals are too narrow: that of a mean of five contains"
+            " the true value in about 80% of studies."
         )
     if results.rows and len({variant["env_step"].max() for variant in results.curves.partition_by("variant")}) > 1:
-        found.append("Variants were trained to different steps: their curves and ends are not those of one budget.")
+        found.append(
+            "Variants were trained for different numbers of steps, so their results are not for the same budget."
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, saved at the end of a segment.
+"""Checkpoints: everything a run needs to continue, saved at the end of a segment.
 
     RUN/checkpoints/
         000000060000.safetensors   named after the environment steps done. Holds all arrays of the
@@ -78,7 +78,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     facts: dict[str, Any]
-    """`env_step`, `return_mean`, `config`, `seeds`, `versions` and what else `save` was given."""
+    """`env_step`, `return_mean`, `config`, `seeds`, `versions` and other facts given to `save`."""
     arrays: Arrays
     """All arrays of the `Packed` that was saved."""
 
@@ -92,7 +92,7 @@ def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep:
         packed: the content, from `pack`.
         facts: more entries for the manifest, as JSON; they can be read without the arrays.
             `return_mean` decides which checkpoint is the best.
-        keep: how many of the latest checkpoints to keep, besides the best; 1 keeps this one alone.
+        keep: how many of the latest checkpoints to keep, besides the best; 1 keeps only this one.
 
     Raises:
         OSError: for example, the disk is full; earlier checkpoints are untouched.
@@ -164,7 +164,7 @@ def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = pr
     there = steps(root)
     if which not in ("last", "best"):
         if isinstance(which, str):
-            raise CheckpointError(f"checkpoint: expected last, best or environment steps, got '{which}'")
+            raise CheckpointError(f"checkpoint: expected last, best or a number of environment steps, got '{which}'")
         if which not in there:
             raise CheckpointError(f"{root}: no checkpoint at step {which:,}; there are {_listed(there) or 'none'}")
         return read(path_of(root, int(which)))
@@ -176,12 +176,12 @@ def find(root: Path, which: str | int = "last", warn: Callable[[str], None] = pr
             errors.append(str(error))
             continue
         for line in errors:
-            warn(f"{line}; skipped, step {found.facts['env_step']:,} is used")
+            warn(f"{line}; using step {found.facts['env_step']:,} instead")
         return found
     if errors:
         tried = f"; tried {len(errors)}" if len(errors) > 1 else ""
         raise CheckpointError(f"no checkpoint can be read{tried}: {errors[0]}; nothing was deleted")
-    raise CheckpointError(f"{root.parent}: has no checkpoint; it was stopped before the first one")
+    raise CheckpointError(f"{root.parent}: has no checkpoint; the run was stopped before its first one")
 
 
 def read(path: Path) -> Checkpoint:
@@ -207,7 +207,7 @@ def manifest(path: Path) -> dict[str, Any]:
 def _content(path: Path, env_step: int) -> dict[str, Any]:
     if not os.path.lexists(path) and os.path.lexists(path.with_suffix("")):
         raise CheckpointError(
-            f"{path.with_suffix('')}: is a checkpoint of format 1 and this version reads {FORMAT}; use the commit of"
+            f"{path.with_suffix('')}: is a checkpoint of format 1, but this version reads format {FORMAT}; use the commit of"
             " quantilax that run.json names"
         )
     try:
@@ -223,14 +223,14 @@ def _content(path: Path, env_step: int) -> dict[str, Any]:
         raise CheckpointError(f"{path}: was altered")
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {content.get('format')} and this version reads {FORMAT}; use quantilax"
+            f"{path}: has format {content.get('format')}, but this version reads format {FORMAT}; use quantilax"
             f" {versions(content).get('quantilax', '?')}, which wrote it, at the commit that run.json names"
         )
     for name, kind in REQUIRED.items():
         if not isinstance(content.get(name), kind):
             raise CheckpointError(f"{path}: its manifest has no {name}")
     if content["env_step"] != env_step:
-        raise CheckpointError(f"{path}: its manifest is of step {content['env_step']:,}")
+        raise CheckpointError(f"{path}: its manifest is for step {content['env_step']:,}")
     return content
 
 
@@ -339,8 +339,8 @@ def _in_order(root: Path, there: list[int], which: str | int, complain: Callable
 def _prune(root: Path, env_step: int, keep: int) -> None:
     """Delete old checkpoints, and the blocks that only they needed.
 
-    The `keep` latest and the best stay. Checkpoints of later steps stay too: the run, which went
-    on from an earlier step because they are damaged, will replace them.
+    The `keep` latest and the best stay. Checkpoints of later steps stay too: they are damaged, so
+    the run continued from an earlier step and will replace them.
     """
     there = steps(root)
     if keep == 1:
@@ -391,7 +391,7 @@ def _block_size(array: np.ndarray) -> int:
 
 
 def _blocks(array: np.ndarray, size: int) -> Iterator[memoryview]:
-    """Yield the bytes of an array in blocks, each seed apart.
+    """Yield the bytes of an array in blocks; no block spans two seeds.
 
     The array has a leading axis of seeds. A longer array begins with the same blocks.
     """
@@ -444,14 +444,14 @@ def _read(path: Path, content: dict[str, Any], into: Arrays | None) -> None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from None
     except (SafetensorError, ValueError, TypeError, LookupError, OverflowError, AttributeError):
-        raise CheckpointError(f"{path}: its manifest is none of a checkpoint") from None
+        raise CheckpointError(f"{path}: its manifest is not that of a checkpoint") from None
 
 
 def _read_arrays(path: Path, leaves: dict[str, Any], found: Arrays) -> None:
     with safe_open(path, "numpy") as file:
         if unlike := set(file.keys()) ^ set(leaves):
             name = min(unlike)
-            raise CheckpointError(f"{path}: {name} is {'missing' if name in leaves else 'unknown to its manifest'}")
+            raise CheckpointError(f"{path}: {name} is {'missing' if name in leaves else 'not in its manifest'}")
         for name, (shape, dtype, digest) in leaves.items():
             array = file.get_tensor(name)
             if [*_spec(array), _sha256(_bytes(array))] != [shape, dtype, digest]:

@@ -21,7 +21,7 @@ from quantilax.host import strict_yaml
 from quantilax.types import Algorithm
 
 NAMING = ("algorithm", *envs.FIELDS)
-"""Fields of a section that are no hyperparameters."""
+"""Fields of a section that are not hyperparameters."""
 
 
 class Section(NamedTuple):
@@ -71,7 +71,7 @@ def load_section(path: str | Path, name: str | None = None, overrides: Mapping[s
         overrides: values by field; `env` and `algorithm` may be among them.
 
     Raises:
-        ConfigError: the file, the section or a field is wrong; the message says how to mend it.
+        ConfigError: the file, the section or a field is wrong; the message says how to fix it.
     """
     path = Path(path)
     return select(read_yaml(find(path)), path, name, overrides)
@@ -131,12 +131,14 @@ def _section(name: str, where: str, fields: Mapping[str, Any], overrides: Mappin
         if key not in merged:
             raise ConfigError(f"{where}: missing field '{key}'; add a line such as 'env: CartPole-v1'")
         if not isinstance(merged[key], str):
-            own = "; a class of your own is named module:Class" if key == "env" else ""
+            own = "; name a class of your own as module:Class" if key == "env" else ""
             raise ConfigError(f"{where}: {key}: expected a name, got {merged[key]!r}{own}")
     try:
         algorithm = algorithms.get(merged["algorithm"])
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}; a section not named after one needs a line 'algorithm: iqn'") from None
+        raise ConfigError(
+            f"{where}: {error}; if the section has another name than its algorithm, add a line such as 'algorithm: iqn'"
+        ) from None
     hyperparameters = {
         **pytree.convert(algorithm.config, _without(fields), where),
         **pytree.convert(algorithm.config, _without(overrides), origin),
@@ -193,14 +195,14 @@ def read_yaml(
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; quantilax configs lists those that come with quantilax") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is no text file; expected YAML in UTF-8") from None
+        raise ConfigError(f"{path}: is not a text file; expected YAML in UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:  # a null byte
-        raise ConfigError(f"{str(path)!r}: is no name of a file") from None
+        raise ConfigError(f"{str(path)!r}: is not a file name") from None
     sections = parse_yaml(text, path)
     if not isinstance(sections, dict) or not sections:
-        raise ConfigError(f"{path}: holds no {holds}")
+        raise ConfigError(f"{path}: contains no {holds}")
     return sections
 
 

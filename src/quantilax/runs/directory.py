@@ -47,7 +47,7 @@ def _are_seeds(value: Any) -> bool:
 FACTS = {
     "section": Fact("a name", _is_text),
     "seeds": Fact("different whole numbers from 0 to 2^32 - 1", _are_seeds),
-    "status": Fact("words", _is_text),
+    "status": Fact("text", _is_text),
     "checkpoint_every": Fact("a whole number, 0 or more", _is_whole, False),
     "log": Fact("a list of names", lambda x: isinstance(x, list) and all(map(_is_text, x)), False),
     "saved": Fact("a whole number, 0 or more", _is_whole, False),
@@ -59,8 +59,8 @@ FACTS = {
 
 START = {
     "from_env_step": Fact("a whole number, 0 or more", _is_whole),
-    "command": Fact("words", _is_text),
-    "date": Fact("words", _is_text),
+    "command": Fact("text", _is_text),
+    "date": Fact("text", _is_text),
 }
 """All keys of an entry of `starts` that are read back."""
 
@@ -121,7 +121,7 @@ class RunDirectory:
                     directory.rmdir()
             if isinstance(error, FileExistsError | NotADirectoryError):
                 raise ConfigError(f"--out: {path} or a parent of it is a file; choose another directory") from None
-            raise ConfigError(f"--out: {path} cannot be made: {error.strerror}; choose another directory") from None
+            raise ConfigError(f"--out: {path} cannot be created: {error.strerror}; choose another directory") from None
         if taken:
             raise ConfigError(f"--out: {path} is not empty, and nothing is overwritten; choose another directory")
         if not os.access(path, os.W_OK):
@@ -141,17 +141,17 @@ class RunDirectory:
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{path}: is no run directory: it has no run.json; see quantilax list-runs") from None
+            raise ConfigError(f"{path}: is not a run directory: it has no run.json; see quantilax list-runs") from None
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError):
             facts = None
         if not isinstance(facts, dict):
-            raise ConfigError(f"{file}: is damaged or of no run; put back the file as it was written")
+            raise ConfigError(f"{file}: is damaged or not from a run; restore the original file")
         _check(file, "", facts, FACTS)
         for number, start in enumerate(facts["starts"]):
             if not isinstance(start, dict):
-                raise ConfigError(f"{file}: starts[{number}]: expected a start; put back the file as it was written")
+                raise ConfigError(f"{file}: starts[{number}]: expected a start; restore the original file")
             _check(file, f"starts[{number}].", start, START)
         return cls(path, facts)
 
@@ -187,8 +187,8 @@ class RunDirectory:
         """Build the run's agent from its `config.yaml`.
 
         Args:
-            env: the environment, if it is an object that no name makes; None: the environment that
-                the config names.
+            env: the environment, if it is an object that cannot be made from a name; None: the
+                environment that the config names.
             eval_callback: the agent's callback at evaluations.
 
         Raises:
@@ -197,9 +197,9 @@ class RunDirectory:
         section = configs.load_section(self.path / "config.yaml")
         if env is None and not envs.is_known(section.env):
             raise ConfigError(
-                f"{self.path}: was trained in '{section.env}', which no name makes here; pass env= from Python, give the file"
-                " that registers it with --import, or write the class as env: module:Class into config.yaml, if it needs no"
-                " arguments"
+                f"{self.path}: was trained in '{section.env}', which cannot be made from its name here; pass env= from Python,"
+                " give the file that registers it with --import, or, if its class needs no arguments, write"
+                " env: module:Class into config.yaml"
             )
         with warnings.catch_warnings(category=ConfigWarning, action="ignore"):  # shown when the run began
             return section.create(env, eval_callback)
@@ -217,7 +217,7 @@ def _check(file: Path, prefix: str, there: Mapping[str, Any], facts: Mapping[str
         else:
             wrong = "is missing" if fact.is_required else ""
         if wrong:
-            raise ConfigError(f"{file}: {prefix}{name}: {wrong}; put back the file as it was written")
+            raise ConfigError(f"{file}: {prefix}{name}: {wrong}; restore the original file")
 
 
 def default_path(env: str, section: str) -> Path:

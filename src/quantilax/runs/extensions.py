@@ -66,7 +66,7 @@ def _import(file: File) -> None:
         raise ConfigError(f"{file.told}: {error}") from None
     except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise ConfigError(
-            f"{file.told}: {_line(error, file)}{type(error).__name__}: {reason(error)}; mend the file"
+            f"{file.told}: {_line(error, file)}{type(error).__name__}: {reason(error)}; fix the file"
         ) from None
 
 
@@ -96,7 +96,7 @@ def _read(file: Path) -> File:
     if not os.path.exists(file):
         raise ConfigError(f"--import: {file}: no such file")
     if file.suffix != ".py" or "." in file.stem or not os.path.isfile(file):
-        raise ConfigError(f"--import: {file} is no Python file; name one that ends with .py and has no other dot")
+        raise ConfigError(f"--import: {file} is not a Python file; its name must end with .py and have no other dot")
     try:
         return File(str(file), os.path.abspath(file), file.read_bytes())
     except OSError as error:
@@ -112,7 +112,7 @@ def _check_name(file: File) -> None:
     else:
         return
     if other is None or not _is_same(other, file.path):
-        raise ConfigError(f"--import: {file.told} has the name of another module, {file.name}; rename the file")
+        raise ConfigError(f"--import: {file.told} has the same name as the module {file.name}; rename the file")
 
 
 def _is_same(one: str, other: str) -> bool:

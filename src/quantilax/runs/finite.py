@@ -1,8 +1,8 @@
 """Checks that what a run computes is finite and, if not, whether the environment is the cause.
 
 The evidence is gathered only after something went wrong: from the replay, the running moments and
-the evaluation. If an algorithm stores no transitions (PQN), the environment is played on with
-random actions.
+the evaluation. If an algorithm stores no transitions (PQN), the environment is played further
+with random actions.
 """
 
 import jax
@@ -19,7 +19,7 @@ from quantilax.runs.directory import RunDirectory
 from quantilax.types import Environment, Record, State
 
 STEPS = 1_000
-"""Number of steps that each environment is played on."""
+"""Number of further steps to play in each environment."""
 
 
 @switches.standard()
@@ -40,11 +40,11 @@ def check(agent: Agent, record: Record, env_step: int, state: State, directory: 
     if not bad.any():
         return
     seeds = directory.facts["seeds"]
-    written = f"what was written so far is in {directory.path}"
+    written = f"the results so far are in {directory.path}"
     for i in np.flatnonzero(bad).tolist():
         if (found := fault_of_environment(agent, state, record, i)) is not None:
             raise RunError(
-                f"the environment gave {found} (seed {seeds[i]}); the {what} at environment step {env_step:,}; mend the"
+                f"the environment gave {found} (seed {seeds[i]}); the {what} at environment step {env_step:,}; fix the"
                 f" environment; {written}"
             )
     names = ", ".join(str(seed) for seed, is_bad in zip(seeds, bad, strict=True) if is_bad)
@@ -69,7 +69,7 @@ def fault_of_environment(agent: Agent, state: State, record: Record, i: int) -> 
         ("a reward", normalizer.reward and normalizer.reward.moments),
     ):
         if moments is not None and not all(np.isfinite(np.asarray(x)[i]).all() for x in moments):
-            return f"{name} that is NaN, infinite or too large for running moments, which are not finite now"
+            return f"{name} that is NaN, infinite or too large for the running moments, which are no longer finite"
     returns = np.asarray(record.returns)[i]
     if not np.isfinite(returns).all():
         return f"a reward that made an episode of the evaluation return {returns[~np.isfinite(returns)][0]}"
@@ -122,22 +122,20 @@ def _alibi(state: State, i: int) -> str:
     """Say where the environment of seed i was checked without a finding."""
     replay = getattr(state, "replay", None)
     if not isinstance(replay, Ring):
-        return " no number of the environment was found that is not finite:"
+        return " no non-finite number was found in the environment:"
     ring = jax.tree.map(lambda x: np.asarray(x)[i], replay)
     rewards = ring.rows.reward[_rows(ring)[1]]
     return f" the replay holds finite observations and rewards from {rewards.min():g} to {rewards.max():g}:"
 
 
 def _played_on(agent: Agent, state: State, i: int) -> str | None:
-    """Play the environments of seed i on with random actions; say what was not finite, or None."""
+    """Play the environments of seed i further, at random; return what was not finite, or None."""
     envs, key = jax.tree.map(lambda x: x[i], (state.envs._replace(carry=()), state.evaluation_key))
     _, env, _ = agent.arguments()
     firsts = jax.device_get(_play(env, envs, jax.random.fold_in(key, 2**31 - 1)))
     for what, first in zip(("a reward", "an observation"), firsts, strict=True):
         if first < STEPS:
-            return (
-                f"{what} that is NaN or infinite when it was played on with random actions, after {first + 1:,} steps"
-            )
+            return f"{what} that is NaN or infinite when it was played further with random actions, after {first + 1:,} steps"
     return None
 
 

@@ -1,6 +1,6 @@
 """What a run depends on: its config, seeds, environment and machine.
 
-To go on, a run needs the same config, seeds and environment. It warns if the machine differs.
+To continue, a run needs the same config, seeds and environment. It warns if the machine differs.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
     run = checkpoint.path.parents[1]
     if checkpoint.facts.get("seeds") != seeds:
         raise ConfigError(
-            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.stem} has {checkpoint.facts.get('seeds')}; put"
-            " back the file as it was written"
+            f"{run / 'run.json'}: has seeds {seeds} and {checkpoint.path.stem} has {checkpoint.facts.get('seeds')};"
+            " restore the original file"
         )
     kind = "jax_default_prng_impl"
     keys, ours = checkpoint.facts.get(kind), switches.facts()[kind]
     if keys not in (None, ours):
         raise ConfigError(
-            f"{run}: its random keys are of the kind '{keys}' and here they are '{ours}'; set JAX_DEFAULT_PRNG_IMPL={keys}"
+            f"{run}: its random keys are of kind '{keys}', but here they are of kind '{ours}'; set JAX_DEFAULT_PRNG_IMPL={keys}"
         )
     there, here = checkpoint.facts["config"], described(agent)
     is_whole = type(there.get("total_timesteps")) is int
@@ -62,15 +62,15 @@ def check_config(checkpoint: Checkpoint, agent: Agent, seeds: list[int]) -> None
         told = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names[:3])
         more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
         raise ConfigError(
-            f"{run / 'config.yaml'}: is not the config of {checkpoint.path.stem}: {told}{more};"
-            " put it back, or begin a new run with quantilax train"
+            f"{run / 'config.yaml'}: does not match {checkpoint.path.stem}: {told}{more};"
+            " restore it, or start a new run with quantilax train"
         )
     if not is_whole:
         raise CheckpointError(f"{checkpoint.path}: its manifest has no whole number as total_timesteps")
     if here["total_timesteps"] < there["total_timesteps"]:
         raise ConfigError(
             f"{run / 'config.yaml'}: total_timesteps is {there['total_timesteps']} in {checkpoint.path.stem},"
-            f" {here['total_timesteps']} here: a run can be extended, not shortened; put it back"
+            f" {here['total_timesteps']} here: a run can be extended, not shortened; restore the old value"
         )
 
 
@@ -82,8 +82,8 @@ def check_environment(checkpoint: Checkpoint, agent: Agent) -> None:
     """
     if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
         raise ConfigError(
-            f"{checkpoint.path.parents[1]}: was trained on '{agent.env.name}' with other parameters than it has by default;"
-            " give the environment again, from Python: env=..."
+            f"{checkpoint.path.parents[1]}: was trained on '{agent.env.name}' with other parameters than its defaults; pass"
+            " that environment again from Python, as env=..."
         )
 
 
@@ -177,14 +177,14 @@ HANDLING = (
 def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress) -> None:
     """Report what makes a resumed run differ from an uninterrupted one, such as another machine."""
     for difference in _other_machine(checkpoint, agent):
-        progress.warn(f"{difference}: the end will not be that of the uninterrupted run, bit for bit")
+        progress.warn(f"{difference}: the results will not match an uninterrupted run bit for bit")
     if checkpoint.facts.get("environment", here := environment(agent.env)) != here:
-        progress.warn("the environment has other parameters than that of the checkpoint, and the run goes on in it")
+        progress.warn("the environment's parameters differ from the checkpoint's; the run continues with the new ones")
     before, now = checkpoint.facts["config"]["total_timesteps"], agent.config.total_timesteps
     if before != now:
         progress.say(
             f"extended from {before:,} to {now:,} steps: from step {checkpoint.facts['env_step']:,} on, epsilon and the"
-            " learning rate are where a run of that length has them"
+            " learning rate follow the schedules of a run of that length"
         )
 
 
@@ -203,4 +203,4 @@ def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
     if checkpoint.facts.get("processor", here["processor"]) != here["processor"]:
         yield f"the checkpoint was written on {checkpoint.facts['processor']}, this is {here['processor']}"
     if checkpoint.facts.get("code", here["code"]) != here["code"]:
-        yield "the checkpoint was written by other code: the source of quantilax or of the algorithm has changed"
+        yield "the checkpoint was written by different code: the source of quantilax or of the algorithm has changed"

@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
 def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None = None, env: Any = None) -> Loaded:
     """Load agent, state and policy from a run. Writes nothing.
 
-    Executes nothing from the run either, but if its `config.yaml` has `env: module:Class`, that
+    No code from the run is executed either. But if its `config.yaml` has `env: module:Class`, that
     module is imported.
 
     Args:

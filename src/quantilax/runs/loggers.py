@@ -339,9 +339,9 @@ class Writer:
         self.thread.put(self._close)
 
     def leave(self) -> None:
-        """Report that nobody waits for the loggers any more; nothing is said of them afterwards."""
+        """Warn that the loggers are no longer waited for; they report nothing after that."""
         for logger in self.loggers:
-            line = f"{logger.name} is not done and no longer waited for; what it has not written may be missing there"
+            line = f"{logger.name} has not finished and is no longer waited for; some of its data may be missing"
             self._tell(logger, line)
 
     def _begin(self, history: list[Entry]) -> None:
@@ -379,7 +379,7 @@ class Writer:
 
 
 LEFT: list[Writer] = []
-"""Writers that nobody waits for any more."""
+"""Writers that are no longer waited for."""
 
 
 @contextlib.contextmanager
@@ -411,7 +411,7 @@ def _wait(writers: list[Writer], say: Callable[[str], None]) -> None:
     end = time.monotonic() + PATIENCE
     _join(writers, time.monotonic() + min(SILENCE, PATIENCE))
     if names := [logger.name for writer in _at_work(writers) for logger in writer.loggers]:
-        say(f"waiting for {' and '.join(names)}, {PATIENCE:g} s at most; Ctrl-C ends the waiting")
+        say(f"waiting for {' and '.join(names)}, at most {PATIENCE:g} s; Ctrl-C stops waiting")
         _join(writers, end)
 
 

@@ -32,7 +32,7 @@ def find_runs(root: Path) -> tuple[list[RunInfo], list[str]]:
         ConfigError: the directory does not exist.
     """
     if not os.path.isdir(root):
-        raise ConfigError(f"{root}: no such directory; quantilax train makes runs below runs/")
+        raise ConfigError(f"{root}: no such directory; quantilax train creates runs below runs/")
     found, broken = [], []
     for directory, below, files in os.walk(root):
         if "run.json" in files:

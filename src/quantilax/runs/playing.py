@@ -36,7 +36,7 @@ class Episode(NamedTuple):
     """From the first to the last."""
     actions: list[np.ndarray]
     score: float
-    """The return, of the rewards that learning curves show."""
+    """The return, in the rewards that learning curves show."""
     simulated: tuple[int, np.ndarray] | None
     """Seed of the simulator's episode and its actions, if the environment has a simulator."""
 

@@ -49,9 +49,7 @@ def curve_of_run(evaluations: Path, label: str) -> Curve:
     except FileNotFoundError:
         rows = []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{evaluations}: cannot be read ({reason(error)}); resume the run, which writes it anew"
-        ) from None
+        raise ConfigError(f"{evaluations}: cannot be read ({reason(error)}); resume the run to rewrite it") from None
     if not rows:
         raise ConfigError(f"{evaluations.parent}: has no evaluation yet; wait for the first, or resume the run")
     return curve(label, rows)

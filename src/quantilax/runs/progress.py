@@ -76,7 +76,7 @@ class RunProgress:
             step: environment steps so far.
             seconds: seconds of training so far.
         """
-        self.say(f"goes on from step {step:,} of {self.total:,}")
+        self.say(f"continuing from step {step:,} of {self.total:,}")
         self.first = step, seconds
         self.bar.update(self.task, completed=step)
 

@@ -132,7 +132,7 @@ def resume(
     quiet: bool = False,
     cache: bool = False,
 ) -> Result:
-    """Go on with a run from its last readable checkpoint, as if it had never stopped.
+    """Continue a run from its last readable checkpoint, as if it had never stopped.
 
     On the same machine, device and versions, parameters and curves end up bit for bit as those of
     the uninterrupted run (docs/guides/runs.md lists the conditions). A finished run is left as it
@@ -212,7 +212,7 @@ class Session:
         Args:
             agent: what to train.
             directory: where to write, locked by the caller.
-            checkpoint: where to go on from; None: start from the beginning.
+            checkpoint: where to continue from; None: start from the beginning.
             progress: shows what happens.
             callback: as for `run`.
             stop: the signal handlers of this process.
@@ -253,8 +253,8 @@ class Session:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 raise RunError(
-                    "the device's memory does not suffice; lower batch_size, eval_episodes, buffer_size or --seeds;"
-                    f" what was written so far is in {self.directory.path}"
+                    "out of device memory; lower batch_size, eval_episodes, buffer_size or --seeds;"
+                    f" the results so far are in {self.directory.path}"
                 ) from None
             except Exception as error:
                 status = f"failed: {reason(error)}"
@@ -402,7 +402,7 @@ class Session:
         done, last = self.entries[-1].env_step, self.agent.evaluation_steps[-1]
         if self.saved != done:
             raise RunError(
-                f"the checkpoint of step {done:,} could not be written ({self.unsaved_reason}); make room, then go on from"
+                f"the checkpoint of step {done:,} could not be written ({self.unsaved_reason}); make room, then continue from"
                 f" {f'step {self.saved:,}' if self.saved is not None else 'the beginning'} with: quantilax resume"
                 f" {shlex.quote(str(path))}"
             )
@@ -417,10 +417,10 @@ class Session:
         return Result(path, status, done, self.entries[-1].all["return_mean"], **self.timing)
 
     def _interrupted(self, error: KeyboardInterrupt) -> Interrupted:
-        """Add to an interruption's message how to go on."""
+        """Add to an interruption's message how to continue."""
         there = checkpoints.steps(self.directory.checkpoints)
         how = (
-            f"go on from {f'step {there[-1]:,}' if there else 'the beginning'} with: quantilax resume"
+            f"continue from {f'step {there[-1]:,}' if there else 'the beginning'} with: quantilax resume"
             f" {shlex.quote(str(self.directory.path))}"
         )
         signalled = error if isinstance(error, Interrupted) else Interrupted("interrupted", signal.SIGINT)
@@ -445,7 +445,7 @@ def _check_begins_anew(directory: RunDirectory) -> None:
     had |= any(start["from_env_step"] for start in facts["starts"])
     if had or os.path.islink(root):
         raise CheckpointError(
-            f"{root}: holds no checkpoint, though the run had some; put them back, or begin a new run with quantilax train"
+            f"{root}: has no checkpoints, although the run wrote some; restore them, or start a new run with quantilax train"
         )
 
 
@@ -472,7 +472,7 @@ def _extended(agent: Agent, total_timesteps: int) -> Agent:
     if extended.config.warmup_steps != config.warmup_steps:
         raise ConfigError(
             f"--total-timesteps: the run ended within its warm-up of {extended.config.warmup_steps} steps and cannot be"
-            " extended; begin a new one with quantilax train"
+            " extended; start a new one with quantilax train"
         )
     return extended
 

@@ -1,7 +1,7 @@
 """Archives: several studies in two files.
 
     compact(DIR)   merge a study's records into one file, or the studies below DIR into an archive
-    unpack(DIR)    turn an archive back into directories, for example to go on with a study
+    unpack(DIR)    turn an archive back into directories, for example to continue a study
 
 The files are `studies.json`, with each study's facts by its path, and `records.parquet`, with a
 column `study`. `Store.open` reads a study in an archive by the path its directory had.
@@ -44,8 +44,8 @@ def compact(root: Path) -> list[Path]:
             their archive.
 
     Returns:
-        the studies' directories. Of those that went into an archive, what the archive holds is
-        deleted; other files, such as reports, stay.
+        the studies' directories. If they went into an archive, the files that it holds are
+        deleted from them; other files, such as reports, stay.
 
     Raises:
         ConfigError: there is no study, one is in use, or one has a damaged file.
@@ -53,7 +53,7 @@ def compact(root: Path) -> list[Path]:
     """
     directories = sorted(file.parent for file in paths.check(root, "DIR").rglob(FACTS))
     if not directories:
-        raise ConfigError(f"{root}: holds no study's directory")
+        raise ConfigError(f"{root}: contains no study directory")
     for directory in directories:
         _update(directory)
     with ExitStack() as locked:
@@ -67,15 +67,13 @@ def compact(root: Path) -> list[Path]:
             else:
                 _pack(root, stores)
         except BROKEN as error:
-            raise RunError(
-                f"{root}: cannot be written: {reason(error)}; make room and give the command again"
-            ) from None
+            raise RunError(f"{root}: cannot be written: {reason(error)}; make room and repeat the command") from None
     return directories
 
 
 def _pack(root: Path, stores: list[Store]) -> None:
     if (root / ARCHIVE).exists():
-        raise ConfigError(f"{root}: holds an archive already; unpack it first, with --unpack")
+        raise ConfigError(f"{root}: already holds an archive; unpack it first, with --unpack")
     if (root / TABLE).exists():
         raise ConfigError(f"{root / TABLE}: is in the way of the archive's records; move it away")
     facts: dict[str, Any] = {}
@@ -105,13 +103,13 @@ def unpack(root: Path) -> list[Path]:
     """
     studies = archived(paths.check(root, "DIR"))
     if not studies and (root / ARCHIVE).exists():
-        raise ConfigError(f"{root / ARCHIVE}: is damaged; put back the file as it was written")
+        raise ConfigError(f"{root / ARCHIVE}: is damaged; restore the original file")
     if not studies:
-        raise ConfigError(f"{root}: holds no archive: it has no {ARCHIVE}")
+        raise ConfigError(f"{root}: contains no archive: it has no {ARCHIVE}")
     for name, facts in studies.items():
         check_facts(root / ARCHIVE, facts, is_archived=True)
         if (root / name / FACTS).exists():
-            raise ConfigError(f"{root / name}: is there already; move it away")
+            raise ConfigError(f"{root / name}: already exists; move it away")
     records = {name: Store.open(root / name).records() for name in studies}
     try:
         for name, facts in studies.items():
@@ -124,7 +122,7 @@ def unpack(root: Path) -> list[Path]:
         for name in (ARCHIVE, TABLE):
             (root / name).unlink()
     except BROKEN as error:
-        raise RunError(f"{root}: cannot be written: {reason(error)}; make room and give the command again") from None
+        raise RunError(f"{root}: cannot be written: {reason(error)}; make room and repeat the command") from None
     return [root / name for name in studies]
 
 
@@ -145,7 +143,7 @@ def _update(directory: Path) -> None:
         check_facts(directory / FACTS, renamed)
         files = sorted((directory / "records").glob("*.parquet"))
         try:
-            # Each step can be repeated: after a crash the next call goes on with what is there.
+            # Each step can be repeated: after a crash the next call continues with what it finds.
             parts = [read_parquet(file).rename({"cell": "variant"}, strict=False) for file in files]
             if parts:
                 parts += [read_parquet(table)] if table.exists() else []

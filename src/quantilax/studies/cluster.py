@@ -98,8 +98,8 @@ def _begin() -> None:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"--on ray: {reason(error)}; begin a cluster with 'ray start', or unset RAY_ADDRESS (a cluster that wants a"
-            " token: RAY_AUTH_MODE=token)"
+            f"--on ray: {reason(error)}; start a cluster with 'ray start', or unset RAY_ADDRESS (if the cluster"
+            " requires a token: RAY_AUTH_MODE=token)"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -115,7 +115,7 @@ def _answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"RAY_ADDRESS: {address} does not answer ({reason(error)}); begin a cluster with 'ray start', or unset it"
+            f"RAY_ADDRESS: {address} does not answer ({reason(error)}); start a cluster with 'ray start', or unset it"
         ) from None
 
 
@@ -159,7 +159,7 @@ class RayWorker:
         here, there = switches.platform(), len(switches.devices())
         if here != backend or there < batch_shape.jobs or (there > batch_shape.jobs and here != "cpu"):
             raise ConfigError(
-                f"it has {there} device(s) of kind {here}, and the study is laid on {batch_shape.jobs} of {backend}"
+                f"it has {there} device(s) of kind {here}, but the study's layout needs {batch_shape.jobs} of {backend}"
             )
         self.worker = Worker(groups(study)[0], batch_shape)
         return machines.facts()
@@ -297,7 +297,7 @@ class Scheduler:
             self.lost(worker, f"a worker cannot be used: {reason(error.cause)}")
         except errors.RayError as error:
             self.deaths[batch] += 1
-            again = "" if batch is None else f" at {len(batch.runs)} run(s)"
+            again = "" if batch is None else f" during {len(batch.runs)} run(s)"
             self.lost(worker, f"a worker died{again} ({type(error).__name__})")
             self.after_death(batch)
         else:
@@ -322,10 +322,10 @@ class Scheduler:
             if deaths >= MAX_DEATHS:
                 raise RunError(f"{deaths} workers in a row died before they could begin; Ray's logs may say why")
         elif deaths >= MAX_DEATHS:
-            self.give_up(batch.group, f"{deaths} workers died over its runs, perhaps for want of memory")
+            self.give_up(batch.group, f"{deaths} workers died during its runs, perhaps out of memory")
         elif batch.group not in self.broken:
             self.left.setdefault(batch.group, deque()).appendleft(batch)
-            self.progress.say(f"{len(batch.runs)} run(s) begin again")
+            self.progress.say(f"{len(batch.runs)} run(s) start again")
 
     def give_up(self, group: int, why: str) -> None:
         """Record, once, that a group cannot be run."""
@@ -339,7 +339,7 @@ class Scheduler:
         self.pool.dismiss(worker)
         self.progress.warn(line)
         if not self.pool.groups and room(self.planned.batch_shape) <= self.pool.unusable:
-            raise RunError(f"{line}; no other is left; go on with --resume")
+            raise RunError(f"{line}; no other worker is left; continue with --resume")
 
     def tell(self, lines: Iterator[str]) -> None:
         """Warn of each difference once."""

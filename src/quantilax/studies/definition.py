@@ -137,7 +137,7 @@ def make(definition: Mapping[str, Any], name: str, where: str = "study", beside:
     """
     for key in definition:
         if key not in KEYS:
-            hint = "; its name is 'variants' now" if key == "cells" else did_you_mean(key, KEYS, "keys")
+            hint = "; it is called 'variants' now" if key == "cells" else did_you_mean(key, KEYS, "keys")
             raise ConfigError(f"{where}: unknown key '{key}'{hint}")
     base = _base(definition.get("base"), where, beside or Path())
     variants: dict[str, Variant] = {}
@@ -354,14 +354,14 @@ def _seeds(definition: Mapping[str, Any], where: str) -> tuple[int, ...]:
         seeds = asked
     else:
         raise ConfigError(
-            f"{where}: seeds: expected their number (with 'first_seed', 0 if left out) or a list of them, got {asked!r}"
+            f"{where}: seeds: expected a number of seeds (from 'first_seed' on, default 0) or a list of seeds, got {asked!r}"
         )
     seeds = tuple(seeds)
     if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise ConfigError(f"{where}: seeds: expected whole numbers from 0 to 2^32 - 1, got {asked!r}")
     twice = {seed for seed in seeds if seeds.count(seed) > 1} if isinstance(asked, list) else set()
     if twice:
-        raise ConfigError(f"{where}: seeds: {min(twice)} stands there twice; leave one out")
+        raise ConfigError(f"{where}: seeds: {min(twice)} is listed twice; leave one out")
     return seeds
 
 
@@ -378,5 +378,5 @@ def _solved(definition: Mapping[str, Any], base: Section, where: str) -> float |
 def _text(definition: Mapping[str, Any], key: str, where: str) -> str:
     text = definition.get(key, "")
     if not isinstance(text, str):
-        raise ConfigError(f"{where}: {key}: expected words, got {text!r}; put them in quotes")
+        raise ConfigError(f"{where}: {key}: expected text, got {text!r}; put it in quotes")
     return text.strip()

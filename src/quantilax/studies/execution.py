@@ -119,8 +119,8 @@ def layout(study: Study, sorted_groups: list[Group], jobs: int | None) -> BatchS
     if needed * width * at_once > there * share:
         raise ConfigError(
             f"{study.where}: variant '{heaviest}': the state of {at_once * width} run(s) takes"
-            f" {needed * width * at_once / 2**30:.1f} GiB and there are {there * share / 2**30:.1f}; lower its buffer_size"
-            + (" or --jobs" if at_once > 1 else "")
+            f" {needed * width * at_once / 2**30:.1f} GiB, but only {there * share / 2**30:.1f} are available;"
+            " lower its buffer_size" + (" or --jobs" if at_once > 1 else "")
         )
     return BatchShape(jobs, width)
 
@@ -273,7 +273,7 @@ def plan(study: Study, store: Store | None = None, jobs: int | None = None, shar
     Args:
         study: the study to run.
         store: holds what earlier starts finished; None: nothing is finished.
-        jobs: devices to use; None: all, or as the study was begun.
+        jobs: devices to use; None: all, or as many as the study was begun with.
         shard: (number, of): plan only this share of the runs.
 
     Raises:
@@ -298,8 +298,8 @@ def plan(study: Study, store: Store | None = None, jobs: int | None = None, shar
         and (batch_shape.jobs > there or (batch_shape.jobs < there and switches.platform() != "cpu"))
     ):
         raise ConfigError(
-            f"{store.path}: was begun with {batch_shape.jobs} jobs and this process has {there} device(s), which would"
-            f" change its numbers; use the machine it was begun on, or begin anew with another --out"
+            f"{store.path}: was begun with {batch_shape.jobs} jobs, but this process has {there} device(s), which would"
+            f" change its results; use the machine it was begun on, or start again with another --out"
         )
     asked = {(variant.name, seed) for variant in study.variants for seed in study.seeds}
     return Plan(study, sorted_groups, failures, batch_shape, left, len(asked & finished))

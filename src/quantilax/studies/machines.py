@@ -24,7 +24,4 @@ def differences(there: dict[str, Any], here: dict[str, Any], who: str) -> Iterat
     """Yield a line for each fact in which `who` differs from this machine."""
     for name in here:
         if there.get(name) != here[name]:
-            yield (
-                f"{who} has {name} {there.get(name)}, this one {here[name]}: the low bits of its runs may be others than"
-                " here"
-            )
+            yield (f"{who} has {name} {there.get(name)}, this one {here[name]}: the low bits of its results may differ")

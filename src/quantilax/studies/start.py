@@ -71,7 +71,7 @@ def run(
         jobs: devices to use at once, by each worker or process; None: all. A resumed study keeps
             its number. A CPU has one device, unless `quantilax.runs.use_all_cores` was called
             before.
-        resume: go on with an existing directory. Finished runs are never repeated; failed variants
+        resume: continue in an existing directory. Finished runs are never repeated; failed variants
             are tried again.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory.
@@ -91,7 +91,7 @@ def run(
     if on is not None and on not in PLACES:
         raise ConfigError(f"--on: unknown place '{on}'{did_you_mean(on, PLACES, 'places')}")
     if on is not None and shard is not None:
-        raise ConfigError("--shard: does not go with --on ray, which divides the runs by itself; leave one out")
+        raise ConfigError("--shard: cannot be combined with --on ray, which divides the runs itself; leave one out")
     out = study.directory if out is None else paths.check(out)
     if cache:
         enable_compilation_cache()
@@ -183,7 +183,7 @@ def _compact(store: Store, progress: StudyProgress) -> None:
             store.compact()
     except (OSError, ConfigError, pl.exceptions.PolarsError) as error:
         progress.warn(
-            f"{store.path}: records could not be put into one file ({reason(error)}); they are kept as they are"
+            f"{store.path}: records could not be merged into one file ({reason(error)}); they are kept as they are"
         )
 
 
@@ -202,10 +202,10 @@ def _status(store: Store, facts: dict[str, Any], mine: str) -> str:
 
 
 def _interrupted(error: KeyboardInterrupt, store: Store) -> Interrupted:
-    """Say what is kept and how to go on."""
+    """Say what is kept and how to continue."""
     signalled = error if isinstance(error, Interrupted) else Interrupted("interrupted", 2)
     return Interrupted(
-        f"{signalled}: {len(store.finished())} runs are kept in {store.path}; go on with the same command"
+        f"{signalled}: {len(store.finished())} runs are kept in {store.path}; continue with the same command"
         + ("" if store.writer else " and --resume"),
         signalled.exit_status - 128,
         signalled.at_once,
@@ -219,7 +219,7 @@ def _check_unchanged(begun: Store, planned: Plan) -> None:
     changed = [name for name in now.facts if name != "status" and now.facts[name] != begun.facts.get(name)]
     if changed or len(asked & now.finished()) != planned.finished:
         raise ConfigError(
-            f"{begun.path}: another process has worked on it meanwhile; give the same command again: nothing is repeated"
+            f"{begun.path}: another process has changed it in the meantime; run the same command again: nothing is repeated"
         )
 
 
@@ -228,7 +228,7 @@ def _tell_differences(store: Store, progress: StudyProgress) -> None:
     for start in store.facts["starts"][-1:]:
         before = {**start.get("versions", {}), **start}
         here = {name: value for name, value in machines.facts().items() if name in before}
-        for line in machines.differences(before, here, "the start before"):
+        for line in machines.differences(before, here, "the previous start"):
             progress.warn(line)
 
 

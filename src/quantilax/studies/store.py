@@ -71,7 +71,7 @@ class Store:
             if _names(path) and not _is_cut_short(path):
                 has = "holds results" if (path / FACTS).exists() else "is not empty"
                 how = (
-                    "go on with --resume, or choose another --out"
+                    "continue with --resume, or choose another --out"
                     if (path / FACTS).exists()
                     else "choose another --out"
                 )
@@ -99,7 +99,7 @@ class Store:
         """
         found = cls.find(paths.check(path, "study"))
         if found is None:
-            raise ConfigError(f"{path}: is no study's directory: it has no {FACTS}")
+            raise ConfigError(f"{path}: is not a study directory: it has no {FACTS}")
         return found
 
     @classmethod
@@ -137,11 +137,13 @@ class Store:
             if differing:
                 name = differing[0]
                 raise ConfigError(
-                    f"{file}: are results of another study: variant '{variant}' has {name}={there.get(name)} there and"
+                    f"{file}: holds results of another study: variant '{variant}' has {name}={there.get(name)} there and"
                     f" {fields.get(name)} in {study.where}; choose another --out"
                 )
         if not set(asked["variants"]) & set(self.facts["variants"]):
-            raise ConfigError(f"{file}: are results of another study: no variant is in both; choose another --out")
+            raise ConfigError(
+                f"{file}: holds results of another study, with no variant in common; choose another --out"
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -151,13 +153,11 @@ class Store:
             ConfigError: the directory is in use, or in an archive.
         """
         if self.archive is not None:
-            raise ConfigError(
-                f"{self.path}: lies in an archive; take it out with: quantilax study {self.archive} --unpack"
-            )
+            raise ConfigError(f"{self.path}: is in an archive; unpack it with: quantilax study {self.archive} --unpack")
         with locks.lock(self.path, f"lock{self._mark}"):
-            # Asked with the own lock in hand: of two that begin at once, none overlooks the other.
+            # Checked while holding our own lock: of two that start at once, each sees the other.
             if self.others_at_work() if not self.writer else locks.is_locked(self.path):
-                who = "shards are at work on it" if not self.writer else "another process is at work on all of it"
+                who = "shards are working on it" if not self.writer else "another process is working on all of it"
                 raise ConfigError(f"{self.path}: is in use: {who}; wait for them or stop them")
             yield
 
@@ -237,7 +237,7 @@ class Store:
     def compact(self) -> None:
         """Merge the records into one file. Call this with the lock held.
 
-        A study that goes on adds files again.
+        A study that is resumed adds new files.
 
         Raises:
             OSError, polars.exceptions.PolarsError: it cannot be written; the records are
@@ -278,7 +278,7 @@ class Store:
             )
         except pl.exceptions.PolarsError as error:
             raise ConfigError(
-                f"{self.path / RECORDS}: holds a file that is none of its own ({reason(error)}); take it away"
+                f"{self.path / RECORDS}: contains a file that does not belong there ({reason(error)}); remove it"
             ) from None
         return several.sort(
             pl.col("variant").replace_strict(order, default=len(order)),
@@ -355,10 +355,10 @@ def check_facts(file: Path, facts: Any, is_archived: bool = False) -> None:
     expected: dict[str, type] = texts | others
     if isinstance(facts, dict) and "cells" in facts:
         raise ConfigError(
-            f"{file}: was written by an earlier version; bring it up to date with: quantilax study {file.parent} --compact"
+            f"{file}: was written by an earlier version; update it with: quantilax study {file.parent} --compact"
         )
     if not isinstance(facts, dict) or not all(isinstance(facts.get(k), t) for k, t in expected.items()):
-        raise ConfigError(f"{file}: is damaged or of no study; put back the file as it was written")
+        raise ConfigError(f"{file}: is damaged or not from a study; restore the original file")
     parts = {
         "variants": all(
             isinstance(fields, dict) and all(isinstance(fields.get(name), str) for name in ("algorithm", "env"))
@@ -373,7 +373,7 @@ def check_facts(file: Path, facts: Any, is_archived: bool = False) -> None:
         "width": facts["width"] > 0,
     }
     if wrong := [name for name, holds in parts.items() if not holds]:
-        raise ConfigError(f"{file}: {wrong[0]}: is damaged; put back the file as it was written")
+        raise ConfigError(f"{file}: {wrong[0]}: is damaged; restore the original file")
 
 
 def read_json(file: Path) -> Any:
@@ -396,7 +396,7 @@ def read_json(file: Path) -> Any:
 def archived(directory: Path) -> dict[str, Any]:
     """Return the facts of the studies in a directory's archive, by their paths.
 
-    Empty if there is no archive: any directory above a study is asked, whatever lies in it.
+    Empty if there is no archive: every directory above a study is checked, whatever it contains.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, ConfigError):
         studies = read_json(directory / ARCHIVE)
@@ -427,7 +427,9 @@ def _readable(file: Path) -> pl.DataFrame:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {reason(error)}") from None
     except pl.exceptions.PolarsError as error:
-        raise ConfigError(f"{file}: is damaged ({reason(error)}); put it elsewhere and go on with --resume") from None
+        raise ConfigError(
+            f"{file}: is damaged ({reason(error)}); move it elsewhere and continue with --resume"
+        ) from None
 
 
 def _are_changes(found: Any) -> bool:
@@ -463,7 +465,7 @@ def _is_cut_short(path: Path) -> bool:
 
 def _unwritten(file: Path, error: Exception) -> RunError:
     return RunError(
-        f"{file}: cannot be written: {reason(error)}; make room, then go on with --resume: finished runs are kept"
+        f"{file}: cannot be written: {reason(error)}; make room, then continue with --resume: finished runs are kept"
     )
 
 

@@ -208,7 +208,7 @@ def _groups(records: pl.DataFrame) -> list[_Group]:
         is_text = found in (pl.String, pl.Categorical, pl.Enum)
         fits = {"text": is_text, "whole numbers": found.is_integer(), "numbers": found.is_numeric()}
         if not fits[kind] and not (name == "return_mean" and found == pl.Null):
-            raise ConfigError(f"records: column '{name}' holds {found}; it has to hold {kind}")
+            raise ConfigError(f"records: column '{name}' holds {found}; it must hold {kind}")
         if name != "return_mean" and records[name].null_count():
             raise ConfigError(f"records: column '{name}' has a row without a value; fill it in or leave the row out")
     if records.is_empty():
@@ -231,7 +231,7 @@ def _group(part: pl.DataFrame) -> _Group:
     for seed, own in zip(seeds, steps, strict=True):
         if not np.array_equal(own, steps[0]):
             raise ConfigError(
-                f"{_where(variant, env)}: seed {seed} has other evaluation steps than seed {seeds[0]}"
+                f"{_where(variant, env)}: seed {seed} has different evaluation steps from seed {seeds[0]}"
                 f" ({len(own)} up to {own[-1]:,} against {len(steps[0])} up to {steps[0][-1]:,});"
                 " give every seed the same steps, with NaN where it broke"
             )
@@ -247,12 +247,12 @@ def _where(variant: str, env: str | None) -> str:
 def _threshold(threshold: float | Mapping[str, float], env: str | None) -> float:
     if isinstance(threshold, Mapping):
         if env is None:
-            raise ConfigError("threshold: one per environment was given, and the records have no column 'env'")
+            raise ConfigError("threshold: one per environment was given, but the records have no column 'env'")
         if env not in threshold:
             raise ConfigError(f"threshold: none for '{env}'{did_you_mean(env, threshold, 'environments')}")
         threshold = threshold[env]
     if not math.isfinite(threshold):
-        raise ConfigError(f"threshold: has to be a finite return, got {threshold}")
+        raise ConfigError(f"threshold: must be a finite return, got {threshold}")
     return float(threshold)
 
 
@@ -275,7 +275,7 @@ def _check_balance(variants: Mapping[str, list[pl.DataFrame]]) -> None:
         sizes = {part["env"][0]: len(part) for part in parts}
         if list(sizes) != known:
             raise ConfigError(
-                f"variant '{variant}' has the environments {', '.join(sizes)} and variant '{first}' {', '.join(known)};"
+                f"variant '{variant}' has the environments {', '.join(sizes)}, but variant '{first}' has {', '.join(known)};"
                 " give every variant the same ones"
             )
         if len(set(sizes.values())) > 1:

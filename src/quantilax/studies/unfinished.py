@@ -31,8 +31,8 @@ DIRECTORY = "unfinished"
 EVERY = 60.0
 """Least seconds of training between two checkpoints of a batch; a shorter batch writes none."""
 SHARE = 20.0
-"""Training goes on for at least this many times as long as a checkpoint took before the next one is
-written, whichever batch that was of."""
+"""After a checkpoint, of whichever batch, training runs for at least this many times as long as the
+checkpoint took before the next one is written."""
 
 Runs = tuple[tuple[str, int], ...]
 """(variant, seed) of each run in a batch."""
@@ -59,7 +59,7 @@ class Unfinished:
             variants: every field of each variant, as JSON.
             batch_shape: how runs are laid out.
             warn: called with a line if a state cannot be written or read; training goes on.
-            say: called with a line if training goes on from a kept state.
+            say: called with a line if training continues from a kept state.
         """
         self.root = study / DIRECTORY
         self.variants, self.batch_shape = variants, batch_shape
@@ -87,13 +87,13 @@ class Unfinished:
         try:
             checkpoint = checkpoints.find(root, warn=self.warn)
             if differing := _differing(checkpoint.facts.get("origin"), made_by):
-                raise CheckpointError(f"{checkpoint.path}: was kept with {differing}")
+                raise CheckpointError(f"{checkpoint.path}: was saved with {differing}")
             found = evaluations.unpack(checkpoint, program.specs)
         except UNUSABLE as error:
             why = error if isinstance(error, CheckpointError) else f"{root}: cannot be used ({reason(error)})"
-            self.warn(f"{why}; its runs begin anew")
+            self.warn(f"{why}; its runs start again")
             return None
-        self.say(f"training goes on from environment step {checkpoint.facts['env_step']:,}")
+        self.say(f"training continues from environment step {checkpoint.facts['env_step']:,}")
         return found
 
     def keep(self, runs: Runs, made_by: dict[str, Any], state: State, history: list[Evaluation]) -> None:
@@ -115,7 +115,8 @@ class Unfinished:
             except Exception as error:  # anything: the batch goes on
                 if not self.is_warned:
                     self.warn(
-                        f"{root}: cannot be written ({reason(error)}); the runs go on, an interruption loses more of them"
+                        f"{root}: cannot be written ({reason(error)}); the runs go on, but an interruption loses more of"
+                        " their progress"
                     )
                 self.is_warned = True
         self.since = time.monotonic()
@@ -150,7 +151,8 @@ def _differing(there: Any, here: dict[str, Any]) -> str:
     there = there if isinstance(there, dict) else {}
     names = [name for name in here if there.get(name) != here[name]]
     return ", ".join(
-        "other code" if name == "code" else f"{name} {there.get(name, 'unknown')}, here {here[name]}" for name in names
+        "different code" if name == "code" else f"{name} {there.get(name, 'unknown')}, here {here[name]}"
+        for name in names
     )
 
 
