@@ -5,7 +5,24 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning, QLearning
+    from quantilax.agent import (
+        C51,
+        D4PG,
+        DQN,
+        DSAC,
+        FQF,
+        IQN,
+        PPO,
+        PQN,
+        QRDQN,
+        SAC,
+        TD3,
+        TD3C51,
+        TQC,
+        Agent,
+        ConfigWarning,
+        QLearning,
+    )
     from quantilax.algorithms import ALGORITHMS, register
     from quantilax.envs import make
     from quantilax.errors import ConfigError, RunError
@@ -19,11 +36,18 @@ if TYPE_CHECKING:
 __all__ = [
     "ALGORITHMS",
     "C51",
+    "D4PG",
     "DQN",
+    "DSAC",
     "FQF",
     "IQN",
+    "PPO",
     "PQN",
     "QRDQN",
+    "SAC",
+    "TD3",
+    "TD3C51",
+    "TQC",
     "Agent",
     "Algorithm",
     "Box",
@@ -45,7 +69,11 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "agent": ("C51", "DQN", "FQF", "IQN", "PQN", "QRDQN", "QLearning", "Agent", "ConfigWarning"),
+    "agent": (
+        *("C51", "DQN", "FQF", "IQN", "PQN", "QRDQN", "QLearning"),
+        *("PPO", "SAC", "TQC", "DSAC", "TD3", "TD3C51", "D4PG"),
+        *("Agent", "ConfigWarning"),
+    ),
     "algorithms": ("ALGORITHMS", "register"),
     "envs": ("make",),
     "errors": ("ConfigError", "RunError"),

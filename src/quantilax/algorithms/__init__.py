@@ -6,7 +6,7 @@ its `PAPER` what the publication used on Atari.
 """
 
 from quantilax import heads
-from quantilax.algorithms import actor_critic, pqn, published, q_learning, sac, td3
+from quantilax.algorithms import actor_critic, ppo, pqn, published, q_learning, sac, td3
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.heads import HEADS, categorical, implicit_quantile, proposed, quantile
 from quantilax.hyperparameters import Huber, Replay, default
@@ -116,6 +116,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fqf": q_learning.algorithm("fqf", FQF),
     "q_learning": q_learning.algorithm("q_learning", QLearning),
     "pqn": pqn.ALGORITHM,
+    "ppo": ppo.ALGORITHM,
     "sac": sac.algorithm("sac", SAC),
     "tqc": sac.algorithm("tqc", TQC),
     "dsac": sac.algorithm("dsac", DSAC),

@@ -83,8 +83,7 @@ class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.
                 f"top_quantiles_to_drop: {dropped} of {n} quantiles per critic leaves none to learn from; lower it to"
                 f" {n - 1} or less"
             )
-        if self.signals:
-            raise ConfigError("signals: are measured for algorithms with discrete actions only; set it to false")
+        base.refuse_signals(self)
 
 
 class Critic(nnx.Module):
@@ -136,6 +135,15 @@ class Bounds(NamedTuple):
 
     low: Float[Array, "d"]
     high: Float[Array, "d"]
+
+    @classmethod
+    def of(cls, space: Any) -> "Bounds | None":
+        """Return the bounds of a space's flat actions; None if they are discrete."""
+        if not isinstance(space, Box):
+            return None
+        return cls(
+            *(jnp.broadcast_to(jnp.asarray(b, jnp.float32), space.shape).ravel() for b in (space.low, space.high))
+        )
 
     def scaled(self, action: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Return actions of the environment, scaled to [-1, 1]."""
@@ -189,8 +197,8 @@ def init(
     )
     params = {"critic": jax.vmap(lambda key: critic(key)[1])(keys), "actor": of_actor, **extra}
     structure = critic(key_critic)[0]
-    random, space = rollout.random_action(env), env.action_space
-    low, high = (jnp.broadcast_to(jnp.asarray(b, jnp.float32), space.shape).ravel() for b in (space.low, space.high))  # type: ignore[union-attr]
+    random, bounds = rollout.random_action(env), Bounds.of(env.action_space)
+    assert bounds is not None
     state = State(
         network=Networks(structure, actor),
         params=params,
@@ -198,7 +206,7 @@ def init(
         optimizer_state={name: optimizer(config, name).init(params[name]) for name in params},
         **offpolicy.begin(env, config, key_reset, random),
         target_params={name: params[name] for name in targets},
-        bounds=Bounds(low, high),
+        bounds=bounds,
         key=key,
         evaluation_key=key_evaluation,
     )

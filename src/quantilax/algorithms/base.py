@@ -131,6 +131,12 @@ def descend(
     return optax.apply_updates(params, updates), optimizer_state, (value, optax.tree.norm(gradient)), measured
 
 
+def refuse_signals(config: Any) -> None:
+    """Raise `ConfigError` if signals are asked of a loop that measures none."""
+    if config.signals:
+        raise ConfigError("signals: are measured by Q-learning and PQN only; set it to false")
+
+
 def no_quantiles(config: Any) -> str:
     """Return the message for a head that learns no distribution."""
     *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)

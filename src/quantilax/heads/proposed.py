@@ -18,7 +18,7 @@ Source: Yang et al. (2019), https://arxiv.org/abs/1911.02140.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -177,4 +177,8 @@ def trained_by(params: PyTree) -> PyTree:
 
     The labels are "Z" and "proposal".
     """
-    return jax.tree.map_with_path(lambda path, _: "proposal" if path[1].key == "proposal" else "Z", params)
+
+    def label(path: tuple[Any, ...], _: Array) -> str:
+        return "proposal" if any(getattr(key, "key", None) == "proposal" for key in path) else "Z"
+
+    return jax.tree.map_with_path(label, params)
