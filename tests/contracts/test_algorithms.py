@@ -33,6 +33,10 @@ def short(name, **changes):
     return tiny(name, Corridor(cells=2), total_timesteps=TINY[name]["eval_freq"], **changes)
 
 
+shared = pytest.mark.parametrize("name", each(first=["pqn"]))
+"""For claims on code that both loops share: in `make test` with the loop that compiles sooner."""
+
+
 def test_the_curve_has_a_row_before_training_and_one_per_evaluation(algo):
     state, (lengths, returns) = algo.train(jax.random.key(0))
     rows = len(algo.evaluation_steps)
@@ -50,6 +54,7 @@ def test_raw_keys_and_typed_keys_give_the_same_run(algo):
     assert_same_bits(algo.train(jax.random.key(5)), algo.train(jax.random.PRNGKey(5)))
 
 
+@shared
 def test_raw_keys_vmap_too(name):
     raw_keys, keys = (jax.random.split(key(5), 3) for key in (jax.random.PRNGKey, jax.random.key))
     assert_same_bits(*(jax.vmap(short(name).train)(x) for x in (raw_keys, keys)))
@@ -79,6 +84,7 @@ def test_different_seeds_differ_in_weights_and_experience(algo):
     assert any(differ)
 
 
+@shared
 def test_evaluations_draw_new_episodes_each_time(name):
     algo = tiny(name, env="probe/bimodal", eval_episodes=64, learning_rate=0.0, eval_epsilon=1.0)
     _, (_, returns) = algo.train(jax.random.key(0))
@@ -99,6 +105,7 @@ def test_a_sweep_over_floats_is_one_program(algo):
     assert _train.__wrapped__._cache_size() == before
 
 
+@shared
 def test_a_static_field_is_another_program(name):
     tiny(name).train(jax.random.key(0))
     before = _train.__wrapped__._cache_size()
@@ -120,6 +127,7 @@ def test_every_float_field_vmaps(name):
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), params({k: v[i] for k, v in values.items()}))
 
 
+@shared
 def test_the_leaves_of_an_environment_vmap(name):
     from quantilax.envs.probes import Bimodal
 
@@ -174,7 +182,7 @@ def test_normalisation_runs_and_matters(name, switch):
 
 
 @pytest.mark.parametrize(
-    "name", each([name for name, one in ALGORITHMS.items() if hasattr(one.config, "fill_buffer")], first=["iqn"])
+    "name", each([name for name, one in ALGORITHMS.items() if hasattr(one.config, "fill_buffer")], first=["dqn"])
 )
 def test_random_actions_are_repeated_in_training_as_in_the_warm_up_where_that_is_asked_for(name):
     def same_as_before(**changes):
@@ -356,6 +364,7 @@ def test_replay_fill_and_target_distance_are_measured_where_there_is_one(algo):
         )
 
 
+@shared
 def test_an_eval_callback_maps_over_seeds_and_compiles_once(name):
     algo = create(ALGORITHMS[name], "probe/corridor", TINY[name], eval_callback=weights_norm)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -431,7 +440,7 @@ def test_every_algorithm_learns_from_pixels_and_so_does_every_torso(name, torso)
         assert state.replay.observations.dtype == jnp.uint8
 
 
-@pytest.mark.parametrize("name", each())
+@shared
 @pytest.mark.parametrize("torso", each(["mlp", "minatar"], first=["mlp"]))
 def test_in_bfloat16_states_are_as_in_float32_and_nearly_the_same_is_learned(name, torso):
     settings = dict(torso=torso, layer_norm=True, weight_averaging=0.5)
