@@ -95,6 +95,7 @@ LIBRARIES = {
     "jumanji": Library("jumanji", "combinatorial tasks in JAX"),
     "pgx": Library("pgx", "games in JAX"),
     "xminigrid": Library("xminigrid", "grid worlds in JAX"),
+    "brax": Library("brax", "robots in JAX, with continuous actions"),
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
 
