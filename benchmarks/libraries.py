@@ -115,11 +115,8 @@ def navix(name: str) -> Side:
     return Side(len(env.action_set), lambda key: parts(env.reset(key))[0], step)
 
 
-def brax(name: str) -> Side:
-    from quantilax.envs import brax as adapter
-
-    env = adapter.make(name).env  # type: ignore[attr-defined]
-    length = adapter.LIMIT
+def physics(env: Any, length: int) -> Side:
+    """A bare environment of brax or MuJoCo Playground, which have one interface."""
 
     def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
         told = env.step(state[0], action)
@@ -131,11 +128,33 @@ def brax(name: str) -> Side:
     return Side(env.action_size, lambda key: (env.reset(key), jnp.zeros((), jnp.int32)), step, is_continuous=True)
 
 
+def brax(name: str) -> Side:
+    from quantilax.envs import adapters
+
+    with adapters.quiet():
+        from brax import envs as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    with adapters.loading():
+        return physics(library.get_environment(name, backend="spring"), 1_000)
+
+
+def playground(name: str) -> Side:
+    from quantilax.envs import adapters
+
+    with adapters.quiet():
+        # as above
+        from mujoco_playground import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+            dm_control_suite as library,
+        )
+    with adapters.loading():
+        return physics(library.load(name, config_overrides={"impl": "jax"}), 1_000)
+
+
 BARE: dict[str, Callable[[str], Side]] = {
     "brax": brax,
     "jumanji": jumanji,
     "navix": navix,
     "pgx": pgx,
+    "playground": playground,
     "xminigrid": xminigrid,
 }
 """Library -> (name without the library -> bare environment)."""

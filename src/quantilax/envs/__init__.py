@@ -96,6 +96,7 @@ LIBRARIES = {
     "pgx": Library("pgx", "games in JAX"),
     "xminigrid": Library("xminigrid", "grid worlds in JAX"),
     "brax": Library("brax", "robots in JAX, with continuous actions"),
+    "playground": Library("mujoco_playground", "the DeepMind Control Suite in JAX, with continuous actions"),
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
 
