@@ -115,6 +115,21 @@ def navix(name: str) -> Side:
     return Side(len(env.action_set), lambda key: parts(env.reset(key))[0], step)
 
 
+def craftax(name: str) -> Side:
+    from craftax import craftax_env as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    env = library.make_craftax_env_from_name(name, auto_reset=False)
+    params = env.default_params
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        key, key_reset = jax.random.split(key)
+        obs, told, reward, last, _ = env.step(key, state, action, params)
+        state, obs = chosen(last, env.reset(key_reset, params)[::-1], (told, obs))
+        return state, (obs, reward)
+
+    return Side(env.num_actions, lambda key: env.reset(key, params)[1], step)
+
+
 def physics(env: Any, length: int) -> Side:
     """A bare environment of brax or MuJoCo Playground, which have one interface."""
 
@@ -151,6 +166,7 @@ def playground(name: str) -> Side:
 
 BARE: dict[str, Callable[[str], Side]] = {
     "brax": brax,
+    "craftax": craftax,
     "jumanji": jumanji,
     "navix": navix,
     "pgx": pgx,
