@@ -18,7 +18,8 @@ with adapters.quiet():  # jaxopt, which brax imports, warns that it is no longer
 LIMIT = 1_000
 """Steps after which brax's own training cuts an episode off."""
 BACKENDS = ("spring", "positional", "generalized", "mjx")
-"""brax's simulations. The first is the default, because it is the fastest on a CPU."""
+"""brax's simulations. The first is the default, because it is the fastest on a CPU in most
+tasks."""
 REFUSED = {
     "fast": "it is a stand-in for brax's own tests",
     "swimmer": "its simulation of water calls JAX by an argument that JAX no longer has",
