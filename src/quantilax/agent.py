@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import algorithms, arguments, envs, pytree, switches, train
 from quantilax.errors import ConfigError
+from quantilax.hyperparameters import MOST
 from quantilax.learning import rollout
 from quantilax.types import (
     Algorithm,
@@ -276,8 +278,17 @@ def _check_actions(env: Environment, algorithm: Algorithm) -> None:
         raise ConfigError(
             f"env: {env.name} has {kinds[0]} actions and {algorithm.name} needs {kinds[1]} ones; {another}"
         )
-    if isinstance(space, Box):
-        rollout.random_action(env)  # raises if the actions have no bounds
+    if not isinstance(space, Box):
+        return
+    rollout.random_action(env)  # raises if the actions have no bounds
+    if not jnp.issubdtype(space.number, jnp.floating):
+        raise ConfigError(f"env: {env.name}'s actions are whole numbers in a box; {algorithm.name} needs real numbers")
+    width = np.subtract(space.high, space.low, dtype=np.float64)
+    if not ((width > 0) & (width < MOST)).all():
+        raise ConfigError(
+            f"env: {env.name}'s action_space needs each low below its high, and both of moderate size; got"
+            f" {space.low} and {space.high}"
+        )
 
 
 class Creator(NamedTuple):

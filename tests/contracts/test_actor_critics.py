@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quantilax import ALGORITHMS, ConfigError, heads
+from quantilax import ALGORITHMS, Box, ConfigError, heads
 from quantilax.agent import create
 from quantilax.algorithms import actor_critic, sac, td3
 from quantilax.envs.probes import Regulator
@@ -31,7 +31,8 @@ def pair(loop, head, **changes):
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("head", HEADS)
 def test_every_loop_learns_with_every_head(loop, head):
-    algo = pair(loop, head, weight_averaging=0.9, n_step=2, prioritized=True, normalize_observations=True)
+    steps = 2 if loop == "td3" else 1
+    algo = pair(loop, head, weight_averaging=0.9, n_step=steps, prioritized=True, normalize_observations=True)
     state, record = algo.records(jax.random.key(0))
     before, after = raw(state.average_params), raw(state.params)  # the average stays behind what moves
     assert all(np.isfinite(x).all() for x in after)
@@ -181,6 +182,8 @@ def test_actions_keep_within_the_bounds_and_reach_them(loop):
     low, high = jnp.array([-3.0, 0.0]), jnp.array([1.0, 10.0])
     bounds = actor_critic.Bounds(low, high)
     np.testing.assert_allclose(bounds.unscaled(jnp.array([-1.0, 1.0])), [-3.0, 10.0])
+    tight = actor_critic.Bounds(jnp.array([-3.0]), jnp.array([-0.8]))  # low + (high - low) rounds to above high
+    assert tight.unscaled(jnp.ones(1)) <= tight.high
     a = jnp.array([[0.5, 2.0], [-3.0, 10.0]])
     np.testing.assert_allclose(bounds.unscaled(bounds.scaled(a)), a, rtol=1e-6)
     algo = pair(loop, "scalar")
@@ -203,7 +206,7 @@ LEARNING = dict(
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("td3", dict(head="scalar", target_noise=0.0)),  # noise costs, and Q would contain it
+        ("td3", dict(head="scalar", target_noise=0.0, num_critics=1)),  # either lowers Q
         ("sac", dict(head="scalar", learn_temperature=False, temperature=1e-3)),
         ("tqc", dict(num_quantiles=16, num_critics=2, top_quantiles_to_drop=0, learn_temperature=False, temperature=1e-3)),
     ],
@@ -254,6 +257,27 @@ def test_discrete_actions_and_boxes_without_bounds_are_refused_in_one_line():
 
     with pytest.raises(ConfigError, match="probe/regulator's actions have no bounds; give its action_space a low"):
         create(ALGORITHMS["td3"], Unbounded(), TINY["td3"])
+
+
+@pytest.mark.parametrize(
+    ("space", "line"),
+    [
+        (Box((1,), low=1.0, high=1.0), "action_space needs each low below its high"),
+        (Box((1,), low=-3.3e38, high=3.3e38), "action_space needs each low below its high, and both of moderate size"),
+        (Box((1,), jnp.int32, 0, 4), "actions are whole numbers in a box; sac needs real numbers"),
+    ],
+)
+def test_boxes_in_which_no_action_can_be_scaled_are_refused_in_one_line(space, line):
+    class Odd(Regulator):
+        action_space = space
+
+    with pytest.raises(ConfigError, match=line):
+        create(ALGORITHMS["sac"], Odd(), TINY["sac"])
+
+
+def test_the_target_networks_of_td3_move_with_the_actor_as_derived_says():
+    algo = tiny("td3", policy_delay=2, polyak=0.9)
+    assert algo.config.derived()["target_time_constant_updates"] == pytest.approx(20)  # 2 / (1 - 0.9)
 
 
 def test_a_residual_torso_normalises_its_features():

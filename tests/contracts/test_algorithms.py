@@ -342,7 +342,8 @@ def still(name, **changes):
 
 
 def test_the_average_of_the_weights_follows_what_is_learned(name):
-    once = dict(num_epochs=1, total_timesteps=4096, eval_freq=4096) | (dict(num_minibatches=1) if name in ("pqn", "ppo") else {})
+    once = dict(num_epochs=1, total_timesteps=4096, eval_freq=4096)
+    once |= dict(num_minibatches=1) if name in ("pqn", "ppo") else {}
     algo = tiny(name, weight_averaging=0.7, **once)
     state = algo.init(jax.random.key(0))
     expected = [np.asarray(x, np.float64) for x in raw(state.params)]

@@ -117,8 +117,16 @@ def test_random_actions_that_go_on_stop_where_they_are_not_legal_any_more():
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("head", each(HEADS, first=("implicit_quantile",)))
 def test_every_pair_acts_legally_while_it_learns_and_when_it_is_evaluated(loop, head):
-    algo = learner(loop, head, eval_epsilon=0.3, eps_end=0.2)
+    _acts_legally(learner(loop, head, eval_epsilon=0.3, eps_end=0.2))
+
+
+def test_ppo_acts_legally_while_it_learns_and_when_it_is_evaluated():
+    _acts_legally(learner("ppo", "scalar", eval_epsilon=0.3))
+
+
+def _acts_legally(algo):
     state, record = algo.records(jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert (np.asarray(record.returns) >= 0).all()
     assert np.isfinite(np.asarray(record.metrics.loss[1:])).all()
     for policy in (

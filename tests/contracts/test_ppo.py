@@ -73,6 +73,8 @@ def test_illegal_actions_have_no_probability():
     p = np.exp([0.3, -0.2]) / np.exp([0.3, -0.2]).sum()
     np.testing.assert_allclose(pi.entropy(), -(p * np.log(p)).sum(), rtol=1e-5)
     assert int(pi.mode()) == 0
+    slope = jax.grad(lambda q: ppo.Categorical(jax.nn.log_softmax(jnp.where(legal, q, -jnp.inf))).entropy())
+    assert np.isfinite(slope(jnp.array([0.3, 9.0, -0.2]))).all()
 
 
 def observed(env, **changes):
@@ -140,6 +142,10 @@ def test_the_linear_regulator_is_solved_to_its_known_optimum():
         (dict(signals=True), "signals: are measured by Q-learning and PQN only; set it to false"),
         (dict(num_minibatches=3), "num_minibatches: 3 does not divide num_envs \\* num_steps = 32; choose a divisor"),
         (dict(total_timesteps=16), "total_timesteps: 16 is less than one iteration of num_envs \\* num_steps = 32"),
+        (
+            dict(num_minibatches=32),
+            "num_minibatches: 32 leaves one step per minibatch, whose advantage less its mean is 0",
+        ),
         (dict(clip_ratio=0.0), "clip_ratio: must be > 0"),
     ],
 )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantilax import ALGORITHMS, pytree, train
+from quantilax import ALGORITHMS, Discrete, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
 from quantilax.algorithms import IQN, q_learning
 from quantilax.checks import inert
@@ -332,7 +332,8 @@ def test_the_shipped_sections_and_the_defaults_are_within_every_range():
     for section in ("iqn", "iqn_research", "pqn"):
         assert list(ranges(runs.load_section(path, section).create())) == []
     for algorithm in ALGORITHMS.values():
-        assert all(f.severity == "note" for f in ranges(create(algorithm, "CartPole-v1", {})))
+        env = "CartPole-v1" if Discrete in algorithm.actions else "Pendulum-v1"
+        assert all(f.severity == "note" for f in ranges(create(algorithm, env, {})))
 
 
 def test_a_config_without_the_names_that_rules_look_for_is_left_alone():
@@ -341,7 +342,7 @@ def test_a_config_without_the_names_that_rules_look_for_is_left_alone():
 
 def test_torsos_that_fit_the_observations_are_other_values_and_the_norm_where_there_are_blocks():
     one = tiny("dqn", Pixels((10, 10, 1)), torso="impala")
-    assert alternatives(one, "torso") == ["mlp", "minatar"]  # nature needs 36 x 36
+    assert alternatives(one, "torso") == ["mlp", "simba", "minatar"]  # nature needs 36 x 36
     assert alternatives(one, "spectral_norm") == [True]
     assert alternatives(one.replace(torso="minatar"), "spectral_norm") == []
 
@@ -350,7 +351,7 @@ def test_other_values_are_legal_and_others():
     one = tiny("iqn", max_grad_norm=float("inf"))
     for name in one.config.__dataclass_fields__:
         values = alternatives(one, name)
-        assert bool(values) == (name not in ("torso", "spectral_norm"))  # a corridor has no rows and columns: refused
+        assert bool(values) == (name != "spectral_norm")  # a corridor has no rows and columns: refused
         for value in values:
             assert getattr(one.replace(**{name: value}).config, name) != getattr(one.config, name)
     assert alternatives(one, "gamma") == pytest.approx([0.49])

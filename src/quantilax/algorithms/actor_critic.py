@@ -151,7 +151,8 @@ class Bounds(NamedTuple):
 
     def unscaled(self, action: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Return the environment's actions for scaled ones."""
-        return self.low + (action + 1) / 2 * (self.high - self.low)
+        action = self.low + (action + 1) / 2 * (self.high - self.low)
+        return jnp.clip(action, self.low, self.high)  # rounding may lead beyond a bound
 
 
 @dataclass
@@ -196,7 +197,7 @@ def init(
         computing_in(Actor(env, config, outputs, rngs=nnx.Rngs(key_actor)), config.compute_dtype)
     )
     params = {"critic": jax.vmap(lambda key: critic(key)[1])(keys), "actor": of_actor, **extra}
-    structure = critic(key_critic)[0]
+    structure = critic(keys[0])[0]
     random, bounds = rollout.random_action(env), Bounds.of(env.action_space)
     assert bounds is not None
     state = State(
@@ -301,20 +302,17 @@ def draw(config: Any, state: State, key: Key[Array, ""]) -> tuple[State, NStep, 
     return state, batch._replace(action=action), drawn
 
 
-def finish(
-    config: Any, state: State, drawn: Any, priority: Float[Array, "B"], is_learned: Array | bool = True
-) -> State:
+def finish(config: Any, state: State, drawn: Any, priority: Float[Array, "B"]) -> State:
     """End a gradient step: remember priorities, move the target networks and the EMA.
 
     Args:
         config, state: after the steps of critics and actor.
         drawn, priority: where the batch lies in the replay, and its priorities.
-        is_learned: whether the target networks move, besides `target_update_freq`.
     """
     priorities, steps = state.priorities, state.gradient_steps + 1
     if priorities is not None:
         priorities = replay.priorities.remember(priorities, drawn, priority, config.priority_exponent)
-    keep = jnp.where((steps % config.target_update_freq == 0) & is_learned, config.polyak, 1.0)
+    keep = jnp.where(steps % config.target_period == 0, config.polyak, 1.0)
     average = averaging.update(state.average_params, state.params, config.weight_averaging, config.gradient_steps)
     return replace(
         state,

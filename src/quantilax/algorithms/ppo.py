@@ -62,6 +62,8 @@ from quantilax.types import (
 
 ADAM_EPS = 1e-5
 """Adam's epsilon, as in the authors' code."""
+LOG_SIGMA = (-20.0, 2.0)
+"""Bounds of ln sigma of real-valued actions."""
 AT_BOUND = 1 - 1e-6
 """Scaled actions of at least this size were clipped."""
 
@@ -74,11 +76,13 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
 
+    total_timesteps: int = default(Loop, "total_timesteps", 204_800)
+    eval_freq: int = default(Loop, "eval_freq", 20_480)
     num_envs: int = default(Loop, "num_envs", 8)
     num_steps: int = field(128, "T, steps of each environment per iteration", ge=1)
     num_epochs: int = field(4, "passes over an iteration's steps", ge=1)
     num_minibatches: int = field(4, "gradient steps per pass", ge=1)
-    learning_rate: float = field(3e-4, "initial step size of Adam, for actor and value", ge=0)
+    learning_rate: float = field(1e-3, "initial step size of Adam, for actor and value", ge=0)
     learning_rate_end: float = default(Optimiser, "learning_rate_end", 0.0)
     max_grad_norm: float = default(Optimiser, "max_grad_norm", 0.5)
     lambda_: float = field(0.95, "lambda of returns and advantages: 0 is one step, 1 is Monte Carlo", ge=0, le=1)
@@ -94,6 +98,11 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
         """Raise `ConfigError` if fields contradict each other."""
         super().check()
         base.refuse_signals(self)
+        if self.normalize_advantages and self.batch_size == 1:
+            raise ConfigError(
+                f"num_minibatches: {self.num_minibatches} leaves one step per minibatch, whose advantage less its mean is 0;"
+                " lower it, or set normalize_advantages to false"
+            )
 
 
 class Network(nnx.Module):
@@ -115,7 +124,7 @@ class Network(nnx.Module):
         if bounds is None:
             return Categorical(jax.nn.log_softmax(exploration.masked(outputs, legal)))
         assert self.log_sigma is not None
-        return Clipped(outputs, self.log_sigma[...], bounds)
+        return Clipped(outputs, jnp.clip(self.log_sigma[...], *LOG_SIGMA), bounds)
 
 
 class Categorical(NamedTuple):
@@ -139,7 +148,7 @@ class Categorical(NamedTuple):
     def entropy(self) -> Float[Array, ""]:
         """Return the entropy in nats."""
         p = jnp.exp(self.log_p)
-        return -jnp.where(p > 0, p * self.log_p, 0.0).sum()
+        return -(p * jnp.where(p > 0, self.log_p, 0.0)).sum()  # no 0 * inf, in gradients either
 
 
 class Clipped(NamedTuple):

@@ -46,6 +46,16 @@ class Config(actor_critic.Config):
         -1.0, "entropy in nats that the temperature steers to, per component of the scaled action", ge=-MOST, le=MOST
     )
 
+    def advice(self) -> list[str]:
+        """Return lines on settings known to mislead, each with the remedy."""
+        lines = super().advice()
+        if self.n_step > 1:
+            lines.append(
+                f"n_step={self.n_step}: the entropy of the steps in between does not enter SAC's targets, so they are not the"
+                " soft return; set n_step to 1"
+            )
+        return lines
+
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Build the networks, reset the environments, fill the replay with random actions."""

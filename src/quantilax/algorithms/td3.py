@@ -35,7 +35,8 @@ from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
 class Config(actor_critic.Config):
     """Hyperparameters of TD3. An algorithm's own config adds a `head` and its groups."""
 
-    policy_delay: int = field(2, "gradient steps of the critics per step of the actor and the targets", ge=1)
+    target_update_freq: int = field(1, "steps of the actor between updates of the target networks", ge=1)
+    policy_delay: int = field(2, "gradient steps of the critics per step of the actor", ge=1)
     target_noise: float = field(0.2, "std of the noise of the target's action, in half widths of the box", ge=0)
     target_noise_clip: float = field(0.5, "largest noise of the target's action, in half widths of the box", ge=0)
     exploration_noise: float = field(0.1, "std of the noise of training's actions, in half widths of the box", ge=0)
@@ -44,6 +45,11 @@ class Config(actor_critic.Config):
     def actor_delay(self) -> int:
         """Gradient steps of the critics per step of the actor."""
         return self.policy_delay
+
+    @property
+    def target_period(self) -> int:
+        """Gradient steps of the critics between updates of the target networks."""
+        return self.target_update_freq * self.policy_delay
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
@@ -109,7 +115,7 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
         params=state.params | {"actor": actor},
         optimizer_state=state.optimizer_state | {"actor": moments},
     )
-    return actor_critic.finish(config, state, drawn, priority, is_due), (*of_step, q.mean(), td_error.mean())
+    return actor_critic.finish(config, state, drawn, priority), (*of_step, q.mean(), td_error.mean())
 
 
 def actor_loss(

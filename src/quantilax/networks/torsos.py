@@ -94,7 +94,9 @@ EXPANSION = 4
 
 
 class Simba(nnx.Module):
-    """Residual blocks on a flattened input: `x + W_2 relu(W_1 LayerNorm(x))`, then LayerNorm.
+    """Residual blocks on a flattened input: `x + W_2 f(W_1 LayerNorm(x))`, then LayerNorm.
+
+    f is the activation; the paper's is relu.
 
     Source: Lee et al. (2024), https://arxiv.org/abs/2410.09754. Its running normalisation of
     observations is the hyperparameter `normalize_observations`.

@@ -56,10 +56,16 @@ class Gymnasium:
         obs, info = self.env.reset(seed=seed)
         return self._encode(obs), info.get("action_mask")
 
+    def _taken(self, action: Any) -> Any:
+        """Return the action in the form that the environment takes."""
+        if self._discrete:
+            return int(action) + self._start
+        space: Any = self.env.action_space  # a bound of 64 bits may lie between two numbers of 32
+        return np.clip(np.asarray(action, space.dtype), space.low, space.high)
+
     def step(self, action: Any) -> Step:
         """Take one step."""
-        taken = int(action) + self._start if self._discrete else np.asarray(action, self.env.action_space.dtype)
-        obs, reward, terminated, truncated, info = self.env.step(taken)
+        obs, reward, terminated, truncated, info = self.env.step(self._taken(action))
         return Step(self._encode(obs), float(reward), bool(terminated), bool(truncated), info.get("action_mask"))
 
     def picture(self) -> np.ndarray:
