@@ -74,6 +74,8 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
 
+    total_timesteps: int = default(Loop, "total_timesteps", 102_400)
+    eval_freq: int = default(Loop, "eval_freq", 5_120)
     num_envs: int = default(Loop, "num_envs", 8)
     num_steps: int = field(128, "T, steps of each environment per iteration", ge=1)
     num_epochs: int = field(4, "passes over an iteration's steps", ge=1)
