@@ -175,6 +175,12 @@ def test_td3_moves_actor_and_targets_every_policy_delay_steps():
         assert all(moved) == all(acts) == (i % 3 == 0)
 
 
+@pytest.mark.parametrize(("delay", "freq", "period"), [(1, 1, 1), (3, 1, 3), (2, 3, 6)])
+def test_the_time_constant_of_td3_counts_the_delay(delay, freq, period):
+    config = pair("td3", "scalar", policy_delay=delay, target_update_freq=freq, polyak=0.0).config
+    assert config.derived()["target_time_constant_updates"] == period
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_actions_keep_within_the_bounds_and_reach_them(loop):
     """Scaled actions -1 and 1 are the bounds, whatever these are."""

@@ -47,10 +47,15 @@ class Replayed(base.Headed):
         """Gradient steps of the whole run."""
         return (self.total_timesteps - self.warmup_steps) // self.num_envs * self.num_epochs
 
+    @property
+    def target_period(self) -> int:
+        """Gradient steps between updates of the target network."""
+        return self.target_update_freq
+
     def derived(self) -> dict[str, Any]:
         """Return figures that follow from the config, see docs/guides/derived.md."""
         updates_per_step = self.num_epochs / self.num_envs
-        constant = self.target_update_freq / (1 - self.polyak) if self.polyak < 1 else float("inf")
+        constant = self.target_period / (1 - self.polyak) if self.polyak < 1 else float("inf")
         return self.figures(
             updates_per_step,
             samples_replayed_per_env_step=updates_per_step * self.batch_size,

@@ -15,6 +15,7 @@ Source: Fujimoto, van Hoof & Meger (2018), https://arxiv.org/abs/1802.09477. D4P
 atoms without noise in its targets: Barth-Maron et al. (2018), https://arxiv.org/abs/1804.08617.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,11 @@ class Config(actor_critic.Config):
     def actor_delay(self) -> int:
         """Gradient steps of the critics per step of the actor."""
         return self.policy_delay
+
+    @property
+    def target_period(self) -> int:
+        """Gradient steps between updates of the target networks, which wait for the actor."""
+        return math.lcm(self.target_update_freq, self.policy_delay)
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
