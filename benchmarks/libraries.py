@@ -17,15 +17,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from quantilax.types import Discrete
+
 
 class Side(NamedTuple):
     """One environment, without batches."""
 
     actions: int
+    """Number of actions; of continuous ones, which are from -1 to 1, how many there are at a time."""
     reset: Callable[[Any], Any]
     """key -> state."""
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
     """(key, state, action) -> (state after a reset, (observation, reward)). The program has to compute what it returns."""
+    is_continuous: bool = False
+
+    def draw(self, key: Any, envs: int) -> Any:
+        """Random actions of several environments."""
+        if self.is_continuous:
+            return jax.random.uniform(key, (envs, self.actions), minval=-1, maxval=1)
+        return jax.random.randint(key, (envs,), 0, self.actions)
 
 
 def of_adapter(env: Any) -> Side:
@@ -33,7 +43,9 @@ def of_adapter(env: Any) -> Side:
         state, told = env.step(key, state, action)
         return state, (told.obs, told.reward)
 
-    return Side(env.action_space.n, lambda key: env.reset(key)[0], step)
+    space = env.action_space
+    is_continuous = not isinstance(space, Discrete)
+    return Side(space.shape[0] if is_continuous else space.n, lambda key: env.reset(key)[0], step, is_continuous)
 
 
 def chosen(last: Any, first: Any, successor: Any) -> Any:
@@ -103,7 +115,64 @@ def navix(name: str) -> Side:
     return Side(len(env.action_set), lambda key: parts(env.reset(key))[0], step)
 
 
-BARE: dict[str, Callable[[str], Side]] = {"jumanji": jumanji, "navix": navix, "pgx": pgx, "xminigrid": xminigrid}
+def craftax(name: str) -> Side:
+    from craftax import craftax_env as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    env = library.make_craftax_env_from_name(name, auto_reset=False)
+    params = env.default_params
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        key, key_reset = jax.random.split(key)
+        obs, told, reward, last, _ = env.step(key, state, action, params)
+        state, obs = chosen(last, env.reset(key_reset, params)[::-1], (told, obs))
+        return state, (obs, reward)
+
+    return Side(env.num_actions, lambda key: env.reset(key, params)[1], step)
+
+
+def physics(env: Any, length: int) -> Side:
+    """A bare environment of brax or MuJoCo Playground, which have one interface."""
+
+    def step(key: Any, state: Any, action: Any) -> tuple[Any, Any]:
+        told = env.step(state[0], action)
+        steps = state[1] + 1
+        last = (told.done > 0) | (steps >= length)
+        inner = chosen(last, env.reset(key), told)
+        return (inner, jnp.where(last, 0, steps)), (inner.obs, told.reward)
+
+    return Side(env.action_size, lambda key: (env.reset(key), jnp.zeros((), jnp.int32)), step, is_continuous=True)
+
+
+def brax(name: str) -> Side:
+    from quantilax.envs import adapters
+
+    with adapters.quiet():
+        from brax import envs as library  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    with adapters.loading():
+        return physics(library.get_environment(name, backend="spring"), 1_000)
+
+
+def playground(name: str) -> Side:
+    from quantilax.envs import adapters
+
+    with adapters.quiet():
+        # as above
+        from mujoco_playground import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+            dm_control_suite as library,
+        )
+    with adapters.loading():
+        return physics(library.load(name, config_overrides={"impl": "jax"}), 1_000)
+
+
+BARE: dict[str, Callable[[str], Side]] = {
+    "brax": brax,
+    "craftax": craftax,
+    "jumanji": jumanji,
+    "navix": navix,
+    "pgx": pgx,
+    "playground": playground,
+    "xminigrid": xminigrid,
+}
 """Library -> (name without the library -> bare environment)."""
 
 
@@ -114,7 +183,7 @@ def program(side: Side, envs: int, steps: int) -> Callable[[Any], Any]:
         def one(carry: Any, key: Any) -> tuple[Any, None]:
             state, total = carry
             key_action, key_step = jax.random.split(key)
-            actions = jax.random.randint(key_action, (envs,), 0, side.actions)
+            actions = side.draw(key_action, envs)
             state, told = jax.vmap(side.step)(jax.random.split(key_step, envs), state, actions)
             state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, carry[0])
             return (state, total + sum(leaf.sum(dtype=jnp.float32) for leaf in jax.tree.leaves(told))), None

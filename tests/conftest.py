@@ -1,6 +1,7 @@
 """What all tests share: quick compiling, a compilation cache of their own, and a small config per registered algorithm."""
 
 import gc
+import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests begin
 
 
+TESTS = itertools.count()
+"""Counts the tests of this process."""
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 """With these XLA options a small program compiles in half the time; optimizations are off anyway."""
 
@@ -87,11 +90,12 @@ def room_for_programs() -> Iterator[None]:
     """Free programs before there are too many.
 
     Linux gives a process 65,530 memory maps, of which a program takes some 30. One more is a
-    segmentation fault within XLA.
+    segmentation fault within XLA. They are counted after every fourth test, which takes some
+    milliseconds.
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if next(TESTS) % 4 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         forget_programs()
 
 

@@ -5,24 +5,14 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantilax.agent import (
-        C51,
-        D4PG,
-        DQN,
-        DSAC,
-        FQF,
-        IQN,
-        PPO,
-        PQN,
-        QRDQN,
-        SAC,
-        TD3,
-        TD3C51,
-        TQC,
-        Agent,
-        ConfigWarning,
-        QLearning,
-    )
+    from quantilax.agent import C51, DQN, FQF, IQN, PQN, QRDQN, Agent, ConfigWarning, QLearning
+    from quantilax.agent import D4PG as D4PG
+    from quantilax.agent import DSAC as DSAC
+    from quantilax.agent import PPO as PPO
+    from quantilax.agent import SAC as SAC
+    from quantilax.agent import TD3 as TD3
+    from quantilax.agent import TD3C51 as TD3C51
+    from quantilax.agent import TQC as TQC
     from quantilax.algorithms import ALGORITHMS, register
     from quantilax.envs import make
     from quantilax.errors import ConfigError, RunError
@@ -36,18 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ALGORITHMS",
     "C51",
-    "D4PG",
     "DQN",
-    "DSAC",
     "FQF",
     "IQN",
-    "PPO",
     "PQN",
     "QRDQN",
-    "SAC",
-    "TD3",
-    "TD3C51",
-    "TQC",
     "Agent",
     "Algorithm",
     "Box",

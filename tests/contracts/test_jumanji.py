@@ -192,6 +192,7 @@ LEARNING = dict(
 )
 
 
+@pytest.mark.validation
 @pytest.mark.optimized
 def test_pqn_learns_snake_on_a_small_board():
     env = adapter.make("Snake-v1", num_rows=4, num_cols=4, max_episode_steps=100)

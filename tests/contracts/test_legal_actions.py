@@ -1,5 +1,8 @@
 """Masks of legal actions, from environment to policy: no illegal action is ever taken or learned."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +128,23 @@ def test_every_pair_acts_legally_while_it_learns_and_when_it_is_evaluated(loop, 
         assert are_legal(collected(policy))
 
 
-@pytest.mark.parametrize("changes", [dict(noisy=True), dict(exploration_repeats=5), dict(prioritized=True, n_step=2)])
+@pytest.fixture(scope="module")
+def trained():
+    """A tiny agent and its last state."""
+    algo = tiny("dqn", Doors(), gamma=0.9)
+    return algo, algo.train(jax.random.key(0))[0]
+
+
+REFINED = [dict(noisy=True), dict(exploration_repeats=5), dict(prioritized=True, n_step=2)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(functools.reduce(operator.or_, REFINED), id="all"),
+        *(pytest.param(one, id="_".join(one), marks=pytest.mark.validation) for one in REFINED),
+    ],
+)
 def test_the_steps_in_the_replay_are_legal_and_have_their_masks_at_cuts_too(changes):
     algo = tiny("dqn", Doors(), **changes)
     state, _ = algo.train(jax.random.key(0))
@@ -138,10 +157,10 @@ def test_the_steps_in_the_replay_are_legal_and_have_their_masks_at_cuts_too(chan
 
 
 @pytest.mark.parametrize("changes", [{}, dict(double=True), dict(munchausen=True)], ids=["max", "double", "soft"])
-def test_targets_are_those_of_the_legal_actions_at_the_successor(changes):
-    algo = tiny("dqn", Doors(), gamma=0.9, munchausen_temperature=0.5, **changes)
-    state, _ = algo.train(jax.random.key(0))
-    config, batch = algo.config, q_learning.draw(algo.config, state, jax.random.key(1), 64)[0]
+def test_targets_are_those_of_the_legal_actions_at_the_successor(changes, trained):
+    algo, state = trained
+    config = algo.replace(munchausen_temperature=0.5, **changes).config
+    batch = q_learning.draw(config, state, jax.random.key(1), 64)[0]
     networks = state.params, state.target_params, state.params
     _, y = jax.jit(q_learning.compared)(config, state.network, networks, batch, jax.random.key(2))
 

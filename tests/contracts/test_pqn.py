@@ -347,10 +347,16 @@ def test_the_gradient_does_not_flow_through_the_target(head):
 
 
 @pytest.mark.parametrize("head", each(["hl_gauss", *DISTRIBUTIONS], first=["quantile"]))
-def test_each_head_trains_measures_signals_and_consumes_its_keys_once(head):
+def test_each_head_consumes_its_keys_once(head):
     algo = with_head(head, signals=True)
     with jax.debug_key_reuse(True):
         jax.jit(partial(train.train, *algo.arguments())).trace(jax.random.key(0))
+
+
+@pytest.mark.validation  # in `make test` test_loops_and_heads.py has the same of smaller batches
+@pytest.mark.parametrize("head", ["hl_gauss", *DISTRIBUTIONS])
+def test_each_head_trains_and_measures_signals(head):
+    algo = with_head(head, signals=True)
     state, record = algo.records(jax.random.key(0))
     assert int(state.gradient_steps) == algo.config.gradient_steps
     assert np.isfinite(record.metrics.loss[1:]).all()

@@ -22,7 +22,7 @@ from quantilax.runs import Interrupted, RunError
 from quantilax.studies import definition, execution, forecast, start, unfinished
 from quantilax.studies.progress import StudyProgress
 from quantilax.studies.store import Failure, Store
-from tests.endtoend.conftest import TINY, tree
+from tests.endtoend.conftest import TINY_DQN, tree
 from tests.studies import GOOD, store
 
 VARIANTS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "big": {"batch_size": 24}}}
@@ -31,12 +31,12 @@ VARIANTS = {"named": {"fast": {"learning_rate": 0.01}, "far": {"gamma": 0.5}, "b
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    file.write_text(TINY)
+    file.write_text(TINY_DQN)
     return str(file)
 
 
 def study(config: str, variants=VARIANTS, seeds=3, **overrides) -> definition.Study:
-    base = {"config": config, "section": "iqn", "overrides": overrides}
+    base = {"config": config, "section": "dqn", "overrides": overrides}
     return definition.make({"base": base, "variants": variants, "seeds": seeds}, "s")
 
 
@@ -65,7 +65,7 @@ def whole(made, tmp_path) -> pl.DataFrame:
 
 def test_a_study_has_the_records_that_train_has_bit_for_bit(config, tmp_path, whole):
     for variant, override in (("base", {}), ("far", {"gamma": 0.5}), ("big", {"batch_size": 24})):
-        agent = runs.load_section(Path(config), "iqn", override).create()
+        agent = runs.load_section(Path(config), "dqn", override).create()
         runs.run(agent, tmp_path / variant, range(3), quiet=True)
         curve = pl.read_parquet(tmp_path / variant / "evaluations.parquet").sort("seed", "env_step")
         mine = whole.filter(variant=variant)
@@ -491,7 +491,7 @@ def test_a_damaged_study_json_is_named(config, tmp_path, whole, text):
         ("changes", [{"field": "prediction", "before": 1, "after": "x", "runs": 3}]),
         ("seeds", []),
         ("variants", {"base": 1}),
-        ("variants", {"base": {"algorithm": "iqn"}}),
+        ("variants", {"base": {"algorithm": "dqn"}}),
         ("variants", {"base": {"env": "CartPole-v1"}}),
     ],
 )
@@ -603,11 +603,11 @@ def test_a_study_runs_from_python_and_its_results_are_frames(config, tmp_path, m
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"
     file.write_text(
-        f"base: {{config: {config}, section: iqn}}\nvariants: {json.dumps(VARIANTS)}\nseeds: 3\nsolved: 0.5\n"
+        f"base: {{config: {config}, section: dqn}}\nvariants: {json.dumps(VARIANTS)}\nseeds: 3\nsolved: 0.5\n"
     )
     asked = quantilax.Study.load(str(file))
     made = quantilax.Study.make(
-        {"base": {"config": config, "section": "iqn"}, "variants": VARIANTS, "seeds": 3}, "mine"
+        {"base": {"config": config, "section": "dqn"}, "variants": VARIANTS, "seeds": 3}, "mine"
     )
     assert made.variants == asked.variants
     store = start.run(asked, quiet=True)

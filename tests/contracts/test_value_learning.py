@@ -338,7 +338,7 @@ def learned(name, **changes):
 
 
 @pytest.mark.parametrize("change", [dict(dueling=True), dict(n_step=3), dict(noisy=True)])
-@pytest.mark.parametrize("name", [*RLAX_HAS, "fqf"])
+@pytest.mark.parametrize("name", each([*RLAX_HAS, "fqf"], first=["dqn"]))
 def test_each_refinement_changes_what_is_learned(name, change):
     plain, refined = learned(name), learned(name, **change)
     leaves = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (plain, refined)]

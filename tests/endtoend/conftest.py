@@ -30,6 +30,9 @@ iqn:
   num_quantile_samples: 2
 """
 
+TINY_DQN = TINY.replace("iqn:", "dqn:").split("  num_cosines")[0]
+"""For tests that train often and to which the head does not matter."""
+
 TINY_PQN = """\
 pqn:
   env: probe/corridor

@@ -39,9 +39,9 @@ from quantilax.studies.store import Store
 from tests.manifests import content_of, write_manifest
 
 from ..conftest import each
-from .conftest import TINY, Call, Ended, ended, heard, process, tree
+from .conftest import TINY, TINY_DQN, Call, Ended, ended, heard, process, tree
 
-SHORT = TINY.replace("total_timesteps: 300", "total_timesteps: 440").replace("eval_freq: 100", "eval_freq: 40")
+SHORT = TINY_DQN.replace("total_timesteps: 300", "total_timesteps: 440").replace("eval_freq: 100", "eval_freq: 40")
 """Eleven segments, at steps 40, 80, ..., 440."""
 SEEDS = ("--seeds", "2")
 STOPPED_AT = 200
@@ -452,7 +452,7 @@ def test_a_run_that_cannot_be_begun_on_a_full_disk_is_refused_in_one_line(server
 
 
 def test_a_study_on_a_disk_that_is_full_ends_in_one_line_and_goes_on_after_making_room(server, here):
-    (here / "s.yaml").write_text("base: {config: short.yaml, section: iqn}\nseeds: 3\n")
+    (here / "s.yaml").write_text("base: {config: short.yaml, section: dqn}\nseeds: 3\n")
     study = "study", "s.yaml", "--out", "s", "--jobs", "1", "--quiet", "--no-cache"
     ended = server.run(here, *study, file_size=4_000)  # for study.json, not for records
     assert_refused(ended, r"^error: s/records/000000\.parquet: cannot be written: ", "too large", "--resume")
@@ -735,9 +735,9 @@ def test_a_pickle_beside_the_arrays_is_never_loaded(hostile, bombs, sentinel, ca
     "text",
     [
         "!!python/object/apply:os.system ['touch {}']",
-        "iqn: !!python/object/apply:os.system ['touch {}']",
-        "iqn: {{env: !!python/object/new:os.system ['touch {}']}}",
-        "iqn: {{env: !!python/name:os.system , learning_rate: !!python/object/apply:os.system ['touch {}']}}",
+        "dqn: !!python/object/apply:os.system ['touch {}']",
+        "dqn: {{env: !!python/object/new:os.system ['touch {}']}}",
+        "dqn: {{env: !!python/name:os.system , learning_rate: !!python/object/apply:os.system ['touch {}']}}",
     ],
 )
 def test_yaml_that_names_functions_calls_none(hostile, sentinel, call, text):
@@ -853,7 +853,7 @@ def test_a_manifest_that_says_something_else_with_the_right_sum_is_one_line(host
 def test_a_run_whose_loss_is_not_finite_fails_in_one_line_and_keeps_its_checkpoints(here, call):
     ended = call("train", "short.yaml", *SEEDS, "--quiet", "--no-cache", "learning_rate=1e30", "--out", "run")
     warning, line = ended.lines
-    assert warning.startswith("warning: short.yaml: iqn: learning_rate=1e+30 is above 0.01")
+    assert warning.startswith("warning: short.yaml: dqn: learning_rate=1e+30 is above 0.01")
     refused = ended._replace(stderr=line)
     assert_refused(refused, r"^error: the (loss is (nan|-?inf)|parameters hold NaN or inf) at environment step \d+")
     steps = checkpoints.steps(root(here / "run"))
@@ -914,10 +914,11 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_a_readable_run(server, here):
 
 
 def test_ctrl_c_while_compiling_ends_at_once(server, here):
+    (here / "iqn.yaml").write_text(TINY)  # it compiles for longer than the last signal waits
     for number, seconds in enumerate((0, 0.3, 0.7, 1.1)):
         run = here / f"run-{number}"
         life = server.begin(
-            here, "train", "short.yaml", *SEEDS, "num_cosines=5", "--quiet", "--no-cache", "--out", run.name
+            here, "train", "iqn.yaml", *SEEDS, "num_cosines=5", "--quiet", "--no-cache", "--out", run.name
         )
         life.until(lambda run=run: (run / "run.json").exists())
         time.sleep(seconds)
@@ -986,7 +987,7 @@ def test_a_config_that_was_edited_is_refused_with_what_differs(stopped, call, fi
 
 def edit(run: Path, field: str, value: Any) -> None:
     sections = yaml.safe_load((run / "config.yaml").read_text())
-    sections["iqn"][field] = value
+    sections["dqn"][field] = value
     (run / "config.yaml").write_text(yaml.safe_dump(sections))
 
 

@@ -212,7 +212,7 @@ def pqn(name, gamma):
     )  # fmt: skip
 
 
-CREATORS = each([dqn, c51, qrdqn, iqn, iqn_over_3_steps, fqf, pqn], [iqn])
+CREATORS = each([dqn, c51, qrdqn, iqn, iqn_over_3_steps, fqf, pqn], [dqn])
 
 
 @pytest.mark.parametrize("create", CREATORS)

@@ -76,7 +76,7 @@ HEALTHY = {
 """Agents in which, taken together, every float has its effect."""
 
 
-@pytest.fixture(scope="module", params=list(HEALTHY))
+@pytest.fixture(scope="module", params=each(HEALTHY))
 def healthy(request) -> tuple[Agent, Programs, Trial]:
     """An agent, its programs and a trial of it."""
     name, changes = HEALTHY[request.param]
@@ -391,7 +391,10 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
     assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
 
 
-@pytest.mark.parametrize(("algorithm", "head"), [("c51", {}), ("pqn", {"head": "categorical"})])
+@pytest.mark.parametrize(
+    ("algorithm", "head"),
+    [pytest.param("c51", {}, marks=pytest.mark.validation), ("pqn", {"head": "categorical"})],
+)
 def test_a_categorical_support_that_does_not_cover_the_returns_of_the_first_evaluations_is_found(
     algorithm, head, monkeypatch
 ):

@@ -18,7 +18,9 @@ from quantilax import ALGORITHMS, pytree
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.hyperparameters import default
 
-DQN, C51, QRDQN, IQN, FQF, QLEARNING, PQN = (algorithm.config for algorithm in ALGORITHMS.values())
+DQN, C51, QRDQN, IQN, FQF, QLEARNING, PQN, PPO, SAC, TQC, DSAC, TD3, TD3C51, D4PG = (
+    algorithm.config for algorithm in ALGORITHMS.values()
+)
 
 OFF_POLICY = {
     "adam_eps",
@@ -39,6 +41,22 @@ OFF_POLICY = {
 }
 MUNCHAUSEN = {"munchausen_alpha", "munchausen_clip", "munchausen_temperature"}
 OF_HEADS = {"fraction_entropy", "fraction_learning_rate", "hl_gauss_sigma", "kappa", "risk_eta", "v_max", "v_min"}
+OF_SAC = OFF_POLICY - {"eps_end", "eps_start", "exploration_fraction"} | {"target_entropy", "temperature"}
+OF_TD3 = OF_SAC - {"target_entropy", "temperature"} | {"exploration_noise", "target_noise", "target_noise_clip"}
+ON_POLICY = {
+    "clip_ratio",
+    "entropy_coefficient",
+    "eval_epsilon",
+    "gamma",
+    "lambda_",
+    "learning_rate",
+    "learning_rate_end",
+    "learning_rate_fraction",
+    "max_grad_norm",
+    "reward_scale",
+    "value_coefficient",
+    "weight_averaging",
+}
 FLOATS = {
     DQN: OFF_POLICY | MUNCHAUSEN | {"kappa"},
     C51: OFF_POLICY | MUNCHAUSEN | {"v_max", "v_min"},
@@ -62,6 +80,13 @@ FLOATS = {
         "reward_scale",
         "weight_averaging",
     },
+    PPO: ON_POLICY | OF_HEADS,
+    SAC: OF_SAC | OF_HEADS,
+    TQC: OF_SAC | {"kappa"},
+    DSAC: OF_SAC | {"kappa", "risk_eta"},
+    TD3: OF_TD3 | OF_HEADS,
+    TD3C51: OF_TD3 | {"v_max", "v_min"},
+    D4PG: OF_TD3 | {"v_max", "v_min"},
 }
 """By hand: what a study can sweep with one compiled program."""
 CONFIGS = pytest.mark.parametrize("config", list(FLOATS), ids=list(ALGORITHMS))

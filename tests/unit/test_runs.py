@@ -40,9 +40,9 @@ def assert_same_end(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """Seeds 3 and 5 of a tiny IQN, to the end."""
+    """Seeds 3 and 5 of a tiny DQN, to the end."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    result = quantilax.run(tiny("iqn"), path, seeds=[3, 5], quiet=True)
+    result = quantilax.run(tiny("dqn"), path, seeds=[3, 5], quiet=True)
     assert (result.path, result.status, result.env_step) == (path, "finished", 240)
     return path
 
@@ -80,7 +80,7 @@ def survives(agent, path: Path, fault: int) -> bool:
 
 @pytest.mark.parametrize("every", each([11, 1], first=[11]))
 def test_a_run_that_dies_at_any_rename_or_flush_is_gone_on_with_to_the_same_end(every, finished, tmp_path):
-    agent, faults = tiny("iqn"), 0
+    agent, faults = tiny("dqn"), 0
     for fault in itertools.count(2 if every > 1 else 0, every):  # 2: config.yaml is there, run.json is not
         path = tmp_path / str(fault)
         if survives(agent, path, fault):
@@ -133,7 +133,7 @@ def test_a_run_stopped_by_a_callback_after_each_evaluation_ends_as_one_that_was_
 
 def test_a_run_on_disk_is_the_run_in_memory(finished):
     for seed in (3, 5):
-        state, record = tiny("iqn").records(jax.random.key(seed))
+        state, record = tiny("dqn").records(jax.random.key(seed))
         loaded = quantilax.load(finished, seed=seed)
         for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(loaded.state.params), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -150,7 +150,7 @@ def test_a_callback_sees_every_evaluation_with_states_and_records_of_all_seeds(t
         assert record.returns.shape == (2, 4)
         seen.append((int(record.env_step[0]), int(state.gradient_steps[1])))
 
-    quantilax.run(tiny("iqn"), tmp_path / "run", [0, 1], callback=callback, quiet=True)
+    quantilax.run(tiny("dqn"), tmp_path / "run", [0, 1], callback=callback, quiet=True)
     assert seen == [
         (40, 0),
         (60, 10),
@@ -166,7 +166,7 @@ def test_a_callback_that_raises_ends_the_run_which_can_go_on(tmp_path, finished)
             raise ZeroDivisionError("by the user")
 
     with pytest.raises(ZeroDivisionError):
-        quantilax.run(tiny("iqn"), tmp_path / "run", [3, 5], callback=callback, quiet=True)
+        quantilax.run(tiny("dqn"), tmp_path / "run", [3, 5], callback=callback, quiet=True)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed: by the user"
     assert quantilax.resume(tmp_path / "run", quiet=True).status == "finished"
     assert_same_end(tmp_path / "run", finished)
@@ -174,7 +174,7 @@ def test_a_callback_that_raises_ends_the_run_which_can_go_on(tmp_path, finished)
 
 def test_a_loaded_agent_acts_and_evaluates_as_the_run_did(finished):
     algo, state, policy = quantilax.load(finished)  # the first seed
-    _, record = tiny("iqn").records(jax.random.key(3))
+    _, record = tiny("dqn").records(jax.random.key(3))
     key = jax.random.fold_in(state.evaluation_key, state.env_steps)
     of_run = algo.algorithm.policy(algo.env, algo.config, state)
     lengths, returns = jax.jit(lambda key: rollout.evaluate(algo.env, of_run, key, 4))(key)
@@ -275,7 +275,7 @@ def test_a_run_json_that_lacks_or_has_something_else_than_what_is_read_is_refuse
 )
 def test_options_that_mean_nothing_are_refused_before_anything_is_made(arguments, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
-        quantilax.run(tiny("iqn"), tmp_path / "run", **arguments)
+        quantilax.run(tiny("dqn"), tmp_path / "run", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,7 +288,7 @@ def test_a_finished_run_is_left_as_it_is(finished):
 
 def test_an_extended_run_goes_on_with_the_schedules_of_the_longer_one(tmp_path):
     path = tmp_path / "run"
-    agent = tiny("iqn", exploration_fraction=0.9, eps_start=1.0, eps_end=0.0)
+    agent = tiny("dqn", exploration_fraction=0.9, eps_start=1.0, eps_end=0.0)
     quantilax.run(agent, path, [3], quiet=True)
     result = quantilax.resume(path, total_timesteps=480, quiet=True)
     assert (result.status, result.env_step) == ("finished", 480)
@@ -306,7 +306,7 @@ def test_a_shorter_total_and_one_that_changes_the_warm_up_are_refused(finished, 
     with pytest.raises(ConfigError, match="--total-timesteps: 200 is less than the run's 240"):
         quantilax.resume(finished, total_timesteps=200, quiet=True)
     with pytest.warns(quantilax.ConfigWarning):
-        agent = tiny("iqn", fill_buffer=500)
+        agent = tiny("dqn", fill_buffer=500)
     quantilax.run(agent, tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="ended within its warm-up"):
         quantilax.resume(tmp_path / "run", total_timesteps=1_000, quiet=True)
@@ -331,7 +331,7 @@ def test_a_logger_that_is_broken_or_hangs_is_one_warning_and_the_run_is_whole(
     monkeypatch.setattr(loggers, "PATIENCE", 0.3)
     saved = []
     result = quantilax.run(
-        tiny("iqn"),
+        tiny("dqn"),
         tmp_path / "run",
         [3, 5],
         log=["wandb"],
@@ -375,7 +375,7 @@ def signalled(request, monkeypatch):
 def test_a_signal_while_run_json_is_written_at_the_beginning_leaves_an_interrupted_run(signalled, before, tmp_path):
     exit_status = signalled("running", before)
     with pytest.raises(Interrupted, match="continue from the beginning with: quantilax resume") as ended:
-        quantilax.run(tiny("iqn"), tmp_path / "run", quiet=True)
+        quantilax.run(tiny("dqn"), tmp_path / "run", quiet=True)
     assert ended.value.exit_status == exit_status
     assert RunDirectory.open(tmp_path / "run").status == "interrupted"
 
@@ -436,7 +436,7 @@ def test_an_environment_of_ones_own_is_given_again(tmp_path):
 
 @pytest.mark.parametrize(("every", "kept"), [(0, [240]), (2, [60, 180, 240]), (3, [120, 240])])
 def test_checkpoints_come_as_often_as_asked_and_always_at_the_end(every, kept, tmp_path):
-    quantilax.run(tiny("iqn"), tmp_path / "run", checkpoint_every=every, quiet=True)
+    quantilax.run(tiny("dqn"), tmp_path / "run", checkpoint_every=every, quiet=True)
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == kept
 
 
@@ -460,10 +460,10 @@ def test_the_best_checkpoint_is_that_of_the_highest_mean_return(finished):
 
 
 def test_metrics_switched_off_leave_their_columns_empty_and_a_broken_run_is_still_noticed(tmp_path):
-    quantilax.run(tiny("iqn", metrics=False), tmp_path / "run", quiet=True)
+    quantilax.run(tiny("dqn", metrics=False), tmp_path / "run", quiet=True)
     assert pl.read_parquet(tmp_path / "run" / "evaluations.parquet")["loss"].null_count() == 5
     with pytest.raises(RunError, match=r"the parameters hold NaN or inf at environment step \d+ \(seed 0\)"):
-        quantilax.run(tiny("iqn", metrics=False, learning_rate=1e30), tmp_path / "broken", quiet=True)
+        quantilax.run(tiny("dqn", metrics=False, learning_rate=1e30), tmp_path / "broken", quiet=True)
     assert quantilax.load(tmp_path / "broken").state.env_steps == 40
     told = [len((tmp_path / "broken" / f"evaluations.{kind}").read_text().splitlines()) for kind in ("csv", "jsonl")]
     rows = pl.read_parquet(tmp_path / "broken" / "evaluations.parquet").height
@@ -486,5 +486,5 @@ def test_a_signal_before_the_first_evaluation_ends_in_a_line(tmp_path, monkeypat
 
     monkeypatch.setattr(session, "Stop", Early)
     with pytest.raises(Interrupted, match="ended at once; continue from the beginning with: quantilax resume") as ended:
-        session.run(tiny("iqn"), tmp_path / "run", [0], quiet=True)
+        session.run(tiny("dqn"), tmp_path / "run", [0], quiet=True)
     assert ended.value.exit_status == 143

@@ -270,9 +270,9 @@ def test_an_unknown_torso_is_refused_with_a_suggestion():
 
 
 def test_the_names_are_those_that_are_made():
-    assert TORSOS == ("mlp", "minatar", "nature", "impala")
+    assert TORSOS == ("mlp", "simba", "minatar", "nature", "impala")
     assert isinstance(make("mlp", (10, 10, 4)), MLP)
-    assert all(isinstance(make(name, (36, 36, 1)), CNN) for name in TORSOS[1:])
+    assert all(isinstance(make(name, (36, 36, 1)), CNN) for name in TORSOS[2:])
     assert SECTIONS == (16, 32, 32)
 
 
@@ -312,3 +312,21 @@ def test_pixels_are_pixels_in_whatever_form_that_is_no_float_they_are_handed_in(
     for ask in (lambda x: agent.policy(state)(x, key), lambda x: agent.quantiles(state, x, taus)):
         with pytest.raises(ConfigError, match=r"^obs: expected uint8, got float32"):
             ask(np.asarray(obs, np.float32) / 255)
+
+
+def test_simba_is_the_sum_of_its_blocks():
+    """x <- x + W_2 relu(W_1 LayerNorm(x)) for each block, then LayerNorm: in NumPy."""
+    psi = make("simba", (3,), (8, 8))
+    x = np.random.default_rng(0).normal(size=3).astype(np.float32)
+
+    def layer_norm(h):
+        return (h - h.mean()) / np.sqrt(h.var() + 1e-6)
+
+    def layer(linear, h):
+        return h @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+
+    h = layer(psi.first, x)
+    for wide, narrow in zip(psi.wide, psi.narrow, strict=True):
+        assert wide.kernel.shape == (8, 32)
+        h = h + layer(narrow, np.maximum(layer(wide, layer_norm(h)), 0))
+    assert_allclose(psi(x), layer_norm(h), rtol=1e-4, atol=1e-5)

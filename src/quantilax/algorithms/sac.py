@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from quantilax import heads
 from quantilax.algorithms import actor_critic
 from quantilax.algorithms.actor_critic import State
-from quantilax.hyperparameters import LEAST
+from quantilax.hyperparameters import LEAST, MOST
 from quantilax.learning import averaging
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
@@ -42,7 +42,9 @@ class Config(actor_critic.Config):
 
     learn_temperature: bool = field(True, "learn the temperature alpha; false: it stays at `temperature`")
     temperature: float = field(1.0, "alpha, weight of the entropy; the first one if it is learned", ge=LEAST)
-    target_entropy: float = field(-1.0, "entropy that the temperature steers to, per component of the action")
+    target_entropy: float = field(
+        -1.0, "entropy in nats that the temperature steers to, per component of the scaled action", ge=-MOST, le=MOST
+    )
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:

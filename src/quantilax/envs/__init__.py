@@ -95,6 +95,9 @@ LIBRARIES = {
     "jumanji": Library("jumanji", "combinatorial tasks in JAX"),
     "pgx": Library("pgx", "games in JAX"),
     "xminigrid": Library("xminigrid", "grid worlds in JAX"),
+    "craftax": Library("craftax", "Crafter, and a larger game of its kind, in JAX"),
+    "brax": Library("brax", "robots in JAX, with continuous actions"),
+    "playground": Library("mujoco_playground", "the DeepMind Control Suite in JAX, with continuous actions"),
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
 
