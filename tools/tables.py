@@ -34,17 +34,19 @@ GROUPS: dict[type, str] = {
     hyperparameters.Task: "The task",
     hyperparameters.Network: "The network",
 }
-MOVED: dict[str, type] = {
-    "adam_eps": hyperparameters.Optimiser,
-    "exploration_repeats": hyperparameters.Exploration,
-    "dueling": hyperparameters.Network,
-    "noisy": hyperparameters.Network,
-    "num_steps": hyperparameters.Loop,
-    "num_minibatches": hyperparameters.Loop,
-    "lambda_": hyperparameters.Loop,
+ACTOR, HEAD = "Actor and critics", "The head"
+TITLES = [*list(GROUPS.values())[:5], ACTOR, HEAD, *list(GROUPS.values())[5:]]
+MOVED: dict[str, str] = {
+    **dict.fromkeys(("num_steps", "num_minibatches", "lambda_"), "The loop"),
+    "adam_eps": "Optimisation",
+    "exploration_repeats": "Exploration",
+    **dict.fromkeys(("dueling", "noisy"), "The network"),
+    **dict.fromkeys(("num_critics", "top_quantiles_to_drop"), ACTOR),
+    **dict.fromkeys(("learn_temperature", "temperature", "target_entropy"), ACTOR),
+    **dict.fromkeys(("policy_delay", "target_noise", "target_noise_clip", "exploration_noise"), ACTOR),
+    **dict.fromkeys(("clip_ratio", "entropy_coefficient", "value_coefficient", "normalize_advantages"), ACTOR),
 }
-"""Groups in whose table a loop's own fields stand; those of heads have one by themselves."""
-HEAD = "The head"
+"""Tables in which a loop's own fields stand; those of heads have one by themselves."""
 
 LINKS = {
     "metrics": ("metrics", "algorithms/q_learning.md#metrics"),
@@ -70,6 +72,7 @@ LINKS = {
     "non_crossing": ("quantiles that never cross", "algorithms/qrdqn.md#quantiles-that-never-cross"),
     "hl_gauss_sigma": ("HL-Gauss", "algorithms/q_learning.md#hl-gauss"),
     "head": ("heads", "algorithms/q_learning.md#heads"),
+    **dict.fromkeys(("num_critics", "top_quantiles_to_drop"), ("several critics", "algorithms/sac.md#several-critics")),
 }
 """Words and place, below docs/, of what explains a field."""
 
@@ -77,10 +80,10 @@ LINKS = {
 def tables(name: str) -> str:
     """Return the tables of an algorithm's page."""
     config = ALGORITHMS[name].config
-    rows: dict[str, list[str]] = {title: [] for title in [*list(GROUPS.values())[:5], HEAD, *list(GROUPS.values())[5:]]}
+    rows: dict[str, list[str]] = {title: [] for title in TITLES}
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name != "head"):  # the head before its own fields
-        groups = [MOVED[f.name]] if f.name in MOVED else [g for g in GROUPS if f.name in pytree.defaults(g)]
-        rows[GROUPS[groups[0]] if groups else HEAD].append(row(name, config, f))
+        groups = [title for group, title in GROUPS.items() if f.name in pytree.defaults(group)]
+        rows[MOVED.get(f.name) or (groups[0] if groups else HEAD)].append(row(name, config, f))
     has_paper = bool(config.PAPER)  # type: ignore[attr-defined]
     columns = ["field", "kind", "default", *(["published"] if has_paper else []), "range", "meaning"]
     top = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"

@@ -2,7 +2,7 @@
 
 `iqn`, for example, is Q-learning with implicit quantiles. `q_learning` and `pqn` take any head
 through the hyperparameter `head`. Each class here holds the hyperparameters of one algorithm, and
-its `PAPER` what the publication used on Atari.
+its `PAPER` what the publication used.
 """
 
 from quantilax import heads
@@ -62,6 +62,7 @@ class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
 class SAC(sac.Config, *heads.CONFIGS):  # type: ignore[misc]
     """SAC: soft actor-critic, with any head (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905)."""
 
+    PAPER = published.SAC
     head: str = field("scalar", "learn the mean of the return or its distribution", choices=HEADS)  # type: ignore[misc]
 
 
@@ -69,7 +70,7 @@ class SAC(sac.Config, *heads.CONFIGS):  # type: ignore[misc]
 class TQC(sac.Config, quantile.Quantiles):
     """TQC: SAC with truncated quantiles (Kuznetsov et al. 2020, https://arxiv.org/abs/2005.04269)."""
 
-    head = "quantile"
+    head, PAPER = "quantile", published.TQC
     num_critics: int = default(actor_critic.Config, "num_critics", 5)
     num_quantiles: int = default(quantile.Quantiles, "num_quantiles", 25)
     top_quantiles_to_drop: int = default(actor_critic.Config, "top_quantiles_to_drop", 2)
@@ -79,13 +80,14 @@ class TQC(sac.Config, quantile.Quantiles):
 class DSAC(sac.Config, implicit_quantile.ImplicitQuantiles):
     """DSAC: SAC with implicit quantiles, `risk` included (Ma et al. 2020, https://arxiv.org/abs/2004.14547)."""
 
-    head = "implicit_quantile"
+    head, PAPER = "implicit_quantile", published.DSAC
 
 
 @dataclass
 class TD3(td3.Config, *heads.CONFIGS):  # type: ignore[misc]
     """TD3: a deterministic actor, with any head (Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477)."""
 
+    PAPER = published.TD3
     head: str = field("scalar", "learn the mean of the return or its distribution", choices=HEADS)  # type: ignore[misc]
 
 
@@ -93,14 +95,14 @@ class TD3(td3.Config, *heads.CONFIGS):  # type: ignore[misc]
 class TD3C51(td3.Config, categorical.Categorical):
     """TD3 with two critics of atoms, as in FastTD3 (Seo et al. 2025, https://arxiv.org/abs/2505.22642)."""
 
-    head = "categorical"
+    head, PAPER = "categorical", published.TD3C51
 
 
 @dataclass
 class D4PG(td3.Config, categorical.Categorical):
     """D4PG: one critic of atoms, returns over several steps (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617)."""
 
-    head = "categorical"
+    head, PAPER = "categorical", published.D4PG
     n_step: int = default(Replay, "n_step", 5)
     num_critics: int = default(actor_critic.Config, "num_critics", 1)
     policy_delay: int = default(td3.Config, "policy_delay", 1)

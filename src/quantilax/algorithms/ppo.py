@@ -35,7 +35,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 from quantilax import heads, hyperparameters, losses
-from quantilax.algorithms import base, onpolicy
+from quantilax.algorithms import base, onpolicy, published
 from quantilax.algorithms.actor_critic import Bounds, action_size
 from quantilax.algorithms.onpolicy import Collected
 from quantilax.errors import ConfigError
@@ -72,6 +72,7 @@ AT_BOUND = 1 - 1e-6
 class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.CONFIGS):  # type: ignore[misc]
     """PPO: clipped policy gradient, with a value of any head (Schulman et al. 2017, https://arxiv.org/abs/1707.06347)."""
 
+    PAPER: ClassVar[dict[str, Any]] = published.PPO
     squared_error: ClassVar[bool] = True
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
