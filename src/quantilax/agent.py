@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from quantilax import algorithms, arguments, envs, pytree, switches, train
 from quantilax.errors import ConfigError
-from quantilax.hyperparameters import MOST
 from quantilax.learning import rollout
 from quantilax.types import (
     Algorithm,
@@ -284,7 +283,7 @@ def _check_actions(env: Environment, algorithm: Algorithm) -> None:
     if not jnp.issubdtype(space.number, jnp.floating):
         raise ConfigError(f"env: {env.name}'s actions are whole numbers in a box; {algorithm.name} needs real numbers")
     width = np.subtract(space.high, space.low, dtype=np.float64)
-    if not ((width > 0) & (width < MOST)).all():
+    if not ((width > 0) & (width < np.finfo(np.float32).max)).all():
         raise ConfigError(
             f"env: {env.name}'s action_space needs each low below its high, and both of moderate size; got"
             f" {space.low} and {space.high}"

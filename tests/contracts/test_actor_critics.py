@@ -11,7 +11,7 @@ from scipy import stats
 
 from quantilax import ALGORITHMS, Box, ConfigError, heads
 from quantilax.agent import create
-from quantilax.algorithms import actor_critic, sac, td3
+from quantilax.algorithms import actor_critic, sac
 from quantilax.envs.probes import Regulator
 from quantilax.heads import HEADS
 from quantilax.heads.base import Prediction
