@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = {
     "rejax": ["rejax==0.1.3", "gymnax==0.0.9"],
     "sb3-contrib": ["sb3-contrib==2.9.2", "torch==2.13.0"],
+    "sbx": ["sbx-rl==0.28.0", "sb3-contrib==2.9.2", "torch==2.13.0"],
     "tianshou": ["tianshou==2.0.1", "torch==2.13.0"],
     "minatar": ["MinAtar==1.0.15", "gymnax==1.0.1", "six>=1.16"],
 }

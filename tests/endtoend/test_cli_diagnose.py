@@ -62,8 +62,12 @@ def test_a_study_is_diagnosed_variant_by_variant(call: Call, tmp_path):
 
 def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path):
     assert call("train", "tiny.yaml", "--out", "without", "-q").status == 0
+    ppo = ["total_timesteps=64", "eval_freq=64", "num_envs=2", "num_steps=8", "num_minibatches=2", "eval_episodes=2"]
+    (tmp_path / "ppo.yaml").write_text("ppo:\n  env: probe/corridor\n")
+    assert call("train", "ppo.yaml", *ppo, "--out", "actor", "-q").status == 0
     (tmp_path / "empty").mkdir()
     for path, message in {
+        "actor": "actor: ppo measures no signals; only Q-learning and PQN can be diagnosed",
         "without": "without: has no signals; train it again with signals=true",
         "empty": "empty: is not a run directory",
         "nowhere": "nowhere: no such run directory",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, logsumexp, rel_entr
 
 from quantilax import losses
@@ -399,3 +399,14 @@ def test_the_mean_of_categorical_lambda_returns_is_the_lambda_return_of_the_mean
     trace = jnp.array([0.75, 0.75, 0, 0.75, 0.75])
     G = losses.categorical_lambda_returns(reward, discount, p, trace, support)
     assert_allclose(G @ support, losses.lambda_returns(reward, discount, p @ support, trace), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 1), (5, 4), (50, 4), (6, 3)])
+def test_without_the_largest_the_others_remain_in_their_order(n, m):
+    rng = np.random.default_rng(n + m)
+    for z in (rng.normal(size=n), np.zeros(n), np.arange(n)[::-1]):
+        z = np.asarray(z, np.float32)
+        kept = np.asarray(losses.without_largest(jnp.asarray(z), m))
+        assert_array_equal(np.sort(kept), np.sort(z)[: n - m])
+        if len(set(z)) == n:
+            assert_array_equal(kept, z[np.isin(z, kept)])

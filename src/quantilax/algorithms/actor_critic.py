@@ -85,6 +85,16 @@ class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.
             )
         base.refuse_signals(self)
 
+    def advice(self) -> list[str]:
+        """Return lines on settings known to mislead, each with the remedy."""
+        lines = super().advice()
+        if self.torso not in FLAT and not self.head_sizes:
+            lines.append(
+                f"head_sizes=[] with torso={self.torso}: the action joins the last layer, so values are linear in it; set"
+                " head_sizes to [256]"
+            )
+        return lines
+
 
 class Critic(nnx.Module):
     """psi(x, a) and the layer of the config's head, for one action."""

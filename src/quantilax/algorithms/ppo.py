@@ -99,6 +99,10 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
         """Raise `ConfigError` if fields contradict each other."""
         super().check()
         base.refuse_signals(self)
+        if self.risk != "neutral":
+            raise ConfigError(
+                "risk: has no meaning in ppo, whose policy is no function of the values; set it to neutral"
+            )
         if self.normalize_advantages and self.batch_size == 1:
             raise ConfigError(
                 f"num_minibatches: {self.num_minibatches} leaves one step per minibatch, whose advantage less its mean is 0;"

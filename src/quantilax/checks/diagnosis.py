@@ -248,6 +248,10 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
 
     RunDirectory.open(path)
     section = load_section(path / "config.yaml")
+    if section.algorithm.signals is None:
+        raise ConfigError(
+            f"{path}: {section.algorithm.name} measures no signals; only Q-learning and PQN can be diagnosed"
+        )
     try:
         run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -57,11 +57,11 @@ class OfQuantiles(Head):
         return jax.tree.map(lambda tau: tau[0], critics)._replace(Y=critics.Y.min(axis=0))
 
     def pooled(self, critics: Prediction, dropped: int) -> Prediction:
-        """Return the sorted quantiles of all critics, without the largest `dropped` per critic.
+        """Return the quantiles of all critics, without the largest `dropped` per critic.
 
         Source: Kuznetsov et al. (2020), https://arxiv.org/abs/2005.04269, equation 9.
         """
-        return Prediction(jnp.sort(critics.Y.ravel())[: critics.Y.size - dropped * critics.Y.shape[0]])
+        return Prediction(losses.without_largest(critics.Y.ravel(), dropped * critics.Y.shape[0]))
 
     def expected(self, target: Float[Array, "N_prime"]) -> Scalar:
         """Return the mean of the y_j."""
