@@ -28,8 +28,18 @@ def pair(loop, head, **changes):
     return create(ALGORITHMS[loop], "probe/regulator", {**TINY[loop], **SMALL, "head": head, **changes})
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("head", HEADS)
+PAIRS = [("sac", "scalar"), ("sac", "proposed"), ("td3", "quantile"), ("td3", "categorical")]
+"""In `make test`; the others are in `make validate`."""
+
+
+@pytest.mark.parametrize(
+    ("loop", "head"),
+    [
+        pytest.param(loop, head, marks=() if (loop, head) in PAIRS else pytest.mark.validation)
+        for loop in LOOPS
+        for head in HEADS
+    ],
+)
 def test_every_loop_learns_with_every_head(loop, head):
     steps = 2 if loop == "td3" else 1
     algo = pair(loop, head, weight_averaging=0.9, n_step=steps, prioritized=True, normalize_observations=True)
@@ -214,7 +224,11 @@ LEARNING = dict(
     [
         ("td3", dict(head="scalar", target_noise=0.0, num_critics=1)),  # either lowers Q
         ("sac", dict(head="scalar", learn_temperature=False, temperature=1e-3)),
-        ("tqc", dict(num_quantiles=16, num_critics=2, top_quantiles_to_drop=0, learn_temperature=False, temperature=1e-3)),
+        pytest.param(
+            "tqc",
+            dict(num_quantiles=16, num_critics=2, top_quantiles_to_drop=0, learn_temperature=False, temperature=1e-3),
+            marks=pytest.mark.validation,
+        ),
     ],
     ids=["td3", "sac", "tqc"],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from quantilax import IQN, Box, ConfigError, Discrete, TimeStep, envs, pytree
 from quantilax.envs.probes import PROBES
+from quantilax.learning.rollout import random_action
 
 DISCRETE = [*PROBES, "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Breakout-MinAtar", "Asterix-MinAtar"]
 
@@ -23,7 +24,8 @@ def rollout(env, steps, key=0, num_envs=16):
     def one(carry, key):
         state, obs = carry
         key_action, key_step = jax.random.split(key)
-        action = jax.random.randint(key_action, (num_envs,), 0, env.action_space.n)
+        keys = jax.random.split(key_action, num_envs)
+        action, _ = jax.vmap(lambda key: random_action(env).act(None, (), key, None))(keys)
         state, step = jax.vmap(env.step)(jax.random.split(key_step, num_envs), state, action)
         return (state, step.obs), (obs, action, step)
 
@@ -42,7 +44,7 @@ def played(name):
 def test_shapes_and_dtypes_are_those_of_the_spaces(name):
     env = envs.make(name)
     assert isinstance(env.observation_space, Box)
-    assert isinstance(env.action_space, Discrete)
+    assert isinstance(env.action_space, Box if name == "probe/regulator" else Discrete)
     assert env.name == name
     obs, _, step = played(name)
     assert obs.shape[2:] == step.next_obs.shape[2:] == env.observation_space.shape
@@ -114,7 +116,26 @@ def test_cartpole_is_gymnasiums():
     assert ends > 5
 
 
-@pytest.mark.parametrize("name", list(PROBES))
+def test_the_regulators_optimal_return_has_the_distribution_that_it_says():
+    env, gamma, x = envs.make("probe/regulator", {"limit": 200}), 0.8, 1.0
+    p, k = env.solution(gamma)
+
+    def episode(key):
+        def one(carry, key):
+            (state, x), factor, total = carry
+            state, step = env.step(key, state, -k * x)
+            return ((state, step.obs), factor * gamma, total + factor * step.reward), None
+
+        start = ((jnp.full(1, x), jnp.zeros((), jnp.int32)), jnp.full(1, x))
+        return jax.lax.scan(one, (start, 1.0, 0.0), jax.random.split(key, 60))[0][2]
+
+    returns = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), 20_000))
+    taus = jnp.array([0.05, 0.25, 0.5, 0.75, 0.95])
+    assert_allclose(jnp.quantile(returns, taus), env.quantile_function(taus, gamma)[:, 0], atol=0.02)
+    assert_allclose(returns.mean(), -p, atol=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in PROBES if name != "probe/regulator"])
 def test_a_probes_quantile_function_is_that_of_its_returns(name):
     # Monte-Carlo returns under the policy that the quantile function is of (always the last action).
     env, gamma, n = envs.make(name), 0.8, 4000

@@ -267,7 +267,7 @@ def test_a_checkpoint_with_keys_of_another_kind_says_how_to_go_on():
     algo = tiny("pqn")
     facts = {"seeds": [0], "config": identity.described(algo), "jax_default_prng_impl": "rbg"}
     checkpoint = SimpleNamespace(facts=facts, path=Path("run/checkpoints/000000000064"))
-    with pytest.raises(ConfigError, match=r"^run: .* 'rbg' .*; set JAX_DEFAULT_PRNG_IMPL=rbg$"):
+    with pytest.raises(ConfigError, match=r"^run: .* 'rbg', .*; set JAX_DEFAULT_PRNG_IMPL=rbg$"):
         identity.check_config(checkpoint, algo, [0])
 
 
