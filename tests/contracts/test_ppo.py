@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_the_paper(env):
 def test_the_linear_regulator_is_solved_to_its_known_optimum():
     env = Regulator(noise=0.05)
     algo = create(ALGORITHMS["ppo"], env, dict(
-        total_timesteps=32_768, eval_freq=32_768, eval_episodes=64, num_envs=16, num_steps=32, num_epochs=8,
+        total_timesteps=61_440, eval_freq=61_440, eval_episodes=64, num_envs=16, num_steps=32, num_epochs=8,
         learning_rate=3e-3, gamma=0.9, torso_sizes=(32,), weight_averaging=0.99, head="quantile",
     ))  # fmt: skip
     state, _ = algo.train(jax.random.key(0))
