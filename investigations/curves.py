@@ -26,9 +26,10 @@ PANELS = {
         "rainbow": "0008-neighbours/rainbow",
         "rainbow_iqn": "0008-neighbours/rainbow_iqn",
     },
-    "CartPole-v1, no replay": {"pqn": "0005-solved/pqn"},
+    "CartPole-v1, no replay": {"pqn": "0005-solved/pqn", "ppo": "0020-actor-critics/cartpole-ppo"},
     "Acrobot-v1": {"iqn": "0007-three-tasks/acrobot-section"},
     "MountainCar-v0": {"iqn": "0007-three-tasks/mountain-car-section"},
+    "Pendulum-v1": {name: f"0020-actor-critics/pendulum-{name}" for name in ("sac", "td3", "tqc", "dsac")},
     "Breakout-MinAtar, a tenth of pqn's steps": {
         "pqn": "0009-pqn-heads/breakout",
         "pqn_categorical": "0009-pqn-heads/breakout",

@@ -135,6 +135,16 @@ def each(names: Iterable[str] = ALGORITHMS, first: Collection[str] = FIRST) -> l
     return [pytest.param(name, marks=() if name in first else pytest.mark.validation) for name in names]
 
 
+ON_POLICY: dict[str, Any] = dict(
+    total_timesteps=256,
+    eval_freq=64,
+    eval_episodes=4,
+    num_envs=4,
+    num_steps=8,
+    num_epochs=2,
+    num_minibatches=2,
+    torso_sizes=(8,),
+)
 ACTOR_CRITIC = {**OFF_POLICY, "torso_sizes": (8, 8), "head_sizes": (8,)}
 TINY: dict[str, dict[str, Any]] = {
     "dqn": OFF_POLICY,
@@ -143,26 +153,8 @@ TINY: dict[str, dict[str, Any]] = {
     "iqn": OFF_POLICY | dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),
     "fqf": OFF_POLICY | dict(num_fractions=4, num_cosines=8, fraction_learning_rate=1e-3),
     "q_learning": OFF_POLICY | dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=2.0),
-    "pqn": dict(
-        total_timesteps=256,
-        eval_freq=64,
-        eval_episodes=4,
-        num_envs=4,
-        num_steps=8,
-        num_epochs=2,
-        num_minibatches=2,
-        torso_sizes=(8,),
-    ),
-    "ppo": dict(
-        total_timesteps=256,
-        eval_freq=64,
-        eval_episodes=4,
-        num_envs=4,
-        num_steps=8,
-        num_epochs=2,
-        num_minibatches=2,
-        torso_sizes=(8,),
-    ),
+    "pqn": ON_POLICY,
+    "ppo": ON_POLICY,
     "sac": ACTOR_CRITIC | dict(head="scalar"),
     "tqc": ACTOR_CRITIC | dict(num_critics=3, num_quantiles=5, top_quantiles_to_drop=1),
     "dsac": ACTOR_CRITIC | dict(num_tau_samples=4, num_tau_prime_samples=3, num_quantile_samples=5, num_cosines=8),

@@ -21,6 +21,7 @@ from quantilax import algorithms, arguments, envs, pytree, switches, train
 from quantilax.errors import ConfigError
 from quantilax.learning import rollout
 from quantilax.types import (
+    Action,
     Algorithm,
     Box,
     Discrete,
@@ -128,7 +129,7 @@ class Agent:
         """Run one iteration: collect steps in every environment, then take the gradient steps."""
         return _step(*self.arguments(), arguments.one_state(state))
 
-    def policy(self, state: State) -> Callable[..., Int[Array, ""]]:
+    def policy(self, state: State) -> Callable[..., Action]:
         """Return the policy that evaluation runs: (observation, key) -> action.
 
         It takes one observation; use `jax.vmap` for several. If the environment has masks, the
@@ -146,7 +147,7 @@ class Agent:
         state, masks = arguments.one_state(state), envs.masks(self.env)
 
         @switches.standard()
-        def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"], legal: Legal = None) -> Int[Array, ""]:
+        def act(obs: Observation, key: Key[Array, ""] | Shaped[Array, "2"], legal: Legal = None) -> Action:
             legal = arguments.as_legal(self.env.action_space, masks, legal)
             obs = arguments.as_observation(self.env.observation_space, obs)
             policy = self.algorithm.policy(self.env, self.config, state)
@@ -178,6 +179,8 @@ class Agent:
         self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
     ) -> Float[Array, "*batch N A"]:
         """Quantiles Z of the discounted return for every action, in the environment's units.
+
+        SAC and TD3 give those of the policy's action, and PPO those of the state, with A = 1.
 
         Args:
             state: the state of one run (use `jax.vmap` for several).

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quantilax import ALGORITHMS, Box, ConfigError, heads
+from quantilax import ALGORITHMS, Box, ConfigError, ConfigWarning, heads
 from quantilax.agent import create
 from quantilax.algorithms import actor_critic, sac
 from quantilax.envs.probes import Regulator
@@ -293,3 +293,28 @@ def test_boxes_in_which_no_action_can_be_scaled_are_refused_in_one_line(space, l
 
     with pytest.raises(ConfigError, match=line):
         create(ALGORITHMS["sac"], Odd(), TINY["sac"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "line"),
+    [
+        ("sac", dict(n_step=3), "n_step=3: the entropy of the steps in between does not enter SAC's targets"),
+        ("td3", dict(torso="minatar", head_sizes=()), "head_sizes=\\[\\] with torso=minatar: the action joins the last layer"),
+    ],
+)  # fmt: skip
+def test_settings_that_mislead_are_warned_of(name, settings, line):
+    class Seen(Regulator):
+        observation_space = Box((4, 4, 1))
+
+        def reset(self, key):
+            state, x = super().reset(key)
+            return state, jnp.broadcast_to(x, (4, 4, 1))
+
+        def step(self, key, state, action):
+            state, told = super().step(key, state, action)
+            pictures = (jnp.broadcast_to(x, (4, 4, 1)) for x in (told.obs, told.next_obs))
+            return state, told._replace(**dict(zip(("obs", "next_obs"), pictures, strict=True)))
+
+    env = Seen() if "torso" in settings else "probe/regulator"
+    with pytest.warns(ConfigWarning, match=line):
+        tiny(name, env, **settings)

@@ -14,13 +14,12 @@ pytest.importorskip("brax", reason="brax is not installed: pip install 'quantila
 from quantilax import Box, ConfigError, envs
 from quantilax.envs import adapters
 from quantilax.envs import brax as adapter
-from quantilax.learning.rollout import random_action
+from tests.contracts.physics import ENVS, LIMIT, STEPS, beside
 
 with adapters.quiet():
     import brax.envs
     from brax.envs.wrappers.training import EpisodeWrapper
 
-STEPS, ENVS, LIMIT = 250, 4, 12
 TASKS = ("inverted_pendulum", "reacher")
 
 
@@ -29,29 +28,6 @@ def library(task):
     """brax's environment with its own time limit, and without its resets."""
     with adapters.loading():
         return EpisodeWrapper(brax.envs.get_environment(task, backend="spring"), LIMIT, 1)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-@partial(jax.vmap, in_axes=(None, None, 0))
-def beside(env, library, key):
-    """STEPS of one environment: what the adapter tells, and what brax tells, which the test resets itself."""
-    draw = random_action(env).act
-
-    def one(carry, key):
-        state, theirs = carry
-        key_action, key_step = jax.random.split(key)
-        action = draw(None, (), key_action, None)[0]
-        state, step = env.step(key_step, state, action)
-        with adapters.quiet():  # brax reads fields of MJX by deprecated names
-            told, first = library.step(theirs, action), library.reset(key_step)
-        kept = jax.tree.map(lambda a, b, old: jnp.where(told.done > 0, a, b).astype(old.dtype), first, told, theirs)
-        return (state, kept), (step, (kept.obs, told.obs, told.reward, told.done, told.info["truncation"]))
-
-    key_reset, key_run = jax.random.split(key)
-    state, obs = env.reset(key_reset)
-    with adapters.quiet():
-        first = adapters.strong(library.reset(key_reset))
-    return obs, first.obs, jax.lax.scan(one, (state, first), jax.random.split(key_run, STEPS))[1]
 
 
 @cache

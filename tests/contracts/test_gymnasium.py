@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 gymnasium = pytest.importorskip("gymnasium", reason="the extra 'gymnasium' is not installed")
 
-from quantilax import IQN, Box, ConfigError, Discrete, envs, switches  # noqa: E402
+from quantilax import IQN, TD3, Box, ConfigError, Discrete, envs, switches  # noqa: E402
 from quantilax.devices import over_seeds  # noqa: E402
 from quantilax.errors import LostEpisodesWarning  # noqa: E402
 from quantilax.learning import rollout  # noqa: E402
@@ -267,6 +267,22 @@ def test_a_function_that_makes_an_environment_is_enough_and_one_environment_is_r
     assert (env.observation_space.shape, env.action_space, env.max_episode_steps) == ((4,), Discrete(2), 500)
     with pytest.raises(ConfigError, match="training needs several; give its name"):
         envs.as_environment(make())
+
+
+class Strict(Own):
+    """Refuses actions outside of its box, whose bounds of 64 bits lie within those of 32."""
+
+    action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+
+def test_an_actor_at_its_bounds_keeps_within_a_box_of_64_bits():
+    assert float(np.float32(0.1)) > 0.1
+    size = dict(total_timesteps=60, eval_freq=60, eval_episodes=2, num_envs=2, buffer_size=60, fill_buffer=20)
+    algo = TD3.create(lambda: gymnasium.wrappers.TimeLimit(Strict(), 4), torso_sizes=(8,), batch_size=20, **size)
+    greedy = algo.replace(exploration_noise=100.0)  # each action is a bound
+    state, (lengths, _) = greedy.train(jax.random.key(0))
+    assert (lengths == 4).all()
+    assert set(np.unique(np.asarray(state.replay.rows.action)[12:30])) == {np.float32(-0.1), np.float32(0.1)}
 
 
 def test_continuous_actions_have_their_bounds():

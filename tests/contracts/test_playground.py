@@ -15,13 +15,12 @@ pytest.importorskip(
 from quantilax import Box, ConfigError, envs
 from quantilax.envs import adapters
 from quantilax.envs import playground as adapter
-from quantilax.learning.rollout import random_action
+from tests.contracts.physics import ENVS, LIMIT, STEPS, beside
 
 with adapters.quiet():
     from brax.envs.wrappers.training import EpisodeWrapper
     from mujoco_playground import dm_control_suite
 
-STEPS, ENVS, LIMIT = 250, 4, 12
 TASKS = ("CartpoleBalance", "PendulumSwingup")
 close = partial(assert_allclose, rtol=1e-4, atol=5e-5)
 """XLA fuses two sides, or other numbers of environments, in different ways, which changes the last bits."""
@@ -32,26 +31,6 @@ def library(task):
     """The library's environment with its own time limit, and without its resets."""
     with adapters.loading():
         return EpisodeWrapper(dm_control_suite.load(task, config_overrides={"impl": "jax"}), LIMIT, 1)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-@partial(jax.vmap, in_axes=(None, None, 0))
-def beside(env, library, key):
-    """STEPS of one environment: what the adapter tells, and what the library tells, which the test resets itself."""
-    draw = random_action(env).act
-
-    def one(carry, key):
-        state, theirs = carry
-        key_action, key_step = jax.random.split(key)
-        action = draw(None, (), key_action, None)[0]
-        state, step = env.step(key_step, state, action)
-        told, first = library.step(theirs, action), library.reset(key_step)
-        kept = jax.tree.map(lambda a, b: jnp.where(told.done > 0, a, b), first, told)
-        return (state, kept), (step, (kept.obs, told.obs, told.reward, told.done, told.info["truncation"]))
-
-    key_reset, key_run = jax.random.split(key)
-    (state, obs), first = env.reset(key_reset), adapters.strong(library.reset(key_reset))
-    return obs, first.obs, jax.lax.scan(one, (state, first), jax.random.split(key_run, STEPS))[1]
 
 
 @cache

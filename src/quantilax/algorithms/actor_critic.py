@@ -3,14 +3,14 @@
 | symbol | here | meaning |
 |---|---|---|
 | x, a, R, x' | `batch` | m steps; R sums their discounted rewards; a is scaled to [-1, 1] |
-| Z_i(x, a) | `predicted` | what critic i of `num_critics` says of the return |
+| Z_i(x, a) | `predictions` | what critic i of `num_critics` says of the return |
 | psi(x, a) | `Critic.psi` | features of an observation and an action, before the head's layer |
 | Z(x', a') | `successor` | what the critics together say of x', from their target networks |
-| d | `top_quantiles_to_drop` | quantiles per critic that do not count |
 
-Critics together are one of two things. If d is 0, they are the least: the quantile-wise minimum, or
-for other heads the prediction with the smallest mean (clipped double Q-learning). If d is above 0,
-all critics' quantiles are pooled and sorted, and d per critic are dropped from the top (TQC).
+`top_quantiles_to_drop` says how critics are combined. If it is 0, the least of them counts: the
+minimum at each quantile, or for other heads the prediction with the smallest mean (clipped double
+Q-learning). If it is above 0, the quantiles of all critics are pooled, and that many per critic are
+dropped from the top (TQC).
 
 Sources: Fujimoto, van Hoof & Meger (2018), https://arxiv.org/abs/1802.09477; Kuznetsov et al.
 (2020), https://arxiv.org/abs/2005.04269.
@@ -49,6 +49,7 @@ class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
     usual_samples: ClassVar[tuple[float, float]] = (16.0, 1024.0)
+    """Usual range of the samples replayed per environment step, for `quantilax lint`."""
 
     num_envs: int = default(Loop, "num_envs", 1)
     num_epochs: int = default(Loop, "num_epochs", 1)
@@ -59,7 +60,7 @@ class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.
     polyak: float = field(0.995, "share of the target networks kept in an update; 0: a hard copy", ge=0, le=1)
     num_critics: int = field(2, "critics, each with a network of its own", ge=1)
     top_quantiles_to_drop: int = field(
-        0, "d, quantiles per critic dropped from the top of the pooled target; 0: the least of the critics", ge=0
+        0, "quantiles per critic dropped from the top of the pooled target; 0: the least of the critics", ge=0
     )
     torso_sizes: tuple[int, ...] = default(hyperparameters.Network, "torso_sizes", (256, 256))
     head_sizes: tuple[int, ...] = default(hyperparameters.Network, "head_sizes", ())
@@ -378,9 +379,7 @@ def quantiles(
     Raises:
         ConfigError: if the head learns no distribution.
     """
-    of_head = heads.of(config).quantiles
-    if of_head is None:
-        raise ConfigError(base.no_quantiles(config))
+    of_head = base.quantiles_of(config)
     state = averaging.averaged(state)
     x = normalize.observations(state.normalizer, obs)
     action = greedy(nnx.merge(state.network.actor, state.params["actor"])(x))

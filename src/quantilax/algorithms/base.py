@@ -137,7 +137,16 @@ def refuse_signals(config: Any) -> None:
         raise ConfigError("signals: are measured by Q-learning and PQN only; set it to false")
 
 
-def no_quantiles(config: Any) -> str:
-    """Return the message for a head that learns no distribution."""
-    *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
-    return f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
+def quantiles_of(config: Any) -> Any:
+    """Return the head's function of quantiles.
+
+    Raises:
+        ConfigError: if the head learns no distribution.
+    """
+    quantiles = heads.of(config).quantiles
+    if quantiles is None:
+        *others, last = (name for name, head in heads.HEADS.items() if head.quantiles is not None)
+        raise ConfigError(
+            f"head: {config.head} learns expected values, no quantiles; choose {', '.join(others)} or {last}"
+        )
+    return quantiles

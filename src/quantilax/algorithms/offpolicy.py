@@ -21,7 +21,7 @@ class Replayed(base.Headed):
     It comes before the groups `Loop`, `Replay` and those of the target among the bases.
     """
 
-    if TYPE_CHECKING:  # fields of the groups; declared here they would lose their types
+    if TYPE_CHECKING:  # fields of the groups, for mypy; at run time these would replace their types
         total_timesteps: int
         num_envs: int
         num_epochs: int

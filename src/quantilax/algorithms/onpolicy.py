@@ -16,7 +16,7 @@ class Collected(base.Headed):
     It comes before the group `Loop` among the bases. `num_epochs` counts passes over the steps.
     """
 
-    if TYPE_CHECKING:  # fields of the groups; declared here they would lose their types
+    if TYPE_CHECKING:  # fields of the groups, for mypy; at run time these would replace their types
         total_timesteps: int
         num_envs: int
         num_steps: int

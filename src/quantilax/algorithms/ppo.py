@@ -340,9 +340,7 @@ def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, 
     Raises:
         ConfigError: if the head learns no distribution.
     """
-    of_head = heads.of(config).quantiles
-    if of_head is None:
-        raise ConfigError(base.no_quantiles(config))
+    of_head = base.quantiles_of(config)
     network = nnx.merge(state.network, state.average_params)
     return normalize.returns(
         state.normalizer, of_head(network.head, network.psi(normalize.observations(state.normalizer, obs)), tau)

@@ -10,7 +10,7 @@
 
 The critics learn `y = R + gamma^m d (Z(x', a') - alpha ln pi(a'|x'))` with a' ~ pi(.|x'), each by
 its head's loss. The actor lowers `alpha ln pi(a|x) - Q(x, a)` with a ~ pi(.|x), and the temperature
-lowers `-ln alpha (ln pi(a|x) + H)`. d is 1 - terminated.
+lowers `-ln alpha (ln pi(a|x) + H dim(a))`. d is 1 - terminated.
 
 Source: Haarnoja et al. (2018), https://arxiv.org/abs/1812.05905. TQC: Kuznetsov et al. (2020),
 https://arxiv.org/abs/2005.04269. DSAC: Ma et al. (2020), https://arxiv.org/abs/2004.14547.
@@ -141,9 +141,9 @@ def actor_loss(
 def temperature_loss(
     log_alpha: Float[Array, ""], config: Config, state: State, log_pi: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], tuple[()]]:
-    """Return the mean of `-ln alpha (ln pi(a|x) + H)`."""
-    H = config.target_entropy * state.bounds.low.size
-    return -(log_alpha * (log_pi + H)).mean(), ()
+    """Return the mean of `-ln alpha (ln pi(a|x) + H dim(a))`."""
+    H, dim = config.target_entropy, state.bounds.low.size
+    return -(log_alpha * (log_pi + H * dim)).mean(), ()
 
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:

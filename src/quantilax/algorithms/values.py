@@ -8,8 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from quantilax import heads, hyperparameters
-from quantilax.algorithms.base import Headed, State, no_quantiles
-from quantilax.errors import ConfigError
+from quantilax.algorithms.base import Headed, State, quantiles_of
 from quantilax.heads.base import Taus
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
 from quantilax.learning import averaging, exploration, normalize
@@ -136,9 +135,7 @@ def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"
     Raises:
         ConfigError: if the head learns no distribution.
     """
-    of_head = heads.of(config).quantiles
-    if of_head is None:
-        raise ConfigError(no_quantiles(config))
+    of_head = quantiles_of(config)
     network = nnx.merge(state.network, state.average_params)
     psi = network.psi(normalize.observations(state.normalizer, obs))
     return normalize.returns(state.normalizer, of_head(network.head, psi, tau))

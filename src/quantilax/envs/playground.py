@@ -19,10 +19,9 @@ with adapters.quiet():  # it imports brax's wrappers, and says that warp is not 
         manipulation,
     )
 
-OLD = "it calls a function that MuJoCo no longer has"
 REFUSED = {
     **dict.fromkeys((*locomotion.ALL_ENVS, *manipulation.ALL_ENVS), "it clones a repository of robots when it is made"),
-    **dict.fromkeys(("ReacherEasy", "ReacherHard"), OLD),
+    **dict.fromkeys(("ReacherEasy", "ReacherHard"), "it calls a function that MuJoCo no longer has"),
 }
 """Tasks that cannot be used, and why."""
 
