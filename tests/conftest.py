@@ -21,8 +21,14 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests b
 
 TESTS = itertools.count()
 """Counts the tests of this process."""
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+LOOP_PASSES = "while-loop-invariant-code-motion,while-loop-constant-sinking,simplify-while-loops"
+QUICK = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_disable_hlo_passes": LOOP_PASSES,
+}
 """With these XLA options a small program compiles in half the time; optimizations are off anyway."""
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that live; modules end with a collection anyway
 
 
 @pytest.fixture(scope="session", autouse=True)
