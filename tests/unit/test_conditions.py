@@ -1,6 +1,7 @@
 """What affects a run's results is recorded, with a digest of the source that computes them."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -46,6 +47,13 @@ def test_source_that_computes_counts_and_source_that_handles_runs_does_not(packa
     assert identity.code(algo) == before
     (package / changed).write_text("x = 2\n")
     assert (identity.code(algo) != before) == counts
+
+
+def test_the_versions_of_an_environments_library_are_recorded():
+    assert envs.versions(SimpleNamespace(name="atari/Pong")) == {"ale-py": importlib.metadata.version("ale-py")}
+    algo = tiny("iqn", "gymnasium/CartPole-v1")
+    assert identity.machine(algo, 1)["versions"]["gymnasium"] == importlib.metadata.version("gymnasium")
+    assert envs.versions(tiny("iqn").env) == {}
 
 
 @pytest.mark.parametrize("function", ["act", "update"])

@@ -6,6 +6,7 @@ The contract is `quantilax.types.Environment`.
 import contextlib
 import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "masks",
     "name_of",
     "names_of",
+    "versions",
 ]
 
 MAX_ACTIONS = 2**24
@@ -81,6 +83,13 @@ class Library(NamedTuple):
     """What is imported. The extra of quantilax that installs it is called like the library."""
     what: str
     """What it has, in a few words."""
+    distributions: tuple[str, ...] = ()
+    """What pip calls the packages on which its steps depend; (): `package`."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages on which its steps depend."""
+        return {name: importlib.metadata.version(name) for name in self.distributions or (self.package,)}
 
     @property
     def is_installed(self) -> bool:
@@ -90,16 +99,27 @@ class Library(NamedTuple):
 
 LIBRARIES = {
     "gymnasium": Library("gymnasium", "Box2D, MuJoCo, toy text, and what others registered"),
-    "atari": Library("ale_py", "the games of the Arcade Learning Environment (GPL)"),
+    "atari": Library("ale_py", "the games of the Arcade Learning Environment (GPL)", ("ale-py",)),
     "navix": Library("navix", "MiniGrid in JAX"),
     "jumanji": Library("jumanji", "combinatorial tasks in JAX"),
     "pgx": Library("pgx", "games in JAX"),
     "xminigrid": Library("xminigrid", "grid worlds in JAX"),
     "craftax": Library("craftax", "Crafter, and a larger game of its kind, in JAX"),
-    "brax": Library("brax", "robots in JAX, with continuous actions"),
-    "playground": Library("mujoco_playground", "the DeepMind Control Suite in JAX, with continuous actions"),
+    "brax": Library("brax", "robots in JAX, with continuous actions", ("brax", "mujoco", "mujoco-mjx")),
+    "playground": Library(
+        "mujoco_playground",
+        "the DeepMind Control Suite in JAX, with continuous actions",
+        ("playground", "mujoco", "mujoco-mjx"),
+    ),
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
+
+
+def versions(env: Environment) -> dict[str, str]:
+    """Return the versions of the library's packages on which an environment's steps depend."""
+    library = env.name.partition("/")[0]
+    return LIBRARIES[library].versions if library in LIBRARIES else {}
+
 
 FIELDS = ("env", "env_args", "wrappers")
 """Fields of a section that say which environment to make."""

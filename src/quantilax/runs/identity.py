@@ -130,7 +130,7 @@ def _parameters(value: Any, path: str) -> Iterator[tuple[str, bytes]]:
 def machine(agent: Agent, num_seeds: int) -> dict[str, Any]:
     """Return what decides a run's results besides its config, down to the low bits."""
     return {
-        "versions": versions(),
+        "versions": {**versions(), **envs.versions(agent.env)},
         "device": switches.devices()[0].device_kind,
         "devices": devices.layout(num_seeds).mesh.size,
         "cores": limits.cores(),
@@ -190,10 +190,10 @@ def tell_differences(checkpoint: Checkpoint, agent: Agent, progress: RunProgress
 
 def _other_machine(checkpoint: Checkpoint, agent: Agent) -> Iterator[str]:
     here = machine(agent, len(checkpoint.facts["seeds"]))
-    for name in ("quantilax", "jax", "jaxlib", "flax", "optax", "gymnax"):
+    for name, version in here["versions"].items():
         there = checkpoints.versions(checkpoint.facts).get(name)
-        if there != here["versions"][name]:
-            yield f"the checkpoint was written with {name} {there}, this is {here['versions'][name]}"
+        if there != version and name != "numpy":
+            yield f"the checkpoint was written with {name} {there}, this is {version}"
     for name in ("device", "devices", "cores"):
         if checkpoint.facts.get(name) != here[name]:
             yield f"the checkpoint was written with {name} {checkpoint.facts.get(name)}, here it is {here[name]}"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from quantilax import devices, switches, train
+from quantilax import devices, envs, switches, train
 from quantilax.agent import Agent
 from quantilax.errors import CheckpointError, ConfigError, RunError, reason
 from quantilax.host import paths
@@ -102,7 +102,7 @@ def run(
     if cache:
         enable_compilation_cache()
     progress = RunProgress(agent.evaluation_steps[-1], quiet)
-    start = _start(0)
+    start = _start(0, agent)
     with directory.lock(), Stop(progress.say) as stop:
         try:
             directory.write_config(section, agent)
@@ -188,7 +188,7 @@ def resume(
                     status="running",
                     checkpoint_every=every,
                     log=list(log),
-                    starts=[*facts["starts"], _start(done)],
+                    starts=[*facts["starts"], _start(done, agent)],
                 )
             except OSError as error:
                 raise RunError(f"{directory.path}: cannot be written: {error.strerror}") from None
@@ -477,5 +477,7 @@ def _extended(agent: Agent, total_timesteps: int) -> Agent:
     return extended
 
 
-def _start(env_step: int) -> dict[str, Any]:
-    return {"from_env_step": env_step, **provenance()}
+def _start(env_step: int, agent: Agent) -> dict[str, Any]:
+    made = provenance()
+    versions = {**made["versions"], **envs.versions(agent.env)}
+    return {"from_env_step": env_step, **made, "versions": versions}
