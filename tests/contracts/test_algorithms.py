@@ -1,5 +1,6 @@
 """What holds for every registered algorithm; a new one is picked up from the registry."""
 
+import sys
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from numpy.testing import assert_allclose
 from quantilax import ALGORITHMS, Box, ConfigError, ConfigWarning, Discrete, Metrics, pytree, train
 from quantilax.agent import _train, create
 from quantilax.algorithms import pqn, q_learning
+from quantilax.checks import dependence
 from quantilax.envs.probes import Bimodal, Corridor, Regulator
 from quantilax.heads import HEADS
 from quantilax.learning import rollout
@@ -451,6 +453,34 @@ def lowered(algo) -> str:
     algorithm, env, config = algo.arguments()
     state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
     return jax.jit(partial(train.segment, algorithm, env)).lower(config, state, jnp.array(5)).as_text()
+
+
+@pytest.mark.parametrize("name", each(("dqn", "iqn", "pqn"), ["dqn"]))
+def test_metrics_switched_off_leave_nothing_in_the_program(name, monkeypatch):
+    def programs() -> list[bytes]:
+        return [computed(tiny(name, metrics=metrics)) for metrics in (True, False)]
+
+    on, off = programs()
+    module = sys.modules[ALGORITHMS[name].update.__module__]
+    with_metrics = module.loss
+
+    def without(*args):
+        value, measured = with_metrics(*args)
+        return value, jax.tree.map(jnp.zeros_like, measured)
+
+    monkeypatch.setattr(module, "loss", without)
+    jax.clear_caches()
+    on_without, off_without = programs()
+    assert off == off_without, "something is still measured"
+    assert on != on_without
+
+
+def computed(algo) -> bytes:
+    """A digest of the equations that the segment's outputs need."""
+    algorithm, env, config = algo.arguments()
+    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
+    program = jax.make_jaxpr(partial(train.segment, algorithm, env))(config, state, jnp.array(5))
+    return dependence.fingerprint(program, range(len(program.out_avals)))
 
 
 TORSOS_FIRST = {("iqn", "minatar"), ("pqn", "minatar"), ("iqn", "nature")}

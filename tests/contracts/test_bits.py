@@ -1,6 +1,5 @@
 """Two programs of a loop agree bit for bit, compiled as for users: the replay loop (IQN) and PQN's."""
 
-import sys
 from functools import partial
 
 import jax
@@ -9,9 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, ConfigWarning, devices, train
-from quantilax.checks import inert
-from quantilax.envs.probes import TimeLimit
+from quantilax import ALGORITHMS, devices, train
 from tests.conftest import TINY, each, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 
@@ -78,24 +75,6 @@ def test_evaluation_is_a_pure_observer(name):
     assert_same_bits(often.train(jax.random.key(2))[0], seldom.train(jax.random.key(2))[0])
 
 
-class Deadline(TimeLimit):
-    """Reports the time limit as a termination."""
-
-    def step(self, key, state, action):
-        state, told = super().step(key, state, action)
-        return state, told._replace(terminated=told.truncated, truncated=told.terminated)
-
-
-@once("dqn")
-def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
-    settings = dict(gamma=0.9, learning_rate=1e-2)
-    with pytest.warns(ConfigWarning, match="bootstrap_truncated=false teaches"):
-        cut = tiny(name, TimeLimit(limit=4), **settings, bootstrap_truncated=False)
-    state, record = cut.records(jax.random.key(0))
-    ended_state, ended = tiny(name, Deadline(limit=4), **settings).records(jax.random.key(0))
-    assert_same_bits((state.params, record.returns), (ended_state.params, ended.returns))
-
-
 MAY_BE_UNKNOWN = {
     "adam_below_eps", "adam_damping", "adam_scale", "doomed_q", "end_error", "limit_deaths", "limit_error", "truncation_share",
 }  # fmt: skip
@@ -148,31 +127,3 @@ def test_a_config_closed_over_and_metrics_switched_off_leave_training_as_it_is(n
     assert record.metrics is None
     measured_state, measured = on.records(jax.random.key(0))
     assert_same_bits((state, record), (measured_state, measured._replace(metrics=None)))
-
-
-def cost(algo) -> dict[str, float]:
-    """Instructions, operations and bytes of the compiled segment, by XLA's own count."""
-    algorithm, env, config = algo.arguments()
-    segment = jax.jit(partial(train.segment, algorithm, env))
-    state = jax.eval_shape(partial(train.init, algorithm, env, config), jax.random.key(0))
-    compiled = segment.lower(config, state, jnp.array(5)).compile(inert.QUICKLY_COMPILED)
-    counted = compiled.cost_analysis()
-    lines = sum(" = " in line for line in compiled.as_text().splitlines())
-    return {"instructions": lines, "flops": counted["flops"], "bytes": counted["bytes accessed"]}
-
-
-@once("dqn")
-def test_metrics_switched_off_leave_nothing_in_the_program(name, monkeypatch):
-    on, off = tiny(name), tiny(name, metrics=False)
-    switched_off = cost(off)["instructions"]
-    assert switched_off < cost(on)["instructions"]
-    module = sys.modules[ALGORITHMS[name].update.__module__]
-    with_metrics = module.loss
-
-    def without(*args):
-        value, measured = with_metrics(*args)
-        return value, jax.tree.map(jnp.zeros_like, measured)
-
-    monkeypatch.setattr(module, "loss", without)
-    jax.clear_caches()
-    assert switched_off == cost(off)["instructions"], "something is still measured"

@@ -13,15 +13,17 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
-from quantilax import ALGORITHMS, ConfigError, fractions, heads, train
+from quantilax import ALGORITHMS, ConfigError, ConfigWarning, fractions, heads, train
 from quantilax.agent import create
 from quantilax.algorithms import q_learning, values
+from quantilax.envs.probes import TimeLimit
 from quantilax.heads import HEADS, CategoricalHead, HLGaussHead
 from quantilax.heads.base import Prediction
 from quantilax.networks import monotone
 from quantilax.replay import tree
 from quantilax.types import NStep
 from tests.conftest import OFF_POLICY, each, tiny
+from tests.trees import assert_same_bits
 
 with warnings.catch_warnings(action="ignore"):
     import rlax
@@ -514,3 +516,21 @@ def test_the_support_is_a_leaf():
     algo = tiny("c51")
     returns = jax.vmap(lambda v: algo.replace(v_max=v).train(jax.random.key(0))[0].params)(jnp.array([1.0, 5.0]))
     assert all(not np.array_equal(x[0], x[1]) for x in jax.tree.leaves(returns)[:1])
+
+
+class Deadline(TimeLimit):
+    """Reports the time limit as a termination."""
+
+    def step(self, key, state, action):
+        state, told = super().step(key, state, action)
+        return state, told._replace(terminated=told.truncated, truncated=told.terminated)
+
+
+@pytest.mark.parametrize("name", each(("dqn", "iqn", "pqn"), ["dqn"]))
+def test_without_its_bootstrap_a_cut_is_learned_from_as_an_end_to_the_bit(name):
+    settings = dict(gamma=0.9, learning_rate=1e-2)
+    with pytest.warns(ConfigWarning, match="bootstrap_truncated=false teaches"):
+        cut = tiny(name, TimeLimit(limit=4), **settings, bootstrap_truncated=False)
+    state, record = cut.records(jax.random.key(0))
+    ended_state, ended = tiny(name, Deadline(limit=4), **settings).records(jax.random.key(0))
+    assert_same_bits((state.params, record.returns), (ended_state.params, ended.returns))
