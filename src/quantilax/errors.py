@@ -40,6 +40,16 @@ def reason(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
+def out_of_memory(error: BaseException, lower: str) -> str:
+    """Describe an error of JAX that says that a device's memory is full; empty for any other error.
+
+    Args:
+        error: the error.
+        lower: the fields or options to lower.
+    """
+    return f"out of device memory; lower {lower}" if "RESOURCE_EXHAUSTED" in str(error) else ""
+
+
 FEW = 8
 """Most names that a message lists."""
 

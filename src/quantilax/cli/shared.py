@@ -11,7 +11,7 @@ import click
 import rich.table
 from rich.console import Console
 
-from quantilax.errors import ConfigError
+from quantilax.errors import ConfigError, out_of_memory
 
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print only the last line.")
 
@@ -46,9 +46,9 @@ def refuse_without_memory(options: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise ConfigError(f"out of device memory; lower {options}") from None
+        if told := out_of_memory(error, options):
+            raise ConfigError(told) from None
+        raise
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from quantilax import devices, envs, switches, train
 from quantilax.agent import Agent
-from quantilax.errors import CheckpointError, ConfigError, RunError, reason
+from quantilax.errors import CheckpointError, ConfigError, RunError, out_of_memory, reason
 from quantilax.host import paths
 from quantilax.host.compilation_cache import enable_compilation_cache
 from quantilax.host.interrupts import Interrupted, Stop
@@ -250,12 +250,9 @@ class Session:
                 raise self._interrupted(error) from None
             except jax.errors.JaxRuntimeError as error:
                 status = f"failed: {reason(error)}"
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise RunError(
-                    "out of device memory; lower batch_size, eval_episodes, buffer_size or --seeds;"
-                    f" the results so far are in {self.directory.path}"
-                ) from None
+                if told := out_of_memory(error, "batch_size, eval_episodes, buffer_size or --seeds"):
+                    raise RunError(f"{told}; the results so far are in {self.directory.path}") from None
+                raise
             except Exception as error:
                 status = f"failed: {reason(error)}"
                 raise
