@@ -246,9 +246,9 @@ const failed = [];
 addEventListener("error", event => failed.push(event.message));
 addEventListener("load", () => {
   const table = document.querySelector("table.sortable");
-  const names = () => [...table.tBodies[0].rows].map(row => row.variants[0].textContent);
+  const names = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
   const press = title => {
-    const head = [...table.tHead.rows[0].variants].find(head => head.textContent === title);
+    const head = [...table.tHead.rows[0].cells].find(head => head.textContent === title);
     head.querySelector("button").click();
     return [head.getAttribute("aria-sort"), names()];
   };
