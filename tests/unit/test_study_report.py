@@ -206,9 +206,8 @@ def test_the_seeds_needed_are_the_fewest_that_can_show_a_difference(comparisons,
 
 def test_nothing_is_recommended_where_no_difference_could_have_shown(tmp_path):
     few = report.report(store(tmp_path / "few", {"base": [GOOD] * 3, "low": [NEVER] * 3}, seeds=3))
-    told = (
-        "With so few seeds, no difference between the variants could have been detected. At least 4 seeds per variant"
-    )
+    (told,) = (line for line in few.twin.splitlines() if line.startswith("With so few seeds"))
+    assert "at least 4 seeds per variant are needed" in told
     for text in (few.page, few.twin):
         assert told in text
         assert "No recommendation" in text
@@ -238,6 +237,24 @@ def test_a_configuration_tells_the_bases_value_and_its_own(tmp_path):
     assert rows["slow"] == told_of
     assert rows["base"] == "the base"
     assert told_of in told.twin.replace("\\", "")
+
+
+def test_a_configuration_tells_only_what_differs_from_the_base(tmp_path):
+    base = Results.read(store(tmp_path / "base", {"base": [GOOD] * 2})).store.facts["variants"]["base"]
+    changes = {"slow": {"learning_rate": base["learning_rate"], "gamma": 0.9}}
+    told = report.report(store(tmp_path / "s", {"base": [GOOD] * 2, "slow": [LATE] * 2}, changes))
+    rows = {row[0]["text"]: row[1]["text"] for row in Page(told.page).rows if row}
+    assert rows["slow"] == f"gamma: {base['gamma']} → 0.9"
+
+
+def test_a_long_name_of_a_variant_is_whole_in_a_drawing(tmp_path):
+    name = "munchausen=false, normalize_rewards=false, weight_averaging=0.9998"
+    curves = {"base": [GOOD] * 2, name: [LATE] * 2}
+    drawn = figures.solved_for_good(Results.read(store(tmp_path / "s", curves)), hover=False).body
+    lines = re.findall(r'<text class="name halo"[^>]*>([^<]*)</text>', drawn)
+    assert lines[0] == "base"
+    assert " ".join(lines[1:]) == name
+    assert max(map(len, lines)) <= figures.NAME
 
 
 def test_words_with_signs_are_broken_after_an_equals_sign_only():

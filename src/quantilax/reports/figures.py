@@ -29,6 +29,8 @@ MAX_SLOTS = 50
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 190
 STRIP_WIDTH, ROW = 370, 58
+NAME = 50
+"""Characters of a variant's name that fit into a line of a drawing."""
 
 
 class Figure(NamedTuple):
@@ -359,7 +361,10 @@ def _strips(
     margin = 0.02 * (ends[1] - ends[0]) or 1.0
     x = Scale(ends[0] - margin, ends[1] + margin, 8, STRIP_WIDTH - (64 if has_never else 12))
     never = STRIP_WIDTH - 30
-    height = ROW * len(rows) + 26
+    names = [textwrap.wrap(row.name, NAME, max_lines=2, placeholder=" …") or [""] for row in rows]
+    under = 15 * max(map(len, names), default=1)  # where the marks of a row begin, below its name
+    each = ROW - 15 + under
+    height = each * len(rows) + 26
     body = [f'<path class="grid" d="M{x(tick):.1f} 4V{height - 20}"/>' for tick in x.ticks(6)]
     body += [_text("tick", x(tick), height - 6, written(tick), "middle") for tick in x.ticks(6)]
     if has_never:
@@ -367,17 +372,17 @@ def _strips(
         body.append(_text("tick", never, height - 6, "never", "middle"))
     level = next((row.estimates[0].value for row in rows if row.name == base), reference)
     if level is not None and math.isfinite(level):  # in each row, below its name
-        line = "".join(f"M{x(level):.1f} {ROW * i + 20}V{ROW * (i + 1)}" for i in range(len(rows)))
+        line = "".join(f"M{x(level):.1f} {each * i + under + 5}V{each * (i + 1)}" for i in range(len(rows)))
         body.append(f'<path class="level" d="{line}"/>')
 
     def place(value: float) -> float:
         return never if value == math.inf else x(value)
 
     for i, row in enumerate(rows):
-        top = ROW * i
-        body.append(_text("name halo", 4, top + 15, _short(row.name, 56)))
-        body += _dots(row.dots, place, top + 28, hover)
-        lines = (top + 43,) if row.dots else (top + 28, top + 41)
+        top, mark = each * i, each * i + under
+        body += [_text("name halo", 4, top + 15 * (j + 1), line) for j, line in enumerate(names[i])]
+        body += _dots(row.dots, place, mark + 13, hover)
+        lines = (mark + 28,) if row.dots else (mark + 13, mark + 26)
         body += [_mark(e, place, line, hover) for e, line in zip(row.estimates, lines, strict=False)]
     return Figure("".join(body), STRIP_WIDTH, height, label)
 
@@ -423,10 +428,6 @@ def escape(words: str) -> str:
 
 def _text(kind: str, px: float, py: float, words: str, anchor: str = "start") -> str:
     return f'<text class="{kind}" x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def _short(words: str, most: int) -> str:
-    return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def _cross(px: float, py: float, kind: str, inside: str = "") -> str:

@@ -19,8 +19,8 @@ from quantilax.host.files import write_whole
 from quantilax.reports import choice, figures, formats
 from quantilax.reports.figures import Figure
 from quantilax.reports.formats import Column, Entry
-from quantilax.reports.results import LEVEL, Results, seeds_needed, smallest_adjusted_p
-from quantilax.reports.verdict import quoted, verdict
+from quantilax.reports.results import Results
+from quantilax.reports.verdict import quoted, too_few_seeds, verdict
 from quantilax.studies.store import Store
 
 PAGE, TWIN = "report.html", "report.md"
@@ -150,14 +150,7 @@ def _no_recommendation(results: Results, chosen: choice.Choice | None) -> str:
     """Return why no section is recommended; empty if one is."""
     if chosen is None:
         return "None while runs of the base are missing."
-    least = smallest_adjusted_p(results)
-    if chosen.variant == results.base and least is not None and least >= LEVEL:
-        needed = seeds_needed(len(results.others))
-        return (
-            "With so few seeds, no difference between the variants could have been detected. At least"
-            f" {needed} seeds per variant are needed (--seeds {needed} --resume)."
-        )
-    return ""
+    return too_few_seeds(results) if chosen.variant == results.base else ""
 
 
 def _recommended(results: Results, chosen: choice.Choice) -> dict[str, Any]:
@@ -196,8 +189,9 @@ def _configurations(results: Results) -> Table:
     ]
     base, rows = facts["variants"].get(facts["base"], {}), []
     for variant, fields in facts["variants"].items():
-        changed = {field: fields.get(field, value) for field, value in facts["overrides"].get(variant, {}).items()}
-        lines = [f"{field}: {_plain(base.get(field))} → {_plain(value)}" for field, value in changed.items()]
+        named = {field: fields.get(field, value) for field, value in facts["overrides"].get(variant, {}).items()}
+        changed = {field: (base.get(field), value) for field, value in named.items() if base.get(field) != value}
+        lines = [f"{field}: {_plain(before)} → {_plain(value)}" for field, (before, value) in changed.items()]
         told = ", ".join(lines) or "the base"
         figured = derived.get(variant, {})
         rows.append(

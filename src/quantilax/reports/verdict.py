@@ -125,14 +125,21 @@ def _open(results: Results) -> list[str]:
                 f" improvement reach from"
                 f" {share(low)} to {share(high)}."
             )
-    least = smallest_adjusted_p(results)
-    if least is not None and least >= LEVEL:
-        needed = seeds_needed(len(results.others))
-        found.append(
-            f"With so few seeds, no difference could have been detected: the smallest possible adjusted p-value is"
-            f" {min(least, 1.0):.2g}; at least {needed} seeds per variant are needed (--seeds {needed} --resume)."
-        )
+    if too_few := too_few_seeds(results):
+        found.append(too_few)
     return found
+
+
+def too_few_seeds(results: Results) -> str:
+    """Say that the seeds were too few to show any difference; empty if they were enough."""
+    least = smallest_adjusted_p(results)
+    if least is None or least < LEVEL:
+        return ""
+    needed = seeds_needed(len(results.others))
+    return (
+        "With so few seeds, no difference could have been detected: the smallest possible adjusted p-value is"
+        f" {min(least, 1.0):.2g}; at least {needed} seeds per variant are needed (--seeds {needed} --resume)."
+    )
 
 
 def _caveats(results: Results) -> list[str]:
