@@ -151,24 +151,60 @@ def written(value: Any) -> str:
 
 
 def validated() -> str:
-    """Return the table of validated sections."""
-    columns: dict[str, Callable[[records.Record], str]] = {
-        "section": lambda r: code(f"{r.config} {r.section}"),
-        "environment": lambda r: code(r.environment),
-        "steps": lambda r: f"{r.steps:,}",
-        "held-out seeds": lambda r: f"{r.n}: {r.seeds}",
-        "return at the end": lambda r: r.return_at_end,
-        "lowest run at the end": lambda r: r.lowest_at_end,
-        "ended solved": lambda r: (r.ended_solved or "-").replace(" (", f" at {r.solved or 0:g} or more (", 1),
-        "fell after solving": lambda r: r.fell or "-",
-        "solved for good (median step)": lambda r: r.solved_for_good or "-",
-        "commit": lambda r: code(", ".join(r.commits)),
-        "date": lambda r: r.date,
-        "command": lambda r: code(r.command),
-    }
+    """Return the tables of validated sections by environment, then how each row was made."""
     file = DOCS / "benchmarks.yaml"
-    rows = [[cell(r) for cell in columns.values()] for r in records.parse(file.read_text(encoding="utf-8"), file)]
-    return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in ([*columns], ["---"] * len(columns), *rows)) + "\n"
+    rows = records.parse(file.read_text(encoding="utf-8"), file)
+    groups: dict[tuple[str, str, float | None], list[records.Record]] = {}
+    for r in rows:
+        groups.setdefault((r.environment, r.config, r.solved), []).append(r)
+    parts = []
+    for (environment, config, level), group in groups.items():
+        told = "" if level is None else f" A mean return of {level:g} or more counts as solved."
+        parts.append(f"\n### {environment}\n\nSections of {code(config)}.{told}\n\n{results(group)}")
+    made = "".join(
+        f"- {code(f'{r.config} {r.section}')}, {r.date}, {', '.join(code(shortened(c)) for c in r.commits)}:"
+        f" {code(r.command)}\n"
+        for r in rows
+    )
+    return f"{''.join(parts)}\n## How each row was made\n\n{HOW}\n{made}\n"
+
+
+HOW = """\
+`quantilax recommend` writes each row into `docs/benchmarks.yaml`, and `make tables` writes this page's
+tables from there. The results of its study are in `studies.json` and `records.parquet` of the
+directory in `investigations/`, with the machine. `quantilax study DIR --unpack` makes a directory of
+each study again. A `+` behind a commit means that the tree had uncommitted changes, such as the
+records of runs that were being written.
+"""
+
+
+def results(rows: list[records.Record]) -> str:
+    """Return a table of results; it tells of solving if the rows have a threshold."""
+    columns: dict[str, Callable[[records.Record], str]] = {
+        "section": lambda r: code(r.section),
+        "steps": lambda r: f"{r.steps:,}",
+        "seeds": lambda r: f"{r.n}: {r.seeds}",
+        "return at the end": lambda r: r.return_at_end,
+        "lowest run": lambda r: r.lowest_at_end,
+    }
+    if rows[0].solved is not None:
+        columns |= {
+            "ended solved": lambda r: r.ended_solved or "-",
+            "fell after solving": lambda r: r.fell or "-",
+            "solved for good at": lambda r: r.solved_for_good or "-",
+        }
+    return table([[*columns], *([cell(r) for cell in columns.values()] for r in rows)])
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return a table whose first row is its heading."""
+    top, *rest = rows
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (top, ["---"] * len(top), *rest))
+
+
+def shortened(commit: str) -> str:
+    """Return the first ten digits of a commit, and its `+` if the tree had changes."""
+    return commit[:10] + commit[40:]
 
 
 def code(text: str) -> str:
