@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"
 PANELS = {
     "CartPole-v1, algorithms with a replay": {
-        "iqn": "0005-solved/iqn-6",
+        "iqn": "0018-validated-again/cartpole-iqn",
         "qrdqn": "0008-neighbours/qrdqn",
         "fqf": "0008-neighbours/fqf",
         "c51": "0008-neighbours/c51",
@@ -26,9 +26,9 @@ PANELS = {
         "rainbow": "0008-neighbours/rainbow",
         "rainbow_iqn": "0008-neighbours/rainbow_iqn",
     },
-    "CartPole-v1, no replay": {"pqn": "0005-solved/pqn", "ppo": "0020-actor-critics/cartpole-ppo"},
-    "Acrobot-v1": {"iqn": "0007-three-tasks/acrobot-section"},
-    "MountainCar-v0": {"iqn": "0007-three-tasks/mountain-car-section"},
+    "CartPole-v1, no replay": {"pqn": "0018-validated-again/cartpole-pqn", "ppo": "0020-actor-critics/cartpole-ppo"},
+    "Acrobot-v1": {"iqn": "0018-validated-again/acrobot-iqn"},
+    "MountainCar-v0": {"iqn": "0018-validated-again/mountain-car-iqn"},
     "Pendulum-v1": {name: f"0020-actor-critics/pendulum-{name}" for name in ("sac", "td3", "tqc", "dsac")},
     "Breakout-MinAtar, a tenth of pqn's steps": {
         "pqn": "0009-pqn-heads/breakout",
