@@ -170,11 +170,11 @@ def validated() -> str:
 
 
 HOW = """\
-`quantilax recommend` writes each row into `docs/benchmarks.yaml`, and `make tables` writes this page's
-tables from there. The results of its study are in `studies.json` and `records.parquet` of the
-directory in `investigations/`, with the machine. `quantilax study DIR --unpack` makes a directory of
-each study again. A `+` behind a commit means that the tree had uncommitted changes, such as the
-records of runs that were being written.
+`quantilax recommend` writes each row into `docs/benchmarks.yaml`, and `make tables` writes this
+page's tables from there. The results of its study are in `studies.json` and `records.parquet` of
+the directory in `investigations/`, with the machine. `quantilax study DIR --unpack` makes a
+directory of each study again. A `+` behind a commit means that the tree had uncommitted changes,
+such as the records of runs that were being written.
 """
 
 
