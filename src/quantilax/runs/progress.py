@@ -102,5 +102,5 @@ class RunProgress:
         speed = f"{done * seeds / elapsed:,.0f} steps/s" if done else "- steps/s"
         self.bar.update(self.task, completed=step, speed=speed, evaluation=evaluation)
         if self.bar.disable:
-            left = f"{elapsed * (self.total - step) / done:.0f} s left" if done else "- s left"
-            self.log.progress(f"step {step:,} of {self.total:,} · {speed} · {left} · {evaluation}")
+            left = f" · {speed} · {elapsed * (self.total - step) / done:.0f} s left" if done else ""
+            self.log.progress(f"step {step:,} of {self.total:,}{left} · {evaluation}")
