@@ -198,7 +198,7 @@ def results(rows: list[records.Record]) -> str:
 
 def table(rows: list[list[str]]) -> str:
     """Return a table whose first row is its heading."""
-    top, *rest = rows
+    top, *rest = ([cell.replace("|", r"\|") for cell in cells] for cells in rows)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (top, ["---"] * len(top), *rest))
 
 
@@ -208,11 +208,10 @@ def shortened(commit: str) -> str:
 
 
 def code(text: str) -> str:
-    """Write text as code within a cell."""
-    line = text.replace("|", r"\|")
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    gap = " " if "`" in line else ""
-    return f"{fence}{gap}{line}{gap}{fence}"
+    """Write text as code."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    gap = " " if "`" in text else ""
+    return f"{fence}{gap}{text}{gap}{fence}"
 
 
 def main() -> None:

@@ -140,22 +140,39 @@ def tables():
     return module
 
 
-def test_the_table_has_a_row_for_each_record(tables, tmp_path, monkeypatch):
+def test_the_tables_have_a_row_for_each_record_and_say_how_it_was_made(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "DOCS", tmp_path)
     solved = of("a.yaml", "iqn", ended_solved="5 of 6 (44% to 97%)", solved=-100.0)
-    (tmp_path / "benchmarks.yaml").write_text(written([solved, D]))
-    header, below, first, second = tables.validated().strip("\n").split("\n")
-    titles = header.split(" | ")
-    assert len(titles) == below.count("---") == 12
-    assert first.startswith("| `a.yaml iqn` | `2026-11-22` | 100,000 | 20: 2026-11-22 |")
-    assert first.split(" | ")[6] == "5 of 6 at -100 or more (44% to 97%)"
-    assert first.split(" | ")[9] == "`abc, def`"
-    assert second.split(" | ")[7] == "-"
-    assert second.endswith(r"| `quantilax recommend 'a\|b': #c` |")
+    other = of("a.yaml", "pqn", solved=-100.0)
+    none = of("a.yaml", "dqn", solved=None, ended_solved=None, fell=None, solved_for_good=None)
+    (tmp_path / "benchmarks.yaml").write_text(written([solved, D, none, other]))
+    results, _, made = tables.validated().partition("## How each row was made")
+    first, second, third = results.split("### 2026-11-22")[1:]  # by environment, file and threshold
+    assert first.startswith("\n\nSections of `a.yaml`. A mean return of -100 or more counts as solved.\n")
+    header, below, *rows = [line.split(" | ") for line in first.splitlines() if line.startswith("|")]
+    assert len(header) == len(below) == 8
+    assert [row[0] for row in rows] == ["| `iqn`", "| `pqn`"]
+    assert rows[0][1:3] == ["100,000", "20: 2026-11-22"]
+    assert rows[0][5] == "5 of 6 (44% to 97%)"
+    assert "`c.yaml`" in second
+    (row,) = [line.split(" | ") for line in second.splitlines() if line.startswith("| `")]
+    assert row[6] == "-"
+    header, _, row = [line.split(" | ") for line in third.splitlines() if line.startswith("|")]
+    assert "solved" not in third
+    assert len(header) == len(row) == 5
+    told = [line for line in made.splitlines() if line.startswith("- ")]
+    assert len(told) == 4
+    assert told[0].startswith("- `a.yaml iqn`, 2026-11-22, `abc`, `def`: ")
+    assert told[1].endswith(": `quantilax recommend 'a|b': #c`")
+
+
+def test_a_commit_keeps_its_sign_of_a_changed_tree(tables):
+    assert tables.shortened("0123456789" * 4 + "+") == "0123456789+"
+    assert tables.shortened("0123456789" * 4) == "0123456789"
 
 
 def test_pipes_and_backticks_stay_in_their_cell(tables):
-    assert tables.code("a|b") == r"`a\|b`"
+    assert tables.table([["x"], [tables.code("a|b")]]).splitlines()[-1] == r"| `a\|b` |"
     assert tables.code("a`b c") == "`` a`b c ``"
 
 
