@@ -283,6 +283,7 @@ def browse(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
 
 
+@pytest.mark.validation
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_the_page_works_in_a_browser_on_desktop_and_phone(call: Call, tmp_path):
     name = "a_name_without_any_place_to_break_it_that_is_longer_than_a_phone_is_wide"
