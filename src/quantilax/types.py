@@ -276,6 +276,10 @@ class Algorithm(NamedTuple):
     true`; None if the algorithm has no signals."""
     actions: tuple[type, ...] = (Discrete,)
     """Kinds of action spaces that it can act in: `Discrete`, `Box` or both."""
+    q: Callable[[Config, State, Observation, Key[Array, ""]], Float[Array, "A"]] | None = None
+    """(config, state, observation, key) -> the values that the policy of evaluation compares, or
+    with A = 1 that of its action or of the observation, in the environment's units; None if the
+    algorithm has none."""
 
 
 def no_action(space: Discrete | Box) -> Array:

@@ -43,10 +43,11 @@ BELOW = {
     "arguments": GROUND,
     "agent": {"train", "algorithms", "arguments", "learning", "envs", *GROUND},
     "runs": RUNNING,
+    "export": {"runs", *RUNNING},
     "studies": {"runs", *RUNNING},
     "checks": {"studies", "runs", *RUNNING},
     "reports": {"checks", "studies", "runs", *RUNNING},
-    "cli": {"reports", "checks", "studies", "runs", *RUNNING},
+    "cli": {"reports", "checks", "studies", "export", "runs", *RUNNING},
     "__main__": {"cli"},
 }
 """Each room, and the rooms that it may look into."""

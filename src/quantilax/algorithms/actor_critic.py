@@ -392,6 +392,29 @@ def quantiles(
     return normalize.returns(state.normalizer, jax.vmap(one)(state.params["critic"]).mean(axis=0))
 
 
+def q(
+    greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
+    config: Any,
+    state: State,
+    obs: Observation,
+    key: Key[Array, ""],
+) -> Float[Array, "1"]:
+    """Return Q of the greedy action, the mean of the critics', in the environment's units.
+
+    It is the mean at the fractions that a policy acts on, by the EMA of the weights.
+    """
+    head, state = heads.of(config), averaging.averaged(state)
+    x, (tau, _) = normalize.observations(state.normalizer, obs), head.draw_acting(key)
+    action = greedy(nnx.merge(state.network.actor, state.params["actor"])(x))
+
+    def one(params: PyTree) -> Float[Array, "1"]:
+        critic = nnx.merge(state.network.critic, params)
+        Q: Float[Array, 1] = head.mean(head.predict(critic.head, critic.features(x, action), [tau])[0])
+        return Q
+
+    return normalize.returns(state.normalizer, jax.vmap(one)(state.params["critic"]).mean(axis=0))
+
+
 def algorithm(
     name: str,
     config: type,
@@ -403,4 +426,6 @@ def algorithm(
 ) -> Algorithm:
     """Return an algorithm whose quantiles are those of the greedy action."""
     of_head = partial(quantiles, greedy)
-    return Algorithm(name, config, init, act, offpolicy.observe, update, policy, of_head, actions=(Box,))
+    return Algorithm(
+        name, config, init, act, offpolicy.observe, update, policy, of_head, actions=(Box,), q=partial(q, greedy)
+    )

@@ -347,4 +347,11 @@ def quantiles(config: Config, state: State, obs: Observation, tau: Float[Array, 
     )
 
 
-ALGORITHM = Algorithm("ppo", Config, init, act, observe, update, policy, quantiles, actions=(Discrete, Box))
+def q(config: Config, state: State, obs: Observation, key: Key[Array, ""]) -> Float[Array, "1"]:
+    """Return V(x) by the EMA of the weights, in the environment's units."""
+    head, network = heads.of(config), nnx.merge(state.network, state.average_params)
+    psi, (tau, _) = network.psi(normalize.observations(state.normalizer, obs)), head.draw_acting(key)
+    return normalize.returns(state.normalizer, head.mean(head.predict(network.head, psi, [tau])[0]))
+
+
+ALGORITHM = Algorithm("ppo", Config, init, act, observe, update, policy, quantiles, actions=(Discrete, Box), q=q)

@@ -221,4 +221,4 @@ def explores(config: Config, state: State) -> Float[Array, ""]:
 
 
 SIGNALS = signals.Learning(False, draw, loss, compared, experience, optimizer, behaviour, explores)
-ALGORITHM = Algorithm("pqn", Config, init, act, observe, update, policy, quantiles, SIGNALS)
+ALGORITHM = Algorithm("pqn", Config, init, act, observe, update, policy, quantiles, SIGNALS, q=values.q)

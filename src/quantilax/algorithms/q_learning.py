@@ -224,4 +224,4 @@ def algorithm(name: str, config: type) -> Algorithm:
     """Return Q-learning with the head of a config class, under a name."""
     head = heads.HEADS.get(getattr(config, "head", ""))  # a `head` that is a field may be any head
     of_head = None if head is not None and head.quantiles is None else quantiles
-    return Algorithm(name, config, init, act, observe, update, policy, of_head, SIGNALS)
+    return Algorithm(name, config, init, act, observe, update, policy, of_head, SIGNALS, q=values.q)

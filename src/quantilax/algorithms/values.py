@@ -107,16 +107,27 @@ def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
 
 def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
     """Return the epsilon-greedy policy on Q."""
-    head = heads.of(config)
 
     def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
-        network = nnx.merge(state.network, state.params)
-        tau, key = head.draw_acting(key)
-        psi = network.psi(normalize.observations(state.normalizer, obs))
-        q = head.mean(head.predict(network.head, psi, [tau])[0])
-        return exploration.epsilon_greedy(key, q, epsilon, legal), carry
+        values, key = acting_values(config, state, obs, key)
+        return exploration.epsilon_greedy(key, values, epsilon, legal), carry
 
     return Policy(act)
+
+
+def acting_values(
+    config: Any, state: Any, obs: Observation, key: Key[Array, ""]
+) -> tuple[Float[Array, "A"], Key[Array, ""]]:
+    """Return Q of one observation as a policy acts on it, in learned units, and an unused key."""
+    head, network = heads.of(config), nnx.merge(state.network, state.params)
+    tau, key = head.draw_acting(key)
+    psi = network.psi(normalize.observations(state.normalizer, obs))
+    return head.mean(head.predict(network.head, psi, [tau])[0]), key
+
+
+def q(config: Any, state: State, obs: Observation, key: Key[Array, ""]) -> Float[Array, "A"]:
+    """Return the values that the policy of evaluation compares, in the environment's units."""
+    return normalize.returns(state.normalizer, acting_values(config, averaging.averaged(state), obs, key)[0])
 
 
 def policy(env: Environment, config: Any, state: State) -> Policy:

@@ -169,7 +169,7 @@ class ProposedHead(Head):
 
 def step_function(tau: Float[Array, "N+1"], Z: Float[Array, "N *A"], at: Float[Array, "M"]) -> Float[Array, "M *A"]:
     """Return Z_{tau^_i} where `at` lies in (tau_i, tau_{i+1}]."""
-    return Z[jnp.searchsorted(tau[1:-1], at)]
+    return Z[(tau[1:-1] < at[:, None]).sum(axis=1)]
 
 
 def trained_by(params: PyTree) -> PyTree:

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file aside, flush it to disk and rename it, so that nobody ever finds half a file."""
     aside = path.with_name(path.name + ".partial")
     try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with aside.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)

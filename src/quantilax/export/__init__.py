@@ -1,0 +1,127 @@
+"""Export trained policies to files that run without quantilax: ONNX, and StableHLO.
+
+Both have the same inputs and outputs; docs/guides/deploy.md lists them. Dictionaries hold them by
+name.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from quantilax import arguments, switches
+from quantilax.agent import Agent
+from quantilax.errors import ConfigError, reason
+from quantilax.export import function, program
+from quantilax.host import files, paths
+from quantilax.runs import loading
+from quantilax.runs.directory import RunDirectory
+from quantilax.types import State
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""Where an exported StableHLO program runs."""
+
+
+def to_onnx(algo: Agent, state: State, **facts: Any) -> bytes:
+    """Return the policy of a state as an ONNX model.
+
+    Args:
+        algo, state: an agent, and the state of one run.
+        facts: more entries of the file's metadata, beside algorithm, environment and version.
+
+    Raises:
+        ConfigError: onnx is not installed, the policy has memory, or it uses a primitive of JAX
+            for which there is no operator.
+    """
+    _need("onnx")
+    from quantilax.export import graph
+
+    made = function.of_agent(algo, state)
+    with switches.standard():
+        told = program.flatten(made.trace())
+    inputs = {name: (made.inputs[name].default, made.inputs[name].meaning) for name in sorted(made.inputs)}
+    outputs = {name: made.outputs[name] for name in sorted(made.outputs)}
+    model = graph.model(told, inputs, outputs, _facts(algo, state) | {k: str(v) for k, v in facts.items()})
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+@switches.standard()
+def to_stablehlo(algo: Agent, state: State) -> bytes:
+    """Return the policy of a state as StableHLO, as `jax.export` serialises it.
+
+    `jax.export.deserialize(bytearray(data)).call(inputs)` runs it on a CPU, a GPU or a TPU.
+
+    Args:
+        algo, state: an agent, and the state of one run.
+
+    Raises:
+        ConfigError: flatbuffers is not installed, or the policy has memory.
+    """
+    _need("flatbuffers")
+    made = function.of_agent(algo, state)
+    return bytes(jax.export.export(jax.jit(made.call), platforms=PLATFORMS)(made.specification).serialize())
+
+
+WRITERS = {".onnx": to_onnx, ".stablehlo": to_stablehlo}
+
+
+def export(
+    run: Path | str,
+    out: Path | str = "policy.onnx",
+    *,
+    checkpoint: str | int = "last",
+    seed: int | None = None,
+    env: Any = None,
+) -> Path:
+    """Write the policy that a run learned to a file, and return its path.
+
+    Args:
+        run: the run's directory.
+        out: the file, which must not exist. It ends with `.onnx` or with `.stablehlo`.
+        checkpoint, seed, env: as for `quantilax.load`.
+
+    Raises:
+        ConfigError, CheckpointError: as for `quantilax.load`; or the file exists, cannot be written
+            or has another suffix; or as for `to_onnx` and `to_stablehlo`.
+    """
+    path = paths.check(out)
+    if path.suffix not in WRITERS:
+        raise ConfigError(f"--out: {path}: expected a name that ends with .onnx or .stablehlo")
+    if os.path.lexists(path):
+        raise ConfigError(f"--out: {path} exists, and nothing is overwritten; choose another name")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out: {path.parent} is no directory; choose another name")
+    algo, state, _ = loading.load(run, checkpoint, seed=seed, env=env)
+    if path.suffix == ".onnx":
+        facts = RunDirectory.open(Path(run)).facts
+        chosen = facts["seeds"][0] if seed is None else seed
+        data = to_onnx(algo, state, seed=chosen, commit=facts["starts"][-1].get("commit") or "unknown")
+    else:
+        data = to_stablehlo(algo, state)
+    try:
+        files.write_whole(path, data)
+    except OSError as error:
+        raise ConfigError(f"--out: {path} cannot be written: {reason(error)}; choose another name") from None
+    return path
+
+
+def _facts(algo: Agent, state: State) -> dict[str, str]:
+    state = arguments.one_state(state)
+    told: dict[str, Any] = {
+        "version": importlib.metadata.version("quantilax"),
+        "algorithm": algo.algorithm.name,
+        "head": getattr(algo.config, "head", ""),
+        "environment": algo.env.name,
+        "gamma": getattr(algo.config, "gamma", ""),
+        "env_steps": int(state.env_steps),
+        "action": function.action_of(algo.env),
+    }
+    return {name: str(fact) for name, fact in told.items() if fact != ""}
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{package} is not installed; pip install 'quantilax[export]'")

@@ -1,0 +1,172 @@
+"""The function that an exported file computes, with its inputs and outputs.
+
+It is the policy of evaluation without chance: no random actions, and fractions at the midpoints of
+equal strata, as `acting_tau_sampling: midpoints` has them.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+from jaxtyping import Array
+
+from quantilax import arguments, envs, switches
+from quantilax.agent import Agent
+from quantilax.envs.wrappers import Encode, FrameStack, Wrapper
+from quantilax.errors import ConfigError
+from quantilax.export import program
+from quantilax.types import Box, Discrete, Environment, Observation, State
+
+TAUS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The fractions of `quantiles` if none are given."""
+
+
+class Input(NamedTuple):
+    """An input of the function."""
+
+    shape: tuple[int | str, ...]
+    dtype: Any
+    meaning: str
+    default: np.ndarray | None = None
+    """What counts if it is left out; None: it must be given."""
+
+
+class Function(NamedTuple):
+    """What an exported file computes."""
+
+    call: Callable[[dict[str, Array]], dict[str, Array]]
+    inputs: dict[str, Input]
+    outputs: dict[str, str]
+    """What each output means."""
+
+    @property
+    def specification(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the inputs, with symbolic sizes."""
+        names = ("batch", "taus")
+        symbols: dict[Any, Any] = dict(zip(names, jax.export.symbolic_shape(", ".join(names)), strict=True))
+        return {
+            name: jax.ShapeDtypeStruct([symbols.get(size, size) for size in told.shape], told.dtype)
+            for name, told in self.inputs.items()
+        }
+
+    @switches.standard()
+    def trace(self) -> ClosedJaxpr:
+        """Return the function in JAX's primitives; inputs and outputs are in alphabetical order."""
+        traced: ClosedJaxpr = jax.make_jaxpr(self.call)(self.specification)
+        return traced
+
+
+def of_agent(algo: Agent, state: State) -> Function:
+    """Return the function of an agent and the state of one run.
+
+    Raises:
+        ConfigError: the state is that of several runs, or the policy remembers something.
+    """
+    state = arguments.one_state(state)
+    made = algo.algorithm.policy(algo.env, algo.config, state)
+    if jax.tree.leaves(made.carry) or made.before is not None:
+        raise ConfigError(
+            f"{algo.algorithm.name}: its policy remembers something from step to step, and an exported file has no memory;"
+            " use jax.export on a function of yours that hands it on"
+        )
+    function = _function(algo, state, "risk" if hasattr(algo.config, "risk_eta") else None)
+    if "risk" in function.inputs:
+        traced = program.flatten(function.trace())
+        action, risk = (sorted(x).index(name) for x, name in ((function.outputs, "action"), (function.inputs, "risk")))
+        if not program.depends_on(traced, action, risk):
+            return _function(algo, state, None)
+    return function
+
+
+def _function(algo: Agent, state: State, risk: str | None) -> Function:
+    space, encode = _shown(algo.env)
+    fields = {"eval_epsilon": 0.0, "acting_tau_sampling": "midpoints"}
+    config: Any = replace(algo.config, **{k: v for k, v in fields.items() if hasattr(algo.config, k)})
+    inputs = {"observation": Input(("batch", *space.shape), space.number, _observation(space))}
+    outputs = {"action": action_of(algo.env)}
+    if envs.masks(algo.env):
+        n = algo.env.action_space.n
+        inputs["legal"] = Input(("batch", n), np.dtype(bool), "whether each action may be taken")
+    if algo.algorithm.q is not None:
+        outputs["q"] = "the values that the policy compares, or that of its action: discounted returns"
+    if _learns_quantiles(algo, config, state):
+        outputs["quantiles"] = "the quantile of the discounted return at each of taus, of each action"
+        inputs["taus"] = Input(("taus",), np.dtype("float32"), "fractions from 0 to 1", np.array(TAUS, np.float32))
+    if risk:
+        eta = algo.config.risk_eta
+        if config.risk == "neutral":
+            config, eta = replace(config, risk="cvar"), 1.0
+        meaning = {"cvar": "share of the worst outcomes that count, above 0 to 1"}.get(
+            config.risk, f"eta of {config.risk}"
+        )
+        inputs["risk"] = Input((), np.dtype("float32"), meaning, np.array(eta, np.float32))
+
+    def call(given: dict[str, Array]) -> dict[str, Array]:
+        of = replace(config, risk_eta=given["risk"]) if risk else config
+        key = jax.random.key(0)
+
+        def one(obs: Observation, legal: Any) -> dict[str, Array]:
+            obs, policy = encode(obs), algo.algorithm.policy(algo.env, of, state)
+            found = {"action": policy.act(obs, policy.carry, key, legal)[0]}
+            if "q" in outputs:
+                found["q"] = algo.algorithm.q(of, state, obs, key)  # type: ignore[misc]
+            if "quantiles" in outputs:
+                found["quantiles"] = algo.algorithm.quantiles(of, state, obs, given["taus"])  # type: ignore[misc]
+            return found
+
+        return jax.vmap(one)(given["observation"], given.get("legal"))
+
+    return Function(call, inputs, outputs)
+
+
+def _shown(env: Environment) -> tuple[Box, Callable[[Observation], Observation]]:
+    """Return what the caller observes, and what turns it into what the policy observes.
+
+    The outermost wrappers that only change observations are part of the file, up to a stack of
+    frames, which needs memory.
+    """
+    encoders = []
+    while isinstance(env, Wrapper) and not isinstance(env, FrameStack):
+        if isinstance(env, Encode):
+            encoders.append(env.encode)
+        env = env.env
+
+    def encode(obs: Observation) -> Observation:
+        for one in reversed(encoders):
+            obs = one(obs)
+        return obs
+
+    return env.observation_space, encode
+
+
+def _learns_quantiles(algo: Agent, config: Any, state: State) -> bool:
+    if algo.algorithm.quantiles is None:
+        return False
+    space = algo.env.observation_space
+    try:
+        obs = jax.ShapeDtypeStruct(space.shape, space.number)
+        jax.eval_shape(lambda x, tau: algo.algorithm.quantiles(config, state, x, tau), obs, jnp.zeros(1))  # type: ignore[misc]
+    except ConfigError:  # the head learns a mean
+        return False
+    return True
+
+
+def _observation(space: Box) -> str:
+    frames = f", of {space.frames} frames along the last axis, the newest last" if space.frames > 1 else ""
+    return f"as the environment shows it, from {_ends(space)}{frames}"
+
+
+def action_of(env: Environment) -> str:
+    """Return what an action of an environment is, in words."""
+    space = env.action_space
+    return f"a whole number from 0 to {space.n - 1}" if isinstance(space, Discrete) else f"numbers from {_ends(space)}"
+
+
+def _ends(space: Box) -> str:
+    """Return `low to high`, with one number for equal ones."""
+    ends = (np.unique(np.asarray(bound, np.float64)) for bound in (space.low, space.high))
+    return " to ".join(f"{end[0]:g}" if end.size == 1 else f"{end[0]:g}..{end[-1]:g}" for end in ends)
