@@ -43,7 +43,7 @@ BELOW = {
     "arguments": GROUND,
     "agent": {"train", "algorithms", "arguments", "learning", "envs", *GROUND},
     "runs": RUNNING,
-    "export": {"runs", *RUNNING},
+    "export": {"runs", "arguments", *RUNNING},
     "studies": {"runs", *RUNNING},
     "checks": {"studies", "runs", *RUNNING},
     "reports": {"checks", "studies", "runs", *RUNNING},

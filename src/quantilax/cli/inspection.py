@@ -13,14 +13,22 @@ import click
 import rich.table
 from rich.console import Console
 
-from quantilax.cli.shared import NO_CACHE, refuse_without_memory, seed_range, show_config, table_console
+from quantilax.cli.shared import (
+    CHECKPOINT,
+    NO_CACHE,
+    as_checkpoint,
+    refuse_without_memory,
+    seed_range,
+    show_config,
+    table_console,
+)
 from quantilax.errors import ConfigError
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(min=1), default=1_000, show_default=True, help="Episodes per seed.")
-@click.option("--checkpoint", default="last", show_default=True, help="last, best or a number of environment steps.")
+@CHECKPOINT
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @NO_CACHE
@@ -38,9 +46,7 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
 
     if not no_cache:
         runs.enable_compilation_cache()
-    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    if which not in ("last", "best") and not isinstance(which, int):
-        raise ConfigError(f"--checkpoint: expected last, best or a number of environment steps, got '{checkpoint}'")
+    which = as_checkpoint(checkpoint)
     with refuse_without_memory("--episodes"):
         found = runs.evaluate(run, which, episodes=episodes, seed=seed)
     parts = {str(number): (found.returns[i], found.lengths[i]) for i, number in enumerate(found.seeds)}

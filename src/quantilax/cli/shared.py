@@ -27,6 +27,11 @@ LOG = click.option(
 )
 
 
+CHECKPOINT = click.option(
+    "--checkpoint", default="last", show_default=True, help="last, best or a number of environment steps."
+)
+
+
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -36,6 +41,15 @@ def table_console(least: int, **options: Any) -> Console:
     A narrower terminal folds the lines, but no number in a table is cut off.
     """
     return Console(width=max(Console().width, least), **options)
+
+
+def as_checkpoint(text: str) -> str | int:
+    """Return what `--checkpoint` names, or raise `ConfigError`."""
+    if text in ("last", "best"):
+        return text
+    if not text.isdecimal():
+        raise ConfigError(f"--checkpoint: expected last, best or a number of environment steps, got '{text}'")
+    return int(text)
 
 
 @contextmanager

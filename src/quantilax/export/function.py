@@ -169,4 +169,5 @@ def action_of(env: Environment) -> str:
 def _ends(space: Box) -> str:
     """Return `low to high`, with one number for equal ones."""
     ends = (np.unique(np.asarray(bound, np.float64)) for bound in (space.low, space.high))
+    ends = (np.where(np.abs(end) < 1e30, end, np.copysign(np.inf, end)) for end in ends)
     return " to ".join(f"{end[0]:g}" if end.size == 1 else f"{end[0]:g}..{end[-1]:g}" for end in ends)

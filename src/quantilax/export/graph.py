@@ -159,12 +159,13 @@ def model(
     for value, (name, meaning) in zip(program.outputs, outputs.items(), strict=True):
         graph.nodes.append(helper.make_node("Identity", [graph.full(value)], [name]))
         told.append(helper.make_tensor_value_info(name, tensor_type(value.dtype), sizes(value.shape), meaning))
-    used = {name for node in graph.nodes for name in node.input}  # a reshaped constant takes the place of the first
+    used = set(outputs)  # a second reshape leaves the first without use, and so for constants
+    nodes = [node for node in reversed(graph.nodes) if used & set(node.output) and not used.update(node.input)]
     arrays = {name: array for name, array in graph.constants.items() if name in used}
     arrays |= {name: default for name, (default, _) in inputs.items() if default is not None}
     made = helper.make_model(
         helper.make_graph(
-            graph.nodes, "policy", given, told, [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+            nodes[::-1], "policy", given, told, [numpy_helper.from_array(array, name) for name, array in arrays.items()]
         ),
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],

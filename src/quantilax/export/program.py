@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal
 
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 """Primitives that call a function, which stands in one of the parameters `BODIES`."""
@@ -86,7 +86,7 @@ def _inline(traced: ClosedJaxpr, arguments: Sequence[Operand], steps: list[Step]
             body = next(params[key] for key in BODIES if key in params)
             results = _inline(body if hasattr(body, "consts") else ClosedJaxpr(body, ()), inputs, steps)
         elif all(not isinstance(x, Value) for x in inputs) and _is_static(equation):
-            results = _computed(jaxpr, equation, inputs)
+            results = _computed(equation, inputs)
         elif name == "select_n" and not isinstance(inputs[0], Value) and np.unique(inputs[0]).size == 1:
             results = [inputs[1 + int(np.ravel(inputs[0])[0])]]
         else:
@@ -101,11 +101,10 @@ def _is_static(equation: Any) -> bool:
     return all(isinstance(size, int) for variable in equation.outvars for size in sizes(variable.aval.shape))
 
 
-def _computed(jaxpr: Any, equation: Any, inputs: list[Any]) -> list[Operand]:
+def _computed(equation: Any, inputs: list[Any]) -> list[Operand]:
     """Apply a primitive to known numbers."""
-    given = {atom: x for atom, x in zip(equation.invars, inputs, strict=True) if not isinstance(atom, Literal)}
-    alone = jaxpr.replace(constvars=[], invars=list(given), outvars=equation.outvars, eqns=[equation], debug_info=None)
-    return [_concrete(result) for result in jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())]
+    results = equation.primitive.bind(*inputs, **equation.params)
+    return [_concrete(result) for result in (results if equation.primitive.multiple_results else [results])]
 
 
 def _concrete(value: Any) -> Any:
