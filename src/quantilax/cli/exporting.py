@@ -18,7 +18,13 @@ from quantilax.cli.shared import CHECKPOINT, as_checkpoint
 )
 @CHECKPOINT
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="One of the run's seeds.  [default: the first]")
-def export(run: Path, out: Path, checkpoint: str, seed: int | None) -> None:
+@click.option(
+    "--outputs",
+    default="action,q,quantiles",
+    show_default=True,
+    help="What the file computes, as far as the run learned it; action is always there.",
+)
+def export(run: Path, out: Path, checkpoint: str, seed: int | None, outputs: str) -> None:
     """Write the policy that the run in the directory RUN learned to a file that needs no quantilax.
 
     An ONNX file runs in onnxruntime, without JAX. StableHLO runs in JAX.
@@ -26,8 +32,10 @@ def export(run: Path, out: Path, checkpoint: str, seed: int | None) -> None:
     \b
     quantilax export runs/x
     quantilax export runs/x --checkpoint best --out policy.stablehlo
+    quantilax export runs/x --outputs action
     """
     from quantilax import export
 
-    path = export.export(run, out, checkpoint=as_checkpoint(checkpoint), seed=seed)
+    which = as_checkpoint(checkpoint)
+    path = export.export(run, out, outputs=outputs.split(","), checkpoint=which, seed=seed)
     click.echo(f"{path}: {path.stat().st_size:,} bytes")

@@ -7,6 +7,7 @@ name.
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 from quantilax import arguments, switches
 from quantilax.agent import Agent
 from quantilax.errors import ConfigError, reason
-from quantilax.export import function, program
+from quantilax.export import function
 from quantilax.host import files, paths
 from quantilax.runs import loading
 from quantilax.runs.directory import RunDirectory
@@ -25,43 +26,44 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 """Where an exported StableHLO program runs."""
 
 
-def to_onnx(algo: Agent, state: State, **facts: Any) -> bytes:
+def to_onnx(algo: Agent, state: State, outputs: Collection[str] = function.OUTPUTS, **facts: Any) -> bytes:
     """Return the policy of a state as an ONNX model.
 
     Args:
         algo, state: an agent, and the state of one run.
+        outputs: what the file shall compute, of `action`, `q` and `quantiles`. `action` is always
+            there.
         facts: more entries of the file's metadata, beside algorithm, environment and version.
 
     Raises:
-        ConfigError: onnx is not installed, the policy has memory, or it uses a primitive of JAX
-            for which there is no operator.
+        ConfigError: onnx is not installed, the policy has memory, it uses a primitive of JAX for
+            which there is no operator, or there is no output of this name.
     """
     _need("onnx")
     from quantilax.export import graph
 
-    made = function.of_agent(algo, state)
-    with switches.standard():
-        told = program.flatten(made.trace())
+    made = function.of_agent(algo, state, outputs)
     inputs = {name: (made.inputs[name].default, made.inputs[name].meaning) for name in sorted(made.inputs)}
     outputs = {name: made.outputs[name] for name in sorted(made.outputs)}
-    model = graph.model(told, inputs, outputs, _facts(algo, state) | {k: str(v) for k, v in facts.items()})
+    model = graph.model(made.program, inputs, outputs, _facts(algo, state) | {k: str(v) for k, v in facts.items()})
     return bytes(model.SerializeToString(deterministic=True))
 
 
 @switches.standard()
-def to_stablehlo(algo: Agent, state: State) -> bytes:
+def to_stablehlo(algo: Agent, state: State, outputs: Collection[str] = function.OUTPUTS) -> bytes:
     """Return the policy of a state as StableHLO, as `jax.export` serialises it.
 
     `jax.export.deserialize(bytearray(data)).call(inputs)` runs it on a CPU, a GPU or a TPU.
 
     Args:
-        algo, state: an agent, and the state of one run.
+        algo, state, outputs: as for `to_onnx`.
 
     Raises:
-        ConfigError: flatbuffers is not installed, or the policy has memory.
+        ConfigError: flatbuffers is not installed, the policy has memory, or there is no output of
+            this name.
     """
     _need("flatbuffers")
-    made = function.of_agent(algo, state)
+    made = function.of_agent(algo, state, outputs)
     return bytes(jax.export.export(jax.jit(made.call), platforms=PLATFORMS)(made.specification).serialize())
 
 
@@ -72,6 +74,7 @@ def export(
     run: Path | str,
     out: Path | str = "policy.onnx",
     *,
+    outputs: Collection[str] = function.OUTPUTS,
     checkpoint: str | int = "last",
     seed: int | None = None,
     env: Any = None,
@@ -81,6 +84,7 @@ def export(
     Args:
         run: the run's directory.
         out: the file, which must not exist. It ends with `.onnx` or with `.stablehlo`.
+        outputs: as for `to_onnx`.
         checkpoint, seed, env: as for `quantilax.load`.
 
     Raises:
@@ -98,9 +102,9 @@ def export(
     if path.suffix == ".onnx":
         facts = RunDirectory.open(Path(run)).facts
         chosen = facts["seeds"][0] if seed is None else seed
-        data = to_onnx(algo, state, seed=chosen, commit=facts["starts"][-1].get("commit") or "unknown")
+        data = to_onnx(algo, state, outputs, seed=chosen, commit=facts["starts"][-1].get("commit") or "unknown")
     else:
-        data = to_stablehlo(algo, state)
+        data = to_stablehlo(algo, state, outputs)
     try:
         files.write_whole(path, data)
     except OSError as error:

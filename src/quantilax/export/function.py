@@ -4,20 +4,20 @@ It is the policy of evaluation without chance: no random actions, and fractions 
 equal strata, as `acting_tau_sampling: midpoints` has them.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from quantilax import arguments, envs, switches
 from quantilax.agent import Agent
 from quantilax.envs.wrappers import Encode, FrameStack, Wrapper
-from quantilax.errors import ConfigError
+from quantilax.errors import ConfigError, did_you_mean
 from quantilax.export import program
 from quantilax.types import Box, Discrete, Environment, Observation, State
 
@@ -35,7 +35,8 @@ class Input(NamedTuple):
     """What counts if it is left out; None: it must be given."""
 
 
-class Function(NamedTuple):
+@dataclass(frozen=True)
+class Function:
     """What an exported file computes."""
 
     call: Callable[[dict[str, Array]], dict[str, Array]]
@@ -53,19 +54,31 @@ class Function(NamedTuple):
             for name, told in self.inputs.items()
         }
 
-    @switches.standard()
-    def trace(self) -> ClosedJaxpr:
-        """Return the function in JAX's primitives; inputs and outputs are in alphabetical order."""
-        traced: ClosedJaxpr = jax.make_jaxpr(self.call)(self.specification)
-        return traced
+    @cached_property
+    def program(self) -> program.Program:
+        """The function in JAX's primitives; inputs and outputs are in alphabetical order."""
+        with switches.standard():
+            return program.flatten(jax.make_jaxpr(self.call)(self.specification))
 
 
-def of_agent(algo: Agent, state: State) -> Function:
+OUTPUTS = ("action", "q", "quantiles")
+
+
+def of_agent(algo: Agent, state: State, outputs: Collection[str] = OUTPUTS) -> Function:
     """Return the function of an agent and the state of one run.
 
+    Args:
+        algo, state: the agent, and the state.
+        outputs: those of `OUTPUTS` that the function shall have if the agent has them. `action` is
+            there in any case.
+
     Raises:
-        ConfigError: the state is that of several runs, or the policy remembers something.
+        ConfigError: the state is that of several runs, the policy remembers something, or there is
+            no output of this name.
     """
+    for name in outputs:
+        if name not in OUTPUTS:
+            raise ConfigError(f"outputs: unknown output '{name}'{did_you_mean(name, OUTPUTS, 'outputs')}")
     state = arguments.one_state(state)
     made = algo.algorithm.policy(algo.env, algo.config, state)
     if jax.tree.leaves(made.carry) or made.before is not None:
@@ -73,16 +86,15 @@ def of_agent(algo: Agent, state: State) -> Function:
             f"{algo.algorithm.name}: its policy remembers something from step to step, and an exported file has no memory;"
             " use jax.export on a function of yours that hands it on"
         )
-    function = _function(algo, state, "risk" if hasattr(algo.config, "risk_eta") else None)
+    function = _function(algo, state, outputs, hasattr(algo.config, "risk_eta"))
     if "risk" in function.inputs:
-        traced = program.flatten(function.trace())
         action, risk = (sorted(x).index(name) for x, name in ((function.outputs, "action"), (function.inputs, "risk")))
-        if not program.depends_on(traced, action, risk):
-            return _function(algo, state, None)
+        if not program.depends_on(function.program, action, risk):
+            return _function(algo, state, outputs, False)
     return function
 
 
-def _function(algo: Agent, state: State, risk: str | None) -> Function:
+def _function(algo: Agent, state: State, wanted: Collection[str], risk: bool) -> Function:
     space, encode = _shown(algo.env)
     fields = {"eval_epsilon": 0.0, "acting_tau_sampling": "midpoints"}
     config: Any = replace(algo.config, **{k: v for k, v in fields.items() if hasattr(algo.config, k)})
@@ -91,9 +103,9 @@ def _function(algo: Agent, state: State, risk: str | None) -> Function:
     if envs.masks(algo.env):
         n = algo.env.action_space.n
         inputs["legal"] = Input(("batch", n), np.dtype(bool), "whether each action may be taken")
-    if algo.algorithm.q is not None:
+    if "q" in wanted and algo.algorithm.q is not None:
         outputs["q"] = "the values that the policy compares, or that of its action: discounted returns"
-    if _learns_quantiles(algo, config, state):
+    if "quantiles" in wanted and _learns_quantiles(algo, config, state):
         outputs["quantiles"] = "the quantile of the discounted return at each of taus, of each action"
         inputs["taus"] = Input(("taus",), np.dtype("float32"), "fractions from 0 to 1", np.array(TAUS, np.float32))
     if risk:

@@ -159,8 +159,11 @@ def model(
     for value, (name, meaning) in zip(program.outputs, outputs.items(), strict=True):
         graph.nodes.append(helper.make_node("Identity", [graph.full(value)], [name]))
         told.append(helper.make_tensor_value_info(name, tensor_type(value.dtype), sizes(value.shape), meaning))
-    used = set(outputs)  # a second reshape leaves the first without use, and so for constants
-    nodes = [node for node in reversed(graph.nodes) if used & set(node.output) and not used.update(node.input)]
+    used, nodes = set(outputs), []
+    for node in reversed(graph.nodes):  # a second reshape leaves the first without use, and so for constants
+        if used & set(node.output):
+            used |= set(node.input)
+            nodes.append(node)
     arrays = {name: array for name, array in graph.constants.items() if name in used}
     arrays |= {name: default for name, (default, _) in inputs.items() if default is not None}
     made = helper.make_model(
