@@ -231,6 +231,18 @@ def test_wrappers_that_encode_are_in_the_file_and_a_stack_of_frames_is_not():
     assert_the_same(found, expected(algo, state, obs.reshape(8, -1)))
 
 
+def test_a_file_of_the_action_alone_leaves_the_critics_out():
+    algo = agent("sac", head="quantile")
+    state, obs = filled(algo), observations(VECTOR, 16)
+    whole, small = (export.to_onnx(algo, state, outputs) for outputs in (function.OUTPUTS, ["action"]))
+    found = run(small, observation=obs)
+    assert list(found) == ["action"]
+    assert_array_equal(found["action"], run(whole, observation=obs)["action"])
+    assert len(small) < len(whole)
+    with pytest.raises(ConfigError, match="outputs: unknown output 'quantile'; did you mean 'quantiles'"):
+        export.to_onnx(algo, state, ["quantile"])
+
+
 def test_what_a_file_says_about_itself():
     algo = agent("q_learning", head="quantile")
     model = onnx.load_from_string(export.to_onnx(algo, filled(algo), seed=3))
@@ -263,7 +275,9 @@ def test_what_a_file_says_about_itself():
 def test_stablehlo_takes_any_batch_and_any_fractions():
     algo = agent("q_learning", head="implicit_quantile")
     state, obs = filled(algo), observations(VECTOR, 7)
-    policy = jax.export.deserialize(bytearray(export.to_stablehlo(algo, state)))
+    data = export.to_stablehlo(algo, state)
+    assert b".py" not in data, "no paths of this machine"
+    policy = jax.export.deserialize(bytearray(data))
     assert policy.platforms == export.PLATFORMS
     wanted = expected(algo, state, obs)
     for given in (obs, obs[:3]):

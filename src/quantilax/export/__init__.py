@@ -64,7 +64,13 @@ def to_stablehlo(algo: Agent, state: State, outputs: Collection[str] = function.
     """
     _need("flatbuffers")
     made = function.of_agent(algo, state, outputs)
-    return bytes(jax.export.export(jax.jit(made.call), platforms=PLATFORMS)(made.specification).serialize())
+    frames = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of this machine in the file
+    try:
+        exported = jax.export.export(jax.jit(made.call), platforms=PLATFORMS)(made.specification)
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", frames)
+    return bytes(exported.serialize())
 
 
 WRITERS = {".onnx": to_onnx, ".stablehlo": to_stablehlo}
