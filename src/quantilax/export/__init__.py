@@ -43,7 +43,7 @@ def to_onnx(algo: Agent, state: State, outputs: Collection[str] = function.OUTPU
     from quantilax.export import graph
 
     made = function.of_agent(algo, state, outputs)
-    inputs = {name: (made.inputs[name].default, made.inputs[name].meaning) for name in sorted(made.inputs)}
+    inputs = {name: made.inputs[name].meaning for name in sorted(made.inputs)}
     outputs = {name: made.outputs[name] for name in sorted(made.outputs)}
     model = graph.model(made.program, inputs, outputs, _facts(algo, state) | {k: str(v) for k, v in facts.items()})
     return bytes(model.SerializeToString(deterministic=True))

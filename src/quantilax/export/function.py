@@ -21,9 +21,6 @@ from quantilax.errors import ConfigError, did_you_mean
 from quantilax.export import program
 from quantilax.types import Box, Discrete, Environment, Observation, State
 
-TAUS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The fractions of `quantiles` if none are given."""
-
 
 class Input(NamedTuple):
     """An input of the function."""
@@ -31,8 +28,6 @@ class Input(NamedTuple):
     shape: tuple[int | str, ...]
     dtype: Any
     meaning: str
-    default: np.ndarray | None = None
-    """What counts if it is left out; None: it must be given."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +102,12 @@ def _function(algo: Agent, state: State, wanted: Collection[str], risk: bool) ->
         outputs["q"] = "the values that the policy compares, or that of its action: discounted returns"
     if "quantiles" in wanted and _learns_quantiles(algo, config, state):
         outputs["quantiles"] = "the quantile of the discounted return at each of taus, of each action"
-        inputs["taus"] = Input(("taus",), np.dtype("float32"), "fractions from 0 to 1", np.array(TAUS, np.float32))
+        inputs["taus"] = Input(("taus",), np.dtype("float32"), "fractions from 0 to 1")
     if risk:
-        eta = algo.config.risk_eta
+        meaning = f"eta of the distortion {config.risk}; the run has {float(config.risk_eta):g}"
         if config.risk == "neutral":
-            config, eta = replace(config, risk="cvar"), 1.0
-        meaning = {"cvar": "share of the worst outcomes that count, above 0 to 1"}.get(
-            config.risk, f"eta of {config.risk}"
-        )
-        inputs["risk"] = Input((), np.dtype("float32"), meaning, np.array(eta, np.float32))
+            config, meaning = replace(config, risk="cvar"), "share of the worst outcomes that count; 1: the mean"
+        inputs["risk"] = Input((), np.dtype("float32"), meaning)
 
     def call(given: dict[str, Array]) -> dict[str, Array]:
         of = replace(config, risk_eta=given["risk"]) if risk else config

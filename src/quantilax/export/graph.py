@@ -137,15 +137,12 @@ class Graph:
             self.names[id(value)] = name
 
 
-def model(
-    program: Program, inputs: dict[str, tuple[np.ndarray | None, str]], outputs: dict[str, str], facts: dict[str, str]
-) -> onnx.ModelProto:
+def model(program: Program, inputs: dict[str, str], outputs: dict[str, str], facts: dict[str, str]) -> onnx.ModelProto:
     """Return the ONNX model of a program.
 
     Args:
         program: the function.
-        inputs: for each input its default, if it may be left out, and what it means.
-        outputs: for each output what it means.
+        inputs, outputs: names in the order of the program, each with what it means.
         facts: what the file says about itself.
     """
     graph = Graph(program, list(inputs))
@@ -153,7 +150,7 @@ def model(
         graph.take(step)
     given = [
         helper.make_tensor_value_info(name, tensor_type(value.dtype), value.shape, meaning)
-        for value, (name, (_, meaning)) in zip(program.inputs, inputs.items(), strict=True)
+        for value, (name, meaning) in zip(program.inputs, inputs.items(), strict=True)
     ]
     told = []
     for value, (name, meaning) in zip(program.outputs, outputs.items(), strict=True):
@@ -165,7 +162,6 @@ def model(
             used |= set(node.input)
             nodes.append(node)
     arrays = {name: array for name, array in graph.constants.items() if name in used}
-    arrays |= {name: default for name, (default, _) in inputs.items() if default is not None}
     made = helper.make_model(
         helper.make_graph(
             nodes[::-1], "policy", given, told, [numpy_helper.from_array(array, name) for name, array in arrays.items()]
