@@ -175,7 +175,7 @@ KINDS = {
     "bfloat16, to the rounding": (still(VECTOR, CHOICE), dict(head="quantile", compute_dtype="bfloat16"), 0.05),
 }
 LONG = {
-    "impala": (still(PICTURE, CHOICE), dict(head="scalar", torso="impala", spectral_norm=True), 1e-5),
+    "impala": (still(PICTURE, CHOICE), dict(head="scalar", torso="impala", spectral_norm=True), 1e-4),
     "whole numbers": (still(Box((3, 2), jnp.int32, 0, 9), CHOICE), dict(head="hl_gauss"), 1e-5),
 }
 
