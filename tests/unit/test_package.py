@@ -44,10 +44,11 @@ BELOW = {
     "agent": {"train", "algorithms", "arguments", "learning", "envs", *GROUND},
     "runs": RUNNING,
     "export": {"runs", "arguments", *RUNNING},
+    "returns": {"runs", "arguments", *RUNNING},
     "studies": {"runs", *RUNNING},
     "checks": {"studies", "runs", *RUNNING},
     "reports": {"checks", "studies", "runs", *RUNNING},
-    "cli": {"reports", "checks", "studies", "export", "runs", *RUNNING},
+    "cli": {"reports", "checks", "studies", "returns", "export", "runs", *RUNNING},
     "__main__": {"cli"},
 }
 """Each room, and the rooms that it may look into."""

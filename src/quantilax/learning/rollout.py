@@ -115,7 +115,7 @@ def step(env: Environment, policy: Policy, envs: Envs, key: Key[Array, ""]) -> t
     env_state, told = Mapped(env=env).step(keys_step, envs.state, action)
     transition = _transition(envs.obs, action, told, envs.legal)
     forgotten = jax.tree.map(lambda first, x: jnp.broadcast_to(first, x.shape), policy.carry, carry)
-    carry = _where(told.terminated | told.truncated, forgotten, carry)
+    carry = where(told.terminated | told.truncated, forgotten, carry)
     return Envs(env_state, told.obs, told.legal, carry), transition
 
 
@@ -190,8 +190,9 @@ def evaluate(
 
     Each environment plays one episode, to its end.
     """
-    lengths, returns, _ = _play(env, policy, key, episodes, None, lambda seen, *_: seen)
-    return lengths, returns
+    env = of_evaluation(env)
+    played = play(env, policy, *begin_episodes(env, policy, key, episodes), None, lambda seen, *_: seen)
+    return played.lengths, played.returns
 
 
 def watch(
@@ -202,28 +203,58 @@ def watch(
     def see(seen: Seen, transition: Transition, active: Bool[Array, "E"], t: Int[Array, ""]) -> Seen:
         discounted, first, last = seen
         discounted = discounted + jnp.where(active, gamma**t * transition.reward, 0.0)
-        return discounted, _where(t == 0, transition, first), _where(active, transition, last)
+        return discounted, where(t == 0, transition, first), where(active, transition, last)
 
     nothing = jax.tree.map(lambda x: jnp.zeros((episodes, *x.shape), x.dtype), transition_spec(env))
-    lengths, returns, seen = _play(env, policy, key, episodes, (jnp.zeros(episodes), nothing, nothing), see)
-    return Episodes(lengths, returns, *seen)
+    env, begun = of_evaluation(env), (jnp.zeros(episodes), nothing, nothing)
+    played = play(env, policy, *begin_episodes(env, policy, key, episodes), begun, see)
+    return Episodes(played.lengths, played.returns, *played.seen)
 
 
-def _play(
-    env: Environment, policy: Policy, key: Key[Array, ""], episodes: int, seen: Any, see: Callable[..., Any]
-) -> tuple[Int[Array, "E"], Float[Array, "E"], Any]:
-    """Return lengths, returns, and `seen` after all steps.
+class Played(NamedTuple):
+    """Episodes, one in each environment, and what was seen of them."""
 
-    At each step `see` updates it: (seen, transition, active, t) -> seen.
+    lengths: Int[Array, "E"]
+    returns: Float[Array, "E"]
+    """Undiscounted."""
+    unfinished: Bool[Array, "E"]
+    """Whether the play ended before the episode did."""
+    seen: Any
+
+
+def begin_episodes(env: Environment, policy: Policy, key: Key[Array, ""], episodes: int) -> tuple[Envs, Key[Array, ""]]:
+    """Return environments at the beginning of `episodes` episodes, and a key for `play`."""
+    key_reset, key = jax.random.split(key)
+    return reset(env, jax.random.split(key_reset, episodes), policy.carry), key
+
+
+def play(
+    env: Environment,
+    policy: Policy,
+    envs: Envs,
+    key: Key[Array, ""],
+    seen: Any,
+    see: Callable[..., Any],
+    steps: int | None = None,
+) -> Played:
+    """Play an episode in each of E environments, all in parallel, each to its end.
+
+    Args:
+        env, policy: who plays where.
+        envs, key: from `begin_episodes`.
+        seen: what is carried from step to step.
+        see: (seen, transition, active, t) -> seen. It is called after each step; `active` (E,) says
+            whose episode goes on.
+        steps: an upper bound below that of the environment.
     """
+    episodes = jax.tree.leaves(envs.obs)[0].shape[0]
+    limit = env.max_episode_steps if steps is None else jnp.minimum(env.max_episode_steps, steps)
 
-    env = of_evaluation(env)
-
-    def unfinished(carry: tuple[Any, ...]) -> Array:
+    def is_unfinished(carry: tuple[Any, ...]) -> Array:
         _, _, t, active, *_ = carry
-        return active.any() & (t < env.max_episode_steps)
+        return active.any() & (t < limit)
 
-    def play(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         envs, key, t, active, lengths, returns, seen = carry
         key, key_step = jax.random.split(key)
         envs, transition = step(env, policy, envs, key_step)
@@ -233,9 +264,8 @@ def _play(
         active = active & ~(transition.terminated | transition.truncated)
         return envs, key, t + 1, active, lengths, returns, seen
 
-    key_reset, key = jax.random.split(key)
     carry = (
-        reset(env, jax.random.split(key_reset, episodes), policy.carry),
+        envs,
         key,
         jnp.zeros((), jnp.int32),
         jnp.ones(episodes, bool),
@@ -243,11 +273,11 @@ def _play(
         jnp.zeros(episodes),
         seen,
     )
-    *_, lengths, returns, seen = jax.lax.while_loop(unfinished, play, carry)
-    return lengths, returns, seen
+    *_, active, lengths, returns, seen = jax.lax.while_loop(is_unfinished, one, carry)
+    return Played(lengths, returns, active, seen)
 
 
-def _where(mask: Bool[Array, "*E"], new: PyTree, old: PyTree) -> PyTree:
+def where(mask: Bool[Array, "*E"], new: PyTree, old: PyTree) -> PyTree:
     """Choose by a mask over the leading axis, or by one flag for all."""
     return jax.tree.map(lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o), new, old)
 
