@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ RESAMPLES = 5_000
 QUICK_RESAMPLES = 2_000
 """Resamples for curves and for episodes, of which there are many."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CVAR_LEVELS = (0.05, 0.1, 0.25)
+"""Shares of the worst episodes whose mean is reported."""
 BATCH = 2**20
 """Upper bound on the numbers in a batch of resamples."""
 JACKKNIFE_UP_TO = 1_000
@@ -58,6 +61,25 @@ def iqm(values: Any, axis: int | None = None) -> Any:
     cut = ordered.shape[-1] // 4
     middle = ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
     result = np.where(np.isnan(ordered[..., -1]), np.nan, middle)  # sorting puts NaN last, where it would be cut off
+    return float(result) if result.ndim == 0 else result
+
+
+def cvar(values: Any, level: float, axis: int = -1) -> Any:
+    """Conditional value at risk: the mean of the worst (smallest) share `level` of the values.
+
+    If the share is not a whole number of values, the last one counts in part. This is
+    `max_b (b - mean(max(b - x, 0)) / level)` (Rockafellar & Uryasev 2000). A level of 1 gives the
+    mean.
+
+    Raises:
+        ValueError: the level is not above 0 and at most 1.
+    """
+    if not 0 < level <= 1:
+        raise ValueError(f"level: expected a share above 0 and at most 1, got {level:g}")
+    ordered = np.sort(np.moveaxis(np.asarray(values, float), axis, -1), axis=-1)
+    counted = np.clip(level * ordered.shape[-1] - np.arange(ordered.shape[-1]), 0, 1)
+    kept = counted > 0  # an infinity beyond the share does not count
+    result = (ordered[..., kept] @ counted[kept]) / counted.sum()
     return float(result) if result.ndim == 0 else result
 
 
@@ -288,6 +310,9 @@ class Summary(NamedTuple):
     """Mean of the middle half of the episodes."""
     iqm_interval: tuple[float, float]
     quantiles: dict[float, float]
+    cvar: dict[float, float]
+    """Mean of the worst share of the episodes, for each share in `CVAR_LEVELS`."""
+    cvar_interval: dict[float, tuple[float, float]]
 
 
 def summarize(values: np.ndarray) -> Summary:
@@ -300,18 +325,24 @@ def summarize(values: np.ndarray) -> Summary:
     values = np.atleast_2d(values)
     units = values.T if len(values) == 1 else values  # one row per unit that is resampled
 
-    def told(statistic: Statistic) -> tuple[float, float]:
-        if len(units) == 1:
-            return math.nan, math.nan
-        low, high = interval(
-            lambda drawn: statistic(drawn.reshape(len(drawn), -1), axis=1), units, resamples=QUICK_RESAMPLES
-        )
-        return float(low), float(high)
+    measures: list[Statistic] = [np.mean, iqm, *(partial(cvar, level=level) for level in CVAR_LEVELS)]
 
+    def told(drawn: np.ndarray) -> np.ndarray:
+        episodes = drawn.reshape(len(drawn), -1)
+        return np.stack([measure(episodes, axis=1) for measure in measures], axis=-1)
+
+    if len(units) == 1:
+        ends = [(math.nan, math.nan)] * len(measures)
+    else:
+        low, high = interval(told, units, resamples=QUICK_RESAMPLES)
+        ends = list(zip(low.tolist(), high.tolist(), strict=True))
+    of_mean, of_iqm, *of_tails = ends
     return Summary(
         mean=float(values.mean()),
-        mean_interval=told(np.mean),
+        mean_interval=of_mean,
         iqm=iqm(values),
-        iqm_interval=told(iqm),
+        iqm_interval=of_iqm,
         quantiles={q: float(np.quantile(values, q)) for q in QUANTILES},
+        cvar={level: cvar(values.ravel(), level) for level in CVAR_LEVELS},
+        cvar_interval=dict(zip(CVAR_LEVELS, of_tails, strict=True)),
     )

@@ -12,6 +12,7 @@ from scipy import stats
 
 from quantilax import ConfigError, statistics
 from quantilax.statistics import (
+    cvar,
     holm,
     improvement,
     improvement_interval,
@@ -323,6 +324,30 @@ def test_a_summary_has_the_moments_and_quantiles_of_its_episodes():
     assert told.mean_interval == pytest.approx((50 - half, 50 + half), abs=0.6)
 
 
+def test_cvar_is_the_mean_of_the_worst_share():
+    values = np.array([4.0, 1.0, 3.0, 2.0])
+    assert cvar(values, 0.25) == 1
+    assert cvar(values, 0.375) == pytest.approx((1 + 0.5 * 2) / 1.5)  # one and a half of four values
+    assert cvar(values, 0.01) == 1
+    assert cvar(values, 1) == 2.5
+    assert cvar(np.stack([values, values + 1]), 0.5, axis=1).tolist() == [1.5, 2.5]
+    rng = np.random.default_rng(0)
+    for level in (0.05, 0.3):  # Rockafellar and Uryasev's form, whose maximum is at one of the values
+        x = rng.normal(size=30)
+        assert cvar(x, level) == pytest.approx(max(b - np.maximum(b - x, 0).mean() / level for b in x))
+    with pytest.raises(ValueError, match="level: expected a share above 0 and at most 1, got 0"):
+        cvar(values, 0)
+
+
+def test_a_summary_has_the_mean_of_the_worst_episodes_with_an_interval_that_covers_it():
+    rng = np.random.default_rng(0)
+    told = [summarize(rng.normal(size=400)) for _ in range(40)]
+    for level in (0.05, 0.1, 0.25):
+        truth = -stats.norm.pdf(stats.norm.ppf(level)) / level
+        assert np.mean([s.cvar[level] for s in told]) == pytest.approx(truth, abs=0.05)
+        assert sum(s.cvar_interval[level][0] <= truth <= s.cvar_interval[level][1] for s in told) >= 33
+
+
 def test_with_several_seeds_the_interval_is_that_of_seeds_and_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0
@@ -612,5 +637,6 @@ def test_a_study_read_from_csv_is_taken_as_it_is(tmp_path):
 def test_one_episode_of_one_seed_has_no_interval():
     told = statistics.summarize(np.array([500.0]))
     assert (told.mean, told.iqm) == (500.0, 500.0)
-    assert np.isnan([*told.mean_interval, *told.iqm_interval]).all()
+    assert told.cvar == {0.05: 500.0, 0.1: 500.0, 0.25: 500.0}
+    assert np.isnan([*told.mean_interval, *told.iqm_interval, *told.cvar_interval[0.05]]).all()
     assert not np.isnan([*statistics.summarize(np.array([[1.0], [2.0]])).mean_interval]).any()

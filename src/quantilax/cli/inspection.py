@@ -35,14 +35,15 @@ from quantilax.errors import ConfigError
 def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool, no_cache: bool) -> None:
     """Evaluate the policy that the run in the directory RUN learned, and print a summary.
 
-    The summary has the returns and the lengths of the episodes, for each seed and for all seeds.
+    The summary has the returns and the lengths of the episodes, for each seed and for all seeds:
+    means, quantiles, and the mean return of the worst 5, 10 and 25 % of the episodes (CVaR).
 
     \b
     quantilax evaluate runs/x
     quantilax evaluate runs/x --episodes 1000 --checkpoint best --seed 7
     """
     from quantilax import runs
-    from quantilax.statistics import FEW_SEEDS, QUANTILES, summarize
+    from quantilax.statistics import CVAR_LEVELS, FEW_SEEDS, QUANTILES, summarize
 
     if not no_cache:
         runs.enable_compilation_cache()
@@ -66,11 +67,20 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
         table.add_column(column, justify="left" if column in ("seed", "") else "right")
     for name, row in summaries.items():
         for quantity, s in row.items():
-            ends = (s.mean_interval, s.iqm_interval)
-            intervals = ["-" if math.isnan(low) else f"{low:.1f} to {high:.1f}" for low, high in ends]
-            cells = (f"{s.mean:.1f}", intervals[0], f"{s.iqm:.1f}", intervals[1])
+            cells = (f"{s.mean:.1f}", _ends(s.mean_interval), f"{s.iqm:.1f}", _ends(s.iqm_interval))
             quantiles = (f"{value:.1f}" for value in s.quantiles.values())
             table.add_row(name if quantity == "return" else "", quantity, *cells, *quantiles)
+    table_console(110).print(table)
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("seed")
+    for level in CVAR_LEVELS:
+        table.add_column(f"mean of the worst {level:.0%}", justify="right")
+        table.add_column("95% interval", justify="right")
+    for name, row in summaries.items():
+        s = row["return"]
+        table.add_row(
+            name, *(x for level in CVAR_LEVELS for x in (f"{s.cvar[level]:.1f}", _ends(s.cvar_interval[level])))
+        )
     table_console(110).print(table)
     click.echo(
         "intervals for one seed resample its episodes; they say nothing about training with another seed"
@@ -79,18 +89,23 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
     )
 
 
+def _ends(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+
+
 def _plain(summary: "Summary") -> dict[str, Any]:  # type: ignore[name-defined]
     """Convert a summary to JSON values; non-finite numbers and intervals become null."""
     from quantilax.runs.evaluations import finite_or_none as plain
 
-    found = summary._asdict()
-    for name, value in found.items():
+    def told(value: Any) -> Any:
         if isinstance(value, dict):
-            found[name] = {key: plain(number) for key, number in value.items()}
-        elif isinstance(value, tuple):
-            found[name] = [plain(number) for number in value] if all(map(math.isfinite, value)) else None
-        else:
-            found[name] = plain(value)
+            return {key: told(inner) for key, inner in value.items()}
+        if isinstance(value, tuple):
+            return [plain(number) for number in value] if all(map(math.isfinite, value)) else None
+        return plain(value)
+
+    found: dict[str, Any] = told(summary._asdict())
     return found
 
 
