@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from quantilax import algorithms, arguments, envs, pytree, switches, train
+from quantilax import algorithms, arguments, envs, fractions, pytree, switches, train
 from quantilax.errors import ConfigError
 from quantilax.learning import rollout
 from quantilax.types import (
@@ -102,6 +102,10 @@ class Agent:
     eval_callback: Callable[..., PyTree] | None = pytree.field(None, static=True)
     """A pure function (agent, state, key) -> pytree, called inside the program at each evaluation;
     see `records`."""
+    recalibration: Any = None
+    """Levels (L,) of the learned quantiles that are the true ones at L equidistant fractions from 0
+    to 1, or None. `quantilax.load` reads what `quantilax calibrate RUN --recalibrate` fitted; they
+    hold for that checkpoint and seed alone."""
 
     def train(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Curve]:
         """Train from scratch in one XLA program: return the final state and the curve.
@@ -176,7 +180,7 @@ class Agent:
 
     @switches.standard()
     def quantiles(
-        self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"]
+        self, state: State, obs: Shaped[Array, "*batch obs"], taus: Float[Array, "N"], calibrated: bool = False
     ) -> Float[Array, "*batch N A"]:
         """Quantiles Z of the discounted return for every action, in the environment's units.
 
@@ -187,16 +191,23 @@ class Agent:
             obs: one observation, or several with any number of leading axes; checked as `policy`
                 does.
             taus: fractions in [0, 1].
+            calibrated: correct the levels by `recalibration`.
 
         Raises:
             ConfigError: the algorithm has no quantiles, the state is that of several runs, an
-                observation has another shape or numbers outside of the space, or a fraction is
-                outside of [0, 1].
+                observation has another shape or numbers outside of the space, a fraction is outside
+                of [0, 1], or there is no recalibration.
         """
         Z = self.algorithm.quantiles
         if Z is None:
             raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn, fqf, qrdqn or c51")
         state, taus = arguments.one_state(state), arguments.as_fractions(taus)
+        if calibrated:
+            if self.recalibration is None:
+                raise ConfigError(
+                    "calibrated: there is no recalibration; run quantilax calibrate RUN --recalibrate, then load the run"
+                )
+            taus = fractions.recalibrated(taus, jnp.asarray(self.recalibration, jnp.float32))
         obs = arguments.as_observations(self.env.observation_space, obs)
         shape = self.env.observation_space.shape
         batch = obs.shape[: obs.ndim - len(shape)]
@@ -211,7 +222,7 @@ class Agent:
         eval_callback = _callable(changes.pop("eval_callback", self.eval_callback))
         config: Any = pytree.replace(self.config, **changes)
         train.check(self.env, config)
-        return Agent(algorithm=self.algorithm, env=self.env, config=config, eval_callback=eval_callback)
+        return dataclasses.replace(self, config=config, eval_callback=eval_callback)
 
     @property
     def in_program_callback(self) -> EvalCallback | None:

@@ -93,3 +93,13 @@ def of_atoms(
     """The smallest z_i with p_1 + ... + p_i >= tau."""
     below = jnp.cumsum(probabilities, axis=0)[None] < tau[:, None, None]  # (N, M, A)
     return support[jnp.minimum(below.sum(axis=1), support.shape[0] - 1)]
+
+
+def recalibrated(tau: Float[Array, "*shape"], levels: Float[Array, "L"]) -> Float[Array, "*shape"]:
+    """The levels at which learned quantiles are the true quantiles at tau.
+
+    Args:
+        tau: fractions.
+        levels: those levels at L equidistant fractions from 0 to 1; linear in between.
+    """
+    return jnp.interp(tau, jnp.linspace(0, 1, levels.shape[0]), levels)

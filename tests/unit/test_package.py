@@ -41,7 +41,7 @@ BELOW = {
     "train": {"signals", "learning", "networks", *GROUND},
     "devices": {"train", "host", *GROUND},
     "arguments": GROUND,
-    "agent": {"train", "algorithms", "arguments", "learning", "envs", *GROUND},
+    "agent": {"train", "algorithms", "arguments", "fractions", "learning", "envs", *GROUND},
     "runs": RUNNING,
     "export": {"runs", "arguments", *RUNNING},
     "returns": {"runs", "arguments", *RUNNING},

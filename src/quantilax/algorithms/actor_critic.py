@@ -96,6 +96,18 @@ class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.
             )
         return lines
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        lines, dropped = super().caveats(), self.top_quantiles_to_drop
+        if dropped:
+            lines.append(f"top_quantiles_to_drop={dropped}: the learned returns are too low on purpose")
+        elif self.num_critics > 1:
+            lines.append(
+                f"num_critics={self.num_critics}: targets are the least of the critics, so the learned returns are too"
+                " low on purpose"
+            )
+        return lines
+
 
 class Critic(nnx.Module):
     """psi(x, a) and the layer of the config's head, for one action."""

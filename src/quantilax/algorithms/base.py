@@ -65,6 +65,26 @@ class Headed:
         lines = normalize.advice(config.normalize_rewards, config.reward_scale)
         return lines if config.bootstrap_truncated else [*lines, rollout.ADVICE_ON_TRUNCATION]
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's.
+
+        These are differences from the discounted returns of the policy that evaluation runs.
+        `quantilax calibrate` shows them beside what it measures.
+        """
+        config: Any = self
+        lines = []
+        if heads.of(self).regresses_quantiles:
+            lines.append(
+                f"kappa={config.kappa:g}: errors below kappa (in learned units) are squared, which draws quantiles"
+                " towards the mean"
+            )
+        if config.eval_epsilon:
+            lines.append(
+                f"eval_epsilon={config.eval_epsilon:g}: the policy takes random actions; the learned returns are those"
+                " without them"
+            )
+        return lines
+
 
 @dataclass
 class State(rollout.State):

@@ -29,6 +29,8 @@ class Replayed(base.Headed):
         buffer_size: int
         batch_size: int
         n_step: int
+        prioritized: bool
+        importance_exponent: float
         target_update_freq: int
         polyak: float
 
@@ -108,6 +110,20 @@ class Replayed(base.Headed):
                 f"polyak={self.polyak} and target_update_freq={self.target_update_freq} are both active: every"
                 f" {self.target_update_freq} gradient steps the target keeps {self.polyak} of itself, so it lags twice;"
                 " set target_update_freq=1 for a soft target or polyak=0 for a hard one"
+            )
+        return lines
+
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        lines, config = super().caveats(), self
+        if config.n_step > 1:
+            lines.append(
+                f"n_step={config.n_step}: the first {config.n_step} rewards are those of older policies that explored,"
+                " without correction"
+            )
+        if config.prioritized and config.importance_exponent < 1:
+            lines.append(
+                "prioritized: transitions are not drawn as often as they happen; weights make up for it only at the end"
             )
         return lines
 

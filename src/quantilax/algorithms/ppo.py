@@ -109,6 +109,11 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
                 " lower it, or set normalize_advantages to false"
             )
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        told = "the learned returns are those of actions drawn from pi; evaluation takes the likeliest action"
+        return [*super().caveats(), told]
+
 
 class Network(nnx.Module):
     """An actor and a value, each with a torso of its own."""

@@ -95,6 +95,16 @@ class Config(Collected, values.Config, *heads.CONFIGS):  # type: ignore[misc]
             )
         return lines
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        lines = super().caveats()
+        if self.lambda_ and self.eps_end:
+            lines.append(
+                f"lambda_={self.lambda_:g}: the rewards along the way are those of the exploring policy (epsilon"
+                f" {self.eps_end:g} at the end), without correction"
+            )
+        return lines
+
 
 class Rows(NamedTuple):
     """What an iteration learns from, with one leading axis T E."""

@@ -56,6 +56,14 @@ class Config(actor_critic.Config):
             )
         return lines
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        told = (
+            "temperature: the learned returns contain the entropy of later actions, which are drawn from pi; evaluation"
+            " takes tanh(mu); neither is converted"
+        )
+        return [*super().caveats(), told]
+
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Build the networks, reset the environments, fill the replay with random actions."""

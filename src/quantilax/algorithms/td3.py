@@ -51,6 +51,13 @@ class Config(actor_critic.Config):
         """Gradient steps of the critics between updates of the target networks."""
         return self.target_update_freq * self.policy_delay
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        lines = super().caveats()
+        if self.target_noise:
+            lines.append(f"target_noise={self.target_noise:g}: the learned returns are those of noisy actions")
+        return lines
+
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     """Build the networks, reset the environments, fill the replay with random actions."""

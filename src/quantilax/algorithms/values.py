@@ -33,6 +33,21 @@ class Config(Headed, Loop, Optimiser, Munchausen, Exploration, Task, hyperparame
         """Return lines on settings known to mislead, each with the remedy."""
         return exploration.advice(self.eps_start, self.eps_end, self.exploration_fraction) + super().advice()
 
+    def caveats(self) -> list[str]:
+        """Return a line for each way in which the learned returns are not the policy's."""
+        lines, distortion = super().caveats(), getattr(self, "risk", "neutral")
+        if self.munchausen:
+            lines.append(
+                "munchausen: the learned returns contain scaled log-probabilities and entropies of a softmax policy; they"
+                " are not converted"
+            )
+        if distortion != "neutral":
+            lines.append(
+                f"risk={distortion}: the policy acts by distorted values; the learned returns are those of the policy that"
+                " maximises the mean"
+            )
+        return lines
+
 
 class Network(nnx.Module):
     """psi and the layer of the config's head."""

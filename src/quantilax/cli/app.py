@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from quantilax.cli import checking, environments, exporting, inspection, stdout, studying, training
+from quantilax.cli import calibrating, checking, environments, exporting, inspection, stdout, studying, training
 from quantilax.cli.shared import HELP, end_at_once
 from quantilax.errors import ConfigError, LostEpisodesWarning
 
@@ -43,6 +43,7 @@ COMMANDS = (
     training.train,
     training.resume,
     inspection.evaluate,
+    calibrating.calibrate,
     exporting.export,
     inspection.show,
     inspection.plot,

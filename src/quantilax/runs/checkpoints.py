@@ -6,6 +6,7 @@
                                    checkpoint contains, what wrote it, and the SHA-256 of every part
         blocks/<SHA-256>           the replay's large arrays, cut into compressed blocks. A block
                                    that did not change is stored once and shared by all checkpoints
+        000000060000.recalibration.json   what `quantilax calibrate --recalibrate` fitted, if so
         evaluations.bin            the evaluations as records of fixed size; each checkpoint appends
                                    its new ones
 
@@ -120,6 +121,7 @@ def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep:
         aside.write_bytes(serialized(arrays, {MANIFEST: manifest_json}))
         flush(aside)
         _read(aside, _content(aside, env_step), into=None)
+        recalibration_of(path).unlink(missing_ok=True)
         aside.replace(path)
         undo.pop_all()
     flush(root)
@@ -130,6 +132,11 @@ def save(root: Path, env_step: int, packed: Packed, facts: dict[str, Any], keep:
 def path_of(root: Path, env_step: int) -> Path:
     """Return the path of the checkpoint of a step."""
     return root / f"{env_step:012d}{SUFFIX}"
+
+
+def recalibration_of(path: Path) -> Path:
+    """Return the path of the recalibration of a checkpoint; see `quantilax.runs.recalibration`."""
+    return path.with_suffix(".recalibration.json")
 
 
 def steps(root: Path) -> list[int]:
@@ -354,6 +361,7 @@ def _prune(root: Path, env_step: int, keep: int) -> None:
         if (is_checkpoint and path not in kept) or path.name.endswith(PARTIAL):
             with contextlib.suppress(OSError):
                 path.unlink()
+                recalibration_of(path).unlink(missing_ok=True)
     try:
         needed = {digest for path in kept for *_, digests in manifest(path)["blocks"].values() for digest in digests}
     except CheckpointError:

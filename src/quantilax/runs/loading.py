@@ -1,5 +1,6 @@
 """Load what a run learned (agent, state and policy) and evaluate its policy."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from quantilax import switches, train
 from quantilax.agent import Agent
 from quantilax.errors import ConfigError
 from quantilax.host import paths
-from quantilax.runs import checkpoints
+from quantilax.runs import checkpoints, recalibration
 from quantilax.runs.directory import RunDirectory
 from quantilax.runs.identity import check_config, check_environment
 from quantilax.types import State
@@ -32,6 +33,8 @@ class Loaded(NamedTuple):
 def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None = None, env: Any = None) -> Loaded:
     """Load agent, state and policy from a run. Writes nothing.
 
+    If the checkpoint has a recalibration, `algo.quantiles(..., calibrated=True)` uses it.
+
     No code from the run is executed either. But if its `config.yaml` has `env: module:Class`, that
     module is imported.
 
@@ -42,15 +45,18 @@ def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None =
         env: the environment, if the run used an object of your own.
 
     Raises:
-        ConfigError: `path` is not a run directory, or the run lacks this seed.
+        ConfigError: `path` is not a run directory, the run lacks this seed, or the recalibration is
+            damaged.
         CheckpointError: no checkpoint can be read, or it does not fit this version.
     """
-    algo, states, seeds, _ = load_states(paths.check(path, "run"), checkpoint, env)
+    algo, states, seeds, env_step = load_states(paths.check(path, "run"), checkpoint, env)
     if seed is None:
         seed = seeds[0]
     if seed not in seeds:
         raise ConfigError(f"{path}: has no seed {seed}; it has {', '.join(map(str, seeds))}")
     state = jax.tree.map(lambda x: x[seeds.index(seed)], states)
+    levels = recalibration.read(RunDirectory.open(Path(path)).checkpoints, env_step)
+    algo = dataclasses.replace(algo, recalibration=levels.get(seed))
     return Loaded(algo, state, algo.policy(state))
 
 

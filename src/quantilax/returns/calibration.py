@@ -1,0 +1,504 @@
+"""How well learned distributions predict the returns of held-out episodes.
+
+| symbol | here | meaning |
+|---|---|---|
+| x, G | `Sampled` | a visited state, and the return that followed |
+| Z_tau | `Z` | learned quantiles at the levels tau = 1/M, 2/M, ..., (M - 1)/M |
+| F | | the learned distribution function |
+| u | `u` | F(G), the probability integral transform (PIT); uniform if G has the distribution F |
+| w | `weight` | number of visited states that a state stands for |
+
+- **Coverage** at level c is the share of u in [(1 - c)/2, (1 + c)/2]: how often the central
+  interval holds the return.
+- **Below** tau is the share of u <= tau, which should be tau.
+- **CRPS** is `integral (F(z) - 1{G <= z})^2 dz`, which is `2 integral rho_tau(G - Z_tau) dtau` with
+  the quantile loss rho. It is in the returns' units, and 0 for a certain and true prediction. The
+  *reference* is that of the returns' own distribution over all states alike.
+
+If a learned quantile equals G, u is drawn uniformly between F just below G and F(G), so that u is
+uniform for distributions with atoms too. Differences below a tolerance count as equal.
+
+Returns of one episode depend on each other, so intervals resample episodes, or whole seeds if there
+are several.
+
+Sources: Dawid (1984) and Gneiting, Balabdaoui & Raftery (2007) on PIT; Gneiting & Raftery (2007) on
+CRPS; Kuleshov, Fenner & Ermon (2018), https://arxiv.org/abs/1807.00263, on recalibration.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantilax import arguments, fractions
+from quantilax.agent import Agent
+from quantilax.errors import ConfigError
+from quantilax.host import paths
+from quantilax.learning import rollout
+from quantilax.returns import episodes
+from quantilax.returns.episodes import STATES, TAIL, Sampled
+from quantilax.runs import loading, recalibration
+from quantilax.runs.directory import RunDirectory
+from quantilax.statistics import QUICK_RESAMPLES, interval
+from quantilax.types import State, as_key
+
+M = 200
+TAUS = np.arange(1, M) / M
+LEVELS = (0.5, 0.8, 0.95)
+"""Levels of coverage, by default."""
+MAX_LEVEL = 1 - 2 / M
+BINS = 10
+"""Of the PIT histogram."""
+BELOW = tuple(np.arange(1, 20) / 20)
+"""The tau at which shares below are measured."""
+PERIODS = 4
+"""Parts of an episode, with equally many visited states each."""
+OUTSIDE = 5
+"""Expected number of episodes outside of an interval, below which its coverage is not measured."""
+KNOTS = 101
+"""L, numbers of a recalibration."""
+TOLERANCE = 1e-3
+"""Differences that count as none, as a share of the root mean square of the returns."""
+TOLERATED = 0.02
+"""Deviation of a share that `verdict` does not report."""
+FIT = 0x464954
+"""Folded into a key for the episodes that a recalibration is fitted to."""
+
+
+class Measured(NamedTuple):
+    """Numbers with the ends of their 95% intervals; NaN where there is none."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Part(NamedTuple):
+    """What was measured at a set of states."""
+
+    name: str
+    states: int
+    """Number of states kept."""
+    coverage: Measured
+    """(levels,)"""
+    pit: Measured
+    """(BINS,) shares of u in equal bins from 0 to 1."""
+    below: Measured
+    """(19,) shares of returns below the learned quantiles at `BELOW`."""
+    crps: Measured
+    """()"""
+    reference: float
+    """CRPS of the distribution of all returns of the part; NaN for a single episode."""
+    beyond: Measured
+    """() share of returns outside of all learned quantiles, from 1/M to 1 - 1/M."""
+    levels: np.ndarray
+    """(levels,)"""
+
+    @property
+    def coverage_error(self) -> float:
+        """Largest difference between a level and its coverage."""
+        return float(np.abs(self.coverage.value - self.levels).max())
+
+
+class Compared(NamedTuple):
+    """Returns beside their predictions, for the states of one seed."""
+
+    u: np.ndarray
+    """(E, K)"""
+    crps: np.ndarray
+    """(E, K)"""
+    beyond: np.ndarray
+    """(E, K)"""
+    returns: np.ndarray
+    """(E, K)"""
+    weight: np.ndarray
+    """(E, K)"""
+    time: np.ndarray
+    """(E, K)"""
+    mean: np.ndarray
+    """(E,) of the learned distribution at first states."""
+    variance: np.ndarray
+    """(E,)"""
+
+
+class Calibrated(NamedTuple):
+    """What `calibrate` found for one state of training."""
+
+    raw: Compared
+    recalibrated: Compared | None
+    levels: np.ndarray | None
+    """`Agent.recalibration`, fitted to other episodes."""
+    left_out: float
+    """Share of the visited states that a time limit leaves out."""
+
+
+class Spread(NamedTuple):
+    """Standard deviations at first states, in the environment's units."""
+
+    within: float
+    """Of the learned returns of one seed: chance within an episode (aleatoric)."""
+    between: float
+    """Of the learned means of different seeds: what training does not determine (epistemic)."""
+
+
+class CalibratedRun(NamedTuple):
+    """What `calibrate_run` found."""
+
+    env_step: int
+    """Environment steps of the checkpoint."""
+    seeds: list[int]
+    parts: dict[tuple[str, str], list[Part]]
+    """(seed or `all`, `raw` or `recalibrated`) -> first states, all states, periods."""
+    spread: Spread | None
+    """None for a single seed."""
+    left_out: float
+    conversions: list[str]
+    """What was converted before comparing."""
+    caveats: list[str]
+    """What was not."""
+    file: Path | None
+    """The recalibration that was written."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row per number, for tables."""
+        return [
+            {"seed": seed, "distribution": distribution, "states": part.name, **row}
+            for (seed, distribution), parts in self.parts.items()
+            for part in parts
+            for row in _rows(part)
+        ]
+
+
+def calibrate(
+    agent: Agent,
+    state: State,
+    key: Any,
+    episodes: int = 1_000,
+    *,
+    states: int = STATES,
+    tail: float = TAIL,
+    recalibrate: bool = False,
+) -> Calibrated:
+    """Compare learned returns with those of held-out episodes; `parts_of` sums the result up.
+
+    Args:
+        agent, state: of one run.
+        key: another key gives other episodes; see `Agent.evaluate`.
+        episodes: number of episodes; as many more are played to fit a recalibration.
+        states: number of states of each episode, see `quantilax.returns.episodes.sample`.
+        tail: largest weight of what would follow a time limit.
+        recalibrate: fit a recalibration, and compare with it too.
+
+    Raises:
+        ConfigError: as `quantilax.returns.episodes.sample`.
+    """
+    key = as_key(key)
+    found = _sampled(agent, state, key, episodes, states, tail)
+    raw = _compared(agent, state, found, TAUS)
+    if not recalibrate:
+        return Calibrated(raw, None, None, float(found.left_out))
+    others = _sampled(agent, state, jax.random.fold_in(key, FIT), episodes, states, tail)
+    levels = fit(_compared(agent, state, others, TAUS))
+    taus = np.asarray(fractions.recalibrated(jnp.asarray(TAUS), jnp.asarray(levels)))
+    return Calibrated(raw, _compared(agent, state, found, taus), levels, float(found.left_out))
+
+
+def calibrate_run(
+    path: Path | str,
+    checkpoint: str | int = "last",
+    *,
+    episodes: int = 1_000,
+    seed: int = 0,
+    levels: Sequence[float] = LEVELS,
+    states: int = STATES,
+    tail: float = TAIL,
+    recalibrate: bool = False,
+    env: Any = None,
+) -> CalibratedRun:
+    """Compare the learned returns of each of a run's seeds with those of held-out episodes.
+
+    Args:
+        path, checkpoint, env: as for `quantilax.load`.
+        episodes: number per seed.
+        seed: seed of the episodes; all seeds of the run start from the same first states.
+        levels: of coverage, above 0 and at most 0.99.
+        states, tail: as for `calibrate`.
+        recalibrate: fit a recalibration to as many more episodes, compare with it too, and store it
+            beside the checkpoint, where `quantilax.load` finds it.
+
+    Raises:
+        ConfigError: as for `quantilax.load` and `calibrate`, a level is out of range, the episodes
+            are too few for a level, or the recalibration cannot be written.
+        CheckpointError: as for `quantilax.load`.
+    """
+    check(levels, episodes)
+    directory = RunDirectory.open(paths.check(path, "run"))
+    agent, all_states, seeds, env_step = loading.load_states(directory.path, checkpoint, env)
+    each = [jax.tree.map(lambda x, i=i: x[i], all_states) for i in range(len(seeds))]
+    key = jax.random.key(seed)
+    found = [
+        calibrate(agent, state, key, episodes, states=states, tail=tail, recalibrate=recalibrate) for state in each
+    ]
+    parts = {}
+    for distribution in ("raw", "recalibrated") if recalibrate else ("raw",):
+        compared = [getattr(one, distribution) for one in found]
+        periods = periods_of(compared)
+        for number, one in zip(seeds, compared, strict=True):
+            parts[str(number), distribution] = parts_of([one], levels, periods)
+        if len(seeds) > 1:
+            parts["all", distribution] = parts_of(compared, levels, periods)
+    file = None
+    if recalibrate:
+        fitted = {number: one.levels for number, one in zip(seeds, found, strict=True) if one.levels is not None}
+        with directory.lock():
+            file = recalibration.write(directory.checkpoints, env_step, fitted, episodes)
+    spread = spread_of([one.raw for one in found]) if len(seeds) > 1 else None
+    left_out = float(np.mean([one.left_out for one in found]))
+    told = conversions(agent), caveats(agent)
+    return CalibratedRun(env_step, seeds, parts, spread, left_out, *told, file)
+
+
+def check(levels: Sequence[float], episodes: int) -> None:
+    """Raise `ConfigError` for levels out of range, or too few episodes to measure coverage."""
+    arguments.as_count("episodes", episodes)
+    if not levels:
+        raise ConfigError("levels: expected at least one level of coverage, such as 0.8")
+    for level in levels:
+        if not 0 < level <= MAX_LEVEL:
+            raise ConfigError(f"levels: expected levels of coverage above 0 and at most {MAX_LEVEL:g}, got {level:g}")
+    needed = int(np.ceil(round(OUTSIDE / (1 - max(levels)), 6)))
+    if episodes < needed:
+        raise ConfigError(
+            f"episodes: {episodes} are too few for coverage at {max(levels):.3g}: fewer than {OUTSIDE} are expected outside"
+            f" of the interval; play {needed} or more, or lower the levels"
+        )
+
+
+def compare(
+    Z: np.ndarray, returns: np.ndarray, weight: np.ndarray, time: np.ndarray, tolerance: float | None = None
+) -> Compared:
+    """Compare returns with quantiles.
+
+    Args:
+        Z: (E, K, M - 1) quantiles at 1/M, ..., (M - 1)/M.
+        returns, weight, time: (E, K), as in `Sampled`.
+        tolerance: differences that count as none; None: a share `TOLERANCE` of the returns' root
+            mean square.
+    """
+    G, rng = np.asarray(returns, np.float64), np.random.default_rng(0)
+    if tolerance is None:
+        tolerance = TOLERANCE * float(np.sqrt((weight * G**2).sum() / weight.sum()))
+    n = Z.shape[-1] + 1
+    lower = ((G - tolerance)[..., None] > Z).sum(axis=-1)
+    upper = ((G + tolerance)[..., None] >= Z).sum(axis=-1)
+    u = (lower + rng.random(G.shape) * (upper - lower + 1)) / n
+    delta, taus = G[..., None] - Z, np.arange(1, n) / n
+    crps = 2 / n * np.where(delta > 0, taus * delta, (taus - 1) * delta).sum(axis=-1)
+    beyond = (lower == n - 1) | (upper == 0)
+    first = Z[:, 0].astype(np.float64)
+    return Compared(u, crps, beyond, G, weight, time, first.mean(axis=-1), first.var(axis=-1))
+
+
+def fit(compared: Compared) -> np.ndarray:
+    """Fit a recalibration: the levels (L,) at which learned quantiles are the true ones.
+
+    The level for tau is the tau-quantile of u, weighted. Its inverse, the distribution function of
+    u, is the isotonic regression of Kuleshov et al.: it is monotone by construction. It is mixed
+    with the identity by one part in the number of episodes, so that levels stay apart.
+    """
+    u, w = compared.u[compared.weight > 0], compared.weight[compared.weight > 0]
+    taus = np.linspace(0, 1, KNOTS)
+    levels = np.quantile(u, taus, weights=w, method="inverted_cdf")
+    levels[0], levels[-1] = 0, 1
+    number = len(compared.u)
+    mixed: np.ndarray = (number * levels + taus) / (number + 1)
+    return mixed
+
+
+def periods_of(compared: Sequence[Compared]) -> list[tuple[int, int]]:
+    """Divide the times of visited states into up to four periods with equally many states.
+
+    Returns:
+        The first and the last time of each; nothing if all episodes end after a step.
+    """
+    time, weight = (np.concatenate([getattr(one, name).ravel() for one in compared]) for name in ("time", "weight"))
+    time, weight = time[weight > 0], weight[weight > 0]
+    if time.max() == 0:
+        return []
+    inner = np.quantile(time, np.arange(1, PERIODS) / PERIODS, weights=weight, method="inverted_cdf")
+    ends = np.unique([*inner, time.max()]).astype(int)
+    return list(zip([0, *(ends[:-1] + 1)], ends, strict=True))
+
+
+def parts_of(
+    compared: Sequence[Compared], levels: Sequence[float] = LEVELS, periods: Sequence[tuple[int, int]] = ()
+) -> list[Part]:
+    """Measure first states, all states and periods, for one seed or for several together."""
+    chosen = {"first": lambda time: time == 0, "all": lambda time: time >= 0}
+    for low, high in periods:
+        chosen[f"{low}-{high}"] = lambda time, low=low, high=high: (time >= low) & (time <= high)  # type: ignore[misc]
+    return [_part(name, compared, np.asarray(levels, float), where) for name, where in chosen.items()]
+
+
+def _part(name: str, compared: Sequence[Compared], levels: np.ndarray, where: Any) -> Part:
+    weights = [one.weight * where(one.time) * (one.weight > 0) for one in compared]
+    per_seed = np.stack([_sums(one, w, levels) for one, w in zip(compared, weights, strict=True)])  # (S, E, Q + 1)
+    units = per_seed[0] if len(compared) == 1 else per_seed.sum(axis=1)
+
+    def ratio(drawn: np.ndarray) -> np.ndarray:
+        sums = drawn.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares: np.ndarray = sums[..., :-1] / sums[..., -1:]
+        return shares
+
+    value = ratio(units[None])[0]
+    low, high = np.full_like(value, np.nan), np.full_like(value, np.nan)
+    units = units[units[:, -1] > 0]
+    if len(units) > 1:
+        low, high = interval(ratio, units, resamples=QUICK_RESAMPLES)
+    ends = np.cumsum([len(levels), BINS, len(BELOW), 1])
+    split = zip(*(np.split(x, ends) for x in (value, low, high)), strict=True)
+    coverage, pit, below, crps, beyond = (Measured(*x) for x in split)
+    G = np.concatenate([one.returns.ravel() for one in compared])
+    w = np.concatenate([x.ravel() for x in weights])
+    return Part(
+        name,
+        int((w > 0).sum()),
+        coverage,
+        pit,
+        below,
+        Measured(*(x[0] for x in crps)),
+        reference_crps(G[w > 0], w[w > 0]),
+        Measured(*(x[0] for x in beyond)),
+        levels,
+    )
+
+
+def _sums(one: Compared, weight: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return the weighted sums of all quantities over the states of each episode, (E, Q + 1)."""
+    u = one.u[..., None]
+    low = (1 - levels) / 2
+    quantities = [
+        (u >= low) & (u <= 1 - low),
+        np.clip(np.floor(u * BINS), 0, BINS - 1) == np.arange(BINS),
+        u <= np.asarray(BELOW),
+        one.crps[..., None],
+        one.beyond[..., None],
+        np.ones_like(u),
+    ]
+    return (weight[..., None] * np.concatenate(quantities, axis=-1)).sum(axis=1)
+
+
+def reference_crps(returns: np.ndarray, weight: np.ndarray) -> float:
+    """Return the CRPS of the returns' own distribution: half the mean difference of two of them.
+
+    NaN if there is only one.
+    """
+    order = np.argsort(returns)
+    g, w = returns[order], weight[order]
+    below, total = np.cumsum(w) - w, w.sum()
+    pairs = total**2 - (w**2).sum()
+    if pairs <= 0:
+        return float("nan")
+    mean = (w * below * g).sum() - (w * (total - below - w) * g).sum()
+    return float(mean / pairs)
+
+
+def spread_of(compared: Sequence[Compared]) -> Spread:
+    """Return the spread within and between the seeds of a run at the same first states."""
+    within = np.mean([one.variance.mean() for one in compared])
+    between = np.var([one.mean for one in compared], axis=0, ddof=1).mean()
+    return Spread(float(np.sqrt(within)), float(np.sqrt(between)))
+
+
+def verdict(part: Part) -> list[str]:
+    """Return a line for each way in which the distribution is wrong beyond chance.
+
+    A deviation counts if its interval excludes the right number, and if it exceeds 2 points.
+    """
+    lines = []
+    error = part.coverage.value - part.levels
+    sure = (part.coverage.low > part.levels) | (part.coverage.high < part.levels)
+    if (sure & (np.abs(error) > TOLERATED)).any():
+        i = int(np.argmax(np.where(sure, np.abs(error), 0)))
+        value, low, high = (x[i] for x in part.coverage)
+        kind = "wide" if value > part.levels[i] else "narrow"
+        lines.append(
+            f"too {kind}: {part.levels[i]:.0%} intervals hold {value:.0%} of the returns ({low:.0%} to {high:.0%})"
+        )
+    middle = BELOW.index(0.5)
+    value, low, high = (x[middle] for x in part.below)
+    if abs(value - 0.5) > TOLERATED and not low <= 0.5 <= high:
+        kind = "high" if value > 0.5 else "low"
+        lines.append(f"too {kind}: {value:.0%} of the returns are below the median ({low:.0%} to {high:.0%})")
+    if part.beyond.value > TOLERATED + 2 / M:
+        lines.append(
+            f"{part.beyond.value:.0%} of the returns lie outside of all quantiles; no recalibration of levels reaches them"
+        )
+    return lines
+
+
+def conversions(agent: Agent) -> list[str]:
+    """Return a line for each thing that is converted before returns are compared."""
+    config = agent.config
+    lines = [f"gamma={config.gamma:g}: returns are discounted, as the learned ones"]
+    if getattr(config, "reward_scale", 1.0) != 1:
+        lines.append(f"reward_scale={config.reward_scale:g}: undone")
+    if getattr(config, "normalize_rewards", False):
+        lines.append("normalize_rewards: undone by the std at the checkpoint; it moved during training")
+    if rollout.transition_spec(agent.env).raw_reward is not None:
+        lines.append("wrappers: returns are of the rewards as learning receives them, not of the score")
+    if not config.bootstrap_truncated:
+        lines.append("bootstrap_truncated=false: returns end at the time limit, as the learned ones")
+    return lines
+
+
+def caveats(agent: Agent) -> list[str]:
+    """Return a line for each way in which learned returns differ from those that are compared."""
+    told = getattr(agent.config, "caveats", None)
+    lines = list(told()) if told is not None else []
+    support = getattr(agent.config, "support", None)
+    if support is not None:
+        low, high = (float(end) for end in support)
+        lines.append(f"v_min, v_max: learned returns cannot leave {low:g} to {high:g}, in learned units")
+    return lines
+
+
+def _sampled(agent: Agent, state: State, key: Any, number: int, states: int, tail: float) -> Sampled:
+    found: Sampled = jax.device_get(episodes.sample(agent, state, key, number, states, tail))
+    return found
+
+
+def _compared(agent: Agent, state: State, found: Sampled, taus: np.ndarray) -> Compared:
+    Z = np.asarray(episodes.predicted(agent, state, found.obs, found.action, jnp.asarray(taus, jnp.float32)))
+    returns, weight, time = (np.asarray(x) for x in (found.returns, found.weight, found.time))
+    return compare(Z, returns, weight, time)
+
+
+def _rows(part: Part) -> list[dict[str, Any]]:
+    bins = (np.arange(BINS) + 0.5) / BINS
+    tables = {
+        "coverage": (part.levels, part.levels, part.coverage),
+        "pit": (bins, np.full(BINS, 1 / BINS), part.pit),
+        "below": (np.asarray(BELOW), np.asarray(BELOW), part.below),
+    }
+    rows = [
+        {
+            "quantity": quantity,
+            "at": float(at),
+            "expected": float(e),
+            "value": float(v),
+            "low": float(lo),
+            "high": float(hi),
+        }
+        for quantity, (points, expected, measured) in tables.items()
+        for at, e, v, lo, hi in zip(points, expected, *measured, strict=True)
+    ]
+    for quantity, measured in (("crps", part.crps), ("beyond", part.beyond)):
+        v, lo, hi = map(float, measured)
+        rows.append({"quantity": quantity, "at": None, "expected": None, "value": v, "low": lo, "high": hi})
+    alone = {"quantity": "reference_crps", "at": None, "expected": None, "low": None, "high": None}
+    return [*rows, {**alone, "value": part.reference}]
