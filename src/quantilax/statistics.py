@@ -196,6 +196,35 @@ def improvement_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tupl
     return share_interval(float(np.mean([w.mean() for w in wins])) * independent, independent)
 
 
+def ratio_interval(sums: np.ndarray, resamples: int = QUICK_RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap intervals of weighted means whose terms come in independent units.
+
+    The means are `ratios(sums)`. A unit is, for example, an episode with several states: its terms
+    may depend on each other (a cluster bootstrap).
+
+    Args:
+        sums: (n, Q + 1), each unit's weighted sums of Q quantities, then the sum of its weights.
+        resamples: R.
+
+    Returns:
+        low and high, (Q,); NaN for a single unit.
+    """
+    if len(sums) == 1:
+        nothing = np.full(sums.shape[1] - 1, np.nan)
+        return nothing, nothing
+    low, high = interval(
+        lambda drawn: ratios(_counts(drawn, len(sums)) @ sums), np.arange(len(sums)), resamples=resamples
+    )
+    return low, high
+
+
+def ratios(sums: np.ndarray) -> np.ndarray:
+    """Divide sums by the last of them, (..., Q + 1) -> (..., Q); NaN where that is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares: np.ndarray = sums[..., :-1] / sums[..., -1:]
+    return shares
+
+
 def _counts(drawn: np.ndarray, size: int) -> np.ndarray:
     """Turn indices (B, n) into counts (B, size): how often each index was drawn."""
     batch = len(drawn)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 
 from quantilax.envs.probes import Corridor
@@ -97,10 +97,16 @@ def test_the_pit_of_atoms_and_of_a_constant_is_uniform():
         assert verdict(parts_of([found])[1]) == []
 
 
-def test_rounding_of_a_constant_return_is_no_error():
-    G = np.full((400, 1), 50.0)
-    Z = 50 + 0.01 * np.broadcast_to(NORMAL, (400, 1, len(TAUS)))
-    assert verdict(parts_of([compare(Z, G, np.ones_like(G), np.zeros_like(G))])[1]) == []
+def test_a_network_need_not_meet_a_constant_or_an_atom_exactly():
+    rng = np.random.default_rng(1)
+    G = np.full((1_000, 1), 50.0)
+    around = 50 + 0.01 * np.broadcast_to(NORMAL, (1_000, 1, len(TAUS)))
+    assert verdict(parts_of([compare(around, G, np.ones_like(G), np.zeros_like(G))])[1]) == []
+    G = np.where(rng.random((1_000, 1)) < 0.3, -1.0, 2.0)
+    near = np.broadcast_to(np.where(TAUS <= 0.3, -1.0, 2.0) + 0.02 * NORMAL, (1_000, 1, len(TAUS)))
+    assert verdict(parts_of([compare(near, G, np.ones_like(G), np.zeros_like(G))])[1]) == []
+    exact = compare(near, G, np.ones_like(G), np.zeros_like(G), share=0.0, least=0.0)
+    assert verdict(parts_of([exact])[1]) != []
 
 
 def test_intervals_allow_for_the_dependence_of_returns_within_an_episode():
@@ -142,9 +148,12 @@ def test_seeds_are_the_units_of_a_run_with_several():
     one, together = parts_of(each[:1])[1].below, parts_of(each)[1].below
     assert together.high[middle] - together.low[middle] > 2 * (one.high[middle] - one.low[middle])
     assert together.low[middle] <= 0.5 <= together.high[middle]
-    found = calibration.spread_of(each)
-    assert_allclose(found.within, 1, atol=0.03)
-    assert 0.5 < found.between < 1.5
+
+
+def test_the_spread_between_seeds_is_that_of_their_means_at_the_same_states():
+    means = np.random.default_rng(0).normal(0, 3, 200) + np.random.default_rng(1).normal(0, 0.5, (10, 200))
+    found = calibration.spread_of(means[..., None] + 2 * NORMAL)
+    assert_allclose(found, (2, 0.5), rtol=0.05)
 
 
 def test_periods_have_equally_many_visited_states():
@@ -203,6 +212,17 @@ def test_a_head_with_the_exact_distribution_passes_and_half_its_spread_is_flagge
     assert after.coverage_error <= 0.04  # nothing to correct, and nothing is made worse
     if name == "probe/geometric":
         assert any("too narrow" in line for line in verdict(wrong))
+
+
+def test_quantiles_are_compared_in_blocks_of_episodes(monkeypatch):
+    agent = tiny("iqn", "probe/geometric", gamma=0.9)
+    state = agent.init(jax.random.key(0))
+    whole = calibration.calibrate(agent, state, jax.random.key(3), 1_000, states=4).raw
+    monkeypatch.setattr(calibration, "BLOCK", 300 * 4 * len(TAUS))
+    blocks = calibration.calibrate(agent, state, jax.random.key(3), 1_000, states=4).raw
+    assert_allclose(blocks.crps, whole.crps, rtol=1e-5)
+    assert_array_equal(blocks.beyond, whole.beyond)
+    assert len(set(blocks.u.ravel().tolist())) > 3_000  # the blocks do not share their draws
 
 
 def test_quantiles_calibrated_are_those_at_the_corrected_levels():

@@ -91,6 +91,7 @@ def calibrate(
 
 def _print(run: Path, found: "CalibratedRun", episodes: int) -> None:  # type: ignore[name-defined]
     from quantilax.returns import calibration
+    from quantilax.statistics import FEW_SEEDS
 
     click.echo(f"{run}: the policy at step {found.env_step:,}, {episodes:,} episodes per seed")
     for line in found.conversions:
@@ -104,19 +105,20 @@ def _print(run: Path, found: "CalibratedRun", episodes: int) -> None:  # type: i
     for column in ("seed", "quantiles", "steps", *(f"in {level:.3g}" for level in levels), "below median", "CRPS"):
         table.add_column(column, justify="left" if column in ("seed", "quantiles", "steps") else "right")
     table.add_column("reference", justify="right")
+    summary = "all" if len(found.seeds) > 1 else str(found.seeds[0])
     for (seed, distribution), parts in found.parts.items():
-        for i, part in enumerate(parts):
+        for i, part in enumerate(parts if seed == summary else parts[1:2]):
             shares = [_share(part.coverage, k) for k in range(len(levels))]
             below = _share(part.below, calibration.BELOW.index(0.5))
             crps = f"{part.crps.value:.3g}", "-" if math.isnan(part.reference) else f"{part.reference:.3g}"
             table.add_row(*((seed, distribution) if i == 0 else ("", "")), part.name, *shares, below, *crps)
     table_console(120).print(table)
     for (seed, distribution), parts in found.parts.items():
-        told = " ".join(f"{share:.0%}" for share in parts[1].pit.value)
-        click.echo(f"PIT, seed {seed}, {distribution}, all steps, from 0 to 1 (each should be 10%): {told}")
-    for (seed, distribution), parts in found.parts.items():
-        for line in calibration.verdict(parts[1]):
-            click.echo(f"seed {seed}, {distribution}: {line}")
+        if seed == summary:
+            told = " ".join(f"{share:.0%}" for share in parts[1].pit.value)
+            click.echo(f"{distribution}: PIT from 0 to 1, each should be 10%: {told}")
+            for line in calibration.verdict(parts[1]) or ["no deviation of 2 points or more beyond chance"]:
+                click.echo(f"{distribution}: {line}")
     if found.spread is not None:
         click.echo(
             f"at first states: standard deviation {found.spread.within:.3g} within a seed's distribution, and"
@@ -124,7 +126,11 @@ def _print(run: Path, found: "CalibratedRun", episodes: int) -> None:  # type: i
         )
     if found.file is not None:
         click.echo(f"wrote {found.file}; quantilax.load(RUN).algo.quantiles(..., calibrated=True) uses it")
-    click.echo("shares with 95% intervals: resampled are the episodes of a seed, and whole seeds for all")
+    click.echo(
+        "intervals for one seed resample its episodes"
+        + ("" if len(found.seeds) < 2 else "; intervals for all resample whole seeds")
+        + (f" and are too narrow with fewer than {FEW_SEEDS}" if 1 < len(found.seeds) < FEW_SEEDS else "")
+    )
 
 
 def _share(measured: Any, i: int) -> str:

@@ -16,7 +16,9 @@
   *reference* is that of the returns' own distribution over all states alike.
 
 If a learned quantile equals G, u is drawn uniformly between F just below G and F(G), so that u is
-uniform for distributions with atoms too. Differences below a tolerance count as equal.
+uniform for distributions with atoms too. A network never meets an atom exactly, so differences
+count as none below a tolerance: 5 % of the standard deviation of Z at the state, and at least 0.1 %
+of the root mean square of all returns.
 
 Returns of one episode depend on each other, so intervals resample episodes, or whole seeds if there
 are several.
@@ -42,7 +44,7 @@ from quantilax.returns import episodes
 from quantilax.returns.episodes import STATES, TAIL, Sampled
 from quantilax.runs import loading, recalibration
 from quantilax.runs.directory import RunDirectory
-from quantilax.statistics import QUICK_RESAMPLES, interval
+from quantilax.statistics import ratio_interval, ratios
 from quantilax.types import State, as_key
 
 M = 200
@@ -60,8 +62,11 @@ OUTSIDE = 5
 """Expected number of episodes outside of an interval, below which its coverage is not measured."""
 KNOTS = 101
 """L, numbers of a recalibration."""
-TOLERANCE = 1e-3
-"""Differences that count as none, as a share of the root mean square of the returns."""
+SHARE_OF_SPREAD, SHARE_OF_SIZE = 0.05, 1e-3
+"""Differences that count as none: as a share of the standard deviation of Z, and at least as a
+share of the root mean square of all returns."""
+BLOCK = 2**22
+"""Upper bound on the quantiles that are held at a time."""
 TOLERATED = 0.02
 """Deviation of a share that `verdict` does not report."""
 FIT = 0x464954
@@ -118,10 +123,6 @@ class Compared(NamedTuple):
     """(E, K)"""
     time: np.ndarray
     """(E, K)"""
-    mean: np.ndarray
-    """(E,) of the learned distribution at first states."""
-    variance: np.ndarray
-    """(E,)"""
 
 
 class Calibrated(NamedTuple):
@@ -223,7 +224,7 @@ def calibrate_run(
     Args:
         path, checkpoint, env: as for `quantilax.load`.
         episodes: number per seed.
-        seed: seed of the episodes; all seeds of the run start from the same first states.
+        seed: seed of the episodes, which differ for each seed of the run.
         levels: of coverage, above 0 and at most 0.99.
         states, tail: as for `calibrate`.
         recalibrate: fit a recalibration to as many more episodes, compare with it too, and store it
@@ -240,7 +241,8 @@ def calibrate_run(
     each = [jax.tree.map(lambda x, i=i: x[i], all_states) for i in range(len(seeds))]
     key = jax.random.key(seed)
     found = [
-        calibrate(agent, state, key, episodes, states=states, tail=tail, recalibrate=recalibrate) for state in each
+        calibrate(agent, one, fold, episodes, states=states, tail=tail, recalibrate=recalibrate)
+        for one, fold in zip(each, (jax.random.fold_in(key, number) for number in seeds), strict=True)
     ]
     parts = {}
     for distribution in ("raw", "recalibrated") if recalibrate else ("raw",):
@@ -255,7 +257,7 @@ def calibrate_run(
         fitted = {number: one.levels for number, one in zip(seeds, found, strict=True) if one.levels is not None}
         with directory.lock():
             file = recalibration.write(directory.checkpoints, env_step, fitted, episodes)
-    spread = spread_of([one.raw for one in found]) if len(seeds) > 1 else None
+    spread = None if len(seeds) == 1 else spread_of(np.stack([_at_first(agent, one, key, episodes) for one in each]))
     left_out = float(np.mean([one.left_out for one in found]))
     told = conversions(agent), caveats(agent)
     return CalibratedRun(env_step, seeds, parts, spread, left_out, *told, file)
@@ -278,19 +280,27 @@ def check(levels: Sequence[float], episodes: int) -> None:
 
 
 def compare(
-    Z: np.ndarray, returns: np.ndarray, weight: np.ndarray, time: np.ndarray, tolerance: float | None = None
+    Z: np.ndarray,
+    returns: np.ndarray,
+    weight: np.ndarray,
+    time: np.ndarray,
+    *,
+    share: float = SHARE_OF_SPREAD,
+    least: float | None = None,
+    seed: int = 0,
 ) -> Compared:
     """Compare returns with quantiles.
 
     Args:
         Z: (E, K, M - 1) quantiles at 1/M, ..., (M - 1)/M.
         returns, weight, time: (E, K), as in `Sampled`.
-        tolerance: differences that count as none; None: a share `TOLERANCE` of the returns' root
+        share: differences that count as none, as a share of the standard deviation of Z.
+        least: smallest difference that counts; None: a share `SHARE_OF_SIZE` of the returns' root
             mean square.
+        seed: of the draws for quantiles that equal returns.
     """
-    G, rng = np.asarray(returns, np.float64), np.random.default_rng(0)
-    if tolerance is None:
-        tolerance = TOLERANCE * float(np.sqrt((weight * G**2).sum() / weight.sum()))
+    G, rng = np.asarray(returns, np.float64), np.random.default_rng(seed)
+    tolerance = np.maximum(share * Z.std(axis=-1), _least(G, weight) if least is None else least)
     n = Z.shape[-1] + 1
     lower = ((G - tolerance)[..., None] > Z).sum(axis=-1)
     upper = ((G + tolerance)[..., None] >= Z).sum(axis=-1)
@@ -298,8 +308,7 @@ def compare(
     delta, taus = G[..., None] - Z, np.arange(1, n) / n
     crps = 2 / n * np.where(delta > 0, taus * delta, (taus - 1) * delta).sum(axis=-1)
     beyond = (lower == n - 1) | (upper == 0)
-    first = Z[:, 0].astype(np.float64)
-    return Compared(u, crps, beyond, G, weight, time, first.mean(axis=-1), first.var(axis=-1))
+    return Compared(u, crps, beyond, G, weight, time)
 
 
 def fit(compared: Compared) -> np.ndarray:
@@ -339,7 +348,9 @@ def parts_of(
     """Measure first states, all states and periods, for one seed or for several together."""
     chosen = {"first": lambda time: time == 0, "all": lambda time: time >= 0}
     for low, high in periods:
-        chosen[f"{low}-{high}"] = lambda time, low=low, high=high: (time >= low) & (time <= high)  # type: ignore[misc]
+        chosen[str(low) if low == high else f"{low}-{high}"] = lambda time, low=low, high=high: (
+            (time >= low) & (time <= high)
+        )  # type: ignore[misc]
     return [_part(name, compared, np.asarray(levels, float), where) for name, where in chosen.items()]
 
 
@@ -348,17 +359,7 @@ def _part(name: str, compared: Sequence[Compared], levels: np.ndarray, where: An
     per_seed = np.stack([_sums(one, w, levels) for one, w in zip(compared, weights, strict=True)])  # (S, E, Q + 1)
     units = per_seed[0] if len(compared) == 1 else per_seed.sum(axis=1)
 
-    def ratio(drawn: np.ndarray) -> np.ndarray:
-        sums = drawn.sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shares: np.ndarray = sums[..., :-1] / sums[..., -1:]
-        return shares
-
-    value = ratio(units[None])[0]
-    low, high = np.full_like(value, np.nan), np.full_like(value, np.nan)
-    units = units[units[:, -1] > 0]
-    if len(units) > 1:
-        low, high = interval(ratio, units, resamples=QUICK_RESAMPLES)
+    value, (low, high) = ratios(units.sum(axis=0)), ratio_interval(units[units[:, -1] > 0])
     ends = np.cumsum([len(levels), BINS, len(BELOW), 1])
     split = zip(*(np.split(x, ends) for x in (value, low, high)), strict=True)
     coverage, pit, below, crps, beyond = (Measured(*x) for x in split)
@@ -407,15 +408,18 @@ def reference_crps(returns: np.ndarray, weight: np.ndarray) -> float:
     return float(mean / pairs)
 
 
-def spread_of(compared: Sequence[Compared]) -> Spread:
-    """Return the spread within and between the seeds of a run at the same first states."""
-    within = np.mean([one.variance.mean() for one in compared])
-    between = np.var([one.mean for one in compared], axis=0, ddof=1).mean()
+def spread_of(Z: np.ndarray) -> Spread:
+    """Return the spread within and between seeds.
+
+    Args:
+        Z: (S, E, M - 1), quantiles of S seeds at the same E states.
+    """
+    within, between = Z.var(axis=-1).mean(), Z.mean(axis=-1).var(axis=0, ddof=1).mean()
     return Spread(float(np.sqrt(within)), float(np.sqrt(between)))
 
 
 def verdict(part: Part) -> list[str]:
-    """Return a line for each way in which the distribution is wrong beyond chance.
+    """Return a line for each way in which the distribution is wrong beyond chance, if any.
 
     A deviation counts if its interval excludes the right number, and if it exceeds 2 points.
     """
@@ -472,10 +476,28 @@ def _sampled(agent: Agent, state: State, key: Any, number: int, states: int, tai
     return found
 
 
+def _at_first(agent: Agent, state: State, key: Any, number: int) -> np.ndarray:
+    """Return Z at first states, which are the same for the same key, (E, M - 1)."""
+    obs, action = episodes.first(agent, state, key, number)
+    return np.asarray(episodes.predicted(agent, state, obs, action, jnp.asarray(TAUS, jnp.float32)), np.float64)
+
+
 def _compared(agent: Agent, state: State, found: Sampled, taus: np.ndarray) -> Compared:
-    Z = np.asarray(episodes.predicted(agent, state, found.obs, found.action, jnp.asarray(taus, jnp.float32)))
+    """Compare in blocks of episodes, so that memory does not grow with the quantiles of all."""
     returns, weight, time = (np.asarray(x) for x in (found.returns, found.weight, found.time))
-    return compare(Z, returns, weight, time)
+    number, states = returns.shape
+    block, parts = max(1, BLOCK // (states * len(taus))), []
+    for start in range(0, number, block):
+        rows = slice(start, start + block)
+        of_rows = found.obs[rows], found.action[rows], jnp.asarray(taus, jnp.float32)
+        Z = np.asarray(episodes.predicted(agent, state, *of_rows))
+        least = _least(returns, weight)
+        parts.append(compare(Z, returns[rows], weight[rows], time[rows], least=least, seed=start))
+    return Compared(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _least(returns: np.ndarray, weight: np.ndarray) -> float:
+    return float(SHARE_OF_SIZE * np.sqrt((weight * np.square(returns, dtype=np.float64)).sum() / weight.sum()))
 
 
 def _rows(part: Part) -> list[dict[str, Any]]:

@@ -161,6 +161,18 @@ def sample(
     return _sample(*given, jnp.int32(limit - left), episodes, states)
 
 
+def first(agent: Agent, state: State, key: Key[Array, ""], episodes: int) -> tuple[Observation, Shaped[Array, "..."]]:
+    """Return the first observations of episodes, and the policy's actions there, (E, ...).
+
+    The same key gives the same observations, whatever the state.
+
+    Raises:
+        ConfigError: the state is that of several runs, or `episodes` is below 1.
+    """
+    episodes = arguments.as_count("episodes", episodes)
+    return _first(*agent.arguments(), arguments.one_state(state), as_key(key), episodes)
+
+
 def predicted(
     agent: Agent, state: State, obs: Observation, action: Shaped[Array, "..."], taus: Float[Array, "N"]
 ) -> Float[Array, "*batch N"]:
@@ -292,11 +304,26 @@ def _rest(
     key: Key[Array, ""],
 ) -> Float[Array, "E"]:
     """Return the learned mean of what follows the last step of each episode."""
-    keys = jax.random.split(jax.random.fold_in(key, 0), last.reward.shape[0])
-    choose = jax.vmap(lambda obs, key, legal: policy.act(obs, policy.carry, key, legal)[0])
-    action = choose(last.next_obs, keys, last.next_legal)
+    action = _actions(policy, last.next_obs, last.next_legal, jax.random.fold_in(key, 0))
     taus = (jnp.arange(100) + 0.5) / 100
     return _quantiles(algorithm, env, config, state, last.next_obs, action, taus).mean(axis=-1)
+
+
+@switches.checked
+@partial(jax.jit, static_argnums=(0, 5))
+@switches.standard()
+def _first(
+    algorithm: Algorithm, env: Environment, config: Any, state: State, key: Key[Array, ""], episodes: int
+) -> tuple[Observation, Shaped[Array, "..."]]:
+    policy = algorithm.policy(env, config, state)
+    envs, key = rollout.begin_episodes(env, policy, jax.random.fold_in(key, EVALUATION), episodes)
+    return envs.obs, _actions(policy, envs.obs, envs.legal, key)
+
+
+def _actions(policy: Policy, obs: Observation, legal: Any, key: Key[Array, ""]) -> Shaped[Array, "..."]:
+    """Return the policy's actions at the beginning of episodes."""
+    keys = jax.random.split(key, jax.tree.leaves(obs)[0].shape[0])
+    return jax.vmap(lambda obs, key, legal: policy.act(obs, policy.carry, key, legal)[0])(obs, keys, legal)
 
 
 @switches.checked
