@@ -102,10 +102,9 @@ class Agent:
     eval_callback: Callable[..., PyTree] | None = pytree.field(None, static=True)
     """A pure function (agent, state, key) -> pytree, called inside the program at each evaluation;
     see `records`."""
-    recalibration: Any = None
-    """Levels (L,) of the learned quantiles that are the true ones at L equidistant fractions from 0
-    to 1, or None. `quantilax.load` reads what `quantilax calibrate RUN --recalibrate` fitted; they
-    hold for that checkpoint and seed alone."""
+    recalibration: fractions.Recalibration | None = None
+    """A correction of the quantiles. `quantilax.load` reads what `quantilax calibrate RUN
+    --recalibrate` fitted; it holds for that checkpoint and seed alone."""
 
     def train(self, key: Key[Array, ""] | Shaped[Array, "2"]) -> tuple[State, Curve]:
         """Train from scratch in one XLA program: return the final state and the curve.
@@ -191,7 +190,7 @@ class Agent:
             obs: one observation, or several with any number of leading axes; checked as `policy`
                 does.
             taus: fractions in [0, 1].
-            calibrated: correct the levels by `recalibration`.
+            calibrated: correct them by `recalibration`.
 
         Raises:
             ConfigError: the algorithm has no quantiles, the state is that of several runs, an
@@ -202,16 +201,20 @@ class Agent:
         if Z is None:
             raise ConfigError(f"{self.algorithm.name} learns expected values, no quantiles; use iqn, fqf, qrdqn or c51")
         state, taus = arguments.one_state(state), arguments.as_fractions(taus)
-        if calibrated:
-            if self.recalibration is None:
-                raise ConfigError(
-                    "calibrated: there is no recalibration; run quantilax calibrate RUN --recalibrate, then load the run"
-                )
-            taus = fractions.recalibrated(taus, jnp.asarray(self.recalibration, jnp.float32))
+        correction = self.recalibration
+        if calibrated and correction is None:
+            raise ConfigError(
+                "calibrated: there is no recalibration; run quantilax calibrate RUN --recalibrate, then load the run"
+            )
         obs = arguments.as_observations(self.env.observation_space, obs)
         shape = self.env.observation_space.shape
         batch = obs.shape[: obs.ndim - len(shape)]
-        z = jax.vmap(lambda x: Z(self.config, state, x, taus))(obs.reshape(-1, *shape))
+
+        def one(x: Observation) -> Float[Array, "N A"]:
+            learned = partial(Z, self.config, state, x)
+            return correction.quantiles(learned, taus) if calibrated and correction is not None else learned(taus)
+
+        z = jax.vmap(one)(obs.reshape(-1, *shape))
         return z.reshape(*batch, *z.shape[1:])
 
     def replace(self, **changes: Any) -> "Agent":

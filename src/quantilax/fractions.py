@@ -4,9 +4,11 @@ This includes the quantile functions of fixed quantiles and of atoms.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 Fractions = Float[Array, "*shape N"]
@@ -95,11 +97,32 @@ def of_atoms(
     return support[jnp.minimum(below.sum(axis=1), support.shape[0] - 1)]
 
 
-def recalibrated(tau: Float[Array, "*shape"], levels: Float[Array, "L"]) -> Float[Array, "*shape"]:
-    """The levels at which learned quantiles are the true quantiles at tau.
+GRID = np.arange(1, 200, dtype=np.float32) / 200
+"""Levels at which a learned distribution is looked at as a whole."""
 
-    Args:
-        tau: fractions.
-        levels: those levels at L equidistant fractions from 0 to 1; linear in between.
+
+class Recalibration(NamedTuple):
+    """A correction of learned quantiles, for L equidistant tau from 0 to 1 and linear in between.
+
+    The corrected quantile is `Z_level(tau) + excess(tau) s`, where s is the standard deviation of Z
+    over `GRID`, and at least `least`. The excess is 0 except in tails that no learned quantile
+    reaches.
     """
-    return jnp.interp(tau, jnp.linspace(0, 1, levels.shape[0]), levels)
+
+    levels: Float[Array, "L"]
+    excess: Float[Array, "L"]
+    least: Float[Array, ""] | float
+
+    def quantiles(
+        self, Z: Callable[[Float[Array, "n"]], Float[Array, "n *A"]], tau: Float[Array, "N"]
+    ) -> Float[Array, "N *A"]:
+        """Return corrected quantiles.
+
+        Args:
+            Z: levels -> learned quantiles.
+            tau: fractions.
+        """
+        at = jnp.linspace(0, 1, self.levels.shape[0])
+        s = jnp.maximum(Z(jnp.asarray(GRID)).std(axis=0), self.least)
+        excess = jnp.interp(tau, at, self.excess)
+        return Z(jnp.interp(tau, at, self.levels)) + excess.reshape(-1, *(1 for _ in s.shape)) * s

@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 from scipy import integrate, stats
 
 from quantilax.envs.probes import Corridor
 from quantilax.envs.wrappers import wrap
 from quantilax.errors import ConfigError
-from quantilax.returns import calibration
+from quantilax.fractions import Recalibration
+from quantilax.returns import calibration, episodes
 from quantilax.returns.calibration import TAUS, compare, fit, parts_of, verdict
 from tests.conftest import tiny
 
 NORMAL = stats.norm.ppf(TAUS)
 
 
-def synthetic(spread=1.0, bias=0.0, episodes=1_500, states=4, seed=0, levels=TAUS):
+def synthetic(spread=1.0, bias=0.0, episodes=1_500, states=4, seed=0):
     """Returns from N(center, 1), their quantiles predicted as those of N(center + bias, spread^2).
 
     The returns of one episode depend on each other. Centers are the same for each seed.
@@ -29,7 +30,7 @@ def synthetic(spread=1.0, bias=0.0, episodes=1_500, states=4, seed=0, levels=TAU
     common, own = rng.normal(size=(episodes, 1)), rng.normal(size=(episodes, states))
     G = center + np.sqrt(0.7) * common + np.sqrt(0.3) * own
     time = np.tile(np.arange(states), (episodes, 1))
-    return G, (center + bias)[..., None] + spread * stats.norm.ppf(levels), time
+    return G, (center + bias)[..., None] + spread * NORMAL, time
 
 
 def part(spread=1.0, bias=0.0, **options):
@@ -119,15 +120,20 @@ def test_intervals_allow_for_the_dependence_of_returns_within_an_episode():
     assert covered >= 20  # of 25, at 95%
 
 
-def test_recalibration_brings_the_coverage_of_a_biased_head_to_within_two_points():
-    """It is fitted to some episodes and checked on others."""
-    G, Z, time = synthetic(spread=1.5, bias=0.6, seed=1)
-    assert part(spread=1.5, bias=0.6).coverage_error > 0.1
-    levels = fit(compare(Z, G, np.ones_like(G), time))
-    assert (np.diff(levels) > 0).all()
-    assert (levels[0], levels[-1]) == (0, 1)
-    mapped = np.interp(TAUS, np.linspace(0, 1, len(levels)), levels)
-    G, Z, time = synthetic(spread=1.5, bias=0.6, seed=2, levels=mapped)
+@pytest.mark.parametrize(("spread", "bias"), [(1.5, 0.6), (0.4, -0.2)], ids=["wide, too high", "narrow, too low"])
+def test_recalibration_brings_the_coverage_of_a_wrong_head_to_within_two_points(spread, bias):
+    """It is fitted to some episodes and checked on others. A narrow head needs more than other levels."""
+    G, Z, time = synthetic(spread, bias, seed=1)
+    assert part(spread, bias).coverage_error > 0.1
+    fitted = fit(compare(Z, G, np.ones_like(G), time))
+    assert (np.diff(fitted.levels) >= 0).all()
+    assert (np.diff(fitted.excess) >= 0).all()
+    G, Z, time = synthetic(spread, bias, seed=2)
+    middle = Z.mean(axis=-1).ravel()  # (states,)
+    corrected = fitted.quantiles(
+        lambda taus: middle + spread * jax.scipy.stats.norm.ppf(taus)[:, None], jnp.asarray(TAUS)
+    )
+    Z = np.asarray(corrected).T.reshape(Z.shape)
     found = parts_of([compare(Z, G, np.ones_like(G), time)])[1]
     assert found.coverage_error <= 0.02
     assert_allclose(found.below.value, calibration.BELOW, atol=0.03)
@@ -135,7 +141,9 @@ def test_recalibration_brings_the_coverage_of_a_biased_head_to_within_two_points
 
 def test_recalibration_of_the_true_distribution_changes_little():
     G, Z, time = synthetic()
-    assert_allclose(fit(compare(Z, G, np.ones_like(G), time)), np.linspace(0, 1, calibration.KNOTS), atol=0.03)
+    fitted = fit(compare(Z, G, np.ones_like(G), time))
+    assert_allclose(fitted.levels, np.clip(np.linspace(0, 1, calibration.KNOTS), TAUS[0], TAUS[-1]), atol=0.03)
+    assert (np.asarray(fitted.excess)[1:-1] == 0).all()
 
 
 def test_seeds_are_the_units_of_a_run_with_several():
@@ -221,19 +229,22 @@ def test_quantiles_are_compared_in_blocks_of_episodes(monkeypatch):
     monkeypatch.setattr(calibration, "BLOCK", 300 * 4 * len(TAUS))
     blocks = calibration.calibrate(agent, state, jax.random.key(3), 1_000, states=4).raw
     assert_allclose(blocks.crps, whole.crps, rtol=1e-5)
-    assert_array_equal(blocks.beyond, whole.beyond)
+    assert_allclose(blocks.excess, whole.excess, rtol=1e-4, atol=1e-5)
     assert len(set(blocks.u.ravel().tolist())) > 3_000  # the blocks do not share their draws
 
 
 def test_quantiles_calibrated_are_those_at_the_corrected_levels():
     agent = tiny("iqn", "probe/bimodal")
     state = agent.init(jax.random.key(0))
-    levels = np.linspace(0, 1, 5) ** 2
-    corrected = dataclasses.replace(agent, recalibration=levels)
-    asked = jnp.array([0.25, 0.6])
-    expected = agent.quantiles(state, jnp.ones(1), jnp.interp(asked, jnp.linspace(0, 1, 5), levels))
-    assert_allclose(corrected.quantiles(state, jnp.ones(1), asked, calibrated=True), expected, rtol=1e-6)
-    assert_allclose(corrected.quantiles(state, jnp.ones(1), asked), agent.quantiles(state, jnp.ones(1), asked))
+    levels, excess = jnp.linspace(0, 1, 5) ** 2, jnp.array([-1.0, 0, 0, 0, 2])
+    corrected = dataclasses.replace(agent, recalibration=Recalibration(levels, excess, 0.0))
+    asked, at, obs = jnp.array([0.25, 0.6, 1.0]), jnp.linspace(0, 1, 5), jnp.ones(1)
+    spread = agent.quantiles(state, obs, jnp.asarray(TAUS)).std(axis=0)
+    expected = agent.quantiles(state, obs, jnp.interp(asked, at, levels)) + jnp.array([[0.0], [0.0], [2.0]]) * spread
+    assert_allclose(corrected.quantiles(state, obs, asked, calibrated=True), expected, rtol=1e-5)
+    assert_allclose(corrected.quantiles(state, obs, asked), agent.quantiles(state, obs, asked))
+    told = episodes.predicted(corrected, state, obs, jnp.int32(1), asked, calibrated=True)
+    assert_allclose(told, expected[:, 1], rtol=1e-5)
     with pytest.raises(ConfigError, match="calibrated: there is no recalibration; run quantilax calibrate"):
         agent.quantiles(state, jnp.ones(1), asked, calibrated=True)
 

@@ -27,6 +27,7 @@ Sources: Dawid (1984) and Gneiting, Balabdaoui & Raftery (2007) on PIT; Gneiting
 CRPS; Kuleshov, Fenner & Ermon (2018), https://arxiv.org/abs/1807.00263, on recalibration.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantilax import arguments, fractions
+from quantilax import arguments
 from quantilax.agent import Agent
 from quantilax.errors import ConfigError
+from quantilax.fractions import GRID, Recalibration
 from quantilax.host import paths
 from quantilax.learning import rollout
 from quantilax.returns import episodes
@@ -47,8 +49,8 @@ from quantilax.runs.directory import RunDirectory
 from quantilax.statistics import ratio_interval, ratios
 from quantilax.types import State, as_key
 
-M = 200
-TAUS = np.arange(1, M) / M
+TAUS = GRID
+M = len(TAUS) + 1
 LEVELS = (0.5, 0.8, 0.95)
 """Levels of coverage, by default."""
 MAX_LEVEL = 1 - 2 / M
@@ -61,7 +63,7 @@ PERIODS = 4
 OUTSIDE = 5
 """Expected number of episodes outside of an interval, below which its coverage is not measured."""
 KNOTS = 101
-"""L, numbers of a recalibration."""
+"""L of a recalibration."""
 SHARE_OF_SPREAD, SHARE_OF_SIZE = 0.05, 1e-3
 """Differences that count as none: as a share of the standard deviation of Z, and at least as a
 share of the root mean square of all returns."""
@@ -115,8 +117,9 @@ class Compared(NamedTuple):
     """(E, K)"""
     crps: np.ndarray
     """(E, K)"""
-    beyond: np.ndarray
-    """(E, K)"""
+    excess: np.ndarray
+    """(E, K) how far the return lies outside of all quantiles, below them (negative) or above, in
+    standard deviations of Z; 0 inside."""
     returns: np.ndarray
     """(E, K)"""
     weight: np.ndarray
@@ -130,8 +133,8 @@ class Calibrated(NamedTuple):
 
     raw: Compared
     recalibrated: Compared | None
-    levels: np.ndarray | None
-    """`Agent.recalibration`, fitted to other episodes."""
+    recalibration: Recalibration | None
+    """Fitted to other episodes."""
     left_out: float
     """Share of the visited states that a time limit leaves out."""
 
@@ -198,13 +201,14 @@ def calibrate(
     """
     key = as_key(key)
     found = _sampled(agent, state, key, episodes, states, tail)
-    raw = _compared(agent, state, found, TAUS)
+    raw = _compared(agent, state, found)
     if not recalibrate:
         return Calibrated(raw, None, None, float(found.left_out))
     others = _sampled(agent, state, jax.random.fold_in(key, FIT), episodes, states, tail)
-    levels = fit(_compared(agent, state, others, TAUS))
-    taus = np.asarray(fractions.recalibrated(jnp.asarray(TAUS), jnp.asarray(levels)))
-    return Calibrated(raw, _compared(agent, state, found, taus), levels, float(found.left_out))
+    fitted = fit(_compared(agent, state, others))
+    corrected = dataclasses.replace(agent, recalibration=fitted)
+    after = _compared(corrected, state, found, calibrated=True)
+    return Calibrated(raw, after, fitted, float(found.left_out))
 
 
 def calibrate_run(
@@ -254,7 +258,7 @@ def calibrate_run(
             parts["all", distribution] = parts_of(compared, levels, periods)
     file = None
     if recalibrate:
-        fitted = {number: one.levels for number, one in zip(seeds, found, strict=True) if one.levels is not None}
+        fitted = {n: one.recalibration for n, one in zip(seeds, found, strict=True) if one.recalibration is not None}
         with directory.lock():
             file = recalibration.write(directory.checkpoints, env_step, fitted, episodes)
     spread = None if len(seeds) == 1 else spread_of(np.stack([_at_first(agent, one, key, episodes) for one in each]))
@@ -300,31 +304,36 @@ def compare(
         seed: of the draws for quantiles that equal returns.
     """
     G, rng = np.asarray(returns, np.float64), np.random.default_rng(seed)
-    tolerance = np.maximum(share * Z.std(axis=-1), _least(G, weight) if least is None else least)
+    smallest = _least(G, weight) if least is None else least
+    tolerance = np.maximum(share * Z.std(axis=-1), smallest)
     n = Z.shape[-1] + 1
     lower = ((G - tolerance)[..., None] > Z).sum(axis=-1)
     upper = ((G + tolerance)[..., None] >= Z).sum(axis=-1)
     u = (lower + rng.random(G.shape) * (upper - lower + 1)) / n
     delta, taus = G[..., None] - Z, np.arange(1, n) / n
     crps = 2 / n * np.where(delta > 0, taus * delta, (taus - 1) * delta).sum(axis=-1)
-    beyond = (lower == n - 1) | (upper == 0)
-    return Compared(u, crps, beyond, G, weight, time)
+    scale = np.maximum(Z.std(axis=-1), smallest)
+    scale = np.where(scale > 0, scale, 1.0)  # all returns are 0
+    excess = np.where(upper == 0, G - Z[..., 0], np.where(lower == n - 1, G - Z[..., -1], 0.0)) / scale
+    return Compared(u, crps, excess, G, weight, time)
 
 
-def fit(compared: Compared) -> np.ndarray:
-    """Fit a recalibration: the levels (L,) at which learned quantiles are the true ones.
+def fit(compared: Compared) -> Recalibration:
+    """Fit a recalibration to the returns of some episodes.
 
     The level for tau is the tau-quantile of u, weighted. Its inverse, the distribution function of
     u, is the isotonic regression of Kuleshov et al.: it is monotone by construction. It is mixed
-    with the identity by one part in the number of episodes, so that levels stay apart.
+    with the identity by one part in the number of episodes, so that levels stay apart. Where the
+    tau-quantile is a return outside of all learned quantiles, its excess stands in for a level.
     """
-    u, w = compared.u[compared.weight > 0], compared.weight[compared.weight > 0]
+    kept, n = compared.weight > 0, len(compared.u)
+    u, excess, w = compared.u[kept], compared.excess[kept], compared.weight[kept]
+    order = np.where(excess < 0, excess, np.where(excess > 0, 1 + excess, u))  # below, within, above
     taus = np.linspace(0, 1, KNOTS)
-    levels = np.quantile(u, taus, weights=w, method="inverted_cdf")
-    levels[0], levels[-1] = 0, 1
-    number = len(compared.u)
-    mixed: np.ndarray = (number * levels + taus) / (number + 1)
-    return mixed
+    at = np.quantile(order, taus, weights=w, method="inverted_cdf")
+    levels = np.clip((n * np.clip(at, 0, 1) + taus) / (n + 1), TAUS[0], TAUS[-1])
+    beyond = np.minimum(at, 0) + np.maximum(at - 1, 0)
+    return Recalibration(jnp.asarray(levels), jnp.asarray(beyond), _least(compared.returns, compared.weight))
 
 
 def periods_of(compared: Sequence[Compared]) -> list[tuple[int, int]]:
@@ -387,7 +396,7 @@ def _sums(one: Compared, weight: np.ndarray, levels: np.ndarray) -> np.ndarray:
         np.clip(np.floor(u * BINS), 0, BINS - 1) == np.arange(BINS),
         u <= np.asarray(BELOW),
         one.crps[..., None],
-        one.beyond[..., None],
+        one.excess[..., None] != 0,
         np.ones_like(u),
     ]
     return (weight[..., None] * np.concatenate(quantities, axis=-1)).sum(axis=1)
@@ -439,9 +448,7 @@ def verdict(part: Part) -> list[str]:
         kind = "high" if value > 0.5 else "low"
         lines.append(f"too {kind}: {value:.0%} of the returns are below the median ({low:.0%} to {high:.0%})")
     if part.beyond.value > TOLERATED + 2 / M:
-        lines.append(
-            f"{part.beyond.value:.0%} of the returns lie outside of all quantiles; no recalibration of levels reaches them"
-        )
+        lines.append(f"{part.beyond.value:.0%} of the returns lie outside of all quantiles")
     return lines
 
 
@@ -479,18 +486,18 @@ def _sampled(agent: Agent, state: State, key: Any, number: int, states: int, tai
 def _at_first(agent: Agent, state: State, key: Any, number: int) -> np.ndarray:
     """Return Z at first states, which are the same for the same key, (E, M - 1)."""
     obs, action = episodes.first(agent, state, key, number)
-    return np.asarray(episodes.predicted(agent, state, obs, action, jnp.asarray(TAUS, jnp.float32)), np.float64)
+    return np.asarray(episodes.predicted(agent, state, obs, action, jnp.asarray(TAUS)), np.float64)
 
 
-def _compared(agent: Agent, state: State, found: Sampled, taus: np.ndarray) -> Compared:
+def _compared(agent: Agent, state: State, found: Sampled, calibrated: bool = False) -> Compared:
     """Compare in blocks of episodes, so that memory does not grow with the quantiles of all."""
     returns, weight, time = (np.asarray(x) for x in (found.returns, found.weight, found.time))
     number, states = returns.shape
-    block, parts = max(1, BLOCK // (states * len(taus))), []
+    block, parts = max(1, BLOCK // (states * len(TAUS))), []
     for start in range(0, number, block):
         rows = slice(start, start + block)
-        of_rows = found.obs[rows], found.action[rows], jnp.asarray(taus, jnp.float32)
-        Z = np.asarray(episodes.predicted(agent, state, *of_rows))
+        of_rows = found.obs[rows], found.action[rows], jnp.asarray(TAUS)
+        Z = np.asarray(episodes.predicted(agent, state, *of_rows, calibrated))
         least = _least(returns, weight)
         parts.append(compare(Z, returns[rows], weight[rows], time[rows], least=least, seed=start))
     return Compared(*map(np.concatenate, zip(*parts, strict=True)))

@@ -31,6 +31,7 @@ from quantilax.agent import EVALUATION, Agent
 from quantilax.envs import host
 from quantilax.envs.wrappers import of_evaluation
 from quantilax.errors import ConfigError
+from quantilax.fractions import Recalibration
 from quantilax.learning import rollout
 from quantilax.types import Algorithm, Discrete, Environment, Observation, Policy, State, Transition, as_key
 
@@ -174,17 +175,24 @@ def first(agent: Agent, state: State, key: Key[Array, ""], episodes: int) -> tup
 
 
 def predicted(
-    agent: Agent, state: State, obs: Observation, action: Shaped[Array, "..."], taus: Float[Array, "N"]
+    agent: Agent,
+    state: State,
+    obs: Observation,
+    action: Shaped[Array, "..."],
+    taus: Float[Array, "N"],
+    calibrated: bool = False,
 ) -> Float[Array, "*batch N"]:
     """Return Z_tau(x, a) for pairs of observation and action, as `Agent.quantiles` gives it.
 
-    SAC, TD3 and PPO have one distribution per state, so the action is not used.
+    SAC, TD3 and PPO have one distribution per state, so the action is not used. With `calibrated`
+    the quantiles are corrected by the agent's `recalibration`.
 
     Raises:
         ConfigError: as `Agent.quantiles`.
     """
     taus = arguments.as_fractions(taus)
-    return _predicted(*agent.arguments(), arguments.one_state(state), obs, action, taus)
+    correction = agent.recalibration if calibrated else None
+    return _predicted(*agent.arguments(), arguments.one_state(state), obs, action, taus, correction)
 
 
 @switches.checked
@@ -337,8 +345,9 @@ def _predicted(
     obs: Observation,
     action: Shaped[Array, "..."],
     taus: Float[Array, "N"],
+    correction: Recalibration | None,
 ) -> Float[Array, "*batch N"]:
-    return _quantiles(algorithm, env, config, state, obs, action, taus)
+    return _quantiles(algorithm, env, config, state, obs, action, taus, correction)
 
 
 def _quantiles(
@@ -349,6 +358,7 @@ def _quantiles(
     obs: Observation,
     action: Shaped[Array, "..."],
     taus: Float[Array, "N"],
+    correction: Recalibration | None = None,
 ) -> Float[Array, "*batch N"]:
     shape, of_algorithm = env.observation_space.shape, algorithm.quantiles
     assert of_algorithm is not None
@@ -356,8 +366,12 @@ def _quantiles(
 
     def one(pair: tuple[Observation, Array]) -> Float[Array, "N"]:
         obs, action = pair
-        Z = of_algorithm(config, state, obs, taus)
-        return Z[:, action] if isinstance(env.action_space, Discrete) and Z.shape[1] > 1 else Z[:, 0]
+
+        def learned(taus: Float[Array, "N"]) -> Float[Array, "N"]:
+            Z = of_algorithm(config, state, obs, taus)
+            return Z[:, action] if isinstance(env.action_space, Discrete) and Z.shape[1] > 1 else Z[:, 0]
+
+        return learned(taus) if correction is None else correction.quantiles(learned, taus)
 
     flat = obs.reshape(-1, *shape), action.reshape(-1, *action.shape[len(batch) :])
     Z = jax.lax.map(one, flat, batch_size=BLOCK)

@@ -55,8 +55,8 @@ def load(path: Path | str, checkpoint: str | int = "last", *, seed: int | None =
     if seed not in seeds:
         raise ConfigError(f"{path}: has no seed {seed}; it has {', '.join(map(str, seeds))}")
     state = jax.tree.map(lambda x: x[seeds.index(seed)], states)
-    levels = recalibration.read(RunDirectory.open(Path(path)).checkpoints, env_step)
-    algo = dataclasses.replace(algo, recalibration=levels.get(seed))
+    fitted = recalibration.read(RunDirectory.open(Path(path)).checkpoints, env_step)
+    algo = dataclasses.replace(algo, recalibration=fitted.get(seed))
     return Loaded(algo, state, algo.policy(state))
 
 

@@ -1,9 +1,10 @@
 """Recalibrations of learned quantiles, stored beside the checkpoint that they were fitted to.
 
-    {"format": 1, "env_step": 60000, "seeds": {"0": {"levels": [0, ..., 1], "episodes": 1000}}}
+    {"format": 1, "env_step": 60000,
+     "seeds": {"0": {"levels": [...], "excess": [...], "least": 0.1, "episodes": 1000}}}
 
-`levels` are those of `Agent.recalibration`. A recalibration is deleted with its checkpoint, and
-when the checkpoint is written again.
+The numbers are those of `quantilax.fractions.Recalibration`. A recalibration is deleted with its
+checkpoint, and when the checkpoint is written again.
 """
 
 import json
@@ -11,29 +12,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from quantilax.errors import ConfigError
+from quantilax.fractions import Recalibration
 from quantilax.host.files import write_whole
 from quantilax.runs import checkpoints
 
 FORMAT = 1
 
 
-def write(root: Path, env_step: int, levels: Mapping[int, np.ndarray], episodes: int) -> Path:
+def write(root: Path, env_step: int, fitted: Mapping[int, Recalibration], episodes: int) -> Path:
     """Write the recalibrations of a checkpoint's seeds, and return the file.
 
     Args:
         root: the run's directory of checkpoints.
         env_step: of the checkpoint.
-        levels: seed -> levels (L,).
+        fitted: by seed.
         episodes: number that each was fitted to.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     path = checkpoints.recalibration_of(checkpoints.path_of(root, env_step))
-    seeds = {str(seed): {"levels": [float(x) for x in row], "episodes": episodes} for seed, row in levels.items()}
+    seeds = {
+        str(seed): {
+            "levels": np.asarray(one.levels).tolist(),
+            "excess": np.asarray(one.excess).tolist(),
+            "least": float(one.least),
+            "episodes": episodes,
+        }
+        for seed, one in fitted.items()
+    }
     try:
         write_whole(path, json.dumps({"format": FORMAT, "env_step": env_step, "seeds": seeds}) + "\n")
     except OSError as error:
@@ -41,8 +52,8 @@ def write(root: Path, env_step: int, levels: Mapping[int, np.ndarray], episodes:
     return path
 
 
-def read(root: Path, env_step: int) -> dict[int, np.ndarray]:
-    """Return the levels of each seed; nothing if there is no recalibration.
+def read(root: Path, env_step: int) -> dict[int, Recalibration]:
+    """Return the recalibration of each seed; nothing if there is no recalibration.
 
     Raises:
         ConfigError: the file cannot be read or is damaged.
@@ -58,7 +69,7 @@ def read(root: Path, env_step: int) -> dict[int, np.ndarray]:
         told = json.loads(text)
         if told["format"] != FORMAT:
             raise ConfigError(f"{path}: has format {told['format']}, but this version reads {FORMAT}; fit it again")
-        found = {int(seed): _levels(row["levels"]) for seed, row in told["seeds"].items()}
+        found = {int(seed): _recalibration(row) for seed, row in told["seeds"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -66,8 +77,13 @@ def read(root: Path, env_step: int) -> dict[int, np.ndarray]:
     return found
 
 
-def _levels(given: Any) -> np.ndarray:
-    levels = np.asarray(given, np.float64)
-    if levels.ndim != 1 or len(levels) < 2 or not (np.diff([0.0, *levels, 1.0]) >= 0).all():
+def _recalibration(row: Any) -> Recalibration:
+    levels, excess = (np.asarray(row[name], np.float32) for name in ("levels", "excess"))
+    least = float(row["least"])
+    if levels.ndim != 1 or len(levels) < 2 or levels.shape != excess.shape:
         raise ValueError
-    return levels
+    if not (np.diff([0, *levels, 1]) >= 0).all() or not (np.diff(excess) >= 0).all():
+        raise ValueError
+    if not np.isfinite([*excess, least]).all():
+        raise ValueError
+    return Recalibration(jnp.asarray(levels), jnp.asarray(excess), least)
