@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from quantilax.errors import ConfigError
-from quantilax.returns import episodes
-from tests.conftest import tiny
+from quantilax.returns import calibration, episodes
+from tests.conftest import each, tiny
 
 KEY = jax.random.key(1)
 GAMMA = 0.9
@@ -95,3 +95,19 @@ def test_an_algorithm_without_quantiles_is_refused_in_one_line():
     agent = tiny("dqn")
     with pytest.raises(ConfigError, match="dqn learns expected values, no quantiles"):
         episodes.sample(agent, agent.init(jax.random.key(0)), KEY, 8)
+
+
+QUANTILES = ("c51", "qrdqn", "iqn", "fqf", "pqn", "ppo", "tqc", "dsac", "td3_c51", "d4pg")
+
+
+@pytest.mark.parametrize("name", each(QUANTILES, ("ppo",)))
+def test_every_loop_is_calibrated_with_the_distribution_of_what_its_policy_does(name):
+    head = {"head": "quantile", "num_quantiles": 5} if name in ("pqn", "ppo") else {}
+    agent = tiny(name, **head).replace(bootstrap_truncated=False)
+    state = agent.init(jax.random.key(0))
+    found = episodes.sample(agent, state, KEY, 8, states=2)
+    taus = jnp.array([0.2, 0.7])
+    Z = agent.quantiles(state, found.obs[:, 0], taus)
+    taken = Z[..., 0] if Z.shape[-1] == 1 else jax.vmap(lambda Z, a: Z[:, a])(Z, found.action[:, 0])
+    assert_allclose(episodes.predicted(agent, state, found.obs, found.action, taus)[:, 0], taken, rtol=1e-4, atol=1e-5)
+    assert calibration.calibrate(agent, state, KEY, 8, states=2).raw.u.shape == (8, 2)

@@ -16,7 +16,7 @@ from quantilax.errors import ConfigError
 from quantilax.fractions import Recalibration
 from quantilax.returns import calibration, episodes
 from quantilax.returns.calibration import TAUS, compare, fit, parts_of, verdict
-from tests.conftest import tiny
+from tests.conftest import each, tiny
 
 NORMAL = stats.norm.ppf(TAUS)
 
@@ -113,11 +113,11 @@ def test_a_network_need_not_meet_a_constant_or_an_atom_exactly():
 def test_intervals_allow_for_the_dependence_of_returns_within_an_episode():
     """If episodes were 16 independent states each, intervals would be too narrow by a factor of 3."""
     covered = 0
-    for seed in range(25):
+    for seed in range(15):
         measured = part(episodes=200, states=16, seed=seed).below
         middle = calibration.BELOW.index(0.5)
         covered += measured.low[middle] <= 0.5 <= measured.high[middle]
-    assert covered >= 20  # of 25, at 95%
+    assert covered >= 12  # of 15, at 95%
 
 
 @pytest.mark.parametrize(("spread", "bias"), [(1.5, 0.6), (0.4, -0.2)], ids=["wide, too high", "narrow, too low"])
@@ -203,7 +203,7 @@ def truth(config, state, obs, tau, *, env, spread=1.0):
     return middle + spread * (Z - middle)
 
 
-@pytest.mark.parametrize("name", ["probe/bimodal", "probe/geometric"])
+@pytest.mark.parametrize("name", each(["probe/geometric", "probe/bimodal"], ["probe/geometric"]))
 def test_a_head_with_the_exact_distribution_passes_and_half_its_spread_is_flagged(name):
     agent = tiny("iqn", name, gamma=0.9)
     state = agent.init(jax.random.key(0))
