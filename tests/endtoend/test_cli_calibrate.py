@@ -22,6 +22,14 @@ def test_a_run_is_calibrated_corrected_and_loaded(call, tmp_path):
     assert "not converted: kappa=1" in ended.stdout
     assert "wrote run/checkpoints/000000000300.recalibration.json" in ended.stdout
 
+    evaluated = call("evaluate", "run", "--episodes", "20", "--no-cache")
+    assert "mean of the worst 5%" in evaluated.stdout
+    told = json.loads(call("evaluate", "run", "--episodes", "20", "--no-cache", "--json").stdout)["seeds"]["all"][
+        "return"
+    ]
+    assert told["cvar"]["0.05"] <= told["cvar"]["0.25"] <= told["mean"]
+    assert len(told["cvar_interval"]["0.05"]) == 2
+
     table = pl.read_csv(tmp_path / "table.csv", infer_schema_length=None)
     assert set(table["seed"]) == {"0", "1", "all"}
     assert set(table["distribution"]) == {"raw", "recalibrated"}
