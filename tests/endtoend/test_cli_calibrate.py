@@ -23,7 +23,7 @@ def test_a_run_is_calibrated_corrected_and_loaded(call, tmp_path):
     assert "wrote run/checkpoints/000000000300.recalibration.json" in ended.stdout
 
     evaluated = call("evaluate", "run", "--episodes", "20", "--no-cache")
-    assert "mean of the worst 5%" in evaluated.stdout
+    assert "mean return of the worst episodes (CVaR)\nseed  worst 5%" in evaluated.stdout
     told = json.loads(call("evaluate", "run", "--episodes", "20", "--no-cache", "--json").stdout)["seeds"]["all"][
         "return"
     ]

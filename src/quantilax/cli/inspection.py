@@ -71,10 +71,11 @@ def evaluate(run: Path, episodes: int, checkpoint: str, seed: int, as_json: bool
             quantiles = (f"{value:.1f}" for value in s.quantiles.values())
             table.add_row(name if quantity == "return" else "", quantity, *cells, *quantiles)
     table_console(110).print(table)
+    click.echo("mean return of the worst episodes (CVaR)")
     table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("seed")
     for level in CVAR_LEVELS:
-        table.add_column(f"mean of the worst {level:.0%}", justify="right")
+        table.add_column(f"worst {level:.0%}", justify="right")
         table.add_column("95% interval", justify="right")
     for name, row in summaries.items():
         s = row["return"]
