@@ -106,6 +106,10 @@ def test_a_network_need_not_meet_a_constant_or_an_atom_exactly():
     G = np.where(rng.random((1_000, 1)) < 0.3, -1.0, 2.0)
     near = np.broadcast_to(np.where(TAUS <= 0.3, -1.0, 2.0) + 0.02 * NORMAL, (1_000, 1, len(TAUS)))
     assert verdict(parts_of([compare(near, G, np.ones_like(G), np.zeros_like(G))])[1]) == []
+    wide = 50 + 0.2 * np.broadcast_to(NORMAL, (1_000, 1, len(TAUS)))
+    told = verdict(parts_of([compare(wide, np.full_like(G, 50.0), np.ones_like(G), np.zeros_like(G))])[1])
+    assert told[0].startswith("too wide: ")
+    assert told[-1] == "all of this is small: the CRPS is 0.1% of the size of the returns"
     exact = compare(near, G, np.ones_like(G), np.zeros_like(G), share=0.0, least=0.0)
     assert verdict(parts_of([exact])[1]) != []
 

@@ -69,6 +69,8 @@ SHARE_OF_SPREAD, SHARE_OF_SIZE = 0.05, 1e-3
 share of the root mean square of all returns."""
 BLOCK = 2**22
 """Upper bound on the quantiles that are held at a time."""
+SMALL = 0.01
+"""CRPS as a share of the returns' root mean square, below which `verdict` calls errors small."""
 TOLERATED = 0.02
 """Deviation of a share that `verdict` does not report."""
 FIT = 0x464954
@@ -99,6 +101,8 @@ class Part(NamedTuple):
     """()"""
     reference: float
     """CRPS of the distribution of all returns of the part; NaN for a single episode."""
+    size: float
+    """Root mean square of the returns."""
     beyond: Measured
     """() share of returns outside of all learned quantiles, from 1/M to 1 - 1/M."""
     levels: np.ndarray
@@ -382,6 +386,7 @@ def _part(name: str, compared: Sequence[Compared], levels: np.ndarray, where: An
         below,
         Measured(*(x[0] for x in crps)),
         reference_crps(G[w > 0], w[w > 0]),
+        _least(G, w) / SHARE_OF_SIZE,
         Measured(*(x[0] for x in beyond)),
         levels,
     )
@@ -449,6 +454,8 @@ def verdict(part: Part) -> list[str]:
         lines.append(f"too {kind}: {value:.0%} of the returns are below the median ({low:.0%} to {high:.0%})")
     if part.beyond.value > TOLERATED + 2 / M:
         lines.append(f"{part.beyond.value:.0%} of the returns lie outside of all quantiles")
+    if lines and part.crps.value < SMALL * part.size:
+        lines.append(f"all of this is small: the CRPS is {part.crps.value / part.size:.1%} of the size of the returns")
     return lines
 
 
