@@ -7,7 +7,7 @@ import pytest
 
 from quantilax import Box, Discrete, TimeStep, envs, pytree
 from quantilax.checks import environment
-from quantilax.runs import playing
+from quantilax.runs import pictures, playing
 
 
 @pytree.dataclass
@@ -104,7 +104,7 @@ def test_an_episode_is_played_and_its_pictures_are_written(tmp_path):
     frames = list(playing.pictures(env, first))
     assert len(frames) == len(first.observations)
     assert frames[0].shape == (10, 10, 3)
-    playing.write_gif(tmp_path / "x.gif", iter(frames))
+    pictures.write_video(tmp_path / "x.gif", iter(frames), "--video")
     from PIL import Image
 
     with Image.open(tmp_path / "x.gif") as image:

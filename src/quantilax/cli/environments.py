@@ -70,7 +70,7 @@ def check_env(env: str, overrides: tuple[str, ...], steps: int, seed: int) -> No
 @click.option("--policy", default="random", show_default=True, metavar="random|RUN", help="Policy to play.")
 @click.option("--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="Episodes to play.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
-@click.option("--video", type=click.Path(path_type=Path), help="Write the first episode as an animated GIF.")
+@click.option("--video", type=click.Path(path_type=Path), help="Write the first episode as .gif or .mp4.")
 def play(env: str, overrides: tuple[str, ...], policy: str, episodes: int, seed: int, video: Path | None) -> None:
     """Play episodes in the environment ENV, and print their lengths and returns.
 
@@ -81,10 +81,10 @@ def play(env: str, overrides: tuple[str, ...], policy: str, episodes: int, seed:
     quantilax play gymnasium/LunarLander-v3 --policy runs/x --episodes 3
     """
     from quantilax import runs
-    from quantilax.runs import playing
+    from quantilax.runs import pictures, playing
 
-    if video is not None and video.suffix != ".gif":
-        raise ConfigError(f"--video: {video} must end with .gif")
+    if video is not None:
+        pictures.check_video(video, "--video")
     if policy == "random":
         made, act = _made(env, overrides), None
     else:
@@ -97,7 +97,7 @@ def play(env: str, overrides: tuple[str, ...], policy: str, episodes: int, seed:
     for i, episode in enumerate(playing.play(made, act, episodes, seed)):
         click.echo(f"episode {i}: {len(episode.actions):,} steps, return {episode.score:g}")
         if i == 0 and video is not None:
-            playing.write_gif(video, playing.pictures(made, episode))
+            pictures.write_video(video, playing.pictures(made, episode), "--video")
             click.echo(f"written: {video}")
 
 

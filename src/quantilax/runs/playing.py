@@ -1,32 +1,33 @@
-"""Play single episodes, and make pictures of them."""
+"""Play single episodes, step by step."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 
 from quantilax.envs import host
 from quantilax.envs.wrappers import of_evaluation
 from quantilax.errors import ConfigError
 from quantilax.learning import rollout
-from quantilax.types import Environment
+from quantilax.runs import pictures as drawing
+from quantilax.types import Action, Carry, Environment, Legal, Observation, Policy, TimeStep
 
-PALETTE = np.array(
-    [
-        (0, 0, 0),
-        (230, 159, 0),
-        (86, 180, 233),
-        (0, 158, 115),
-        (240, 228, 66),
-        (0, 114, 178),
-        (213, 94, 0),
-        (204, 121, 167),
-    ],
-    np.uint8,
-)
-"""Colours of a picture's channels, which the colour-blind can tell apart (Okabe and Ito 2008)."""
+
+class Moment(NamedTuple):
+    """One step of an episode."""
+
+    state: PyTree
+    """Of the environment, before the step."""
+    obs: Observation
+    legal: Legal
+    carry: Carry
+    """Of the policy, before the step."""
+    action: Action
+    told: TimeStep
+    after: PyTree
+    """State of the environment after the step; after the last step that of the next episode."""
 
 
 class Episode(NamedTuple):
@@ -39,6 +40,37 @@ class Episode(NamedTuple):
     """The return, in the rewards that learning curves show."""
     simulated: tuple[int, np.ndarray] | None
     """Seed of the simulator's episode and its actions, if the environment has a simulator."""
+    drawn: list[np.ndarray] | None = None
+    """Pictures before each step, if there is a drawing of the environment's states."""
+
+
+def moments(env: Environment, policy: Policy, key: Key[Array, ""]) -> Iterator[Moment]:
+    """Yield the steps of one episode.
+
+    Args:
+        env: the environment; `evaluation`, if it has one, is played.
+        policy: chooses the actions.
+        key: consumed.
+    """
+    yield from _episodes(of_evaluation(env), policy)(key)
+
+
+def _episodes(env: Environment, policy: Policy) -> Callable[[Key[Array, ""]], Iterator[Moment]]:
+    reset, step, act = jax.jit(env.reset), jax.jit(env.step), jax.jit(policy.act)
+
+    def episode(key: Key[Array, ""]) -> Iterator[Moment]:
+        key, key_reset = jax.random.split(key)
+        state, obs, *mask = reset(key_reset)
+        legal, carry, done = mask[0] if mask else None, policy.carry, False
+        while not done:
+            key, key_act, key_step = jax.random.split(key, 3)
+            action, remembered = act(obs, carry, key_act, legal)
+            after, told = step(key_step, state, action)
+            yield Moment(state, obs, legal, carry, action, told, after)
+            state, obs, legal, carry = after, told.obs, told.legal, remembered
+            done = bool(told.terminated | told.truncated)
+
+    return episode
 
 
 def play(env: Environment, act: Callable[..., Any] | None, episodes: int, seed: int) -> Iterator[Episode]:
@@ -51,34 +83,40 @@ def play(env: Environment, act: Callable[..., Any] | None, episodes: int, seed: 
         seed: of the play.
     """
     env = of_evaluation(env)
-    random = rollout.random_action(env)
-    reset, step = jax.jit(env.reset), jax.jit(env.step)
-    choose = (
-        jax.jit(lambda obs, key, *legal: random.act(obs, (), key, *(legal or (None,)))[0])
-        if act is None
-        else jax.jit(act)
-    )
-    key = jax.random.key(seed)
-    for _ in range(episodes):
-        key, key_reset = jax.random.split(key)
-        state, obs, *legal = reset(key_reset)
-        begun, observations, actions, score, done = host.state_of(state), [np.asarray(obs)], [], 0.0, False
-        while not done:
-            key, key_act, key_step = jax.random.split(key, 3)
-            action = choose(obs, key_act, *legal)
-            state, told = step(key_step, state, action)
-            obs, legal = told.obs, [] if told.legal is None else [told.legal]
-            actions.append(np.asarray(action))
+    policy = rollout.random_action(env) if act is None else _without_memory(act)
+    episode, draw = _episodes(env, policy), drawing.classic(env)
+    for key in jax.random.split(jax.random.key(seed), episodes):
+        observations: list[np.ndarray] = []
+        actions: list[np.ndarray] = []
+        drawn: list[np.ndarray] = []
+        score = 0.0
+        for moment in episode(key):
+            if not actions:
+                begun = host.state_of(moment.state)
+                observations.append(np.asarray(moment.obs))
+            if draw is not None:
+                drawn.append(draw(moment.state))
+            told = moment.told
+            actions.append(np.asarray(moment.action))
             observations.append(np.asarray(told.next_obs))
             score += float(told.reward if told.raw_reward is None else told.raw_reward)
-            done = bool(told.terminated | told.truncated)
-        ended = host.state_of(state)
+        ended = host.state_of(moment.after)
         simulated = None if begun is None or ended is None else (int(begun.seed), np.asarray(ended.log))
-        yield Episode(observations, actions, score, simulated)
+        yield Episode(observations, actions, score, simulated, drawn or None)
+
+
+def _without_memory(act: Callable[..., Any]) -> Policy:
+    def of_policy(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
+        return act(obs, key, *(() if legal is None else (legal,))), carry
+
+    return Policy(of_policy)
 
 
 def pictures(env: Environment, episode: Episode) -> Iterator[np.ndarray]:
     """Yield a picture (height, width, 3) for each observation of an episode.
+
+    Drawings of states have none for the last observation, because the state is that of the next
+    episode then.
 
     Raises:
         ConfigError: neither the simulator nor the observations give pictures.
@@ -86,27 +124,10 @@ def pictures(env: Environment, episode: Episode) -> Iterator[np.ndarray]:
     if episode.simulated is not None:
         yield from host.pictures(env, *episode.simulated)
         return
+    if episode.drawn is not None:
+        yield from episode.drawn
+        return
     for obs in episode.observations:
         if obs.ndim != 3:
             raise ConfigError(f"--video: {env.name} has no pictures: its observations are not grids; leave --video out")
-        planes = np.concatenate([np.full((*obs.shape[:2], 1), 0.5), obs.astype(float)], axis=2)
-        yield PALETTE[planes.argmax(axis=2) % len(PALETTE)]
-
-
-def write_gif(path: Path, frames: Iterator[np.ndarray], frames_per_second: int = 30) -> None:
-    """Write an animated GIF; small pictures are enlarged.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    from PIL import Image  # matplotlib brings it
-
-    images = []
-    for frame in frames:
-        image = Image.fromarray(np.asarray(frame, np.uint8))
-        factor = max(1, 200 // max(image.size))
-        images.append(image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST))
-    try:
-        images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / frames_per_second), loop=0)
-    except OSError as error:
-        raise ConfigError(f"--video: {path} cannot be written: {error.strerror or error}") from None
+        yield drawing.grid(obs)
