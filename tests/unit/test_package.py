@@ -47,7 +47,7 @@ BELOW = {
     "returns": {"runs", "arguments", *RUNNING},
     "studies": {"runs", *RUNNING},
     "checks": {"studies", "runs", *RUNNING},
-    "reports": {"checks", "studies", "runs", *RUNNING},
+    "reports": {"checks", "studies", "returns", "runs", *RUNNING},
     "cli": {"reports", "checks", "studies", "returns", "export", "runs", *RUNNING},
     "__main__": {"cli"},
 }

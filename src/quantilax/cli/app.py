@@ -10,7 +10,17 @@ from typing import Any
 
 import click
 
-from quantilax.cli import calibrating, checking, environments, exporting, inspection, stdout, studying, training
+from quantilax.cli import (
+    calibrating,
+    checking,
+    environments,
+    exporting,
+    inspection,
+    looking,
+    stdout,
+    studying,
+    training,
+)
 from quantilax.cli.shared import HELP, end_at_once
 from quantilax.errors import ConfigError, LostEpisodesWarning
 
@@ -45,6 +55,8 @@ COMMANDS = (
     inspection.evaluate,
     calibrating.calibrate,
     exporting.export,
+    looking.inspect,
+    looking.video,
     inspection.show,
     inspection.plot,
     inspection.list_runs,

@@ -235,7 +235,7 @@ def play(
     key: Key[Array, ""],
     seen: Any,
     see: Callable[..., Any],
-    steps: int | None = None,
+    steps: int | Float[Array, ""] | None = None,
 ) -> Played:
     """Play an episode in each of E environments, all in parallel, each to its end.
 

@@ -71,10 +71,10 @@ def report(store: Store) -> Report:
     results = Results.read(store)
     told = contents(results)
     drawn = _figures(results, hover=True)
-    style = "".join(_source(name) for name in ("figure.css", "report.css"))
-    script = _source("report.js")
+    style = "".join(source(name) for name in ("figure.css", "report.css"))
+    script = source("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    html = _environment(autoescape=True).get_template("report.html.j2")
+    html = environment(autoescape=True).get_template("report.html.j2")
     page = html.render(
         **told,
         style=Markup(style),
@@ -84,7 +84,7 @@ def report(store: Store) -> Report:
         panels=_panels(results),
     )
     alone = {name: figure.alone() for name, figure in _figures(results, hover=False).items()}
-    twin = _environment(autoescape=False).get_template("report.md.j2").render(**told, figures=alone)
+    twin = environment(autoescape=False).get_template("report.md.j2").render(**told, figures=alone)
     return Report(page, re.sub(r"\n{3,}", "\n\n", twin), alone)
 
 
@@ -240,11 +240,13 @@ def _panels(results: Results) -> dict[str, Markup]:
     return {variant: Markup(panel.inline()) for variant, panel in drawn.items()}
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Return the text of a file of `templates/`."""
     return (files("quantilax.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _environment(autoescape: bool) -> jinja2.Environment:
+def environment(autoescape: bool) -> jinja2.Environment:
+    """Return what reads templates; `autoescape` is for HTML."""
     found = jinja2.Environment(
         loader=TEMPLATES,
         autoescape=autoescape,
