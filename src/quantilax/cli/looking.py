@@ -20,7 +20,9 @@ ROLLOUTS = click.option(
     "--rollouts", type=click.IntRange(min=0), default=32, show_default=True, help="Rollouts for each state and action."
 )
 STATES = click.option(
-    "--states", type=click.IntRange(min=1), default=20, show_default=True, help="States with rollouts."
+    "--states",
+    type=click.IntRange(min=1),
+    help="States with rollouts, evenly over the episode.  [default: 20; fewer with more than 6 actions]",
 )
 
 
@@ -51,7 +53,7 @@ def inspect(
     checkpoint: str,
     steps: int,
     rollouts: int,
-    states: int,
+    states: int | None,
     out: Path,
     no_cache: bool,
 ) -> None:
@@ -93,7 +95,7 @@ def video(
     checkpoint: str,
     steps: int,
     rollouts: int,
-    states: int,
+    states: int | None,
     out: Path,
     fps: int,
     no_cache: bool,
@@ -134,7 +136,7 @@ def _record(
     checkpoint: str,
     steps: int,
     rollouts: int,
-    states: int,
+    states: int | None,
     no_cache: bool,
 ) -> Any:
     from quantilax import runs

@@ -24,7 +24,7 @@ MAX_BYTES = 3_000_000
 """Most bytes of all pictures of a page; if they take more, they are made smaller."""
 SIZES = (480, 320, 240, 160, 96)
 """Widths and heights that pictures are scaled down to, one after another."""
-SMALL = 64
+SMALL = 256
 """Pictures up to this width and height are shown with sharp pixels."""
 MAX_NUMBERS = 64
 """Most numbers of an observation that are listed."""

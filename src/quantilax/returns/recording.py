@@ -31,6 +31,8 @@ from quantilax.types import Algorithm, Discrete, Environment, Observation, Polic
 TAUS = (np.arange(50) + 0.5) / 50
 """Fractions of the recorded quantiles. The mean over the first five is the CVaR of 10 %."""
 CVAR = 0.1
+MAX_ROLLOUTS = 4_096
+"""Most rollouts by default, but from four stops in any case."""
 NEGLIGIBLE = 1e-3
 """A rollout is cut off where the discount has fallen to this."""
 
@@ -106,7 +108,7 @@ def record(
     episode_seed: int = 0,
     stops: int = 500,
     rollouts: int = 32,
-    rollout_stops: int = 20,
+    rollout_stops: int | None = None,
 ) -> Recording:
     """Play an episode with the policy of a run, and record it.
 
@@ -115,7 +117,8 @@ def record(
         episode_seed: of the episode and its rollouts.
         stops: most steps that are kept; of a longer episode every second, fourth, ... step is.
         rollouts: M, rollouts from each stop that has any and for each action; 0: none.
-        rollout_stops: S, stops with rollouts, evenly over the episode.
+        rollout_stops: S, stops with rollouts, evenly over the episode; None: 20, or fewer if that
+            makes more than `MAX_ROLLOUTS`.
 
     Raises:
         ConfigError, CheckpointError: as for `load`; the run learned no quantiles.
@@ -133,7 +136,9 @@ def record(
     return recording._replace(facts=named | recording.facts)
 
 
-def of_agent(agent: Agent, state: State, episode_seed: int, stops: int, rollouts: int, rollout_stops: int) -> Recording:
+def of_agent(
+    agent: Agent, state: State, episode_seed: int, stops: int, rollouts: int, rollout_stops: int | None
+) -> Recording:
     """Record an episode of an agent in a state; see `record`."""
     env, config = of_evaluation(agent.env), agent.config
     _predict(agent, state, jax.eval_shape(env.reset, jax.random.key(0))[1])  # refuses before anything is played
@@ -175,6 +180,8 @@ def of_agent(agent: Agent, state: State, episode_seed: int, stops: int, rollouts
     )
     if not rollouts or played.simulated is not None:
         return recording
+    if rollout_stops is None:
+        rollout_stops = min(20, max(MAX_ROLLOUTS // (rollouts * len(rows)), 4))
     return recording._replace(
         rollouts=_rollouts(agent, state, env, played, recording, rollouts, rollout_stops, key_rollouts), no_rollouts=""
     )

@@ -24,9 +24,10 @@ const rollouts = (t, a) => {
   return s < 0 ? null : [...rolled.returns.subarray((s * A + a) * M, (s * A + a + 1) * M)].sort((x, y) => x - y);
 };
 const legal = (t, a) => !data.legal || data.legal[t][a];
+const exact = x => String(Number(x.toPrecision(5))).replaceAll("-", "−");
 const number = x => {
-  const size = Math.abs(x), digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 3;
-  return x.toFixed(digits).replace(/^-(?=0*\.?0*$)/, "").replace("-", "−");
+  const size = Math.abs(x);
+  return size < 0.1 ? exact(Number(x.toPrecision(3))) : x.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : 2).replace("-", "−");
 };
 const ends = values => {
   let low = Infinity, high = -Infinity;
@@ -42,15 +43,14 @@ const ticks = ([low, high], most) => {
   for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
 };
-const plain = x => (Math.abs(x) >= 10000 ? x / 1000 + "k" : String(x)).replace("-", "−");
+const plain = x => Math.abs(x) >= 10000 ? exact(x / 1000) + "k" : exact(x);
 const path = (points, kind) => `<path class="${kind}" d="M${points.map(p => p.map(v => v.toFixed(1)).join(" ")).join("L")}"/>`;
-const text = (kind, x, y, words, anchor = "start") => {
-  const safe = words.replace(/&/g, "&amp;").replace(/</g, "&lt;");
-  return `<text class="${kind}" x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}">${safe}</text>`;
-};
-const draw = (id, height, label, body) => {
+const safe = words => words.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/"/g, "&quot;");
+const text = (kind, x, y, words, anchor = "start") =>
+  `<text class="${kind}" x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}">${safe(words)}</text>`;
+const draw = (id, height, label, body, role = "img") => {
   const width = element(id).clientWidth;
-  element(id).innerHTML = `<svg class="figure" role="img" aria-label="${label}" viewBox="0 0 ${width} ${height}" height="${height}">${body(width)}</svg>`;
+  element(id).innerHTML = `<svg class="figure" role="${role}" aria-label="${label}" viewBox="0 0 ${width} ${height}" height="${height}">${body(width)}</svg>`;
 };
 
 // What stays the same over the episode.
@@ -67,7 +67,8 @@ const here = () => {
   if (!element("zoom").checked) return everywhere;
   const values = [data.earned[t]];
   for (let a = 0; a < A; a++) if (legal(t, a)) values.push(z(t, a)[0], z(t, a)[N - 1], ...(rollouts(t, a) || []));
-  return ends(values);
+  const [low, high] = ends(values), least = 0.02 * (everywhere[1] - everywhere[0]), missing = Math.max(least - (high - low), 0) / 2;
+  return [low - missing, high + missing];
 };
 const images = data.frames && data.frames.images.map(source => Object.assign(new Image(), {src: source}));
 const observations = data.observations && unpack(data.observations);
@@ -84,7 +85,7 @@ function drawRows() {
       const top = a * row + 2, of = z(t, a), isTaken = a === data.taken[t], middle = top + row - (A > 8 ? 10 : 20);
       const played = rollouts(t, a), words = data.rows[a] + (A > 1 && isTaken ? ", taken" : "") + (legal(t, a) ? "" : ", not legal");
       const told = legal(t, a) ? `${words}: mean ${number(mean(of))}` : words;
-      body += `<g class="row${isTaken ? " taken" : ""}${a === shown() ? " chosen" : ""}" data-row="${a}" tabindex="${a === shown() ? 0 : -1}" role="button" aria-pressed="${a === shown()}" aria-label="${told.replace(/"/g, "&quot;")}">`;
+      body += `<g class="row${isTaken ? " taken" : ""}${a === shown() ? " chosen" : ""}" data-row="${a}" tabindex="${a === shown() ? 0 : -1}" role="button" aria-pressed="${a === shown()}" aria-label="${safe(told)}">`;
       body += `<rect x="1" y="${top}" width="${width - 2}" height="${row - 4}" rx="6"/>`;
       body += text("name halo", 8, top + 14, words);
       if (legal(t, a)) {
@@ -100,7 +101,7 @@ function drawRows() {
       body += "</g>";
     }
     return body;
-  });
+  }, "group");
 }
 
 function drawCurve() {
@@ -169,7 +170,7 @@ function tell() {
   const facts = [
     ["step", `${data.steps[t]} of ${data.facts.length - 1}`],
     [A > 1 ? "action taken" : "action", data.actions[t]],
-    ["reward of this step", number(data.rewards[t])],
+    ["reward of this step", exact(data.rewards[t])],
     ["predicted mean", number(mean(of))],
     ["predicted 5 to 95%", `${number(at(of, .05))} to ${number(at(of, .95))}`],
     ["predicted CVaR 10%", number(cvar(t, taken))],
@@ -304,4 +305,5 @@ new ResizeObserver(() => {
   width = element("time").clientWidth;
   redraw();
 }).observe(element("time"));
+t = Math.max(data.steps.indexOf(Number(location.hash.slice(1) || NaN)), 0); // x.html#120 opens at step 120
 redraw();
