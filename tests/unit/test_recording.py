@@ -149,6 +149,13 @@ def test_the_page_needs_nothing_but_itself_and_has_the_numbers(doors):
     assert "discounted sum of rewards from this step on, r₀ + 0.9 r₁" in page
 
 
+def test_the_page_says_how_many_rollouts_were_cut_and_with_which_weight(limited, bimodal):
+    cut = data_of(inside.page(limited))["rollouts"]
+    assert_array_equal(cut["cut"], np.full((3, 2), 16))
+    assert_allclose(cut["weight"], np.broadcast_to(GAMMA ** (9 - limited.steps)[:, None], (3, 2)), atol=1e-3)
+    assert data_of(inside.page(bimodal))["rollouts"]["cut"] == [[0, 0]]
+
+
 def test_pictures_are_kept_once_and_made_smaller_until_they_fit(bimodal, monkeypatch):
     random = np.random.default_rng(0)
     noise = [random.integers(0, 255, (200, 300, 3), np.uint8) for _ in range(2)]

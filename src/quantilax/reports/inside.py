@@ -105,6 +105,8 @@ def _chips(recording: Recording) -> list[str]:
 def _data(recording: Recording, frames: dict[str, Any] | None, names: list[str]) -> dict[str, Any]:
     """Return what the page's script reads."""
     played = recording.rollouts
+    weight = np.zeros((0, 0, 0)) if played is None else played.weight
+    cut = (weight > NEGLIGIBLE).sum(axis=2)
     return {
         "facts": recording.facts,
         "taus": TAUS.round(6).tolist(),
@@ -123,8 +125,8 @@ def _data(recording: Recording, frames: dict[str, Any] | None, names: list[str])
             "stops": played.stops.tolist(),
             "number": played.returns.shape[2],
             "returns": _packed(played.returns),
-            "cut": (played.weight > NEGLIGIBLE).sum(axis=2).tolist(),
-            "weight": played.weight.mean(axis=2).round(3).tolist(),
+            "cut": cut.tolist(),
+            "weight": (weight.sum(axis=2) / np.maximum(cut, 1)).round(3).tolist(),
         },
         "no_rollouts": recording.no_rollouts,
         "frames": frames,
