@@ -31,12 +31,8 @@ def sampled(agent, state):
 
 def test_the_episodes_are_those_of_evaluate(agent, state, sampled):
     lengths, returns = agent.evaluate(state, KEY, 2_000)
-    recorded = episodes.record(agent, state, KEY, 2_000, steps=60)
-    for other in (sampled.lengths, recorded.lengths):
-        assert_array_equal(other, lengths)
+    assert_array_equal(sampled.lengths, lengths)
     assert_array_equal(sampled.episode_returns, returns)
-    ones = np.where(recorded.there, (1 - GAMMA ** (lengths[:, None] - np.arange(60))) / (1 - GAMMA), 0)
-    assert_allclose(recorded.returns, ones, rtol=1e-5)
 
 
 def test_returns_to_go_are_those_of_the_states_kept(sampled):

@@ -6,16 +6,13 @@ from typing import Any
 
 import click
 
-from quantilax.cli.shared import NO_CACHE, checkpoint_of, refuse_without_memory
+from quantilax.cli.shared import CHECKPOINT, NO_CACHE, as_checkpoint, refuse_without_memory
 from quantilax.errors import ConfigError
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 SEED = click.option("--seed", type=int, help="Seed of the run.  [default: its first]")
 SEEDS = click.IntRange(0, 2**32 - 1)
 EPISODE_SEED = click.option("--episode-seed", type=SEEDS, default=0, show_default=True, help="Seed of the episode.")
-CHECKPOINT = click.option(
-    "--checkpoint", default="last", show_default=True, help="last, best or a number of environment steps."
-)
 ROLLOUTS = click.option(
     "--rollouts", type=click.IntRange(min=0), default=32, show_default=True, help="Rollouts for each state and action."
 )
@@ -142,7 +139,7 @@ def _record(
     from quantilax import runs
     from quantilax.returns import recording
 
-    which = checkpoint_of(checkpoint)
+    which = as_checkpoint(checkpoint)
     if not no_cache:
         runs.enable_compilation_cache()
     with refuse_without_memory("--rollouts or --states"):

@@ -2,17 +2,15 @@
 
 | symbol | meaning |
 |---|---|
-| E, T | episodes, steps of a recording |
+| E | episodes |
 | K | states kept of an episode |
 | G_t | return from step t, `sum_i gamma^i r_{t+i}`, in the units of `Agent.quantiles` |
 | Z_tau | learned quantiles |
 
-`record` keeps every step, for looking at a few episodes. `sample` keeps K states of each episode,
-for statistics over many: its memory does not grow with the length of the episodes.
-
-Both play the episodes that `Agent.evaluate` plays with the same key, unless learning ends episodes
-early (a lost life in Atari, for example). Then `sample` plays those that learning sees, because the
-learned returns end there.
+`sample` keeps K states of each episode, so its memory does not grow with the length of the
+episodes. It plays the episodes that `Agent.evaluate` plays with the same key, unless learning ends
+episodes early (a lost life in Atari, for example). Then it plays those that learning sees, because
+the learned returns end there.
 
 Rewards are those that learning receives, before `reward_scale` and normalisation, which
 `Agent.quantiles` undoes. They differ from the rewards of the score if a wrapper changes them.
@@ -24,12 +22,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from quantilax import arguments, switches
 from quantilax.agent import EVALUATION, Agent
-from quantilax.envs import host
-from quantilax.envs.wrappers import of_evaluation
 from quantilax.errors import ConfigError
 from quantilax.fractions import Recalibration
 from quantilax.learning import rollout
@@ -42,25 +38,6 @@ TAIL = 0.01
 BLOCK = 1_024
 """Observations for which quantiles are computed together."""
 ALL = 2**31 - 1
-
-
-class Recorded(NamedTuple):
-    """Episodes, step by step. What lies beyond an episode's end is arbitrary."""
-
-    transitions: Transition
-    """(E, T, ...), with the true successors."""
-    there: Bool[Array, "E T"]
-    """Whether the episode has this step."""
-    returns: Float[Array, "E T"]
-    """G_t. Nothing is added for what would follow the last step."""
-    scores: Float[Array, "E T"]
-    """The same of the rewards of the score."""
-    lengths: Int[Array, "E"]
-    unfinished: Bool[Array, "E"]
-    """Whether the episode goes on after T steps."""
-    simulator_seeds: UInt32[Array, "E"] | None
-    """Seeds of the episodes, with which `quantilax.envs.host.pictures` draws them; None unless the
-    environment is a simulator outside of JAX."""
 
 
 class Sampled(NamedTuple):
@@ -95,23 +72,6 @@ class _Kept(NamedTuple):
     returns: Float[Array, "E K"]
     scores: Float[Array, "E K"]
     last: Transition
-
-
-def record(agent: Agent, state: State, key: Key[Array, ""], episodes: int = 1, steps: int = 10_000) -> Recorded:
-    """Play episodes, and keep every step of them.
-
-    Args:
-        agent, state: of one run.
-        key: as for `Agent.evaluate`, with the same episodes.
-        episodes: E.
-        steps: largest T; the environment's limit if that is lower. Memory grows with E T.
-
-    Raises:
-        ConfigError: the state is that of several runs, or a number is below 1.
-    """
-    episodes, steps = arguments.as_count("episodes", episodes), arguments.as_count("steps", steps)
-    steps = min(steps, int(agent.env.max_episode_steps))
-    return _record(*agent.arguments(), arguments.one_state(state), as_key(key), episodes, steps)
 
 
 def sample(
@@ -193,42 +153,6 @@ def predicted(
     taus = arguments.as_fractions(taus)
     correction = agent.recalibration if calibrated else None
     return _predicted(*agent.arguments(), arguments.one_state(state), obs, action, taus, correction)
-
-
-@switches.checked
-@partial(jax.jit, static_argnums=(0, 5, 6))
-@switches.standard()
-def _record(
-    algorithm: Algorithm,
-    env: Environment,
-    config: Any,
-    state: State,
-    key: Key[Array, ""],
-    episodes: int,
-    steps: int,
-) -> Recorded:
-    env, policy, key = of_evaluation(env), algorithm.policy(env, config, state), jax.random.fold_in(key, EVALUATION)
-
-    def see(seen: Transition, transition: Transition, active: Bool[Array, "E"], t: Int[Array, ""]) -> Transition:
-        return jax.tree.map(lambda rows, x: rows.at[t].set(x), seen, transition)
-
-    nothing = jax.tree.map(lambda x: jnp.zeros((steps, episodes, *x.shape), x.dtype), rollout.transition_spec(env))
-    envs, key = rollout.begin_episodes(env, policy, key, episodes)
-    simulators = host.state_of(envs.state)
-    played = rollout.play(env, policy, envs, key, nothing, see, steps)
-    there = jnp.arange(steps)[:, None] < played.lengths  # (T, E)
-
-    def to_go(rewards: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        def back(G: Float[Array, "E"], r: Float[Array, "E"]) -> tuple[Array, Array]:
-            G = r + config.gamma * G
-            return G, G
-
-        return jax.lax.scan(back, jnp.zeros(episodes), jnp.where(there, rewards, 0.0), reverse=True)[1]
-
-    by_step = played.seen, there, to_go(played.seen.reward), to_go(played.seen.score)
-    transitions, there, returns, scores = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), by_step)
-    seeds = None if simulators is None else simulators.seed
-    return Recorded(transitions, there, returns, scores, played.lengths, played.unfinished, seeds)
 
 
 @switches.checked
