@@ -167,6 +167,8 @@ HANDLING = (
     "studies",
     "reports",
     "checks",
+    "returns",
+    "export",
     "cli",
     "errors.py",
     "statistics.py",
