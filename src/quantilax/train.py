@@ -146,7 +146,8 @@ def segment(
             lambda m, x: m + (x - m) / (i + 1), mean, metrics if config.metrics else None
         )
 
-    zeros = Metrics(*(jnp.zeros(()) for _ in range(len(Metrics._fields) - len(Metrics._field_defaults))))
+    means = (name for name in Metrics._fields if name not in Metrics._field_defaults or name in algorithm.metrics)
+    zeros = Metrics(**{name: jnp.zeros(()) for name in means})
     state, mean = jax.lax.fori_loop(0, iterations, iteration, (state, zeros if config.metrics else None))
     metrics = None if mean is None else measured(mean, state, iterations)
 

@@ -202,10 +202,26 @@ class Metrics(NamedTuple):
     """Mean over the batch of |expected target - expected prediction|, in learned units."""
     epsilon: Float[Array, ""]
     """Probability of a random action in training."""
+    actor_loss: Float[Array, ""] | None = None
+    """Loss of the actor, without a bonus of PPO's for entropy; None if the algorithm has no actor.
+    """
+    entropy: Float[Array, ""] | None = None
+    """Entropy of the policy in nats, of scaled actions; None if the policy is not random."""
+    temperature: Float[Array, ""] | None = None
+    """alpha, the weight of the entropy; None if the algorithm has none."""
+    approx_kl: Float[Array, ""] | None = None
+    """Estimate of KL(pi_old, pi), the mean of r - 1 - ln r with r = pi / pi_old; None without such
+    a ratio."""
+    clip_fraction: Float[Array, ""] | None = None
+    """Share of the steps whose ratio r lies beyond the clipping; None without such a ratio."""
     replay_fill: Float[Array, ""] | None = None
     """Share of the replay that is filled at the end; None if the algorithm has no replay."""
     target_distance: Float[Array, ""] | None = None
     """||theta - theta^-|| / ||theta|| at the end; None if the algorithm has no target network."""
+
+
+AT_THE_END = ("replay_fill", "target_distance")
+"""Metrics that are measured at the evaluation, before training too. The others are means."""
 
 
 class Record(NamedTuple):
@@ -280,6 +296,8 @@ class Algorithm(NamedTuple):
     """(config, state, observation, key) -> the values that the policy of evaluation compares, or
     with A = 1 that of its action or of the observation, in the environment's units; None if the
     algorithm has none."""
+    metrics: tuple[str, ...] = ()
+    """The metrics that its `update` measures, of those that may be None."""
 
 
 def no_action(space: Discrete | Box) -> Array:

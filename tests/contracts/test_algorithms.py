@@ -20,7 +20,7 @@ from quantilax.heads import HEADS
 from quantilax.learning import rollout
 from quantilax.learning.exploration import mean_repeats
 from quantilax.networks import FLAT, TORSOS
-from quantilax.types import no_action
+from quantilax.types import AT_THE_END, no_action
 from tests.conftest import FIRST, PROBE, TINY, each, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 from tests.unit.test_torsos import Pixels
@@ -261,8 +261,10 @@ def test_actions_of_another_kind_are_refused(name):
 def test_metrics_are_means_over_the_segment_and_nan_before_training(algo):
     _, record = algo.records(jax.random.key(0))
     for name, row in record.metrics._asdict().items():
+        if name in Metrics._field_defaults and name not in AT_THE_END:
+            assert (row is not None) == (name in algo.algorithm.metrics), name
         if row is not None:
-            assert np.isnan(row[0]) == (name not in Metrics._field_defaults)
+            assert np.isnan(row[0]) == (name not in AT_THE_END)
             assert np.isfinite(row[1:]).all()
     assert bool((jnp.diff(record.metrics.epsilon[1:]) <= 0).all())
 

@@ -116,7 +116,8 @@ def test_the_loss_is_that_of_the_paper(env):
     log_pi, entropy = ppo.probabilities(nnx.merge(state.network, state.params), state, rows.obs, rows.action, None)
     np.testing.assert_allclose(log_pi, rows.log_pi, rtol=1e-5, atol=1e-6)  # before a step the ratio is 1
     rows = rows._replace(log_pi=rows.log_pi + jnp.linspace(-0.5, 0.5, len(rows.log_pi)))
-    value, (v, td_error) = ppo.loss(state.params, config, state, rows, jax.random.key(0))
+    value, measured = ppo.loss(state.params, config, state, rows, jax.random.key(0))
+    v, td_error = measured["q"], measured["td_error"]
     A = np.asarray(rows.advantage, np.float64)
     A = (A - A.mean()) / A.std()
     ratio = np.exp(np.asarray(log_pi, np.float64) - np.asarray(rows.log_pi))
@@ -125,6 +126,10 @@ def test_the_loss_is_that_of_the_paper(env):
     np.testing.assert_allclose(
         value, (0.7 * squared - surrogate - 0.03 * np.asarray(entropy)).mean(), rtol=1e-4, atol=1e-5
     )
+    np.testing.assert_allclose(measured["actor_loss"], -surrogate, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(measured["entropy"], entropy)
+    np.testing.assert_allclose(measured["approx_kl"], ratio - 1 - np.log(ratio), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(measured["clip_fraction"], (ratio < 0.9) | (ratio > 1.1))
     np.testing.assert_allclose(td_error, np.abs(np.asarray(v) - np.asarray(rows.target)), rtol=1e-5, atol=1e-6)
 
 

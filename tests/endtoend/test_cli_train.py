@@ -17,7 +17,21 @@ from quantilax.runs import checkpoints
 
 COLUMNS = [
     *("seed", "env_step", "return_mean", "return_std", "return_min", "length_mean"),
-    *("loss", "gradient_norm", "q", "td_error", "epsilon", "replay_fill", "target_distance", "seconds"),
+    *(
+        "loss",
+        "gradient_norm",
+        "q",
+        "td_error",
+        "epsilon",
+        "actor_loss",
+        "entropy",
+        "temperature",
+        "approx_kl",
+        "clip_fraction",
+        "replay_fill",
+        "target_distance",
+        "seconds",
+    ),
 ]
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -349,8 +349,7 @@ def finish(config: Any, state: State, drawn: Any, priority: Float[Array, "B"]) -
 def update(step: Callable[..., Any], config: Any, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
     """Take `num_epochs` gradient steps, each on a batch of its own."""
     state, measured = jax.lax.scan(partial(step, config), state, jax.random.split(key, config.num_epochs))
-    loss, gradient_norm, q, td_error = (x.mean() for x in measured)
-    return state, Metrics(loss, gradient_norm, q, td_error, epsilon=jnp.zeros(()))
+    return state, jax.tree.map(lambda x: x.mean(), measured)
 
 
 def acting(
@@ -435,9 +434,20 @@ def algorithm(
     update: Callable[..., tuple[State, Metrics]],
     policy: Callable[..., Policy],
     greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
+    metrics: tuple[str, ...],
 ) -> Algorithm:
     """Return an algorithm whose quantiles are those of the greedy action."""
     of_head = partial(quantiles, greedy)
     return Algorithm(
-        name, config, init, act, offpolicy.observe, update, policy, of_head, actions=(Box,), q=partial(q, greedy)
+        name,
+        config,
+        init,
+        act,
+        offpolicy.observe,
+        update,
+        policy,
+        of_head,
+        actions=(Box,),
+        q=partial(q, greedy),
+        metrics=metrics,
     )

@@ -297,20 +297,20 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
     """Make `num_epochs` passes over the observed steps, in shuffled minibatches."""
     rows, state = state.rows, replace(state, rows=None)
 
-    def step(state: State, rows: Rows, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+    def step(state: State, rows: Rows, key: Key[Array, ""]) -> tuple[State, Metrics]:
         arguments = config, state, rows, key
-        state, of_step, (q, td_error) = base.gradient_step(config, state, optimizer(config), loss, *arguments)
-        return state, (*of_step, q.mean(), td_error.mean())
+        state, (value, norm), of_steps = base.gradient_step(config, state, optimizer(config), loss, *arguments)
+        means = {name: x.mean() for name, x in of_steps.items()}
+        return state, Metrics(loss=value, gradient_norm=norm, epsilon=jnp.zeros(()), **means)
 
     state, measured = onpolicy.passes(step, config, state, rows, key)
-    mean, gradient_norm, q, td_error = (x.mean() for x in measured)
-    return state, Metrics(mean, gradient_norm, q, td_error, epsilon=jnp.zeros(()))
+    return state, jax.tree.map(lambda x: x.mean(), measured)
 
 
 def loss(
     params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], tuple[Float[Array, "B"], Float[Array, "B"]]]:
-    """Return the loss of a minibatch, and (V(x), |mean of the target - V(x)|) of each step."""
+) -> tuple[Float[Array, ""], dict[str, Float[Array, "B"]]]:
+    """Return the loss of a minibatch, and the metrics of each step; `q` is V(x)."""
     c, head, network = config.clip_ratio, heads.of(config), nnx.merge(state.network, params)
     (tau,) = head.draw(key, rows.advantage.shape, "tau")
     A = rows.advantage
@@ -322,7 +322,15 @@ def loss(
     Z, G = value(network, config, rows.obs, tau), rows.target
     q, td_error, _ = jax.vmap(head.measures)(Z, G)
     of_value = config.value_coefficient * jax.vmap(head.loss)(Z, G)
-    return (of_value - surrogate - config.entropy_coefficient * entropy).mean(), (q, td_error)
+    measured = {
+        "q": q,
+        "td_error": td_error,
+        "actor_loss": -surrogate,
+        "entropy": entropy,
+        "approx_kl": ratio - 1 - (log_pi - rows.log_pi),
+        "clip_fraction": (jnp.abs(ratio - 1) > c).astype(jnp.float32),
+    }
+    return (of_value - surrogate - config.entropy_coefficient * entropy).mean(), measured
 
 
 def probabilities(
@@ -359,4 +367,7 @@ def q(config: Config, state: State, obs: Observation, key: Key[Array, ""]) -> Fl
     return normalize.returns(state.normalizer, head.mean(head.predict(network.head, psi, [tau])[0]))
 
 
-ALGORITHM = Algorithm("ppo", Config, init, act, observe, update, policy, quantiles, actions=(Discrete, Box), q=q)
+METRICS = ("actor_loss", "entropy", "approx_kl", "clip_fraction")
+ALGORITHM = Algorithm(
+    "ppo", Config, init, act, observe, update, policy, quantiles, actions=(Discrete, Box), q=q, metrics=METRICS
+)

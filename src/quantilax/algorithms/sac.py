@@ -32,6 +32,7 @@ from quantilax.learning import averaging
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
 
+METRICS = ("actor_loss", "entropy", "temperature")
 LOG_SIGMA = (-20.0, 2.0)
 """Bounds of ln sigma, as in the authors' code."""
 
@@ -108,12 +109,8 @@ def actions(
     return jax.vmap(sample)(jax.random.split(key, outputs.shape[0]), outputs)
 
 
-def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
-    """Take a gradient step of the critics, then of the actor, then of the temperature.
-
-    Returns:
-        The state, and the critics' (loss, gradient norm, q, TD error).
-    """
+def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
+    """Take a gradient step of the critics, then of the actor, then of the temperature."""
     key_batch, key_next, key_tau, key_actor, key_acting = jax.random.split(key, 5)
     state, batch, drawn = actor_critic.draw(config, state, key_batch)
     alpha = jnp.exp(state.params["log_alpha"])
@@ -121,14 +118,17 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
     a_next, log_pi_next = actions(state, state.params["actor"], batch.next_obs, key_next)
     tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
     y = actor_critic.targets(config, state, batch, a_next, -alpha * log_pi_next, tau_prime)
-    state, of_step, (q, td_error, priority) = actor_critic.learn(
+    state, (loss, norm), (q, td_error, priority) = actor_critic.learn(
         config, state, "critic", actor_critic.critic_loss, config, state, batch, y, tau
     )
     keys = key_actor, key_acting
-    state, _, log_pi = actor_critic.learn(config, state, "actor", actor_loss, config, state, batch, alpha, keys)
+    state, (of_actor, _), log_pi = actor_critic.learn(
+        config, state, "actor", actor_loss, config, state, batch, alpha, keys
+    )
     if config.learn_temperature:
         state, *_ = actor_critic.learn(config, state, "log_alpha", temperature_loss, config, state, log_pi)
-    return actor_critic.finish(config, state, drawn, priority), (*of_step, q.mean(), td_error.mean())
+    means = loss, norm, q.mean(), td_error.mean(), jnp.zeros(()), of_actor, -log_pi.mean(), alpha
+    return actor_critic.finish(config, state, drawn, priority), Metrics(*means)
 
 
 def actor_loss(
@@ -161,4 +161,4 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
 
 def algorithm(name: str, config: type) -> Algorithm:
     """Return SAC with the head of a config class, under a name."""
-    return actor_critic.algorithm(name, config, init, act, update, policy, greedy)
+    return actor_critic.algorithm(name, config, init, act, update, policy, greedy, METRICS)

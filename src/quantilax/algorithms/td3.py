@@ -89,11 +89,11 @@ def mu(state: State, params: PyTree, obs: Any) -> Float[Array, "B d"]:
     return jax.vmap(lambda x: greedy(nnx.merge(state.network.actor, params)(x)))(obs)
 
 
-def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tuple[Array, ...]]:
+def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
     """Take a gradient step of the critics and, every `policy_delay` of them, of the actor.
 
-    Returns:
-        The state, and the critics' (loss, gradient norm, q, TD error).
+    The actor's loss counts `policy_delay` times in the step that takes it and is 0 in the others,
+    so that its mean over many steps is that of the actor's steps.
     """
     key_batch, key_noise, key_tau, key_acting = jax.random.split(key, 4)
     state, batch, drawn = actor_critic.draw(config, state, key_batch)
@@ -104,25 +104,26 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, tupl
     a_next = jnp.clip(a_next + noise, -1, 1)
     tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
     y = actor_critic.targets(config, state, batch, a_next, 0.0, tau_prime)
-    state, of_step, (q, td_error, priority) = actor_critic.learn(
+    state, (loss, norm), (q, td_error, priority) = actor_critic.learn(
         config, state, "critic", actor_critic.critic_loss, config, state, batch, y, tau
     )
 
-    def improved(state: State) -> tuple[PyTree, PyTree]:
-        state, *_ = actor_critic.learn(config, state, "actor", actor_loss, config, state, batch, key_acting)
-        return state.params["actor"], state.optimizer_state["actor"]
+    def improved(state: State) -> tuple[PyTree, PyTree, Array]:
+        state, (value, _), _ = actor_critic.learn(config, state, "actor", actor_loss, config, state, batch, key_acting)
+        return state.params["actor"], state.optimizer_state["actor"], config.policy_delay * value
 
-    def unchanged(state: State) -> tuple[PyTree, PyTree]:
-        return state.params["actor"], state.optimizer_state["actor"]
+    def unchanged(state: State) -> tuple[PyTree, PyTree, Array]:
+        return state.params["actor"], state.optimizer_state["actor"], jnp.zeros(())
 
     is_due = (state.gradient_steps + 1) % config.policy_delay == 0
-    actor, moments = jax.lax.cond(is_due, improved, unchanged, state)
+    actor, moments, of_actor = jax.lax.cond(is_due, improved, unchanged, state)
     state = replace(
         state,
         params=state.params | {"actor": actor},
         optimizer_state=state.optimizer_state | {"actor": moments},
     )
-    return actor_critic.finish(config, state, drawn, priority), (*of_step, q.mean(), td_error.mean())
+    means = loss, norm, q.mean(), td_error.mean(), jnp.zeros(()), of_actor
+    return actor_critic.finish(config, state, drawn, priority), Metrics(*means)
 
 
 def actor_loss(
@@ -146,4 +147,4 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
 
 def algorithm(name: str, config: type) -> Algorithm:
     """Return TD3 with the head of a config class, under a name."""
-    return actor_critic.algorithm(name, config, init, act, update, policy, greedy)
+    return actor_critic.algorithm(name, config, init, act, update, policy, greedy, ("actor_loss",))

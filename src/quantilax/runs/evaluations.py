@@ -11,7 +11,7 @@ from quantilax.runs import checkpoints
 from quantilax.runs.checkpoints import Checkpoint
 from quantilax.signals import Signals
 from quantilax.statistics import iqm
-from quantilax.types import Metrics, Record, State
+from quantilax.types import AT_THE_END, Metrics, Record, State
 
 COLUMNS = (
     "seed", "env_step", "return_mean", "return_std", "return_min", "length_mean", *Metrics._fields, "seconds",
@@ -136,9 +136,8 @@ def finite_or_none(value: Any) -> Any:
 
 def _metrics(metrics: Metrics | None, is_first: bool) -> dict[str, np.ndarray | None]:
     values = metrics._asdict() if metrics is not None else dict.fromkeys(Metrics._fields)
-    at_the_end = Metrics._field_defaults
     return {
-        name: None if value is None or (is_first and name not in at_the_end) else np.asarray(value)
+        name: None if value is None or (is_first and name not in AT_THE_END) else np.asarray(value)
         for name, value in values.items()
     }
 
