@@ -23,11 +23,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from quantilax import heads, switches
 from quantilax.learning import exploration, normalize, rollout
-from quantilax.types import Algorithm, Config, Environment, Legal, Observation, Policy, State, Transition, num_actions
+from quantilax.types import (
+    Action,
+    Algorithm,
+    Box,
+    Config,
+    Discrete,
+    Environment,
+    Legal,
+    Observation,
+    Policy,
+    State,
+    Transition,
+)
 
 REFERENCE_ENVS, REFERENCE_STEPS = 8, 32
 """The size of R is their product."""
@@ -39,6 +51,8 @@ NUM_FRACTIONS = 16
 """Midpoints at which Z is evaluated if fractions are not drawn."""
 DRAWS = 8
 """Actions drawn for each observation to measure exploration."""
+BINS = 10
+"""Equal parts of a box in which a component of real-valued actions is counted."""
 DORMANT = 0.025
 """A unit is dormant if its mean activation is at most this share of its layer's mean (Sokar et al.
 2023)."""
@@ -166,11 +180,91 @@ class Experience(NamedTuple):
     `is_there` marks the rows that hold a step.
     """
 
-    action: Int[Array, "*rows"]
+    action: Shaped[Array, "..."]
+    """If an action has axes of its own, they come after those of the rows."""
     reward: Float[Array, "*rows"]
     terminated: Bool[Array, "*rows"]
     truncated: Bool[Array, "*rows"]
     is_there: Bool[Array, "*rows"]
+
+
+class Learner(NamedTuple):
+    """An algorithm with its config, state and head; values are in learned units.
+
+    Its methods are those of loops that act by the values of a list of actions. A loop of another
+    kind has a subclass.
+    """
+
+    learning: "Learning"
+    config: Config
+    state: State
+    head: heads.Head
+    params: PyTree
+    target_params: PyTree
+    """None if there is no target network."""
+
+    def part(self, tree: PyTree) -> PyTree:
+        """Return what the loss differentiates, of parameters or of the optimiser's state."""
+        return tree[self.learning.entry] if self.learning.entry else tree
+
+    def whole(self, part: PyTree) -> PyTree:
+        """Return all parameters, with this part in its place."""
+        return self.params | {self.learning.entry: part} if self.learning.entry else part
+
+    def draw(self, key: Key[Array, ""], size: int) -> PyTree:
+        """Draw a batch as training does."""
+        return self.learning.draw(self.config, self.state, key, size)[0]
+
+    def loss(self, part: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Mean loss on a batch."""
+        return self.learning.loss(part, self.config, self.state, batch, key)[0]
+
+    def errors(
+        self, part: PyTree, batch: PyTree, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
+        """Return the errors of a batch, and Q of the actions taken.
+
+        An error is target minus estimate, for each pair that the loss compares.
+        """
+        predictions, targets = self.learning.compared(part, self.config, self.state, batch, key)
+        return jax.vmap(self.head.errors)(predictions, targets), jax.vmap(self.head.mean)(predictions)
+
+    def values(self, params: PyTree, obs: Observation) -> Float[Array, "A"]:
+        """Q of one observation, or V (A = 1) unless `Learning.per_action`.
+
+        If Q is a mean over drawn fractions, the mean is taken over midpoints.
+        """
+        network = nnx.merge(self.state.network, params)
+        return self.head.mean(self.head.predict(network.head, network.psi(obs), [midpoints(NUM_FRACTIONS)])[0])
+
+    def quantiles(self, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
+        """Z of one observation, for heads that learn it."""
+        network = nnx.merge(self.state.network, params)
+        Z: Float[Array, "N A"] = self.head.quantiles(network.head, network.psi(obs), tau)
+        return Z
+
+    def of_taken(self, Y: Float[Array, "B *n A"], action: Array) -> Float[Array, "B *n"]:
+        """Return the entries of the actions taken."""
+        if not self.learning.per_action:
+            return Y[..., 0]
+        return jnp.take_along_axis(Y, action.reshape(-1, *(1,) * (Y.ndim - 1)), axis=-1)[..., 0]
+
+    def taken(self, params: PyTree, steps: Transition) -> Float[Array, "B"]:
+        """Q of the actions taken in a batch."""
+        return self.of_taken(jax.vmap(self.values, in_axes=(None, 0))(params, steps.obs), steps.action)
+
+    def quantiles_taken(self, params: PyTree, steps: Transition, tau: Float[Array, "N"]) -> Float[Array, "B N"]:
+        """Z of the actions taken in a batch."""
+        return self.of_taken(jax.vmap(self.quantiles, in_axes=(None, 0, None))(params, steps.obs, tau), steps.action)
+
+    def ahead(self, params: PyTree, obs: Observation, legal: Any) -> Float[Array, "B"]:
+        """Return what is expected from a batch of observations on: max Q, or V."""
+        q = jax.vmap(self.values, in_axes=(None, 0))(params, obs)
+        return exploration.masked(q, legal if self.learning.per_action else None).max(axis=-1)
+
+    def features(self, steps: Transition) -> Float[Array, "B F"]:
+        """psi of a batch."""
+        return jax.vmap(nnx.merge(self.state.network, self.state.params).psi)(steps.obs)
 
 
 class Learning(NamedTuple):
@@ -191,55 +285,21 @@ class Learning(NamedTuple):
     experience: Callable[[Config, State], Experience]
     """Everything that can be learned from now."""
     optimizer: Callable[[Config], optax.GradientTransformation]
-    behaviour: Callable[..., Policy]
-    """(config, state, epsilon, noise=True) -> the policy of training. With noise=False it draws the
-    same fractions."""
-    epsilon: Callable[[Config, State], Float[Array, ""] | float]
-    """Probability of a random action now."""
+    policies: Callable[[Environment, Config, State], tuple[Policy, Policy]]
+    """The policy of training now, and the greedy one, which draws the same fractions."""
+    learner: type[Learner] = Learner
+    per_action: bool = True
+    """Whether `Learner.values` has an entry for each action. If not, it has one, the value of the
+    policy, and the signals in `OF_CHOICES` are None."""
+    entry: str = ""
+    """The entry of `params` that `loss` and `compared` take and `optimizer` moves; "": all of them.
+    """
+    without: tuple[str, ...] = ()
+    """Further signals that mean nothing in this loop, and are None."""
 
 
-class Learner(NamedTuple):
-    """An algorithm with its config, state and head; values are in learned units."""
-
-    learning: Learning
-    config: Config
-    state: State
-    head: heads.Head
-    params: PyTree
-    target_params: PyTree
-    """None if there is no target network."""
-
-    def draw(self, key: Key[Array, ""], size: int) -> PyTree:
-        """Draw a batch as training does."""
-        return self.learning.draw(self.config, self.state, key, size)[0]
-
-    def loss(self, params: PyTree, batch: PyTree, key: Key[Array, ""]) -> Float[Array, ""]:
-        """Mean loss on a batch."""
-        return self.learning.loss(params, self.config, self.state, batch, key)[0]
-
-    def errors(
-        self, params: PyTree, batch: PyTree, key: Key[Array, ""]
-    ) -> tuple[Float[Array, "B N N_prime"], Float[Array, "B"]]:
-        """Return the errors of a batch, and Q of the actions taken.
-
-        An error is target minus estimate, for each pair that the loss compares.
-        """
-        predictions, targets = self.learning.compared(params, self.config, self.state, batch, key)
-        return jax.vmap(self.head.errors)(predictions, targets), jax.vmap(self.head.mean)(predictions)
-
-    def values(self, params: PyTree, obs: Observation) -> Float[Array, "A"]:
-        """Q of one observation.
-
-        If Q is a mean over drawn fractions, the mean is taken over midpoints.
-        """
-        network = nnx.merge(self.state.network, params)
-        return self.head.mean(self.head.predict(network.head, network.psi(obs), [midpoints(NUM_FRACTIONS)])[0])
-
-    def quantiles(self, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
-        """Z of one observation, for heads that learn it."""
-        network = nnx.merge(self.state.network, params)
-        Z: Float[Array, "N A"] = self.head.quantiles(network.head, network.psi(obs), tau)
-        return Z
+OF_CHOICES = ("policy_churn", "target_disagreement", "action_gap", "decision_snr")
+"""Signals of a choice among the values of a list of actions."""
 
 
 @switches.unchecked()
@@ -266,24 +326,30 @@ def measure(
         _, collected = rollout.collect(env, config, partial(algorithm.act, env), state, key_collect)
         state = algorithm.observe(config, state, collected, key_observe)
     target_params = getattr(state, "target_params", None)
-    learner = Learner(learning, config, state, heads.of(config), state.params, target_params)
+    if learning.entry:  # what has no target network bootstraps by itself
+        target_params = state.params | target_params
+    learner = learning.learner(learning, config, state, heads.of(config), state.params, target_params)
     key_reference, key_explore = jax.random.split(reference_key)
     key_gradient, key_updates, key_errors = jax.random.split(key, 3)
     raw = reference(env, key_reference)
     if not config.bootstrap_truncated:  # training treats cuts as ends, and so do the signals
         raw, episodes = raw.ended_where_truncated(), episodes._replace(last=episodes.last.ended_where_truncated())
     R = normalize.transitions(state.normalizer, raw)
+    if not learning.per_action:
+        R = R._replace(legal=None, next_legal=None)
     experience = learning.experience(config, state)
-    return Signals(
+    measured = Signals(
         **_of_the_gradient(learner, key_gradient),
         **_of_updates(learner, R, key_updates),
         **_of_values(learner, R, episodes, experience),
         **_of_errors(learner, R, key_errors),
-        **_of_experience(experience, num_actions(env), learning.is_replay),
-        exploration=_exploration(learner, raw, key_explore),
+        **_of_experience(experience, env.action_space, learning.is_replay),
+        exploration=_exploration(env, learner, raw, key_explore),
         **_of_episodes(learner._replace(params=state.average_params), episodes, env.max_episode_steps),
-        **_of_features(jax.vmap(nnx.merge(state.network, state.params).psi)(R.obs)),
+        **_of_features(learner.features(R)),
     )
+    nothing: dict[str, Any] = dict.fromkeys((*(() if learning.per_action else OF_CHOICES), *learning.without))
+    return measured._replace(**nothing)
 
 
 def reference(env: Environment, key: Key[Array, ""]) -> Transition:
@@ -438,16 +504,17 @@ def _as_vector(tree: PyTree) -> Float[Array, "P"]:
 def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
     def add(sums: tuple[PyTree, Array], key: Key[Array, ""]) -> tuple[tuple[PyTree, Array], None]:
         key_draw, key_loss = jax.random.split(key)
-        gradient = jax.grad(learner.loss)(learner.params, learner.draw(key_draw, PART), key_loss)
+        gradient = jax.grad(learner.loss)(params, learner.draw(key_draw, PART), key_loss)
         return (optax.tree.add(sums[0], gradient), sums[1] + optax.tree.norm(gradient, squared=True)), None
 
-    zero = optax.tree.zeros_like(learner.params), jnp.zeros(())
+    params = learner.part(learner.params)
+    zero = optax.tree.zeros_like(params), jnp.zeros(())
     (total, squares), _ = jax.lax.scan(add, zero, jax.random.split(key, PARTS))
     square_of_mean = optax.tree.norm(total, squared=True) / PARTS**2
     signal, noise = noise_parts(squares / PARTS, square_of_mean, PARTS, PART)
 
     eps = getattr(learner.config, "adam_eps", 1e-8)  # the default of optax, if the config has none
-    adam = optax.tree.get(learner.state.optimizer_state, "ScaleByAdamState")
+    adam = optax.tree.get(learner.part(learner.state.optimizer_state), "ScaleByAdamState")
     m, v = _as_vector(adam.mu), _as_vector(adam.nu)
     corrected = v / (1 - 0.999 ** jnp.maximum(learner.state.gradient_steps, 1))
     scale = jnp.where(v > 0, jnp.sqrt(corrected), jnp.nan)
@@ -465,24 +532,25 @@ def _of_updates(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[st
     q = values(learner.params, R.obs)
     greedy = _greedy(q, R.legal)
     optimizer, max_grad_norm = learner.learning.optimizer(learner.config), learner.config.max_grad_norm
+    part, moments = learner.part(learner.params), learner.part(learner.state.optimizer_state)
 
     def one(_: None, key: Key[Array, ""]) -> tuple[None, dict[str, Any]]:
         key_draw, key_loss = jax.random.split(key)
         batch = learner.draw(key_draw, learner.config.batch_size)
-        loss, gradient = jax.value_and_grad(learner.loss)(learner.params, batch, key_loss)
+        loss, gradient = jax.value_and_grad(learner.loss)(part, batch, key_loss)
         norm = optax.tree.norm(gradient)
-        updates, _ = optimizer.update(gradient, learner.state.optimizer_state, learner.params)
-        params = optax.apply_updates(learner.params, updates)
+        updates, _ = optimizer.update(gradient, moments, part)
+        moved = optax.apply_updates(part, updates)
         before, after = (  # with the step's own fractions; noisy networks use others, without noise
-            learner.errors(p, batch, jax.random.clone(key_loss))[0].mean(axis=(1, 2)) for p in (learner.params, params)
+            learner.errors(p, batch, jax.random.clone(key_loss))[0].mean(axis=(1, 2)) for p in (part, moved)
         )
-        q_after = values(params, R.obs)
+        q_after = values(learner.whole(moved), R.obs)
         return None, {
             "clip_share": (norm > max_grad_norm).astype(jnp.float32),
             "clip_factor": jnp.minimum(1.0, max_grad_norm / (norm + SMALL)),
-            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(learner.params),
+            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(part),
             "overshoot": overshoot(before, after),
-            "loss_ratio": learner.loss(params, batch, jax.random.clone(key_loss)) / (loss + SMALL),
+            "loss_ratio": learner.loss(moved, batch, jax.random.clone(key_loss)) / (loss + SMALL),
             "policy_churn": jnp.mean(_greedy(q_after, R.legal) != greedy),
             "value_churn": jnp.abs(q_after - q).mean() / rms(q),
         }
@@ -497,7 +565,7 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
     scale = rms(q)
     start = values(learner.params, normalize.observations(learner.state.normalizer, episodes.first.obs))
     largest = jnp.max(jnp.where(experience.is_there, jnp.abs(experience.reward), 0.0))
-    taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
+    taken = learner.taken(learner.params, R)
     beyond = jnp.where(R.terminated, jnp.abs(taken - R.reward), -jnp.inf).max() / scale
     found: dict[str, Any] = {
         "reference_q": q.mean(),
@@ -533,12 +601,12 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
     values = jax.vmap(learner.values, in_axes=(None, 0))
     q = values(learner.params, R.obs)
     bootstrap = learner.params if learner.target_params is None else learner.target_params
-    q_next = exploration.masked(values(bootstrap, R.next_obs), R.next_legal)
-    target = R.reward + learner.config.gamma * R.discount * q_next.max(axis=-1)
-    taken = jnp.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
+    target = R.reward + learner.config.gamma * R.discount * learner.ahead(bootstrap, R.next_obs, R.next_legal)
+    taken = learner.taken(learner.params, R)
 
     key_draw, key_loss = jax.random.split(key)
-    delta, q_batch = learner.errors(learner.params, learner.draw(key_draw, PARTS * PART), key_loss)
+    part = learner.part(learner.params)
+    delta, q_batch = learner.errors(part, learner.draw(key_draw, PARTS * PART), key_loss)
     magnitude, has_kappa = jnp.abs(delta), learner.head.regresses_quantiles
     return {
         "reference_error": jnp.abs(target - taken).mean() / rms(q),
@@ -548,30 +616,37 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
     }
 
 
-def _of_experience(experience: Experience, actions: int, is_replay: bool) -> dict[str, Any]:
-    there = experience.is_there
+def _of_experience(experience: Experience, space: Discrete | Box, is_replay: bool) -> dict[str, Any]:
+    there, action = experience.is_there, experience.action
     ends = (experience.terminated | experience.truncated) & there
-    taken = jnp.where(there, experience.action, actions).ravel()
+    if isinstance(space, Discrete):
+        kinds, action = space.n, action[..., None]
+    else:  # each component in equal bins
+        kinds, share = BINS, (action - space.low) / (jnp.asarray(space.high) - space.low)
+        action = jnp.clip(share * BINS, 0, BINS - 1).astype(jnp.int32).reshape(*there.shape, -1)
+    taken = jnp.where(there[..., None], action, kinds).reshape(-1, action.shape[-1])
+    counts = jax.vmap(lambda x: jnp.bincount(x, length=kinds + 1)[:kinds], in_axes=1)(taken)
     return {
         "terminal_share": nanmean(experience.terminated.astype(jnp.float32), there),
         "truncation_share": nanmean((experience.truncated & ~experience.terminated).astype(jnp.float32), ends),
         "replay_episodes": ends.sum().astype(jnp.float32) if is_replay else None,
-        "action_entropy": entropy(jnp.bincount(taken, length=actions + 1)[:actions]),
+        "action_entropy": jax.vmap(entropy)(counts).mean(),
     }
 
 
-def _exploration(learner: Learner, raw: Transition, key: Key[Array, ""]) -> Float[Array, ""]:
-    config, state, learning = learner.config, learner.state, learner.learning
+def _exploration(env: Environment, learner: Learner, raw: Transition, key: Key[Array, ""]) -> Float[Array, ""]:
     keys = jax.random.split(key, (DRAWS, raw.reward.shape[0]))
 
-    def actions(policy: Policy) -> Int[Array, "draws R"]:
-        def one(obs: Observation, key: Key[Array, ""], legal: Bool[Array, "A"] | None) -> Int[Array, ""]:
+    def actions(policy: Policy) -> Shaped[Array, "draws R *action"]:
+        def one(obs: Observation, key: Key[Array, ""], legal: Bool[Array, "A"] | None) -> Action:
             return policy.act(obs, policy.carry, key, legal)[0]
 
         return jax.vmap(jax.vmap(one), in_axes=(None, 0, None))(raw.obs, jax.random.clone(keys), raw.legal)
 
-    taken = actions(learning.behaviour(config, state, learning.epsilon(config, state)))
-    return jnp.mean(taken != actions(learning.behaviour(config, state, 0.0, noise=False)))
+    taken, greedy = map(actions, learner.learning.policies(env, learner.config, learner.state))
+    if isinstance(env.action_space, Discrete):
+        return jnp.mean(taken != greedy)
+    return jnp.mean(jnp.abs(taken - greedy) / (jnp.asarray(env.action_space.high) - env.action_space.low)) * 2
 
 
 def _greedy(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"] | None) -> Int[Array, "*batch"]:
@@ -582,16 +657,11 @@ def _of_episodes(
     learner: Learner, episodes: rollout.Episodes, max_episode_steps: Int[Array, ""] | int
 ) -> dict[str, Any]:
     first, last = (normalize.transitions(learner.state.normalizer, x) for x in (episodes.first, episodes.last))
-    values = jax.vmap(learner.values, in_axes=(None, 0))
-
-    def of_taken(step: Transition) -> Float[Array, "E"]:
-        return jnp.take_along_axis(values(learner.params, step.obs), step.action[:, None], axis=1)[:, 0]
-
-    q_cut = exploration.masked(values(learner.params, last.next_obs), last.next_legal).max(axis=-1)
+    q_cut = learner.ahead(learner.params, last.next_obs, last.next_legal)
     cut = learner.config.gamma**episodes.lengths * last.discount * q_cut
     G = normalize.rewards(learner.state.normalizer, episodes.discounted) + cut
     scale = rms(G)
-    start, beyond = of_taken(first), of_taken(last) - last.reward
+    start, beyond = learner.taken(learner.params, first), learner.taken(learner.params, last) - last.reward
     reached = episodes.lengths >= max_episode_steps
     at_limit = last.terminated & reached
     found: dict[str, Any] = {
@@ -608,8 +678,7 @@ def _of_episodes(
     }
     if learner.head.quantiles is not None:
         tau = jnp.concatenate([midpoints(NUM_FRACTIONS), jnp.array([0.25, 0.75])])
-        Z = jax.vmap(learner.quantiles, in_axes=(None, 0, None))(learner.params, first.obs, tau)
-        Z = jnp.take_along_axis(Z, first.action[:, None, None], axis=2)[..., 0]  # (E, N + 2)
+        Z = learner.quantiles_taken(learner.params, first, tau)  # (E, N + 2)
         found["calibration"] = calibration(Z[:, :-2], tau[:-2], G)
         found["spread_predicted"] = (Z[:, -1] - Z[:, -2]).mean() / scale
     return found

@@ -253,7 +253,6 @@ def test_the_linear_regulator_is_solved_to_its_known_optimum(name, settings):
     [
         ("sac", dict(head="scalar", top_quantiles_to_drop=1), "top_quantiles_to_drop: head=scalar has no quantiles to"),
         ("tqc", dict(top_quantiles_to_drop=5), "top_quantiles_to_drop: 5 of 5 quantiles per critic leaves none to learn"),
-        ("td3", dict(signals=True), "signals: are measured by Q-learning and PQN only; set it to false"),
         ("sac", dict(buffer_size=2), "buffer_size: 2 cannot hold one step of num_envs=4"),
         ("sac", dict(torso="simba", torso_sizes=(8, 16)), "torso_sizes: simba adds its blocks' outputs to their inputs"),
         ("d4pg", dict(v_min=3.0), "v_min: 3.0 is not below v_max=2.0"),

@@ -152,7 +152,6 @@ def test_the_linear_regulator_is_solved_to_its_known_optimum():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (dict(signals=True), "signals: are measured by Q-learning and PQN only; set it to false"),
         (dict(head="implicit_quantile", risk="cvar", risk_eta=0.5), "risk: has no meaning in ppo, whose policy is no"),
         (dict(num_minibatches=3), "num_minibatches: 3 does not divide num_envs \\* num_steps = 32; choose a divisor"),
         (dict(total_timesteps=16), "total_timesteps: 16 is less than one iteration of num_envs \\* num_steps = 32"),

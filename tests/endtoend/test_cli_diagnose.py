@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from quantilax import ALGORITHMS
 from quantilax.signals import Signals
 from tests.endtoend.conftest import Call, process, tree
 
@@ -60,14 +61,25 @@ def test_a_study_is_diagnosed_variant_by_variant(call: Call, tmp_path):
     assert call("diagnose", "all/s").stdout == ended.stdout
 
 
+def test_a_run_of_an_actor_is_diagnosed_without_ranges_of_q_learning(call: Call, tmp_path, monkeypatch):
+    ppo = ["total_timesteps=64", "eval_freq=16", "num_envs=2", "num_steps=8", "num_minibatches=2", "eval_episodes=2"]
+    (tmp_path / "ppo.yaml").write_text("ppo:\n  env: probe/corridor\n")
+    assert call("train", "ppo.yaml", *ppo, "signals=true", "--out", "actor", "-q").status == 0
+    ended = call("diagnose", "actor")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "read without ranges, which were measured in Q-learning only: return_size" in ended.stdout
+    assert not set(json.loads(call("diagnose", "actor", "--json").stdout)[0]["unranged"]) & {"return_range"}
+
+    monkeypatch.setitem(ALGORITHMS, "ppo", ALGORITHMS["ppo"]._replace(signals=None))
+    refused = call("diagnose", "actor")
+    assert (refused.status, refused.stdout, len(refused.lines)) == (2, "", 1)
+    assert "actor: ppo measures no signals, so there is nothing to diagnose it by" in refused.lines[0]
+
+
 def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path):
     assert call("train", "tiny.yaml", "--out", "without", "-q").status == 0
-    ppo = ["total_timesteps=64", "eval_freq=64", "num_envs=2", "num_steps=8", "num_minibatches=2", "eval_episodes=2"]
-    (tmp_path / "ppo.yaml").write_text("ppo:\n  env: probe/corridor\n")
-    assert call("train", "ppo.yaml", *ppo, "--out", "actor", "-q").status == 0
     (tmp_path / "empty").mkdir()
     for path, message in {
-        "actor": "actor: ppo measures no signals; only Q-learning and PQN can be diagnosed",
         "without": "without: has no signals; train it again with signals=true",
         "empty": "empty: is not a run directory",
         "nowhere": "nowhere: no such run directory",

@@ -14,7 +14,7 @@ from quantilax.algorithms import IQN, pqn
 from quantilax.checks import diagnosis
 from quantilax.checks.diagnosis import diagnose
 from quantilax.checks.rules import RULES, healthy, quantities
-from quantilax.signals import Signals
+from quantilax.signals import OF_CHOICES, Signals
 from quantilax.studies import definition
 from tests.studies import GOOD, store
 
@@ -116,6 +116,39 @@ def test_a_change_is_one_of_the_configs_fields_with_another_value_that_it_may_ha
     assert set(found.change) <= set(found.config)
     assert all(CONFIG[field] != value or cause == "exploration" for field, value in found.change.items())
     pytree.replace(IQN(), **found.change)  # it may have them
+
+
+def of_actor(**columns) -> pl.DataFrame:
+    """A run of a loop that does not choose among values of actions."""
+    return frame(**columns).with_columns(**{name: pl.lit(None, pl.Float64) for name in OF_CHOICES})
+
+
+@pytest.mark.parametrize("cause", FAULTS)
+def test_a_loop_with_an_actor_is_not_judged_by_ranges_that_were_measured_in_q_learning(cause):
+    (one,) = diagnose(of_actor(**FAULTS[cause]), pytree.to_dict(ALGORITHMS["sac"].config()))
+    holds = cause in ("sparse_reward", "time_limit")
+    assert [found.cause for found in one.causes] == [cause] * holds
+    assert one.near == ()
+    figures = {rule.quantity for rule in RULES if rule.cause not in ("sparse_reward", "time_limit")}
+    assert set(one.unranged) == figures
+    lines = diagnosis.told([one])
+    assert sum("read without ranges, which were measured in Q-learning only: return_size" in x for x in lines) == 1
+    assert any("sparse_reward, time_limit" in x for x in lines) == (not holds)
+    assert not any("within its healthy range" in x for x in lines)
+    assert diagnosis.as_json(one)["unranged"] == one.unranged
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("td3", {"exploration_noise": 0.5}), ("sac", {"target_entropy": 0.0}), ("ppo", {"entropy_coefficient": 0.01}),
+])  # fmt: skip
+def test_where_nothing_an_actor_did_made_a_difference_it_is_to_explore_more(name, change):
+    kind = ALGORITHMS[name].config
+    (one,) = diagnose(of_actor(**FAULTS["sparse_reward"]), pytree.to_dict(kind()))
+    assert one.causes[0].change == change
+    pytree.replace(kind(), **change)
+    (again,) = diagnose(of_actor(**FAULTS["sparse_reward"]), pytree.to_dict(pytree.replace(kind(), **change)))
+    assert again.causes[0].change == {}
+    assert "     try: more exploration, or rewards on the way to the goal" in diagnosis.told([again])
 
 
 def test_a_change_is_told_as_the_command_line_takes_it():

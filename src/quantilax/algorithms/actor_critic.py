@@ -28,14 +28,26 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
-from quantilax import heads, hyperparameters, replay
+from quantilax import heads, hyperparameters, replay, signals
 from quantilax.algorithms import base, offpolicy
 from quantilax.errors import ConfigError
 from quantilax.hyperparameters import LEAST, Loop, Optimiser, Replay, Task, default
 from quantilax.learning import averaging, normalize, rollout
 from quantilax.networks import FLAT, computing_in, linear, torso
 from quantilax.pytree import dataclass, field
-from quantilax.types import Action, Algorithm, Box, Carry, Environment, Legal, Metrics, NStep, Observation, Policy
+from quantilax.types import (
+    Action,
+    Algorithm,
+    Box,
+    Carry,
+    Environment,
+    Legal,
+    Metrics,
+    NStep,
+    Observation,
+    Policy,
+    Transition,
+)
 
 
 @dataclass
@@ -84,7 +96,6 @@ class Config(offpolicy.Replayed, Loop, Optimiser, Replay, Task, hyperparameters.
                 f"top_quantiles_to_drop: {dropped} of {n} quantiles per critic leaves none to learn from; lower it to"
                 f" {n - 1} or less"
             )
-        base.refuse_signals(self)
 
     def advice(self) -> list[str]:
         """Return lines on settings known to mislead, each with the remedy."""
@@ -316,12 +327,16 @@ def critic_loss(
     return value, jax.tree.map(lambda x: x.mean(axis=0), measured)
 
 
-def draw(config: Any, state: State, key: Key[Array, ""]) -> tuple[State, NStep, Any]:
-    """Return the state, a normalised batch with scaled actions, and where it lies in the replay."""
+def draw(config: Any, state: State, key: Key[Array, ""], size: int | None = None) -> tuple[State, NStep, Any]:
+    """Return the state, a normalised batch with scaled actions, and where it lies in the replay.
+
+    The batch has `size` transitions, or `config.batch_size`.
+    """
+    size = config.batch_size if size is None else size
     if state.priorities is not None:
         state = replace(state, priorities=replay.priorities.write(state.priorities, state.replay))
-    batch, drawn = offpolicy.draw(config, state, key, config.batch_size)
-    action = state.bounds.scaled(batch.action.reshape(config.batch_size, -1))
+    batch, drawn = offpolicy.draw(config, state, key, size)
+    action = state.bounds.scaled(batch.action.reshape(size, -1))
     return state, batch._replace(action=action), drawn
 
 
@@ -376,13 +391,17 @@ def acting(
     return Policy(act)
 
 
-def quantiles(
-    greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
-    config: Any,
-    state: State,
-    obs: Observation,
-    tau: Float[Array, "N"],
-) -> Float[Array, "N 1"]:
+def greedy(outputs: Float[Array, "n d"]) -> Float[Array, "d"]:
+    """Return the greedy action, scaled: tanh of the actor's first outputs."""
+    return jnp.tanh(outputs[0])
+
+
+def policy(env: Environment, config: Any, state: State) -> Policy:
+    """Return the policy that evaluation runs, by the EMA of the weights and without noise."""
+    return acting(env, averaging.averaged(state), lambda _, outputs: greedy(outputs), config.eval_epsilon)
+
+
+def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N 1"]:
     """Return quantiles of the return for the greedy action, the mean of the critics'.
 
     They are those of the EMA of the weights; the observation and Z are in the environment's units.
@@ -390,26 +409,126 @@ def quantiles(
     Raises:
         ConfigError: if the head learns no distribution.
     """
-    of_head = base.quantiles_of(config)
-    state = averaging.averaged(state)
+    base.quantiles_of(config)  # refuses heads without quantiles
     x = normalize.observations(state.normalizer, obs)
-    action = greedy(nnx.merge(state.network.actor, state.params["actor"])(x))
+    action = greedy(nnx.merge(state.network.actor, state.average_params["actor"])(x))
+    return normalize.returns(
+        state.normalizer, quantiles_at(config, state, state.average_params["critic"], x, action, tau)[:, None]
+    )
+
+
+def quantiles_at(
+    config: Any, state: State, params: PyTree, obs: Observation, action: Float[Array, "d"], tau: Float[Array, "N"]
+) -> Float[Array, "N"]:
+    """Return the mean of the critics' quantiles for a scaled action, in learned units."""
 
     def one(params: PyTree) -> Float[Array, "N 1"]:
         critic = nnx.merge(state.network.critic, params)
-        Z: Float[Array, "N 1"] = of_head(critic.head, critic.features(x, action), tau)
+        Z: Float[Array, "N 1"] = heads.of(config).quantiles(critic.head, critic.features(obs, action), tau)
         return Z
 
-    return normalize.returns(state.normalizer, jax.vmap(one)(state.params["critic"]).mean(axis=0))
+    return jax.vmap(one)(params).mean(axis=0)[:, 0]
 
 
-def q(
-    greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
-    config: Any,
-    state: State,
-    obs: Observation,
-    key: Key[Array, ""],
-) -> Float[Array, "1"]:
+class Learner(signals.Learner):
+    """What signals read of critics and actor: means over the critics, of the greedy action."""
+
+    def values(self, params: PyTree, obs: Observation) -> Float[Array, "1"]:
+        """Q(x, a) of the greedy action."""
+        return self.value(params, obs[None], self.act(params, obs)[None])
+
+    def act(self, params: PyTree, obs: Observation) -> Float[Array, "d"]:
+        """Return the greedy action of one observation, scaled."""
+        return greedy(nnx.merge(self.state.network.actor, params["actor"])(obs))
+
+    def value(self, params: PyTree, obs: Observation, action: Float[Array, "B d"]) -> Float[Array, "B"]:
+        """Q(x, a) of a batch of scaled actions."""
+        return jax.vmap(jax.vmap(self.head.mean))(self.at_midpoints(params, obs, action)).mean(axis=0)
+
+    def at_midpoints(self, params: PyTree, obs: Observation, action: Float[Array, "B d"]) -> Any:
+        """Z_i(x, a) of a batch of scaled actions."""
+        tau = signals.midpoints(signals.NUM_FRACTIONS)
+        return predictions(self.state.network.critic, params["critic"], self.config, obs, action, tau)
+
+    def quantiles(self, params: PyTree, obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N 1"]:
+        """Z of the greedy action."""
+        action = self.act(params, obs)
+        return quantiles_at(self.config, self.state, params["critic"], obs, action, tau)[:, None]
+
+    def scaled(self, action: Array) -> Float[Array, "B d"]:
+        """Return a batch of the environment's actions, scaled."""
+        return self.state.bounds.scaled(action.reshape(action.shape[0], -1))
+
+    def taken(self, params: PyTree, steps: Transition) -> Float[Array, "B"]:
+        """Q(x, a) of the actions taken."""
+        return self.value(params, steps.obs, self.scaled(steps.action))
+
+    def quantiles_taken(self, params: PyTree, steps: Transition, tau: Float[Array, "N"]) -> Float[Array, "B N"]:
+        """Z of the actions taken."""
+        of_one = partial(quantiles_at, self.config, self.state, params["critic"], tau=tau)
+        return jax.vmap(lambda x, a: of_one(x, a))(steps.obs, self.scaled(steps.action))
+
+    def ahead(self, params: PyTree, obs: Observation, legal: Any) -> Float[Array, "B"]:
+        """Return the mean of what targets bootstrap from."""
+        action, bonus = self.next_action(params, obs)
+        Z = jax.vmap(partial(together, self.config), in_axes=1)(self.at_midpoints(params, obs, action))
+        return jax.vmap(self.head.mean)(Z) + bonus
+
+    def next_action(self, params: PyTree, obs: Observation) -> tuple[Float[Array, "B d"], Float[Array, "B"] | float]:
+        """Return the action that targets bootstrap from, and the bonus of SAC."""
+        return jax.vmap(partial(self.act, params))(obs), 0.0
+
+    def features(self, steps: Transition) -> Float[Array, "B F"]:
+        """psi(x, a) of the first critic."""
+        first = jax.tree.map(lambda x: x[0], self.state.params["critic"])
+        critic = nnx.merge(self.state.network.critic, first)
+        return jax.vmap(critic.features)(steps.obs, self.scaled(steps.action))
+
+
+def learning(
+    bootstrap: Callable[..., tuple[Any, Any]], act: Callable[..., Policy], learner: type[Learner]
+) -> signals.Learning:
+    """Return what signals read of a loop.
+
+    Args:
+        bootstrap: (config, state, batch, keys) -> (targets, fractions of the predictions).
+        act: the policy of training.
+        learner: of the loop.
+    """
+
+    def loss(params: PyTree, config: Any, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
+        return critic_loss(params, config, state, batch, *bootstrap(config, state, batch, jax.random.split(key)))
+
+    def compared(params: PyTree, config: Any, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
+        """Each critic's predictions, with the targets that they share, on one axis."""
+        y, tau = bootstrap(config, state, batch, jax.random.split(key))
+        Z = predictions(state.network.critic, params, config, batch.obs, batch.action, tau)
+        y = jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_critics, *x.shape)), y)
+        flat: tuple[Any, Any] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (Z, y))
+        return flat
+
+    def drawn(config: Any, state: State, key: Key[Array, ""], size: int) -> tuple[NStep, Any]:
+        _, batch, place = draw(config, state, key, size)
+        return batch, place
+
+    def policies(env: Environment, config: Any, state: State) -> tuple[Policy, Policy]:
+        return act(env, config, state), acting(env, state, lambda _, outputs: greedy(outputs))
+
+    return signals.Learning(
+        True,
+        drawn,
+        loss,
+        compared,
+        offpolicy.experience,
+        partial(optimizer, name="critic"),
+        policies,
+        learner,
+        per_action=False,
+        entry="critic",
+    )
+
+
+def q(config: Any, state: State, obs: Observation, key: Key[Array, ""]) -> Float[Array, "1"]:
     """Return Q of the greedy action, the mean of the critics', in the environment's units.
 
     It is the mean at the fractions that a policy acts on, by the EMA of the weights.
@@ -432,12 +551,10 @@ def algorithm(
     init: Callable[..., State],
     act: Callable[..., Policy],
     update: Callable[..., tuple[State, Metrics]],
-    policy: Callable[..., Policy],
-    greedy: Callable[[Float[Array, "n d"]], Float[Array, "d"]],
+    measured: signals.Learning,
     metrics: tuple[str, ...],
 ) -> Algorithm:
     """Return an algorithm whose quantiles are those of the greedy action."""
-    of_head = partial(quantiles, greedy)
     return Algorithm(
         name,
         config,
@@ -446,8 +563,9 @@ def algorithm(
         offpolicy.observe,
         update,
         policy,
-        of_head,
+        quantiles,
+        measured,
         actions=(Box,),
-        q=partial(q, greedy),
+        q=q,
         metrics=metrics,
     )

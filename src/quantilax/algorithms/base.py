@@ -151,12 +151,6 @@ def descend(
     return optax.apply_updates(params, updates), optimizer_state, (value, optax.tree.norm(gradient)), measured
 
 
-def refuse_signals(config: Any) -> None:
-    """Raise `ConfigError` if signals are asked of a loop that measures none."""
-    if config.signals:
-        raise ConfigError("signals: are measured by Q-learning and PQN only; set it to false")
-
-
 def quantiles_of(config: Any) -> Any:
     """Return the head's function of quantiles.
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jaxtyping import Array, Key, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
 
+from quantilax import signals
 from quantilax.algorithms import base
 from quantilax.errors import ConfigError
 
@@ -95,3 +97,16 @@ def passes(
 
     keys = jax.random.split(key, (2, config.num_epochs))
     return jax.lax.scan(epoch, state, (keys[0], keys[1]))
+
+
+def draw(config: Any, state: Any, key: Key[Array, ""], size: int) -> tuple[PyTree, Int[Array, "B"]]:
+    """Draw `size` of the observed steps. Return their rows and indices."""
+    index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
+    return jax.tree.map(lambda x: x[index], state.rows), index
+
+
+def experience(config: Any, state: Any) -> signals.Experience:
+    """Return all observed steps."""
+    seen = state.transitions
+    is_there = jnp.ones_like(seen.terminated)
+    return signals.Experience(seen.action, seen.reward, seen.terminated, seen.truncated, is_there)

@@ -34,7 +34,7 @@ from flax import nnx
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from quantilax import heads, hyperparameters, losses
+from quantilax import heads, hyperparameters, losses, signals
 from quantilax.algorithms import base, onpolicy, published
 from quantilax.algorithms.actor_critic import Bounds, action_size
 from quantilax.algorithms.onpolicy import Collected
@@ -60,8 +60,6 @@ from quantilax.types import (
     num_actions,
 )
 
-ADAM_EPS = 1e-5
-"""Adam's epsilon, as in the authors' code."""
 LOG_SIGMA = (-20.0, 2.0)
 """Bounds of ln sigma of real-valued actions."""
 AT_BOUND = 1 - 1e-6
@@ -76,6 +74,8 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     squared_error: ClassVar[bool] = True
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
+    adam_eps: ClassVar[float] = 1e-5
+    """Epsilon of Adam, as in the authors' code."""
 
     total_timesteps: int = default(Loop, "total_timesteps", 204_800)
     eval_freq: int = default(Loop, "eval_freq", 20_480)
@@ -98,7 +98,6 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     def check(self) -> None:
         """Raise `ConfigError` if fields contradict each other."""
         super().check()
-        base.refuse_signals(self)
         if self.risk != "neutral":
             raise ConfigError(
                 "risk: has no meaning in ppo, whose policy is no function of the values; set it to neutral"
@@ -210,6 +209,8 @@ class State(base.State):
     """Of real-valued actions; None if actions are discrete."""
     rows: Rows | None = None
     """Set between `observe` and `update`, else None."""
+    transitions: Transition | None = None
+    """The same steps, normalised, with leading axes (T, E)."""
 
 
 def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
@@ -230,7 +231,7 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
 
 def optimizer(config: Config) -> optax.GradientTransformation:
     """Return Adam, with what the head adds to it."""
-    return base.optimizer(config, partial(optax.adam, eps=ADAM_EPS))
+    return base.optimizer(config, partial(optax.adam, eps=config.adam_eps))
 
 
 def acting(env: Environment, state: State, choose: Callable[[Key[Array, ""], Any, Legal], Action]) -> Policy:
@@ -284,7 +285,8 @@ def observe(config: Config, state: State, transitions: Transition, key: Key[Arra
     target = head.lambda_returns(key_returns, steps, jax.tree.map(lambda y: y.reshape(T, E, *y.shape[1:]), Z_next))
     log_pi, _ = probabilities(network, state, flat.obs, flat.action, flat.legal)
     target = jax.tree.map(lambda y: y.reshape(T * E, *y.shape[2:]), target)
-    return replace(state, rows=Rows(flat.obs, flat.action, flat.legal, log_pi, (G - v).ravel(), target))
+    rows = Rows(flat.obs, flat.action, flat.legal, log_pi, (G - v).ravel(), target)
+    return replace(state, rows=rows, transitions=x)
 
 
 def value(network: Any, config: Config, obs: Observation, tau: Any) -> Any:
@@ -295,7 +297,7 @@ def value(network: Any, config: Config, obs: Observation, tau: Any) -> Any:
 
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
     """Make `num_epochs` passes over the observed steps, in shuffled minibatches."""
-    rows, state = state.rows, replace(state, rows=None)
+    rows, state = state.rows, replace(state, rows=None, transitions=None)
 
     def step(state: State, rows: Rows, key: Key[Array, ""]) -> tuple[State, Metrics]:
         arguments = config, state, rows, key
@@ -367,7 +369,29 @@ def q(config: Config, state: State, obs: Observation, key: Key[Array, ""]) -> Fl
     return normalize.returns(state.normalizer, head.mean(head.predict(network.head, psi, [tau])[0]))
 
 
+def compared(params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]) -> tuple[Any, Any]:
+    """Return Z(x) of a minibatch, and what it learns."""
+    (tau,) = heads.of(config).draw(key, rows.advantage.shape, "tau")
+    return value(nnx.merge(state.network, params), config, rows.obs, tau), rows.target
+
+
+def policies(env: Environment, config: Config, state: State) -> tuple[Policy, Policy]:
+    """Return the policy of training, and the one that takes the mode of pi."""
+    return act(env, config, state), acting(env, state, lambda key, pi, legal: pi.mode())
+
+
+SIGNALS = signals.Learning(
+    False,
+    onpolicy.draw,
+    loss,
+    compared,
+    onpolicy.experience,
+    optimizer,
+    policies,
+    per_action=False,
+    without=("loss_ratio", "reference_error", "doomed_q"),
+)
 METRICS = ("actor_loss", "entropy", "approx_kl", "clip_fraction")
 ALGORITHM = Algorithm(
-    "ppo", Config, init, act, observe, update, policy, quantiles, actions=(Discrete, Box), q=q, metrics=METRICS
+    "ppo", Config, init, act, observe, update, policy, quantiles, SIGNALS, actions=(Discrete, Box), q=q, metrics=METRICS
 )

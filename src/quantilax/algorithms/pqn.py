@@ -27,7 +27,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
@@ -206,29 +205,10 @@ def compared(params: PyTree, config: Config, state: State, rows: Rows, key: Key[
     return jax.vmap(lambda Z, action: Z.taken(action))(predictions, rows.action), rows.target
 
 
-def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[Rows, Int[Array, "B"]]:
-    """Draw `size` of the observed steps. Return their rows and indices."""
-    index = jax.random.randint(key, (size,), 0, config.steps_per_iteration)
-    return jax.tree.map(lambda x: x[index], state.rows), index
+def policies(env: Environment, config: Config, state: State) -> tuple[Policy, Policy]:
+    """Return the policy of training, and the greedy one."""
+    return act(env, config, state), values.acting(config, state, 0.0)
 
 
-def experience(config: Config, state: State) -> signals.Experience:
-    """Return all observed steps."""
-    seen = state.transitions
-    assert seen is not None
-    is_there = jnp.ones_like(seen.terminated)
-    return signals.Experience(seen.action, seen.reward, seen.terminated, seen.truncated, is_there)
-
-
-def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, noise: bool = True) -> Policy:
-    """Return the epsilon-greedy policy on Q. PQN has no noisy layers, so `noise` is ignored."""
-    return values.acting(config, state, epsilon)
-
-
-def explores(config: Config, state: State) -> Float[Array, ""]:
-    """Return the current epsilon."""
-    return epsilon_at(config, state.env_steps)
-
-
-SIGNALS = signals.Learning(False, draw, loss, compared, experience, optimizer, behaviour, explores)
+SIGNALS = signals.Learning(False, onpolicy.draw, loss, compared, onpolicy.experience, optimizer, policies)
 ALGORITHM = Algorithm("pqn", Config, init, act, observe, update, policy, quantiles, SIGNALS, q=values.q)

@@ -212,12 +212,13 @@ def learned(params: PyTree, config: Config, state: State, batch: NStep, key: Key
     return compared(config, state.network, (params, state.target_params, params), batch, key)
 
 
-def explores(config: Config, state: State) -> Float[Array, ""] | float:
-    """Return the current share of random actions."""
-    return exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
+def policies(env: Environment, config: Config, state: State) -> tuple[Policy, Policy]:
+    """Return the policy of training without repeats, and the greedy one without noise."""
+    epsilon = exploration.share_of_repeats(epsilon_at(config, state.env_steps), config.exploration_repeats)
+    return behaviour(config, state, epsilon), behaviour(config, state, 0.0, noise=False)
 
 
-SIGNALS = signals.Learning(True, draw, loss, learned, offpolicy.experience, optimizer, behaviour, explores)
+SIGNALS = signals.Learning(True, draw, loss, learned, offpolicy.experience, optimizer, policies)
 
 
 def algorithm(name: str, config: type) -> Algorithm:

@@ -28,7 +28,6 @@ from quantilax import heads
 from quantilax.algorithms import actor_critic
 from quantilax.algorithms.actor_critic import State
 from quantilax.hyperparameters import LEAST, MOST
-from quantilax.learning import averaging
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
 
@@ -86,19 +85,9 @@ def sample(key: Key[Array, ""], outputs: Float[Array, "2 d"]) -> tuple[Float[Arr
     return jnp.tanh(u), (log_normal - log_slope).sum()
 
 
-def greedy(outputs: Float[Array, "2 d"]) -> Float[Array, "d"]:
-    """Return the action that evaluation takes: tanh(mu)."""
-    return jnp.tanh(outputs[0])
-
-
 def act(env: Environment, config: Config, state: State) -> Policy:
     """Return the training policy, which draws from pi."""
     return actor_critic.acting(env, state, lambda key, outputs: sample(key, outputs)[0])
-
-
-def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs, by the EMA of the weights and without noise."""
-    return actor_critic.acting(env, averaging.averaged(state), lambda _, outputs: greedy(outputs), config.eval_epsilon)
 
 
 def actions(
@@ -114,10 +103,7 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metr
     key_batch, key_next, key_tau, key_actor, key_acting = jax.random.split(key, 5)
     state, batch, drawn = actor_critic.draw(config, state, key_batch)
     alpha = jnp.exp(state.params["log_alpha"])
-
-    a_next, log_pi_next = actions(state, state.params["actor"], batch.next_obs, key_next)
-    tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
-    y = actor_critic.targets(config, state, batch, a_next, -alpha * log_pi_next, tau_prime)
+    y, tau = bootstrap(config, state, batch, (key_next, key_tau))
     state, (loss, norm), (q, td_error, priority) = actor_critic.learn(
         config, state, "critic", actor_critic.critic_loss, config, state, batch, y, tau
     )
@@ -129,6 +115,15 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metr
         state, *_ = actor_critic.learn(config, state, "log_alpha", temperature_loss, config, state, log_pi)
     means = loss, norm, q.mean(), td_error.mean(), jnp.zeros(()), of_actor, -log_pi.mean(), alpha
     return actor_critic.finish(config, state, drawn, priority), Metrics(*means)
+
+
+def bootstrap(config: Config, state: State, batch: NStep, keys: Any) -> tuple[Any, Any]:
+    """Return y of a batch with a' ~ pi(.|x'), and the fractions at which critics predict."""
+    key_next, key_tau = keys
+    a_next, log_pi_next = actions(state, state.params["actor"], batch.next_obs, key_next)
+    tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
+    bonus = -jnp.exp(state.params["log_alpha"]) * log_pi_next
+    return actor_critic.targets(config, state, batch, a_next, bonus, tau_prime), tau
 
 
 def actor_loss(
@@ -159,6 +154,18 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
     return actor_critic.update(step, config, state, key)
 
 
+class Learner(actor_critic.Learner):
+    """What signals read of SAC, whose targets hold the entropy of the next action."""
+
+    def next_action(self, params: PyTree, obs: Any) -> tuple[Float[Array, "B d"], Float[Array, "B"]]:
+        """Return a' ~ pi(.|x'), and -alpha ln pi(a'|x')."""
+        action, log_pi = actions(self.state, params["actor"], obs, jax.random.key(0))
+        return action, -jnp.exp(params["log_alpha"]) * log_pi
+
+
+SIGNALS = actor_critic.learning(bootstrap, act, Learner)
+
+
 def algorithm(name: str, config: type) -> Algorithm:
     """Return SAC with the head of a config class, under a name."""
-    return actor_critic.algorithm(name, config, init, act, update, policy, greedy, METRICS)
+    return actor_critic.algorithm(name, config, init, act, update, SIGNALS, METRICS)

@@ -25,8 +25,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from quantilax import heads
 from quantilax.algorithms import actor_critic
-from quantilax.algorithms.actor_critic import State
-from quantilax.learning import averaging
+from quantilax.algorithms.actor_critic import State, greedy
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
 
@@ -64,11 +63,6 @@ def init(env: Environment, config: Config, key: Key[Array, ""]) -> State:
     return actor_critic.init(env, config, key, outputs=1, extra={}, targets=("critic", "actor"))
 
 
-def greedy(outputs: Float[Array, "1 d"]) -> Float[Array, "d"]:
-    """Return mu(x), given the actor's outputs for x."""
-    return jnp.tanh(outputs[0])
-
-
 def act(env: Environment, config: Config, state: State) -> Policy:
     """Return the training policy: mu(x) with noise."""
 
@@ -77,11 +71,6 @@ def act(env: Environment, config: Config, state: State) -> Policy:
         return jnp.clip(mu + config.exploration_noise * jax.random.normal(key, mu.shape), -1, 1)
 
     return actor_critic.acting(env, state, choose)
-
-
-def policy(env: Environment, config: Config, state: State) -> Policy:
-    """Return the policy that evaluation runs, by the EMA of the weights and without noise."""
-    return actor_critic.acting(env, averaging.averaged(state), lambda _, outputs: greedy(outputs), config.eval_epsilon)
 
 
 def mu(state: State, params: PyTree, obs: Any) -> Float[Array, "B d"]:
@@ -97,13 +86,7 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metr
     """
     key_batch, key_noise, key_tau, key_acting = jax.random.split(key, 4)
     state, batch, drawn = actor_critic.draw(config, state, key_batch)
-
-    a_next = mu(state, state.target_params["actor"], batch.next_obs)
-    c = config.target_noise_clip
-    noise = jnp.clip(config.target_noise * jax.random.normal(key_noise, a_next.shape), -c, c)
-    a_next = jnp.clip(a_next + noise, -1, 1)
-    tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
-    y = actor_critic.targets(config, state, batch, a_next, 0.0, tau_prime)
+    y, tau = bootstrap(config, state, batch, (key_noise, key_tau))
     state, (loss, norm), (q, td_error, priority) = actor_critic.learn(
         config, state, "critic", actor_critic.critic_loss, config, state, batch, y, tau
     )
@@ -126,6 +109,16 @@ def step(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metr
     return actor_critic.finish(config, state, drawn, priority), Metrics(*means)
 
 
+def bootstrap(config: Config, state: State, batch: NStep, keys: Any) -> tuple[Any, Any]:
+    """Return y of a batch with a' = mu^-(x') + e', and the fractions at which critics predict."""
+    key_noise, key_tau = keys
+    a_next, c = mu(state, state.target_params["actor"], batch.next_obs), config.target_noise_clip
+    noise = jnp.clip(config.target_noise * jax.random.normal(key_noise, a_next.shape), -c, c)
+    tau, tau_prime = heads.of(config).draw(key_tau, batch.reward.shape, "tau", "tau_prime")
+    a_next = jnp.clip(a_next + noise, -1, 1)
+    return actor_critic.targets(config, state, batch, a_next, 0.0, tau_prime), tau
+
+
 def actor_loss(
     params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], tuple[()]]:
@@ -145,6 +138,9 @@ def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Me
     return actor_critic.update(step, config, state, key)
 
 
+SIGNALS = actor_critic.learning(bootstrap, act, actor_critic.Learner)
+
+
 def algorithm(name: str, config: type) -> Algorithm:
     """Return TD3 with the head of a config class, under a name."""
-    return actor_critic.algorithm(name, config, init, act, update, policy, greedy, ("actor_loss",))
+    return actor_critic.algorithm(name, config, init, act, update, SIGNALS, ("actor_loss",))

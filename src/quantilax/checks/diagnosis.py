@@ -10,7 +10,7 @@ docs/diagnosis.md.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,9 @@ class Diagnosis(NamedTuple):
     less than their rule's margin. The farthest outside comes first."""
     study: dict[str, Any] | None
     """Variants to try, in the form of a study's file, if the run failed and no cause is named."""
+    unranged: dict[str, float]
+    """Medians of the figures that no cause was judged by, because their ranges were not measured
+    for this kind of loop."""
     unjudged: tuple[str, ...] = ()
     """Causes that this run could not have shown whatever its signals, and why; reported if no cause
     is named."""
@@ -122,7 +125,9 @@ def has_signals(run: pl.DataFrame) -> bool:
 def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
     outcome, rows = judge(run), rules.quantities(run, config)
     medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
-    scores = {rule.cause: rules.score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in medians}
+    ranges = rules.ranges(run)
+    scores = {rule.cause: rules.score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in ranges}
+    unranged = {rule.quantity: medians[rule.quantity] for rule in RULES if rule.quantity not in ranges}
     above = [rule for rule in RULES if scores.get(rule.cause, -math.inf) > rule.margin]
     outside = [rule for rule in RULES if not above and scores.get(rule.cause, -math.inf) > 0]
 
@@ -131,7 +136,7 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
             rule.cause,
             rule.says,
             scores[rule.cause],
-            tuple(evidence(name, rows, medians) for name in (rule.quantity, *rule.beside) if name in medians),
+            tuple(evidence(name, rows, medians, ranges) for name in (rule.quantity, *rule.beside) if name in medians),
             {field: config[field] for field in rule.fields if field in config},
             {k: v for k, v in rule.change(config, medians).items() if k in config},
             rule.remark,
@@ -141,7 +146,9 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
     study = None if causes or not failed else proposal(config, medians, scores)
-    return Diagnosis(seed, outcome, causes, near, study, tuple(_unjudged(rows, medians)))
+    unjudged = () if unranged else tuple(_unjudged(rows, medians))
+    measured = {name: median for name, median in unranged.items() if not math.isnan(median)}
+    return Diagnosis(seed, outcome, causes, near, study, measured, unjudged)
 
 
 def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
@@ -183,12 +190,12 @@ def judge(run: pl.DataFrame) -> Outcome:
     return Outcome("fell" if last < (first + best) / 2 else "fell and came back", first, best, last, fall)
 
 
-def evidence(name: str, rows: pl.DataFrame, medians: Row) -> Evidence:
+def evidence(name: str, rows: pl.DataFrame, medians: Row, ranges: Mapping[str, Range]) -> Evidence:
     """Compare a figure with its healthy range.
 
     `since` is the first step that is outside, if most of the evaluations from there on are outside.
     """
-    low, high = rules.healthy().get(name, Range(math.nan, math.nan))
+    low, high = ranges.get(name, Range(math.nan, math.nan))
     values = rows[name].to_numpy().astype(float)
     outside = (values < low) | (values > high)
     since = None
@@ -250,7 +257,7 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
     section = load_section(path / "config.yaml")
     if section.algorithm.signals is None:
         raise ConfigError(
-            f"{path}: {section.algorithm.name} measures no signals; only Q-learning and PQN can be diagnosed"
+            f"{path}: {section.algorithm.name} measures no signals, so there is nothing to diagnose it by"
         )
     try:
         run = read_parquet(path / "evaluations.parquet")
@@ -388,13 +395,22 @@ def _causes(one: Diagnosis) -> list[str]:
         lines.append("no cause is named; outside the healthy range, but by too little to name one:")
         for cause in one.near:
             lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
+    elif one.unranged and not one.causes:
+        lines.append(f"neither of the causes that can be judged here is seen: {_names(rules.ANYWHERE)}")
     elif not one.causes:
         lines.append("every figure that the rules read is within its healthy range")
+    if one.unranged:
+        read = ", ".join(f"{name} {median:.3g}" for name, median in one.unranged.items())
+        lines.append(f"read without ranges, which were measured in Q-learning only: {read}")
     lines += one.unjudged if not one.causes else ()
     if one.study:
         variants = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()
         lines.append(f"the evidence is inconclusive; a study that would decide: variants: {variants}, seeds: 10")
     return lines
+
+
+def _names(quantities: Iterable[str]) -> str:
+    return ", ".join(rule.cause for rule in RULES if rule.quantity in quantities)
 
 
 def _evidence(e: Evidence, fall: int | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from quantilax.signals import PART, PARTS, Signals
+from quantilax.signals import OF_CHOICES, PART, PARTS, Signals
 
 Row = Mapping[str, float]
 """Medians over a run of its figures and signals."""
@@ -177,11 +177,18 @@ def _change_clipping(config: Config, row: Row) -> dict[str, Any]:
     return {"max_grad_norm": float(f"{config['max_grad_norm'] / max(row['clip_factor'], 1e-9):.1g}")}
 
 
+EXPLORING = {"exploration_noise": 0.5, "target_entropy": 0.0, "entropy_coefficient": 0.01}
+"""Values with which actors explore more: of TD3, SAC and PPO."""
+
+
 def _change_time_limit(config: Config, row: Row) -> dict[str, Any]:
     return {} if config.get("bootstrap_truncated", True) else {"bootstrap_truncated": True}
 
 
 def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
+    more = {name: value for name, value in EXPLORING.items() if config.get(name, value) < value}
+    if more:
+        return more
     if config.get("exploration_repeats") == 1:
         return {"exploration_repeats": 100}
     return {"exploration_fraction": 0.5, "eps_end": 0.1}
@@ -195,12 +202,13 @@ RULES = (
         -1,
         0.5,
         ("return_std", "exploration", "terminal_share"),
-        ("exploration_repeats", "exploration_fraction", "eps_end"),
+        ("exploration_repeats", "exploration_fraction", "eps_end", *EXPLORING),
         _change_exploration,
         explains=(
             *("time_limit", "reward_scale", "clipping", "adam_eps", "target", "kappa"),
             *("exploration", "buffer", "learning_rate", "noise"),
         ),
+        remark="more exploration, or rewards on the way to the goal",
     ),
     Rule(
         "time_limit",
@@ -325,6 +333,17 @@ def healthy() -> dict[str, Range]:
 EXACT = {"return_range": Range(1e-3, 2.0)}
 """Ranges that need no measuring: returns that differ by less than a thousandth are the same, and 2
 is the maximum."""
+
+
+ANYWHERE = ("return_range", "limit_surprise")
+"""Figures whose ranges hold in every loop. Those of the others were measured in Q-learning."""
+
+
+def ranges(run: pl.DataFrame) -> dict[str, Range]:
+    """Return the ranges that hold for a run: all of them if it chose among values of actions."""
+    if run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in OF_CHOICES).any()).item():
+        return healthy()
+    return {name: healthy()[name] for name in ANYWHERE}
 
 
 def score(rule: Rule, median: float) -> float:
