@@ -131,10 +131,10 @@ class Signals(NamedTuple):
     """Number of ends of episodes in the replay."""
     action_entropy: Float[Array, ""]
     """Entropy of the actions learned from, divided by log A: 1 if all are used equally, 0 if one
-    is."""
+    is. Of real-valued actions each component is counted in `BINS` equal parts of the box."""
     exploration: Float[Array, ""]
     """Share of the actions that differ from the greedy ones at the same fractions, as training
-    would act now on R."""
+    would act now on R. Of real-valued actions the mean distance, in half widths of the box."""
 
     start_q: Float[Array, ""]
     """Mean value predicted at first steps of the evaluation's episodes, in learned units."""
