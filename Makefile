@@ -20,11 +20,12 @@ train: $(VENV)/.installed  ## Train IQN on CartPole-v1
 test: $(VENV)/.installed-test  ## Run the test suite, except for its long tests
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-validate: $(VENV)/.installed-test  ## Run the long tests and repeat parts of docs/benchmarks.md (one MinAtar section a day), the comparison with tianshou and docs/diagnosis.md: an hour or more on two cores
+validate: $(VENV)/.installed-test  ## Run the long tests and repeat parts of docs/benchmarks.md (one MinAtar section a day), the comparisons with tianshou and stable-baselines3 and docs/diagnosis.md: an hour or more on two cores
 	$(BIN)/pytest $(PYTEST_FLAGS) -m validation
 	$(BIN)/pytest -p no:xdist -rA tests/validate_sections.py
 	$(BIN)/python -m benchmarks.conformance
-	$(BIN)/pytest -p no:xdist tests/contracts/test_conformance.py
+	$(BIN)/python -m benchmarks.conformance_actors
+	$(BIN)/pytest -p no:xdist -m "" tests/contracts/test_conformance.py tests/contracts/test_conformance_actors.py
 	rm -rf runs/validate
 	$(BIN)/python investigations/0003-diagnosis/run.py --out runs/validate --first-seed 100 --seeds 10
 	$(BIN)/python investigations/0003-diagnosis/fit.py --data runs/validate --keep-ranges --out runs/validate/results.csv --require
