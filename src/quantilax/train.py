@@ -80,6 +80,24 @@ def advice(env: Environment, config: Config) -> list[str]:
     return lines + config.advice() + of_torso
 
 
+def returns_to_learn(config: Config, record: Record) -> Float[np.ndarray, "*episodes"] | None:
+    """Return an evaluation's discounted returns in learned units; None if it has none.
+
+    With a temperature they include the entropy bonus of the steps after the first,
+    `sum_t>0 gamma^t alpha H`, with alpha and the entropy H of the training before the evaluation.
+    Before training, and without metrics, the bonus is unknown and left out.
+    """
+    if record.learned_returns is None:
+        return None
+    returns, metrics = np.asarray(record.learned_returns), record.metrics
+    if metrics is None or metrics.temperature is None:
+        return returns
+    bonus = np.nan_to_num(np.asarray(metrics.temperature) * np.asarray(metrics.entropy))
+    gamma, later = float(config.gamma), np.asarray(record.lengths) - 1
+    weights = later if gamma == 1 else gamma * (1 - gamma**later) / (1 - gamma)
+    return returns + bonus[..., None] * weights
+
+
 def uncovered(support: tuple[float, float], returns: Float[np.ndarray, "*episodes"]) -> str | None:
     """Return a line, with a remedy, if a categorical support does not cover the returns.
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantilax import ALGORITHMS, Discrete, pytree, train
+from quantilax import ALGORITHMS, Discrete, Metrics, Record, pytree, train
 from quantilax.agent import Agent, ConfigWarning, create
-from quantilax.algorithms import IQN, q_learning
+from quantilax.algorithms import IQN, SAC, q_learning
 from quantilax.checks import inert
 from quantilax.checks.inert import CURVE, Programs, Trial, alternatives
 from quantilax.checks.lint import Finding, _advice, _chosen, is_clean, lint
@@ -390,6 +390,21 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
         " 8.9: they go from 0 to 20; widen the support, or change reward_scale"
     )
     assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
+
+
+def test_the_returns_that_sac_learns_include_the_entropy_of_the_steps_after_the_first():
+    # alpha H = 0.5 * 2 = 1: over three steps 0.9 + 0.81, over one step nothing. The second seed is from before training.
+    config = SAC(gamma=0.9)
+    means = dict.fromkeys(("loss", "gradient_norm", "q", "td_error", "epsilon"), np.zeros(2))
+    metrics = Metrics(**means, temperature=np.array([0.5, np.nan]), entropy=np.array([2.0, np.nan]))
+    returns = np.array([[10.0, 20.0], [30.0, 40.0]])
+    record = Record(np.zeros(2), np.array([[3, 1], [3, 1]]), returns, np.ones(2), metrics, learned_returns=returns)
+    np.testing.assert_allclose(train.returns_to_learn(config, record), [[11.71, 20], [30, 40]])
+    longest = train.returns_to_learn(SAC(gamma=1.0), record)
+    np.testing.assert_allclose(longest, [[12, 20], [30, 40]])
+    plain = record._replace(metrics=metrics._replace(temperature=None, entropy=None))
+    np.testing.assert_array_equal(train.returns_to_learn(config, plain), returns)
+    assert train.returns_to_learn(config, record._replace(learned_returns=None)) is None
 
 
 @pytest.mark.parametrize(

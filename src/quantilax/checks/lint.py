@@ -114,7 +114,7 @@ def _error_scale(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
 def _support(agent: Agent, trial: inert.Trial) -> Iterator[Finding]:
     """Compare a categorical support with the returns of the first evaluations."""
     for record, *_ in (trial.base(0), trial.base(1)):
-        returns = record.learned_returns
+        returns = train.returns_to_learn(agent.config, record)
         line = None if returns is None else train.uncovered(agent.config.support, returns)
         if line is not None:
             field, finding = line.split(": ", 1)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from quantilax import devices, envs, switches, train
@@ -343,8 +342,9 @@ class Session:
         self.progress.evaluated(entry)
         record = evaluation.record
         finite.check(self.agent, record, entry.env_step, state, self.directory)
-        if self.is_covered and record.learned_returns is not None:
-            line = train.uncovered(self.agent.config.support, np.asarray(record.learned_returns))
+        returns = train.returns_to_learn(self.agent.config, record) if self.is_covered else None
+        if returns is not None:
+            line = train.uncovered(self.agent.config.support, returns)
             self.is_covered = line is None
             if line is not None:
                 self.progress.warn(f"{line} (seen at step {entry.env_step:,})")
