@@ -392,6 +392,7 @@ SIGNALS = signals.Learning(
     without=("loss_ratio", "reference_error", "doomed_q"),
 )
 METRICS = ("actor_loss", "entropy", "approx_kl", "clip_fraction")
+"""Metrics of the loop, besides those of every algorithm."""
 ALGORITHM = Algorithm(
     "ppo", Config, init, act, observe, update, policy, quantiles, SIGNALS, actions=(Discrete, Box), q=q, metrics=METRICS
 )

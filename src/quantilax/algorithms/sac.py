@@ -32,6 +32,7 @@ from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm, Environment, Metrics, NStep, Policy
 
 METRICS = ("actor_loss", "entropy", "temperature")
+"""Metrics of the loop, besides those of every algorithm."""
 LOG_SIGMA = (-20.0, 2.0)
 """Bounds of ln sigma, as in the authors' code."""
 
