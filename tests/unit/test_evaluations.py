@@ -35,7 +35,7 @@ def evaluation(step: int, **changes) -> Evaluation:
         lengths=np.array([[1, 2, 3, 4], [5, 6, 7, 8]]),
         returns=np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32),
         finite=np.array([True, True]),
-        metrics=Metrics(*numbers),
+        metrics=Metrics(*numbers[:5], replay_fill=numbers[5], target_distance=numbers[6]),
     )
     return Evaluation(record._replace(**changes), seconds=step / 100)
 
