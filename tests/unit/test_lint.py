@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -390,6 +391,15 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
         " 8.9: they go from 0 to 20; widen the support, or change reward_scale"
     )
     assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
+
+
+@pytest.mark.parametrize("severity", ["note", "warning"])
+def test_a_field_that_a_loop_has_no_use_for_is_no_error_of_its_code(severity):
+    nothing = SimpleNamespace(reaches={})
+    programs = SimpleNamespace(agent=tiny("ppo"), base=nothing, statics=(), enabling=lambda *_: None)
+    found = inert._inert(programs, "risk_eta", [0.5], severity, None)
+    assert (found.severity, found.remedy) == (severity, "omit it: ppo has no use for it")
+    assert inert._inert(programs, "gamma", [0.5], severity, None).severity == "error"
 
 
 def test_the_returns_that_sac_learns_include_the_entropy_of_the_steps_after_the_first():

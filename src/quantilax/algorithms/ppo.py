@@ -74,6 +74,8 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     squared_error: ClassVar[bool] = True
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
+    without_use: ClassVar[tuple[str, ...]] = ("risk_eta", "acting_tau_sampling")
+    """Fields of heads that only policies that act by values use."""
     adam_eps: ClassVar[float] = 1e-5
     """Epsilon of Adam, as in the authors' code."""
 
