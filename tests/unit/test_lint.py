@@ -394,11 +394,11 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
 
 
 @pytest.mark.parametrize("severity", ["note", "warning"])
-def test_a_field_that_a_loop_has_no_use_for_is_no_error_of_its_code(severity):
+def test_a_field_that_a_loop_trains_without_is_no_error_of_its_code(severity):
     nothing = SimpleNamespace(reaches={})
     programs = SimpleNamespace(agent=tiny("ppo"), base=nothing, statics=(), enabling=lambda *_: None)
     found = inert._inert(programs, "risk_eta", [0.5], severity, None)
-    assert (found.severity, found.remedy) == (severity, "omit it: ppo has no use for it")
+    assert (found.severity, found.remedy) == (severity, "omit it: ppo trains without it")
     assert inert._inert(programs, "gamma", [0.5], severity, None).severity == "error"
 
 

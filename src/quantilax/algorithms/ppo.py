@@ -75,7 +75,7 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
     without_use: ClassVar[tuple[str, ...]] = ("risk_eta", "acting_tau_sampling")
-    """Fields of heads that only policies that act by values use."""
+    """Fields of heads that training makes no use of, since its policy does not act by values."""
     adam_eps: ClassVar[float] = 1e-5
     """Epsilon of Adam, as in the authors' code."""
 

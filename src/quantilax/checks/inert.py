@@ -220,7 +220,7 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
     finding, evidence = f"{name}={_shown(getattr(agent.config, name))} has no effect on the curve", "by the program"
     finding += f"; it reaches only {', '.join(reaches)}" if reaches else ""
     if enabled_by is None and name in getattr(agent.config, "without_use", ()):
-        remedy = f"omit it: {agent.algorithm.name} has no use for it"
+        remedy = f"omit it: {agent.algorithm.name} trains without it"
     elif enabled_by is None:
         severity, finding = "error", f"{finding}, nor when other fields are changed one at a time"
         remedy = f"check the line of {agent.algorithm.name} that should use it"
