@@ -224,8 +224,8 @@ class Agent:
         """
         eval_callback = _callable(changes.pop("eval_callback", self.eval_callback))
         config: Any = pytree.replace(self.config, **changes)
-        train.check(self.env, config)
-        return dataclasses.replace(self, config=config, eval_callback=eval_callback)
+        env = _played(self.algorithm, self.env, config)
+        return dataclasses.replace(self, env=env, config=config, eval_callback=eval_callback)
 
     @property
     def in_program_callback(self) -> EvalCallback | None:
@@ -253,6 +253,12 @@ class Agent:
         return self.algorithm, train.leaves_as_arrays(self.env), train.leaves_as_arrays(self.config)
 
 
+def _played(algorithm: Algorithm, env: Environment, config: Any) -> Environment:
+    """Return the environment that an agent plays, after the checks of environment and config."""
+    train.check(env, config)
+    return env if algorithm.environment is None else algorithm.environment(env, config)
+
+
 def _callable(function: Any) -> Any:
     if function is not None and not callable(function):
         raise ConfigError(f"eval_callback: expected a function (agent, state, key) -> pytree, got {function!r}")
@@ -277,7 +283,7 @@ def create(
         environment = envs.as_environment(env, env_args, wrappers)
         config: Any = pytree.from_dict(algorithm.config, hyperparameters)
         _check_actions(environment, algorithm)
-        train.check(environment, config)
+        environment = _played(algorithm, environment, config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     numbers = [getattr(config, name) for name in pytree.float_fields(algorithm.config)]

@@ -126,6 +126,26 @@ class Exploration:
     exploration_fraction: float = field(0.1, "share of total_timesteps over which epsilon falls", ge=0, le=1)
 
 
+OBJECTIVES = ("mean", "static_cvar", "spectral", "dynamic_cvar")
+
+
+@dataclass
+class RiskObjective:
+    """What the policy maximises of the discounted return, see docs/risk.md."""
+
+    risk_objective: str = field("mean", "what is maximised: the mean, or a measure of risk", choices=OBJECTIVES)
+    risk_level: float = field(
+        0.25,
+        "a of CVaR_a, the share of worst outcomes that counts; `static_cvar` takes another one after training too",
+        gt=0,
+        le=1,
+    )
+    risk_levels: tuple[float, ...] = field((0.1, 1.0), "rising levels of the CVaRs that `spectral` mixes", gt=0, le=1)
+    risk_weights: tuple[float, ...] = field((0.5, 0.5), "weights of these CVaRs, which sum to 1", gt=0, le=1)
+    return_min: float = field(-1.0, "smallest discounted return from any state, in the environment's units")
+    return_max: float = field(1.0, "largest discounted return from any state, in the environment's units")
+
+
 @dataclass
 class Task:
     """How rewards and observations enter learning."""

@@ -34,6 +34,9 @@ class Policy(NamedTuple):
     before: Callable[[Carry, Key[Array, ""], Bool[Array, "E A"] | None], Carry] | None = None
     """(carry, key, legal) -> carry, all with the leading axis E. It runs once before E environments
     act, and draws what is drawn for all of them together."""
+    begin: Callable[[EnvState, Observation], tuple[EnvState, Observation]] | None = None
+    """(state, observation) -> the same, of one environment at the beginning of an evaluation's
+    episode. It sets what the policy may choose there, such as the stock of `risk_objective`."""
 
 
 class Discrete(NamedTuple):
@@ -290,6 +293,9 @@ class Algorithm(NamedTuple):
     signals: Any = None
     """A `quantilax.signals.Learning`, from which signals are measured if the config says `signals:
     true`; None if the algorithm has no signals."""
+    environment: Callable[[Environment, Config], Environment] | None = None
+    """(environment, config) -> the environment that agents play, if the config adds to what is
+    observed."""
     actions: tuple[type, ...] = (Discrete,)
     """Kinds of action spaces that it can act in: `Discrete`, `Box` or both."""
     q: Callable[[Config, State, Observation, Key[Array, ""]], Float[Array, "A"]] | None = None

@@ -22,6 +22,8 @@ class Headed:
     head: ClassVar[str]
     squared_error: ClassVar[bool] = False
     """Whether a mean is learned by the squared error, whatever kappa is."""
+    risk_objective = "mean"
+    """What is maximised. An annotation would hide the type of Q-learning's field of this name."""
     steps_per_iteration: ClassVar[Any]
     """A property of each loop's config, like `gradient_steps`."""
     gradient_steps: ClassVar[Any]

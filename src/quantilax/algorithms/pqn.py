@@ -159,7 +159,9 @@ def lambda_targets(config: Config, state: State, transitions: Transition, key: K
     T, E = transitions.reward.shape
     flat = jax.tree.map(lambda x: x.reshape(T * E, *x.shape[2:]), transitions)
     tau, tau_action = head.draw(key_next, (T * E,), "tau_prime", "tau_action")
-    Z_next, q_next = values.successors(network, network, flat.next_obs, flat.next_legal, tau, tau_action, config)
+    Z_next, q_next = values.successors(
+        network, network, flat.next_obs, flat.next_legal, tau, tau_action, config, state.normalizer
+    )
     trace = config.lambda_ * ~(transitions.terminated | transitions.truncated)
     steps = Steps(transitions.reward, config.gamma * transitions.discount, trace)
     if config.munchausen:

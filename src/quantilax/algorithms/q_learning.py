@@ -16,6 +16,8 @@ A time limit still bootstraps: d is 1 there. Refinements are switches:
 - `munchausen` (Vieillard, Pietquin & Geist 2020, https://arxiv.org/abs/2007.14430): pi is the
   softmax of Q^- at temperature t. R gains `alpha [t ln pi(a|x)]`, with the bracket clipped to [l0,
   0], and `sum_a' pi(a'|x') (Z^-(x', a') - t ln pi(a'|x'))` takes the place of `Z^-(x', a*)`.
+- `risk_objective`, see `quantilax.algorithms.objectives`: a* and the policy maximise a measure of
+  risk in place of Q.
 """
 
 from dataclasses import replace
@@ -29,11 +31,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from quantilax import heads, losses, replay, signals
-from quantilax.algorithms import base, offpolicy, values
-from quantilax.algorithms.offpolicy import Replayed, State, draw, observe
-from quantilax.algorithms.values import epsilon_at, means, policy, predict, quantiles
+from quantilax.algorithms import base, objectives, offpolicy, values
+from quantilax.algorithms.offpolicy import Replayed, State, observe
+from quantilax.algorithms.values import epsilon_at, means, predict, quantiles
 from quantilax.errors import ConfigError
-from quantilax.hyperparameters import LEAST, Replay, Target
+from quantilax.hyperparameters import LEAST, Replay, RiskObjective, Target
 from quantilax.learning import exploration, rollout
 from quantilax.networks import with_noise
 from quantilax.pytree import dataclass, field
@@ -52,7 +54,7 @@ from quantilax.types import (
 
 
 @dataclass
-class Config(Replayed, values.Config, Replay, Target):
+class Config(Replayed, values.Config, Replay, Target, RiskObjective):
     """Hyperparameters of Q-learning. An algorithm's own config adds a `head` and its groups."""
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
@@ -65,6 +67,7 @@ class Config(Replayed, values.Config, Replay, Target):
     def check(self) -> None:
         """Raise `ConfigError` if fields contradict each other."""
         super().check()
+        objectives.check(self)
         if self.munchausen and heads.of(self).soft_target is None:
             raise ConfigError(f"munchausen: not defined for head={self.head}; choose another head or set it to false")
         if self.munchausen and self.double:
@@ -121,6 +124,37 @@ def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, n
     return Policy(act)
 
 
+def policy(env: Environment, config: Config, state: State) -> Policy:
+    """Return the policy that evaluation runs, see `values.policy`.
+
+    If there are stocks, episodes begin with those that the level of risk asks for.
+    """
+    acts = values.policy(env, config, state)
+    if objectives.weights(config) is None:
+        return acts
+    network = nnx.merge(state.network, state.average_params)
+
+    def Z(obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:  # noqa: N802 the paper's name
+        psi = network.psi(objectives.inputs(config, state.normalizer, obs))
+        found: Float[Array, "N A"] = base.quantiles_of(config)(network.head, psi, tau)
+        return found
+
+    def begin(env_state: Any, obs: Observation) -> tuple[Any, Observation]:
+        c = objectives.first_stock(config, state.normalizer, Z, obs, **objectives.targets(config))
+        return objectives.stock(config).begin(env_state, obs, c)
+
+    return acts._replace(begin=begin)
+
+
+def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[NStep, Any]:
+    """Draw a batch as `offpolicy.draw` does, with new stocks if there are stocks."""
+    if objectives.weights(config) is None:
+        return offpolicy.draw(config, state, key, size)
+    key, key_stock = jax.random.split(key)
+    batch, drawn = offpolicy.draw(config, state, key, size)
+    return objectives.relabelled(config, state.normalizer, batch, key_stock), drawn
+
+
 def update(config: Config, state: State, key: Key[Array, ""]) -> tuple[State, Metrics]:
     """Take `num_epochs` gradient steps, each on a batch of its own."""
     state, measured = jax.lax.scan(partial(step, config), state, jax.random.split(key, config.num_epochs))
@@ -155,27 +189,30 @@ def loss(
     if config.noisy:
         key, *keys = jax.random.split(key, 4)
         networks = tuple(map(with_noise, networks, keys))
-    predictions, y = compared(config, state.network, networks, batch, key)
+    predictions, y = compared(config, state, networks, batch, key)
     y = jax.lax.stop_gradient(y)
     value, measured = jax.vmap(head.loss)(predictions, y), jax.vmap(head.measures)(predictions, y)
     return value.mean() if batch.weight is None else (batch.weight * value).mean(), measured
 
 
 def compared(
-    config: Config, network: nnx.GraphDef, networks: tuple[PyTree, ...], batch: NStep, key: Key[Array, ""]
+    config: Config, state: State, networks: tuple[PyTree, ...], batch: NStep, key: Key[Array, ""]
 ) -> tuple[Any, Any]:
     """Return the predictions for the actions taken in a normalised batch, and their targets.
 
     Args:
-        config, batch, key: of the gradient step. Each example draws its fractions from the key.
-        network: the structure of all three networks.
+        config, state, batch, key: of the gradient step. Each example draws its fractions from the
+            key.
         networks: parameters: online for x, target, and online for selecting a*.
     """
-    online, target, selector = (nnx.merge(network, params) for params in networks)
+    online, target, selector = (nnx.merge(state.network, params) for params in networks)
     uses = "tau", "tau_prime", "tau_action"
     tau, tau_prime, tau_action = heads.of(config).draw(key, batch.reward.shape, *uses)
+    if config.risk_objective == "dynamic_cvar":
+        tau_prime, tau_action = heads.of(config).worst(config.risk_level, [tau_prime, tau_action])
+    chooses = selector if config.double else target
     successors, q_next = values.successors(
-        target, selector if config.double else target, batch.next_obs, batch.next_legal, tau_prime, tau_action, config
+        target, chooses, batch.next_obs, batch.next_legal, tau_prime, tau_action, config, state.normalizer
     )
     q_before = None
     if config.munchausen:
@@ -189,6 +226,8 @@ def target_of(
 ) -> Any:
     """Return y of one transition: R + gamma^m d Z^-(x', a*), or its soft form if `munchausen`.
 
+    With `dynamic_cvar` the CVaR of Z^-(x', a*) takes the place of Z^-(x', a*).
+
     Args:
         config: gamma, the head, and the numbers of `munchausen`.
         successor: what the target network predicts at x'.
@@ -199,8 +238,10 @@ def target_of(
     head, reward = heads.of(config), transition.reward
     discount = config.gamma**transition.steps * transition.discount
     if q_before is None:
-        a_star = jnp.argmax(q_next)
-        return head.target(reward, discount, successor.taken(a_star))
+        chosen = successor.taken(jnp.argmax(q_next))
+        if config.risk_objective == "dynamic_cvar":  # its fractions are those of the worst share
+            chosen = chosen._replace(Y=chosen.Y.mean(axis=0, keepdims=True))
+        return head.target(reward, discount, chosen)
     t, alpha, l0 = config.munchausen_temperature, config.munchausen_alpha, config.munchausen_clip
     bonus = losses.scaled_log_softmax(q_before, t)[transition.action]
     pi = losses.soft_policy(q_next, t, masked=transition.next_legal is not None)
@@ -209,7 +250,7 @@ def target_of(
 
 def learned(params: PyTree, config: Config, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:
     """Return `compared` without noise."""
-    return compared(config, state.network, (params, state.target_params, params), batch, key)
+    return compared(config, state, (params, state.target_params, params), batch, key)
 
 
 def policies(env: Environment, config: Config, state: State) -> tuple[Policy, Policy]:
@@ -225,4 +266,5 @@ def algorithm(name: str, config: type) -> Algorithm:
     """Return Q-learning with the head of a config class, under a name."""
     head = heads.HEADS.get(getattr(config, "head", ""))  # a `head` that is a field may be any head
     of_head = None if head is not None and head.quantiles is None else quantiles
-    return Algorithm(name, config, init, act, observe, update, policy, of_head, SIGNALS, q=values.q)
+    plays = objectives.environment
+    return Algorithm(name, config, init, act, observe, update, policy, of_head, SIGNALS, environment=plays, q=values.q)

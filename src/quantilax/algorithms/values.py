@@ -1,5 +1,6 @@
 """What the loops that learn values of actions share: the network, and acting by it."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from quantilax import heads, hyperparameters
+from quantilax.algorithms import objectives
 from quantilax.algorithms.base import Headed, State, quantiles_of
 from quantilax.heads.base import Taus
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
@@ -92,22 +94,25 @@ def successors(
     tau: Taus,
     tau_action: Taus,
     config: Any,
+    normalizer: normalize.Normalizer,
 ) -> tuple[Any, Float[Array, "B A"]]:
     """Return what a network predicts at x', and the values that choose a* there.
 
     Args:
         target, selector: the networks that predict and that choose a*. If they are the same, both
             results come from one pass.
-        obs, legal: x', and the actions that may be taken there.
+        obs, legal: x', normalised, and the actions that may be taken there.
         tau, tau_action: the fractions for the predictions and for the choice.
-        config: of the head.
+        config: of the head and the objective.
+        normalizer: of the rewards that are learned from.
     """
     if selector is not target:
         predictions, choosing = predict(target, obs, tau, config), predict(selector, obs, tau_action, config)
     else:
         psi = jax.vmap(target.psi)(obs)
         predictions, choosing = heads.of(config).predict(target.head, psi, [tau, tau_action])
-    return predictions, exploration.masked(means(choosing, config), legal)
+    scores = jax.vmap(partial(objectives.score, config, normalizer))(choosing, obs)
+    return predictions, exploration.masked(scores, legal)
 
 
 def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
@@ -121,7 +126,7 @@ def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
 
 
 def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
-    """Return the epsilon-greedy policy on Q."""
+    """Return the epsilon-greedy policy on Q, or on what else the objective scores actions by."""
 
     def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
         values, key = acting_values(config, state, obs, key)
@@ -133,11 +138,16 @@ def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy
 def acting_values(
     config: Any, state: Any, obs: Observation, key: Key[Array, ""]
 ) -> tuple[Float[Array, "A"], Key[Array, ""]]:
-    """Return Q of one observation as a policy acts on it, in learned units, and an unused key."""
+    """Return what a policy compares at one observation, in learned units, and an unused key.
+
+    That is Q, or what else the objective scores actions by.
+    """
     head, network = heads.of(config), nnx.merge(state.network, state.params)
     tau, key = head.draw_acting(key)
-    psi = network.psi(normalize.observations(state.normalizer, obs))
-    return head.mean(head.predict(network.head, psi, [tau])[0]), key
+    if config.risk_objective == "dynamic_cvar":
+        (tau,) = head.worst(config.risk_level, [tau])
+    psi = network.psi(objectives.inputs(config, state.normalizer, obs))
+    return objectives.score(config, state.normalizer, head.predict(network.head, psi, [tau])[0], obs), key
 
 
 def q(config: Any, state: State, obs: Observation, key: Key[Array, ""]) -> Float[Array, "A"]:
@@ -163,5 +173,5 @@ def quantiles(config: Any, state: State, obs: Observation, tau: Float[Array, "N"
     """
     of_head = quantiles_of(config)
     network = nnx.merge(state.network, state.average_params)
-    psi = network.psi(normalize.observations(state.normalizer, obs))
+    psi = network.psi(objectives.inputs(config, state.normalizer, obs))
     return normalize.returns(state.normalizer, of_head(network.head, psi, tau))

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantilax import pytree, switches
-from quantilax.envs import classes, probes
+from quantilax.envs import classes, finite, probes
 from quantilax.envs import wrappers as wrapping
+from quantilax.envs.stock import Stock
 from quantilax.errors import ConfigError, did_you_mean, reason
 from quantilax.pytree import MAX_INT32, shown
 from quantilax.types import Box, Discrete, Environment, TimeStep, no_action
@@ -114,6 +115,10 @@ LIBRARIES = {
 }
 """Libraries whose environments have names such as `gymnasium/LunarLander-v3`."""
 
+OWN: dict[str, Mapping[str, type[Environment]]] = {"probes": probes.PROBES, "risk": finite.PROBLEMS}
+"""Our own environments by library, as `names_of` takes them."""
+OURS = {name: env for library in OWN.values() for name, env in library.items()}
+
 
 def versions(env: Environment) -> dict[str, str]:
     """Return the versions of the library's packages on which an environment's steps depend."""
@@ -161,10 +166,11 @@ def _bare(name: str, arguments: dict[str, Any]) -> Environment:
     if library in LIBRARIES:
         found: Environment = _module(library).make(rest, **arguments)
         return found
-    if name in probes.PROBES:
-        return pytree.from_dict(probes.PROBES[name], arguments, "env_args")
-    if library == "probe":
-        raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, probes.PROBES, 'probes')}")
+    if name in OURS:
+        return pytree.from_dict(OURS[name], arguments, "env_args")
+    for own, found_there in OWN.items():
+        if library == own.removesuffix("s"):
+            raise ConfigError(f"unknown environment '{name}'{did_you_mean(name, found_there, own)}")
     if rest:
         raise ConfigError(f"unknown library '{library}'{did_you_mean(library, LIBRARIES, 'libraries')}")
     from quantilax.envs import gymnax  # slow (seconds): imported only if needed
@@ -200,8 +206,8 @@ def names_of(library: str) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no such library, or it is not installed.
     """
-    if library == "probes":
-        return tuple(probes.PROBES)
+    if library in OWN:
+        return tuple(OWN[library])
     if library == "gymnax":
         from quantilax.envs import gymnax
 
@@ -213,7 +219,11 @@ def names_of(library: str) -> tuple[str, ...]:
 
 def libraries() -> dict[str, tuple[str, bool]]:
     """Return what each library has, and whether it is installed."""
-    ours = {"gymnax": ("classic control and MinAtar", True), "probes": ("tiny tasks with known returns", True)}
+    ours = {
+        "gymnax": ("classic control and MinAtar", True),
+        "probes": ("tiny tasks with known returns", True),
+        "risk": ("small problems on which measures of risk disagree", True),
+    }
     return {**ours, **{name: (library.what, library.is_installed) for name, library in LIBRARIES.items()}}
 
 
@@ -221,7 +231,7 @@ def is_known(name: str) -> bool:
     """Return whether a name is that of an environment, or has the form `module:Class`."""
     from quantilax.envs import gymnax
 
-    return ":" in name or name in probes.PROBES or name.partition("/")[0] in LIBRARIES or name in gymnax.names()
+    return ":" in name or name in OURS or name.partition("/")[0] in LIBRARIES or name in gymnax.names()
 
 
 def name_of(env: Environment) -> str:
@@ -236,10 +246,11 @@ def name_of(env: Environment) -> str:
 def fields_of(env: Environment) -> dict[str, Any]:
     """Return the fields of a section that make this environment again: some of `FIELDS`.
 
-    If no name makes it, `env` is the environment's own `name`.
+    If no name makes it, `env` is the environment's own `name`. A stock around it is left out,
+    because the config's `risk_objective` puts it there.
     """
     entries: list[Any] = []
-    inner: Any = env
+    inner: Any = env.env if isinstance(env, Stock) else env
     while True:
         for name, arguments in _candidates(inner):
             with contextlib.suppress(ConfigError):
@@ -264,7 +275,7 @@ def _candidates(env: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     candidates = [env.name, classes.name_of(cls)]
     if not registered and cls.__module__.split(".")[0] not in ("quantilax", "gymnax"):
         candidates.reverse()
-    arguments = probes.arguments(env) if type(env) in probes.PROBES.values() else getattr(env, "env_args", {})
+    arguments = probes.arguments(env) if type(env) in OURS.values() else getattr(env, "env_args", {})
     yield from ((name, dict(arguments)) for name in candidates if name)
 
 

@@ -74,6 +74,9 @@ class Head(ABC):
     these are not defined.
     """
 
+    worst: Any = None
+    """(share, fractions) -> the fractions of the worst share of the returns, for `predict`. None if
+    predictions are not equally likely numbers, which measures of risk need."""
     pooled: Any = None
     """(predictions of several critics, d) -> one prediction of all their numbers without the
     largest d per critic. None if this is not defined.

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from quantilax import fractions
-from quantilax.heads.base import Features, Layer, Prediction, Taus
+from quantilax.heads.base import Features, Layer, Prediction, Scalar, Taus
 from quantilax.heads.quantile import OfQuantiles
 from quantilax.hyperparameters import Huber
 from quantilax.learning import risk
@@ -92,6 +92,10 @@ class ImplicitQuantilesHead(OfQuantiles):
         key_tau, key = jax.random.split(key)
         (tau,) = fractions.draw(key_tau, self.config.acting_tau_sampling, (), (self.config.num_quantile_samples,))
         return risk.DISTORTIONS[self.config.risk](tau, self.config.risk_eta), key
+
+    def worst(self, share: Scalar, taus: Sequence[Taus]) -> list[Taus]:
+        """Return `share tau` for each set of fractions."""
+        return [share * tau for tau in taus]
 
     def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
         """Return Z at each of several sets of fractions, computed in one pass."""

@@ -113,12 +113,22 @@ class QuantileHead(OfQuantiles):
         """Build a layer of N numbers per action, or N + 2 with `non_crossing`."""
         return self.action_layer(self.config.num_quantiles + 2 * self.config.non_crossing, features, num_actions, rngs)
 
+    def worst(self, share: Scalar, taus: Sequence[Taus]) -> list[Taus]:
+        """Return the midpoints times `share`, at which `predict` reads the step function."""
+        return [share * fractions.midpoints(jnp.zeros(self.config.num_quantiles)) for _ in taus]
+
     def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
-        """Return theta at the midpoints."""
+        """Return theta at the midpoints, or the step function through theta at the fractions."""
         Y = self.outputs(layer, psi)
         if self.config.non_crossing:
             Y = monotone(Y) if psi.ndim == 1 else jax.vmap(monotone)(Y)
-        return [Prediction(Y, jnp.broadcast_to(fractions.midpoints(Y[..., 0]), Y.shape[:-1]))] * len(taus)
+        at_midpoints = Prediction(Y, jnp.broadcast_to(fractions.midpoints(Y[..., 0]), Y.shape[:-1]))
+        return [at_midpoints if tau is None else self._step_function(Y, tau) for tau in taus]
+
+    def _step_function(self, Y: Float[Array, "*batch n A"], tau: Float[Array, "N"]) -> Prediction:
+        of_quantiles = fractions.of_quantiles if Y.ndim == 2 else jax.vmap(fractions.of_quantiles, in_axes=(0, None))
+        Z = of_quantiles(Y, tau)
+        return Prediction(Z, jnp.broadcast_to(tau, Z.shape[:-1]))
 
     def quantiles(self, layer: Layer, psi: Features, tau: Float[Array, "N"]) -> Float[Array, "N A"]:
         """Return the step function through the quantiles, at the fractions tau."""

@@ -1,8 +1,12 @@
-"""Distortions beta of fractions, for policies that avoid or seek risk.
+"""Distortions beta of fractions, for policies that avoid or seek risk, and measures of risk.
 
 A distorted policy takes its mean over `Z_beta(tau)` with tau uniform (Dabney et al. 2018,
 https://arxiv.org/abs/1806.06923). Only the acting policy is distorted. The loss and its choice of
-a* are not.
+a* are not, so Z stays that of the policy that maximises the mean. A distorted policy therefore
+maximises neither the static nor the dynamic CVaR (Lim & Malik 2022). `risk_objective` of Q-learning
+does; see docs/risk.md.
+
+`utility` and `cvar_of` are for equally likely numbers, such as quantiles at midpoints.
 """
 
 from collections.abc import Callable
@@ -17,7 +21,8 @@ from quantilax.pytree import in_program
 Fractions = Float[Array, "*shape"]
 Strength = Float[Array, ""] | float
 MAX_CPW = 100
-"""Beyond it, `tau^eta` and `(1-tau)^eta` are both 0 in float32."""
+"""Beyond 126, `tau^eta` and `(1-tau)^eta` are both 0 in float32 at tau = 1/2, where `cpw` is then
+0/0. The bound keeps away from that."""
 
 
 def neutral(tau: Fractions, eta: Strength) -> Fractions:
@@ -47,9 +52,36 @@ def power(tau: Fractions, eta: Strength) -> Fractions:
 def cpw(tau: Fractions, eta: Strength) -> Fractions:
     """Cumulative probability weighting: `tau^eta / (tau^eta + (1-tau)^eta)^(1/eta)`.
 
-    Tversky & Kahneman (1992) found eta = .71.
+    Its form is that of Tversky & Kahneman (1992), who estimated eta = .61 for gains and .69 for
+    losses. The IQN paper uses .71, which it takes from Wu & Gonzalez (1996).
     """
     return tau**eta / (tau**eta + (1 - tau) ** eta) ** (1 / eta)
+
+
+PREFER_MEAN = 1e-3
+"""Weight of the mean in `utility`, for choices between actions that differ only above the stock."""
+
+
+def utility(c: Float[Array, "k"], Z: Float[Array, "n A"], weights: Float[Array, "k"]) -> Float[Array, "A"]:
+    """Return `sum_i weights_i E min(c_i + Z, 0) + PREFER_MEAN E Z` of each action.
+
+    Args:
+        c: stocks, in the units of Z.
+        Z: equally likely returns of each action.
+        weights: of the stocks.
+    """
+    lost = jnp.minimum(c[:, None, None] + Z, 0).mean(axis=1)  # (k, A)
+    return weights @ lost + PREFER_MEAN * Z.mean(axis=0)
+
+
+def cvar_of(z: Float[Array, "n *shape"], level: Strength) -> Float[Array, "*shape"]:
+    """Return the mean of the worst share `level` of n equally likely numbers.
+
+    The number on the border counts in part.
+    """
+    n = z.shape[0]
+    share = jnp.clip(level * n - jnp.arange(n), 0, 1) / (level * n)
+    return jnp.tensordot(share, jnp.sort(z, axis=0), axes=1)
 
 
 def check(name: str, eta: Strength) -> None:

@@ -99,6 +99,14 @@ def reset(env: Environment, keys: Key[Array, "E"], carry: Carry = ()) -> Envs:
     return Envs(*Mapped(env=env).reset(keys), carries)
 
 
+def begun(policy: Policy, envs: Envs) -> Envs:
+    """Return environments after a reset, with what the policy chooses at the beginning."""
+    if policy.begin is None:
+        return envs
+    state, obs = jax.vmap(policy.begin)(envs.state, envs.obs)
+    return envs._replace(state=state, obs=obs)
+
+
 def step(env: Environment, policy: Policy, envs: Envs, key: Key[Array, ""]) -> tuple[Envs, Transition]:
     """Take one step in each of E environments.
 
@@ -225,7 +233,7 @@ class Played(NamedTuple):
 def begin_episodes(env: Environment, policy: Policy, key: Key[Array, ""], episodes: int) -> tuple[Envs, Key[Array, ""]]:
     """Return environments at the beginning of `episodes` episodes, and a key for `play`."""
     key_reset, key = jax.random.split(key)
-    return reset(env, jax.random.split(key_reset, episodes), policy.carry), key
+    return begun(policy, reset(env, jax.random.split(key_reset, episodes), policy.carry)), key
 
 
 def play(
