@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantilax import QRDQN, Agent
-from quantilax.algorithms import objectives
+from quantilax.algorithms import objectives, q_learning
 from quantilax.envs.finite import END, PROBLEMS, Finite
 from tests import exact
 
@@ -26,7 +26,7 @@ LEVELS = (0.05, 0.1, 0.25, 0.5)
 GAMMA = {"risk/inventory": 0.95, "risk/windy_grid": 0.95}
 COLUMNS = ("problem", "agent", "level", "seed", "cvar", "optimum", "regret", "mean", "seconds")
 SETTINGS: dict[str, Any] = dict(
-    num_quantiles=40,
+    num_quantiles=64,
     kappa=0.02,
     torso_sizes=(64,),
     head_sizes=(64,),
@@ -34,8 +34,8 @@ SETTINGS: dict[str, Any] = dict(
     eval_freq=40_000,
     eval_episodes=1,
     num_envs=32,
-    num_epochs=8,
-    batch_size=128,
+    num_epochs=9,
+    batch_size=64,
     fill_buffer=4_000,
     learning_rate=2e-3,
     learning_rate_end=0.0,
@@ -75,11 +75,10 @@ def policies(algo: Agent, env: Finite, states: Any) -> np.ndarray:
     one_hot = jax.nn.one_hot(state, env.observation_space.shape[0])
 
     def actions(trained: Any, level: Any) -> Any:
-        config = objectives.at_level(algo.config, level)
-        policy = algo.algorithm.policy(algo.env, config, trained)
+        policy = q_learning.policy_at(algo.env, algo.config, trained, level)
         obs = one_hot
         if policy.begin is not None:
-            wrapper = objectives.stock(config)
+            wrapper = objectives.stock(algo.config)
             _, first = policy.begin((None, None), wrapper.shown(one_hot[0], jnp.zeros(1)))
             c = jnp.clip((wrapper.of(first) + earned[:, None]) / gamma ** t[:, None], wrapper.low, wrapper.high)
             obs = jax.vmap(wrapper.shown)(one_hot, c)
@@ -109,8 +108,10 @@ def rows(name: str, kind: str, seeds: int, optimum: dict[float, exact.Optimum]) 
 
 
 def main() -> None:
+    """Append to `results.csv` as results come."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=list(PROBLEMS))
+    parser.add_argument("--kinds", nargs="*", default=["static", "greedy"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.csv")
     asked = parser.parse_args()
@@ -121,13 +122,16 @@ def main() -> None:
             table.writerow(COLUMNS)
         for name in asked.names or PROBLEMS:
             optimum = exact.static_cvar(PROBLEMS[name](), GAMMA.get(name, 1.0), LEVELS)
-            for kind in ("static", "greedy"):
+            for kind in asked.kinds:
                 made = list(rows(name, kind, asked.seeds, optimum))
                 table.writerows(made)
                 file.flush()
                 for level in LEVELS:
                     of_level = [row[6] for row in made if row[2] == level]
-                    print(f"{name} {kind} {level}: regret {np.mean(of_level):.2%}, largest {max(of_level):.2%}", flush=True)
+                    print(
+                        f"{name} {kind} {level}: regret {np.mean(of_level):.2%}, largest {max(of_level):.2%}",
+                        flush=True,
+                    )
                 print(f"{name} {kind}: {made[0][-1]} s", flush=True)
 
 

@@ -158,6 +158,24 @@ class Agent:
 
         return act
 
+    @switches.standard()
+    def begin(self, state: State, env_state: PyTree, obs: Observation) -> tuple[PyTree, Observation]:
+        """Set what the policy chooses at the beginning of an episode: (environment's state, obs).
+
+        That is the first stock of `risk_objective: static_cvar` and `spectral`, for `risk_level`.
+        Call it after `env.reset` in a loop of your own; `evaluate` does so by itself. For other
+        agents it changes nothing.
+
+        Args:
+            state: the state of one run.
+            env_state, obs: of one environment, `Agent.env`, after its reset.
+
+        Raises:
+            ConfigError: the state is that of several runs.
+        """
+        begin = self.algorithm.policy(self.env, self.config, arguments.one_state(state)).begin
+        return (env_state, obs) if begin is None else begin(env_state, obs)
+
     def evaluate(
         self, state: State, key: Key[Array, ""] | Shaped[Array, "2"], episodes: int = 128
     ) -> tuple[Int[Array, "E"], Float[Array, "E"]]:

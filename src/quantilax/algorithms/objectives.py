@@ -25,7 +25,6 @@ https://arxiv.org/abs/2501.13028; Moghimi & Ku (2025), https://arxiv.org/abs/250
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -178,15 +177,8 @@ def first_stock(
     return c
 
 
-def targets(config: Any) -> dict[str, Any]:
-    """Return the level and the weight of the mixture that a config asks for, as arrays."""
+def mixture(config: Any) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+    """Return levels and shares of the mixture of CVaRs that a config with stocks asks for."""
     if config.risk_objective == "spectral":
-        return {"levels": jnp.asarray(config.risk_levels), "shares": jnp.asarray(config.risk_weights)}
-    return {"levels": jnp.asarray(config.risk_level)[None], "shares": jnp.ones(1)}
-
-
-def at_level(config: Any, level: Any) -> Any:
-    """Return a config whose policy maximises CVaR at a level, as far as trained weights allow."""
-    if config.risk_objective == "mean":  # greedy for the CVaR of the returns that were learned
-        return replace(config, risk_objective="dynamic_cvar", risk_level=level)
-    return replace(config, risk_level=level)
+        return jnp.asarray(config.risk_levels), jnp.asarray(config.risk_weights)
+    return jnp.asarray(config.risk_level)[None], jnp.ones(1)

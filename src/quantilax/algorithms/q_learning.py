@@ -20,6 +20,7 @@ A time limit still bootstraps: d is 1 there. Refinements are switches:
   risk in place of Q.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -132,6 +133,30 @@ def policy(env: Environment, config: Config, state: State) -> Policy:
     acts = values.policy(env, config, state)
     if objectives.weights(config) is None:
         return acts
+    return acts._replace(begin=beginning(config, state, *objectives.mixture(config)))
+
+
+def policy_at(env: Environment, config: Config, state: State, level: Float[Array, ""]) -> Policy:
+    """Return the policy for CVaR at another level than the config's, with the same weights.
+
+    With stocks it begins episodes with those that CVaR at this level asks for. If the mean was
+    maximised, it is greedy for the CVaR of the learned returns, as `risk: cvar` is.
+
+    Raises:
+        ConfigError: there is no such policy.
+    """
+    if config.risk_objective == "dynamic_cvar":
+        raise ConfigError("risk_objective: dynamic_cvar learns for one level; train with static_cvar to choose later")
+    if objectives.weights(config) is not None:
+        return values.policy(env, config, state)._replace(begin=beginning(config, state, level[None], jnp.ones(1)))
+    if heads.of(config).worst is None:
+        raise ConfigError(f"head: {config.head} has no policy for a level of risk; train quantile or implicit_quantile")
+    greedy: Any = {"risk_objective": "dynamic_cvar", "risk_level": level}
+    return values.policy(env, replace(config, **greedy), state)
+
+
+def beginning(config: Config, state: State, levels: Float[Array, "L"], shares: Float[Array, "L"]) -> Callable[..., Any]:
+    """Return `Policy.begin` for a mixture of CVaRs."""
     network = nnx.merge(state.network, state.average_params)
 
     def Z(obs: Observation, tau: Float[Array, "N"]) -> Float[Array, "N A"]:  # noqa: N802 the paper's name
@@ -140,10 +165,10 @@ def policy(env: Environment, config: Config, state: State) -> Policy:
         return found
 
     def begin(env_state: Any, obs: Observation) -> tuple[Any, Observation]:
-        c = objectives.first_stock(config, state.normalizer, Z, obs, **objectives.targets(config))
+        c = objectives.first_stock(config, state.normalizer, Z, obs, levels, shares)
         return objectives.stock(config).begin(env_state, obs, c)
 
-    return acts._replace(begin=begin)
+    return begin
 
 
 def draw(config: Config, state: State, key: Key[Array, ""], size: int) -> tuple[NStep, Any]:

@@ -14,7 +14,7 @@ from quantilax.algorithms.base import Headed, State, quantiles_of
 from quantilax.heads.base import Taus
 from quantilax.hyperparameters import Exploration, Loop, Munchausen, Optimiser, Task
 from quantilax.learning import averaging, exploration, normalize
-from quantilax.networks import computing_in, torso
+from quantilax.networks import WithHats, computing_in, torso
 from quantilax.pytree import dataclass
 from quantilax.types import Action, Carry, Environment, Legal, Metrics, Observation, Policy, num_actions
 
@@ -56,7 +56,9 @@ class Network(nnx.Module):
 
     def __init__(self, env: Environment, config: Any, *, rngs: nnx.Rngs) -> None:
         """Build both for the spaces of the environment."""
-        self.psi = torso(env.observation_space, config, rngs=rngs)
+        make, stocks = partial(torso, config=config, rngs=rngs), objectives.weights(config)
+        space = env.observation_space
+        self.psi = make(space) if stocks is None else WithHats(make, space, len(stocks))
         self.head = heads.of(config).layer(self.psi.features, num_actions(env), rngs)
 
 

@@ -1,6 +1,7 @@
 """The commands `check-env` and `play`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,15 @@ def play(env: str, overrides: tuple[str, ...], policy: str, episodes: int, seed:
     if video is not None:
         pictures.check_video(video, "--video")
     if policy == "random":
-        made, act = _made(env, overrides), None
+        made, act, begin = _made(env, overrides), None, None
     else:
         if overrides:
             raise ConfigError(f"{overrides[0]}: a run plays in its own environment; leave it out")
-        algo, _, act = runs.load(policy)
-        made = algo.env
+        algo, state, act = runs.load(policy)
+        made, begin = algo.env, partial(algo.begin, state)
         if made.name != env:
             raise ConfigError(f"--policy: {policy} was trained in {made.name}, not in {env}; use that name")
-    for i, episode in enumerate(playing.play(made, act, episodes, seed)):
+    for i, episode in enumerate(playing.play(made, act, episodes, seed, begin)):
         click.echo(f"episode {i}: {len(episode.actions):,} steps, return {episode.score:g}")
         if i == 0 and video is not None:
             pictures.write_video(video, playing.pictures(made, episode), "--video")

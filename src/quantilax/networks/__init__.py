@@ -3,6 +3,7 @@
 Torsos turn observations into features; heads turn features into values.
 """
 
+from quantilax.networks.hats import WithHats
 from quantilax.networks.heads import (
     ActionHead,
     CosineEmbedding,
@@ -27,6 +28,7 @@ __all__ = [
     "CosineEmbedding",
     "FractionProposal",
     "ImplicitQuantileHead",
+    "WithHats",
     "computing_in",
     "cosines",
     "in_one_pass",

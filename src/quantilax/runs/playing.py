@@ -61,6 +61,8 @@ def _episodes(env: Environment, policy: Policy) -> Callable[[Key[Array, ""]], It
     def episode(key: Key[Array, ""]) -> Iterator[Moment]:
         key, key_reset = jax.random.split(key)
         state, obs, *mask = reset(key_reset)
+        if policy.begin is not None:
+            state, obs = policy.begin(state, obs)
         legal, carry, done = mask[0] if mask else None, policy.carry, False
         while not done:
             key, key_act, key_step = jax.random.split(key, 3)
@@ -73,7 +75,13 @@ def _episodes(env: Environment, policy: Policy) -> Callable[[Key[Array, ""]], It
     return episode
 
 
-def play(env: Environment, act: Callable[..., Any] | None, episodes: int, seed: int) -> Iterator[Episode]:
+def play(
+    env: Environment,
+    act: Callable[..., Any] | None,
+    episodes: int,
+    seed: int,
+    begin: Callable[..., Any] | None = None,
+) -> Iterator[Episode]:
     """Play episodes one after another.
 
     Args:
@@ -81,9 +89,10 @@ def play(env: Environment, act: Callable[..., Any] | None, episodes: int, seed: 
         act: (observation, key[, mask]) -> action; None: random actions.
         episodes: how many.
         seed: of the play.
+        begin: (environment's state, observation) -> the same, after a reset; see `Agent.begin`.
     """
     env = of_evaluation(env)
-    policy = rollout.random_action(env) if act is None else _without_memory(act)
+    policy = rollout.random_action(env) if act is None else _without_memory(act)._replace(begin=begin)
     episode, draw = _episodes(env, policy), drawing.classic(env)
     for key in jax.random.split(jax.random.key(seed), episodes):
         observations: list[np.ndarray] = []
