@@ -61,6 +61,21 @@ def returns(env: Finite, gamma: float, rule: Rule) -> Distribution:
     return distribution(ended)
 
 
+def nodes(env: Finite, gamma: float) -> list[tuple[int, int, float]]:
+    """Every (state, time, discounted rewards so far) at which some policy acts."""
+    found, reached, t = [], {(0, 0.0)}, 0
+    while reached:
+        found += [(state, t, earned) for state, earned in sorted(reached)]
+        following = set()
+        for state, earned in reached:
+            for action in range(env.num_actions):
+                for _, r, to in outcomes(env, state, action):
+                    if to != END:
+                        following.add((to, round(earned + gamma**t * r, ROUNDED)))
+        reached, t = following, t + 1
+    return found
+
+
 def attainable(env: Finite, gamma: float) -> np.ndarray:
     """All returns that any policy may obtain."""
     reached, found, t = {(0, 0.0)}, set(), 0

@@ -19,7 +19,7 @@ import numpy as np
 
 from quantilax import QRDQN, Agent
 from quantilax.algorithms import objectives, q_learning
-from quantilax.envs.finite import END, PROBLEMS, Finite
+from quantilax.envs.finite import PROBLEMS, Finite
 from tests import exact
 
 LEVELS = (0.05, 0.1, 0.25, 0.5)
@@ -54,24 +54,10 @@ def agent(env: Finite, objective: str) -> Agent:
     return QRDQN.create(env, risk_objective=objective, gamma=gamma, reward_scale=scale, **ends, **SETTINGS)
 
 
-def nodes(env: Finite, gamma: float) -> Iterator[tuple[int, int, float]]:
-    """Yield every (state, time, discounted rewards so far) that some policy reaches."""
-    reached, t = {(0, 0.0)}, 0
-    while reached:
-        yield from ((state, t, earned) for state, earned in sorted(reached))
-        following = set()
-        for state, earned in reached:
-            for action in range(env.num_actions):
-                for _, r, to in exact.outcomes(env, state, action):
-                    if to != END:
-                        following.add((to, round(earned + gamma**t * r, exact.ROUNDED)))
-        reached, t = following, t + 1
-
-
 def policies(algo: Agent, env: Finite, states: Any) -> np.ndarray:
     """Return the action at each node, by seed and level: (seeds, levels, nodes)."""
     gamma = float(algo.config.gamma)
-    state, t, earned = (jnp.asarray(x) for x in zip(*nodes(env, gamma), strict=True))
+    state, t, earned = (jnp.asarray(x) for x in zip(*exact.nodes(env, gamma), strict=True))
     one_hot = jax.nn.one_hot(state, env.observation_space.shape[0])
 
     def actions(trained: Any, level: Any) -> Any:
@@ -97,7 +83,7 @@ def rows(name: str, kind: str, seeds: int, optimum: dict[float, exact.Optimum]) 
     states, _ = jax.block_until_ready(jax.jit(jax.vmap(algo.train))(jax.vmap(jax.random.key)(jnp.arange(seeds))))
     seconds = round(time.perf_counter() - begun, 1)
     chosen, found = policies(algo, env, states), exact.attainable(env, gamma)
-    index = {(s, t, e): i for i, (s, t, e) in enumerate(nodes(env, gamma))}
+    index = {(s, t, e): i for i, (s, t, e) in enumerate(exact.nodes(env, gamma))}
     for i, level in enumerate(LEVELS):
         for seed in range(seeds):
             of_seed = chosen[seed, i]

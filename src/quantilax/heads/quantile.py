@@ -88,6 +88,10 @@ def mixture(key: Key[Array, ""], steps: Steps, Z: Float[Array, "T E n"]) -> Floa
     return G
 
 
+WORST = 128
+"""Fractions at which the step function is read for the worst share of returns."""
+
+
 class QuantileHead(OfQuantiles):
     """Theta at the midpoints."""
 
@@ -114,8 +118,8 @@ class QuantileHead(OfQuantiles):
         return self.action_layer(self.config.num_quantiles + 2 * self.config.non_crossing, features, num_actions, rngs)
 
     def worst(self, share: Scalar, taus: Sequence[Taus]) -> list[Taus]:
-        """Return the midpoints times `share`, at which `predict` reads the step function."""
-        return [share * fractions.midpoints(jnp.zeros(self.config.num_quantiles)) for _ in taus]
+        """Return evenly spaced fractions below `share`, where `predict` reads the step function."""
+        return [share * fractions.midpoints(jnp.zeros(WORST)) for _ in taus]
 
     def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
         """Return theta at the midpoints, or the step function through theta at the fractions."""
