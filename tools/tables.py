@@ -32,6 +32,7 @@ GROUPS: dict[type, str] = {
     hyperparameters.Munchausen: "Soft targets",
     hyperparameters.Exploration: "Exploration",
     hyperparameters.Task: "The task",
+    hyperparameters.RiskObjective: "Risk",
     hyperparameters.Network: "The network",
 }
 ACTOR, HEAD = "Actor and critics", "The head"
@@ -69,6 +70,7 @@ LINKS = {
     "weigh_targets": ("uneven targets", "algorithms/fqf.md#uneven-targets"),
     "tau_sampling": ("fractions", "algorithms/iqn.md#fractions"),
     "risk": ("acting with risk", "algorithms/iqn.md#acting-with-risk"),
+    **dict.fromkeys(("risk_objective", "risk_level", "risk_levels", "return_min"), ("risk", "risk.md")),
     "non_crossing": ("quantiles that never cross", "algorithms/qrdqn.md#quantiles-that-never-cross"),
     "hl_gauss_sigma": ("HL-Gauss", "algorithms/q_learning.md#hl-gauss"),
     "head": ("heads", "algorithms/q_learning.md#heads"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from quantilax import IQN, QRDQN, ConfigError, envs, pytree
+from quantilax import IQN, QRDQN, ConfigError, envs, heads, pytree
 from quantilax.agent import create
 from quantilax.algorithms import ALGORITHMS, objectives, q_learning
 from quantilax.envs.finite import PROBLEMS
@@ -19,7 +19,7 @@ from quantilax.learning import normalize, risk, rollout
 from quantilax.returns import frontier
 from quantilax.types import NStep, Policy
 from tests import exact
-from tests.conftest import TINY, tiny
+from tests.conftest import TINY, each, tiny
 
 LEVELS = (0.05, 0.1, 0.25, 0.5)
 SMALL = [("risk/two_stage", 0.9), ("risk/levels", 1.0)]
@@ -33,12 +33,10 @@ PLAIN = normalize.init((1,), 1, False, False)
 def test_the_oracle_finds_the_best_of_all_policies(name, gamma):
     env = PROBLEMS[name]()
     nodes = [node for node in exact.nodes(env, gamma) if node[1] > 0]  # the first action has no effect in these
-    policies = [
-        exact.returns(
-            env, gamma, lambda s, t, e, chosen=dict(zip(nodes, actions, strict=True)): chosen.get((s, t, e), 0)
-        )
-        for actions in itertools.product(range(env.num_actions), repeat=len(nodes))
-    ]
+    policies = []
+    for actions in itertools.product(range(env.num_actions), repeat=len(nodes)):
+        chosen = dict(zip(nodes, actions, strict=True))
+        policies.append(exact.returns(env, gamma, lambda s, t, e, chosen=chosen: chosen.get((s, t, e), 0)))
     for level, optimum in exact.static_cvar(env, gamma, LEVELS).items():
         assert_allclose(optimum.value, max(z.cvar(level) for z in policies), atol=1e-6)
         assert_allclose(exact.returns(env, gamma, optimum.rule).cvar(level), optimum.value, atol=1e-6)
@@ -52,7 +50,7 @@ def test_no_policy_of_risk_levels_is_optimal_at_all_levels():
         assert any(obtained.cvar(level) < optimum[level].value - 0.1 for level in LEVELS)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", each(PROBLEMS, ["risk/windy_grid"]))
 def test_a_problems_steps_have_the_outcomes_of_its_tables(name):
     env = envs.make(name)
     keys = jax.random.split(jax.random.key(0), 4_000)
@@ -102,13 +100,13 @@ def test_the_nested_operator_contracts_to_the_nested_optimum(level):
 
 def test_the_target_of_the_nested_cvar_is_a_number_from_the_worst_share():
     config = tiny("qrdqn", risk_objective="dynamic_cvar", risk_level=0.4, gamma=0.5).config
+    head = heads.of(config)
     Z = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 5.0], [3.0, 5.0], [4.0, 5.0]])  # 5 quantiles of 2 actions
-    head = q_learning.heads.of(config)
-    (tau,) = head.worst(0.4, [None])
-    worst = jax.vmap(lambda z: q_learning.values.heads.quantile.fractions.of_quantiles(z[:, None], tau)[:, 0], 1, 1)(Z)
-    step = NStep(*[jnp.zeros(1)] * 2, jnp.array(1.0), jnp.zeros(1), jnp.array(False), jnp.array(False), jnp.array(1))
-    y = q_learning.target_of(config, Prediction(worst), jnp.array([0.0, 1.0]), None, step)
-    assert_allclose(y, [1.0 + 0.5 * 0.5], rtol=1e-6)  # the worst two of five: 0 and 1
+    (worst,) = head.predict(lambda psi: Z, jnp.zeros(1), head.worst(0.4, [None]))
+    ends = jnp.array(False), jnp.array(False)
+    step = NStep(jnp.zeros(1), jnp.array(0), jnp.array(1.0), jnp.zeros(1), *ends, jnp.array(1))
+    y = q_learning.target_of(config, worst, jnp.array([0.0, 1.0]), None, step)
+    assert_allclose(y, [1.0 + 0.5 * 0.5], rtol=1e-6)  # the worst two of five are 0 and 1
 
 
 # Stocks
@@ -187,7 +185,7 @@ def test_the_first_stocks_of_a_bandit_are_those_of_the_best_action():
 
 FAST = dict(num_quantiles=40, kappa=0.02, torso_sizes=(32,), head_sizes=(32,), total_timesteps=8_000, eval_freq=8_000,
             eval_episodes=8, num_envs=16, num_epochs=6, fill_buffer=1_000, learning_rate=4e-3, learning_rate_end=0.0,
-            target_update_freq=25, eps_end=0.04, metrics=False)  # fmt: skip
+            target_update_freq=25, exploration_fraction=0.5, metrics=False)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -198,47 +196,58 @@ def static():
     return algo, algo.train(jax.random.key(0))[0]
 
 
-def rule(algo, state, level):
-    """The policy of a trained agent at a level, by its actions at all nodes."""
-    env, gamma = algo.env.env, float(algo.config.gamma)
+@pytest.fixture(scope="module")
+def obtained(static):
+    """The exact distribution of the return of the agent's policy at each level."""
+    algo, state = static
+    env, gamma, wrapper = algo.env.env, float(algo.config.gamma), algo.env
     nodes = exact.nodes(env, gamma)
     s, t, earned = (np.array(x) for x in zip(*nodes, strict=True))
     one_hot = jax.nn.one_hot(s, env.observation_space.shape[0])
-    _, first = algo.replace(risk_level=level).begin(state, (None, None), algo.env.shown(one_hot[0], jnp.zeros(1)))
-    c = (algo.env.of(first) + earned[:, None]) / gamma ** t[:, None]
-    obs = jax.vmap(algo.env.shown)(one_hot, jnp.clip(c, algo.env.low, algo.env.high))
-    actions = np.asarray(jax.vmap(algo.policy(state), (0, None))(obs, jax.random.key(0)))
-    found = dict(zip(nodes, actions.tolist(), strict=True))
-    return lambda s, t, e: found[s, t, e]
+
+    def actions(level):
+        policy = q_learning.policy_at(wrapper, algo.config, state, level)
+        _, first = policy.begin((None, None), wrapper.shown(one_hot[0], jnp.zeros(1)))
+        c = jnp.clip((wrapper.of(first) + earned[:, None]) / gamma ** t[:, None], wrapper.low, wrapper.high)
+        return jax.vmap(lambda x: policy.act(x, (), jax.random.key(0), None)[0])(jax.vmap(wrapper.shown)(one_hot, c))
+
+    chosen = np.asarray(jax.jit(jax.vmap(actions))(jnp.array((*LEVELS, 1.0))))
+    found = {}
+    for level, of_level in zip((*LEVELS, 1.0), chosen, strict=True):
+        by_node = dict(zip(nodes, of_level.tolist(), strict=True))
+        found[level] = exact.returns(env, gamma, lambda s, t, e, by_node=by_node: by_node[s, t, e])
+    return found
 
 
-def test_one_agent_is_optimal_at_every_level_where_distorted_greed_is_not(static):
-    env, optimum = PROBLEMS["risk/two_stage"](), exact.static_cvar(PROBLEMS["risk/two_stage"](), 1.0, LEVELS)
-    regret = {
-        level: optimum[level].value - exact.returns(env, 1.0, rule(*static, level)).cvar(level) for level in LEVELS
-    }
+def test_one_agent_is_optimal_at_every_level_where_distorted_greed_is_not(obtained):
+    env = PROBLEMS["risk/two_stage"]()
+    optimum = exact.static_cvar(env, 1.0, LEVELS)
+    regret = {level: optimum[level].value - obtained[level].cvar(level) for level in LEVELS}
     greedy = exact.returns(env, 1.0, exact.distorted_greedy(env, 1.0, 0.25)).cvar(0.25)
     assert max(regret.values()) < 0.02 * 14, regret
     assert optimum[0.25].value - greedy > 0.1 * 14
 
 
-def test_the_frontier_has_the_exact_values_within_its_intervals(static):
-    algo, state = static
-    env, levels = PROBLEMS["risk/two_stage"](), (0.25, 1.0)
-    for point in frontier.frontier(algo, state, jax.random.key(5), levels, 2_000):
-        obtained = exact.returns(env, 1.0, rule(algo, state, point.level))
-        assert point.mean_low - 0.2 < obtained.mean < point.mean_high + 0.2
-        assert point.cvar_low - 0.3 < obtained.cvar(point.level) < point.cvar_high + 0.3
+def test_among_actions_of_the_same_cvar_the_agent_takes_that_of_the_largest_mean(obtained):
+    # After a gain nothing can be lost that counts at 10 %, so it gambles there: a mean of 2 instead of 0.5.
+    assert_allclose(obtained[0.1].mean, 2.0, atol=1e-6)
+
+
+def test_the_frontier_is_what_the_policies_obtain(static, obtained):
+    for point in frontier.frontier(*static, jax.random.key(5), (0.25, 1.0), 1_000):
+        exactly = obtained[point.level]
+        assert point.mean_low - 0.2 < exactly.mean < point.mean_high + 0.2
+        assert point.cvar_low - 0.3 < exactly.cvar(point.level) < point.cvar_high + 0.3
         assert point.score == pytest.approx(point.mean, abs=1e-4)  # gamma is 1
 
 
 def test_evaluations_begin_with_the_stock_for_the_level(static):
     algo, state = static
     averse, neutral = (
-        algo.replace(risk_level=level).evaluate(state, jax.random.key(3), 500)[1] for level in (0.1, 1.0)
+        algo.replace(risk_level=level).evaluate(state, jax.random.key(3), 200)[1] for level in (0.1, 1.0)
     )
     assert float(averse.min()) == -4.0  # never gambles after the loss
-    assert float(neutral.mean()) > float(averse.mean()) + 1
+    assert float(neutral.min()) == -6.0
 
 
 def test_nested_cvar_is_learned_and_obeyed():
@@ -288,27 +297,31 @@ def test_other_heads_are_refused(name):
         create(ALGORITHMS[name], "probe/corridor", {**TINY[name], "risk_objective": "static_cvar"})
 
 
-def test_levels_and_agents_without_a_frontier_are_refused_in_one_line(static):
-    algo, state = static
-    for level in (0.0, 1.01):
-        with pytest.raises(ConfigError, match=rf"levels: must be > 0 and <= 1, got {level}"):
-            frontier.frontier(algo, state, jax.random.key(0), (level,))
+def test_levels_and_agents_without_a_frontier_are_refused_in_one_line():
+    for name, level, message in (
+        ("iqn", 0.0, "levels: must be > 0 and <= 1, got 0.0"),
+        ("iqn", 1.01, "levels: must be > 0 and <= 1, got 1.01"),
+        ("pqn", 0.5, "pqn: has no policy for a level of risk; train iqn"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            frontier.frontier(tiny(name), None, jax.random.key(0), (level,), 2)
     for name, fields, message in (
-        ("pqn", {}, "pqn: has no policy for a level of risk"),
         ("c51", {}, "head: categorical has no policy for a level"),
         ("iqn", dict(risk_objective="dynamic_cvar"), "risk_objective: dynamic_cvar learns for one level"),
     ):
         other = tiny(name, **fields)
         with pytest.raises(ConfigError, match=message):
-            frontier.frontier(other, other.init(jax.random.key(0)), jax.random.key(0), (0.5,), 2)
+            q_learning.policy_at(other.env, other.config, None, jnp.array(0.5))
 
 
 def test_the_mean_is_maximised_whatever_the_other_fields_of_risk():
-    plain, other = tiny("iqn"), tiny("iqn", risk_level=0.1, return_min=-9.0, return_max=9.0, risk_levels=(0.3, 1.0))
-    state = plain.init(jax.random.key(0))
-    batch, _ = q_learning.draw(plain.config, state, jax.random.key(1), 8)
-    losses = [q_learning.loss(state.params, c.config, state, batch, jax.random.key(2))[0] for c in (plain, other)]
-    assert_array_equal(*losses)
+    plain, other = tiny("qrdqn"), tiny("qrdqn", risk_level=0.1, return_min=-9.0, return_max=9.0)
+    states = [jax.device_get(x.init(jax.random.key(0))) for x in (plain, other)]
+    for a, b in zip(*map(jax.tree.leaves, (states[0].params, states[1].params)), strict=True):
+        assert_array_equal(a, b)
+    after = [x.step(state)[0].params for x, state in zip((plain, other), states, strict=True)]
+    for a, b in zip(*map(jax.tree.leaves, after), strict=True):
+        assert_array_equal(a, b)
     assert not isinstance(plain.env, Stock)
 
 
