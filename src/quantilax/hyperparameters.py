@@ -141,7 +141,7 @@ class RiskObjective:
         le=1,
     )
     risk_levels: tuple[float, ...] = field((0.1, 1.0), "rising levels of the CVaRs that `spectral` mixes", gt=0, le=1)
-    risk_weights: tuple[float, ...] = field((0.5, 0.5), "weights of these CVaRs, which sum to 1", gt=0, le=1)
+    risk_weights: tuple[float, ...] = field((0.5, 0.5), "weights of these CVaRs, in proportion", gt=0, le=1)
     return_min: float = field(
         -1.0, "smallest discounted return from any state, before `reward_scale`, for stocks", ge=-MOST, le=MOST
     )

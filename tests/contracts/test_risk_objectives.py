@@ -278,7 +278,7 @@ def test_nested_cvar_is_learned_and_obeyed():
         (dict(signals=True), "signals: is not defined with risk_objective=static_cvar"),
         (dict(risk="cvar", risk_eta=0.5), "risk: cvar distorts what the policy maximises with risk_objective"),
         (dict(risk_objective="spectral", risk_levels=(0.5, 0.1)), "risk_levels: .* must be rising levels"),
-        (dict(risk_objective="spectral", risk_weights=(0.5, 0.6)), "risk_weights: .* sum to 1.1; they must sum to 1"),
+        (dict(risk_objective="spectral", risk_weights=(1.0,)), r"risk_levels: .* one for each of risk_weights=\[1.0\]"),
         (dict(risk_objective="spectral", risk_levels=(0.0, 1.0)), "risk_levels: must be > 0 and <= 1"),
         (dict(risk_objective="cvar"), "risk_objective: unknown value 'cvar'"),
     ],

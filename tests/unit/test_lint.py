@@ -121,6 +121,7 @@ def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_other
 def test_every_float_is_alive_in_a_healthy_agent():
     alive = {name: set() for name, _ in HEALTHY.values()}
     others = (
+        ("iqn", dict(risk_objective="static_cvar")),
         ("pqn", dict(head="hl_gauss", num_atoms=7, v_min=-2.0, v_max=3.0)),
         ("pqn", dict(head="implicit_quantile", risk="cvar", risk_eta=0.5)),
         ("pqn", dict(head="proposed", num_fractions=4)),

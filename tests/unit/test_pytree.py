@@ -122,9 +122,9 @@ def values(f: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
         return st.sampled_from(list(f.metadata["choices"]))
     if annotation is bool:
         return st.booleans()
-    if annotation is float:
+    if annotation in (float, tuple[float, ...]):
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-        return st.floats(
+        number = st.floats(
             min_value=None if low is None else float(np.float32(low)),
             max_value=None if high is None else float(np.float32(high)),
             width=32,
@@ -134,6 +134,7 @@ def values(f: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
             allow_subnormal=False,  # 0 in a program
             allow_infinity=high is None and not f.metadata.get("finite", True),
         )
+        return number if annotation is float else st.lists(number, max_size=4).map(tuple)
     whole = st.integers(bounds["ge"], bounds.get("le", pytree.MAX_INT32))
     return whole if annotation is int else st.lists(whole, max_size=4).map(tuple)
 

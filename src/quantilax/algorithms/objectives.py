@@ -72,13 +72,11 @@ def check(config: Any) -> None:
     if is_number(c.return_min) and is_number(c.return_max) and not c.return_min < c.return_max:
         raise ConfigError(f"return_min: {c.return_min} is not below return_max={c.return_max}; set both {asked}")
     if c.risk_objective == "spectral":
-        levels, shares = c.risk_levels, c.risk_weights
-        if not levels or len(levels) != len(shares) or list(levels) != sorted(set(levels)):
+        levels, given = c.risk_levels, c.risk_weights
+        if not levels or len(levels) != len(given) or list(levels) != sorted(set(levels)):
             raise ConfigError(
-                f"risk_levels: {list(levels)} must be rising levels, one for each of risk_weights={list(shares)}"
+                f"risk_levels: {list(levels)} must be rising levels, one for each of risk_weights={list(given)}"
             )
-        if abs(sum(shares) - 1) > 1e-6:
-            raise ConfigError(f"risk_weights: {list(shares)} sum to {sum(shares):g}; they must sum to 1")
 
 
 def is_number(value: Any) -> bool:
@@ -86,12 +84,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
+def shares(config: Any) -> np.ndarray:
+    """Return `risk_weights`, divided by their sum."""
+    given = np.asarray(config.risk_weights, np.float32)
+    return np.asarray(given / given.sum())
+
+
 def weights(config: Any) -> Any:
     """Return the weight of each stock's utility; None if there are no stocks."""
     if config.risk_objective == "static_cvar":
         return np.ones(1, np.float32)
     if config.risk_objective == "spectral":
-        return np.float32(config.risk_weights) / np.float32(config.risk_levels)
+        return shares(config) / np.float32(config.risk_levels)
     return None
 
 
@@ -145,7 +149,7 @@ def first_stock(
     Z: Callable[[Observation, Float[Array, "N"]], Float[Array, "N A"]],
     obs: Observation,
     levels: Float[Array, "L"],
-    shares: Float[Array, "L"],
+    weight: Float[Array, "L"],
 ) -> Float[Array, "k"]:
     """Return the first stocks from which the learned return has the largest mixture of CVaRs.
 
@@ -156,7 +160,7 @@ def first_stock(
         config, normalizer: of the agent.
         Z: (observation, fractions) -> learned quantiles of the return.
         obs: the first observation of an episode, whatever stocks it shows.
-        levels, shares: of the mixture, `sum_i shares_i CVaR_{levels_i}`.
+        levels, weight: of the mixture, `sum_i weight_i CVaR_{levels_i}`.
     """
     wrapper = stock(config)
     tau = fractions.midpoints(jnp.zeros(FRACTIONS))
@@ -165,7 +169,7 @@ def first_stock(
         seen = wrapper.shown(obs[..., : -wrapper.number], c)
         quantiles = Z(seen, tau)
         z = quantiles[:, jnp.argmax(score(config, normalizer, heads.base.Prediction(quantiles), seen))]
-        return shares @ jax.vmap(risk.cvar_of, in_axes=(None, 0))(z, levels)
+        return weight @ jax.vmap(risk.cvar_of, in_axes=(None, 0))(z, levels)
 
     def best(candidates: Float[Array, "G k"]) -> Float[Array, "k"]:
         return candidates[jnp.argmax(jax.lax.map(value, candidates))]
@@ -178,7 +182,7 @@ def first_stock(
 
 
 def mixture(config: Any) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
-    """Return levels and shares of the mixture of CVaRs that a config with stocks asks for."""
+    """Return levels and weights of the mixture of CVaRs that a config with stocks asks for."""
     if config.risk_objective == "spectral":
-        return jnp.asarray(config.risk_levels), jnp.asarray(config.risk_weights)
+        return jnp.asarray(config.risk_levels, jnp.float32), jnp.asarray(shares(config))
     return jnp.asarray(config.risk_level)[None], jnp.ones(1)

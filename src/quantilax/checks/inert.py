@@ -87,6 +87,8 @@ def candidates(agent: Agent, name: str) -> list[Any]:
         other = [2 * value, value // 2, value + 1, value - 1]
     elif isinstance(value, tuple) and all(isinstance(v, int) for v in value):
         other = [tuple(v + 1 for v in value), value + value[-1:], value[:-1]] if value else [(1,)]
+    elif isinstance(value, tuple):
+        other = [(value[0] / 2, *value[1:])] if value else []
     elif _is_number(value):
         value, low, high = float(value), bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         other = [value / 2, value / 1000, 2 * value] if value else [1.0, -1.0]
