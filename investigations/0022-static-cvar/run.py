@@ -99,8 +99,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(PROBLEMS))
     parser.add_argument("--kinds", nargs="*", default=["static", "greedy"])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--timesteps", type=int, default=SETTINGS["total_timesteps"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.csv")
     asked = parser.parse_args()
+    SETTINGS.update(total_timesteps=asked.timesteps, eval_freq=asked.timesteps)
     is_new = not asked.out.exists()
     with asked.out.open("a", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
