@@ -7,6 +7,7 @@ Source: Dabney, Rowland, Bellemare & Munos (2018), https://arxiv.org/abs/1710.10
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +89,12 @@ def mixture(key: Key[Array, ""], steps: Steps, Z: Float[Array, "T E n"]) -> Floa
     return G
 
 
-WORST = 128
-"""Fractions at which the step function is read for the worst share of returns."""
+class Worst(NamedTuple):
+    """A share of the worst returns, for `QuantileHead.predict`."""
+
+    share: Scalar
+    number: int = 128
+    """Fractions at which the step function is read, evenly spaced below the share."""
 
 
 class QuantileHead(OfQuantiles):
@@ -118,18 +123,19 @@ class QuantileHead(OfQuantiles):
         return self.action_layer(self.config.num_quantiles + 2 * self.config.non_crossing, features, num_actions, rngs)
 
     def worst(self, share: Scalar, taus: Sequence[Taus]) -> list[Taus]:
-        """Return evenly spaced fractions below `share`, where `predict` reads the step function."""
-        return [share * fractions.midpoints(jnp.zeros(WORST)) for _ in taus]
+        """Return the share itself for each use, because this head has fractions of its own."""
+        return [Worst(share) for _ in taus]
 
     def predict(self, layer: Layer, psi: Features, taus: Sequence[Taus]) -> list[Prediction]:
-        """Return theta at the midpoints, or the step function through theta at the fractions."""
+        """Return theta at the midpoints, or the step function through theta below a `Worst`."""
         Y = self.outputs(layer, psi)
         if self.config.non_crossing:
             Y = monotone(Y) if psi.ndim == 1 else jax.vmap(monotone)(Y)
         at_midpoints = Prediction(Y, jnp.broadcast_to(fractions.midpoints(Y[..., 0]), Y.shape[:-1]))
-        return [at_midpoints if tau is None else self._step_function(Y, tau) for tau in taus]
+        return [self._below(Y, tau) if isinstance(tau, Worst) else at_midpoints for tau in taus]
 
-    def _step_function(self, Y: Float[Array, "*batch n A"], tau: Float[Array, "N"]) -> Prediction:
+    def _below(self, Y: Float[Array, "*batch n A"], worst: Worst) -> Prediction:
+        tau = worst.share * fractions.midpoints(jnp.zeros(worst.number))
         of_quantiles = fractions.of_quantiles if Y.ndim == 2 else jax.vmap(fractions.of_quantiles, in_axes=(0, None))
         Z = of_quantiles(Y, tau)
         return Prediction(Z, jnp.broadcast_to(tau, Z.shape[:-1]))
