@@ -183,9 +183,9 @@ def test_the_first_stocks_of_a_bandit_are_those_of_the_best_action():
 
 # What is learned
 
-FAST = dict(num_quantiles=40, kappa=0.02, torso_sizes=(32,), head_sizes=(32,), total_timesteps=8_000, eval_freq=8_000,
-            eval_episodes=8, num_envs=16, num_epochs=6, fill_buffer=1_000, learning_rate=4e-3, learning_rate_end=0.0,
-            target_update_freq=25, exploration_fraction=0.5, metrics=False)  # fmt: skip
+FAST = dict(num_quantiles=20, batch_size=32, kappa=0.02, torso_sizes=(32,), head_sizes=(32,), total_timesteps=8_000,
+            eval_freq=8_000, eval_episodes=8, num_envs=16, num_epochs=6, fill_buffer=1_000, learning_rate=4e-3,
+            learning_rate_end=0.0, target_update_freq=25, exploration_fraction=0.5, metrics=False)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +261,22 @@ def test_nested_cvar_is_learned_and_obeyed():
     assert_allclose(rho, expected, atol=0.4)
     chosen = jax.vmap(algo.policy(state), (0, None))(obs, jax.random.key(0))
     assert_allclose(np.take_along_axis(expected, np.asarray(chosen)[:, None], 1)[:, 0], expected.max(axis=1), atol=1e-6)
+
+
+@pytest.mark.validation
+def test_a_mixture_of_the_mean_and_the_worst_is_learned():
+    algo = QRDQN.create("risk/two_stage", risk_objective="spectral", risk_levels=(0.1, 1.0), risk_weights=(0.7, 0.3),
+                        gamma=1.0, reward_scale=0.15, return_min=-6.0, return_max=8.0, **FAST)  # fmt: skip
+    state, _ = algo.train(jax.random.key(0))
+    returns = np.asarray(algo.evaluate(state, jax.random.key(1), 4_000)[1], float)
+    env, worth = PROBLEMS["risk/two_stage"](), lambda z: 0.7 * z.cvar(0.1) + 0.3 * z.mean
+    policies = [
+        exact.returns(env, 1.0, lambda s, t, e, chosen=(0, *chosen): chosen[s])
+        for chosen in itertools.product((0, 1), repeat=2)
+    ]
+    values, counts = np.unique(returns, return_counts=True)
+    obtained = exact.Distribution(values, counts / len(returns))
+    assert worth(obtained) == pytest.approx(max(map(worth, policies)), abs=0.25)
 
 
 # Refusals, and that nothing changes without
