@@ -170,7 +170,7 @@ def test_targets_are_those_of_the_legal_actions_at_the_successor(changes, traine
     config = algo.replace(munchausen_temperature=0.5, **changes).config
     batch = q_learning.draw(config, state, jax.random.key(1), 64)[0]
     networks = state.params, state.target_params, state.params
-    _, y = jax.jit(q_learning.compared)(config, state.network, networks, batch, jax.random.key(2))
+    _, y = jax.jit(q_learning.compared)(config, state, networks, batch, jax.random.key(2))
 
     def q(params, obs):
         network = q_learning.nnx.merge(state.network, params)

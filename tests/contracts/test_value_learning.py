@@ -427,7 +427,7 @@ def test_with_double_the_action_is_selected_by_the_parameters_given_for_it(name)
     @jax.jit
     def by_selector(state, selector, config, b, key):
         networks, head = (state.params, state.target_params, selector), heads.of(config)
-        predictions, y = q_learning.compared(config, state.network, networks, b, key)
+        predictions, y = q_learning.compared(config, state, networks, b, key)
         return jax.vmap(head.loss)(predictions, y).mean()
 
     selected_by = partial(by_selector, state, config=double, b=b, key=key)
