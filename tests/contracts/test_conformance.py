@@ -124,7 +124,7 @@ def ours(n_step: int, switches: Switches = THEIR_WAY) -> dict[str, np.ndarray]:
     def cosines(tau, n):
         return jnp.cos(jnp.pi * tau[..., None] * (switches.first_cosine + jnp.arange(n)))
 
-    state: Any = SimpleNamespace(network=graph, target_params=target_params)
+    state: Any = SimpleNamespace(network=graph, target_params=target_params, normalizer=None)
 
     def loss(params: Any) -> Any:
         value, _ = q_learning.loss(in_units(params, cfg.kappa), cfg, state, batch, jax.random.key(0))
