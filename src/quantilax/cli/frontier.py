@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 import rich.table
 
-from quantilax.cli.shared import NO_CACHE, refuse_without_memory, seed_range, table_console
+from quantilax.cli.shared import (
+    CHECKPOINT,
+    NO_CACHE,
+    as_checkpoint,
+    refuse_without_memory,
+    seed_range,
+    table_console,
+)
 from quantilax.errors import ConfigError, reason
 
 
@@ -13,7 +20,7 @@ from quantilax.errors import ConfigError, reason
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--levels", type=click.IntRange(min=1), default=20, show_default=True, help="Levels, evenly spaced.")
 @click.option("--episodes", type=click.IntRange(min=2), default=1_000, show_default=True, help="Episodes per level.")
-@click.option("--checkpoint", default="last", show_default=True, help="last, best or a number of environment steps.")
+@CHECKPOINT
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the episodes.")
 @click.option(
     "--out",
@@ -39,9 +46,7 @@ def risk(run: Path, levels: int, episodes: int, checkpoint: str, seed: int, out:
 
     if out.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out: {out}: expected a name that ends with {', '.join(FORMATS)}")
-    which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    if which not in ("last", "best") and not isinstance(which, int):
-        raise ConfigError(f"--checkpoint: expected last, best or a number of environment steps, got '{checkpoint}'")
+    which = as_checkpoint(checkpoint)
     if not no_cache:
         runs.enable_compilation_cache()
     asked = [i / levels for i in range(1, levels + 1)]
