@@ -485,6 +485,16 @@ def computed(algo) -> bytes:
     return dependence.fingerprint(program, range(len(program.out_avals)))
 
 
+@pytest.mark.parametrize("name", each(("dqn", "iqn", "pqn"), ["iqn"]))
+def test_a_config_closed_over_and_metrics_switched_off_leave_training_as_it_is(name):
+    on, off = tiny(name), tiny(name, metrics=False)
+    closed_over = jax.jit(partial(train.train, *off.arguments()))
+    state, record = closed_over(jax.random.key(0))
+    assert record.metrics is None
+    measured_state, measured = on.records(jax.random.key(0))
+    assert_same_bits((state, record), (measured_state, measured._replace(metrics=None)))
+
+
 TORSOS_FIRST = {("iqn", "minatar"), ("pqn", "minatar"), ("iqn", "nature")}
 
 

@@ -1,14 +1,12 @@
 """Two programs of a loop agree bit for bit, compiled as for users: the replay loop (IQN) and PQN's."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from quantilax import ALGORITHMS, devices, train
+from quantilax import ALGORITHMS, devices
 from tests.conftest import TINY, each, tiny
 from tests.trees import assert_same_bits, raw, weights_norm
 
@@ -117,13 +115,3 @@ def test_an_eval_callback_is_stacked_into_the_curve_and_changes_nothing_else(nam
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in raw(state.params)))
     assert_allclose(seen.callback["norm"][-1], norm, rtol=1e-5)
     assert seen.callback["action"].dtype == jnp.int32
-
-
-@once("iqn")
-def test_a_config_closed_over_and_metrics_switched_off_leave_training_as_it_is(name):
-    on, off = tiny(name), tiny(name, metrics=False)
-    closed_over = jax.jit(partial(train.train, *off.arguments()))
-    state, record = closed_over(jax.random.key(0))
-    assert record.metrics is None
-    measured_state, measured = on.records(jax.random.key(0))
-    assert_same_bits((state, record), (measured_state, measured._replace(metrics=None)))

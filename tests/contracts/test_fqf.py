@@ -326,6 +326,7 @@ def test_training_copies_no_replay_in_its_loops():
     assert copies_in_loops(program, -(-rows * 4 // 32)) == 0  # rows of the sum tree
 
 
+@pytest.mark.validation
 def test_adams_signals_are_those_of_adam_and_not_of_the_proposals_optimiser(algo):
     algo = algo.replace(signals=True)
     state, record = algo.records(jax.random.key(0))

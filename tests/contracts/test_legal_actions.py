@@ -233,6 +233,7 @@ def test_masked_values_are_minus_infinity_unless_no_action_is_legal():
     assert exploration.masked(q, None) is q
 
 
+@pytest.mark.validation
 def test_sticky_actions_are_legal_too():
     env = StickyActions(env=Doors(), probability=0.9)
     transitions = collected(rollout.random_action(env), steps=200, env=env)

@@ -134,6 +134,7 @@ def test_the_loss_is_that_of_the_paper(env):
 
 
 @pytest.mark.optimized
+@pytest.mark.validation
 def test_the_linear_regulator_is_solved_to_its_known_optimum():
     env = Regulator(noise=0.05)
     algo = create(ALGORITHMS["ppo"], env, dict(

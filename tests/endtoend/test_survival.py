@@ -451,6 +451,7 @@ def test_a_run_that_cannot_be_begun_on_a_full_disk_is_refused_in_one_line(server
     assert_refused(server.run(here, "train", "short.yaml", "--out", "run", file_size=1), "File too large", "run")
 
 
+@pytest.mark.validation
 def test_a_study_on_a_disk_that_is_full_ends_in_one_line_and_goes_on_after_making_room(server, here):
     (here / "s.yaml").write_text("base: {config: short.yaml, section: dqn}\nseeds: 3\n")
     study = "study", "s.yaml", "--out", "s", "--jobs", "1", "--quiet", "--no-cache"
@@ -872,7 +873,10 @@ def test_a_run_whose_loss_is_not_finite_fails_in_one_line_and_keeps_its_checkpoi
 # 10. Signals
 
 
-@pytest.mark.parametrize(("number", "out"), [(signal.SIGTERM, "run"), (signal.SIGINT, "a run's directory")])
+@pytest.mark.parametrize(
+    ("number", "out"),
+    [(signal.SIGTERM, "run"), pytest.param(signal.SIGINT, "a run's directory", marks=pytest.mark.validation)],
+)
 def test_a_signal_lets_the_segment_end_saves_it_and_the_command_told_goes_on(server, whole, here, number, out):
     run = here / out
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", out)

@@ -236,6 +236,7 @@ def test_a_platform_that_is_not_there_is_told_in_one_line(error, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.validation
 def test_what_the_environment_says_at_the_start_of_a_process(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY_PQN)
     checks = {"JAX_DEBUG_NANS": "1", "JAX_DEBUG_INFS": "1", "JAX_CHECK_TRACER_LEAKS": "1", "JAX_DEBUG_KEY_REUSE": "1"}

@@ -4,6 +4,7 @@ By the program: a leaf does not reach the curve (lengths and returns), or all va
 field give the same program. By curves: the first steps stay the same, bit for bit.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
@@ -124,21 +125,29 @@ class Programs:
         is_another = one is not None and other is not None and one.curve != other.curve
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
-    def variants(self, kinds: Any, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield `changes` and one static field of these kinds, then more values of text fields."""
+    def variants(self, kinds: Any, changes: dict[str, Any], among: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Yield `changes` with one field of `among` of these kinds, then other values of texts."""
         for kind, first, last in ((kinds, 0, 1), (str, 1, None)):
-            for name in self.statics:
+            for name in among:
                 if isinstance(getattr(self.agent.config, name), kind) and name not in (*LOOP, *changes):
                     variants = ({**changes, name: value} for value in alternatives(self.agent, name))
                     yield from itertools.islice((one for one in variants if self.of(one) is not None), first, last)
+
+    def declared_with(self, name: str) -> list[str]:
+        """Return the static fields of the group of hyperparameters that declares a field."""
+        groups = map(inspect.get_annotations, type(self.agent.config).__mro__)
+        group = next((fields for fields in groups if name in fields), {})
+        return [one for one in self.statics if one in group]
 
     def enabling(self, name: str, value: Any) -> dict[str, Any] | None:
         """Find a change (for a leaf, perhaps two) with which a field matters, or None."""
         is_leaf = name not in self.statics
         others = alternatives(self.agent, "head") if is_leaf and "head" in self.statics else []
         others = [head for head in others if any(name in c.__dataclass_fields__ for c in heads.HEADS[head].configs)]  # type: ignore[attr-defined]
-        tried = self.variants(object if is_leaf else bool | str | tuple, {})
-        tried = itertools.chain(tried, *(self.variants(str, {"head": head}) for head in others))
+        kinds, near = object if is_leaf else bool | str | tuple, self.declared_with(name)
+        far = [one for one in self.statics if one not in near]
+        tried = itertools.chain(*(self.variants(kinds, {}, among) for among in (near, far)))
+        tried = itertools.chain(tried, *(self.variants(str, {"head": head}, self.statics) for head in others))
         return next((c for c in tried if name not in c and self.matters(name, value, c)), None)
 
 
