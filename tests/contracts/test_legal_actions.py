@@ -304,6 +304,7 @@ def test_masks_of_real_valued_actions_are_refused():
         envs.as_environment(Continuous())
 
 
+@pytest.mark.validation
 def test_a_run_with_masks_that_was_stopped_goes_on_to_the_same_end(tmp_path):
     def stop(state, record):
         if record.env_step[0] == 120:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.optimized
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("section", each(first=["pqn"]))
+@pytest.mark.parametrize("section", each(first=()))
 def test_the_shipped_settings_solve_cartpole(section):
     algo = load_section(CONFIGS / "gymnax" / "cartpole.yaml", section).create()
     _, (_, returns) = algo.train(jax.random.key(0))

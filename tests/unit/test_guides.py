@@ -218,7 +218,7 @@ def test_the_hyperparameter_of_ones_own_head_weighs_its_loss(gaussian, loop):
     assert float(jax.grad(loss)(Z, y).m) == pytest.approx(-(3**0.25) / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("loop", ["q_learning", "pqn"])
+@pytest.mark.parametrize("loop", [pytest.param("q_learning", marks=pytest.mark.validation), "pqn"])
 def test_the_gaussian_learns_and_is_measured_in_either_loop(loop):
     settings = dict(head="gaussian", total_timesteps=2_048, eval_freq=2_048, num_envs=8, eval_episodes=2, signals=True)
     algo = create(ALGORITHMS[loop], "probe/corridor", {**settings, "torso_sizes": (8,)})
