@@ -358,7 +358,7 @@ def test_the_replay_holds_what_the_environment_gave_also_with_normalisation():
     assert set(np.unique(ring.rows.reward)) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize(("n", "prioritized"), [(1, True), (3, False)])
+@pytest.mark.parametrize(("n", "prioritized"), [(1, True), pytest.param(3, False, marks=pytest.mark.validation)])
 def test_training_copies_no_replay_in_its_loops(n, prioritized):  # bug 10, and docs/decisions/0002
     algo = tiny("dqn", buffer_size=54_321, n_step=n, prioritized=prioritized)
     algorithm, env, config = algo.arguments()

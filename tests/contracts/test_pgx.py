@@ -143,6 +143,7 @@ def test_every_game_fits_the_contract(game):
     assert library(game).num_players == 1
 
 
+@pytest.mark.validation
 def test_every_game_of_one_player_is_there():
     with_one = {game for game in set(pgx.available_envs()) if pgx.make(game).num_players == 1}
     assert set(adapter.names()) == with_one

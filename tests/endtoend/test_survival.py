@@ -394,6 +394,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_brought_to_its_end_by_resume(
     assert_same_end(run, whole)
 
 
+@pytest.mark.validation
 def test_a_run_killed_before_its_first_checkpoint_begins_anew_with_resume(server, whole, here):
     life = server.begin(here, "train", "short.yaml", *SEEDS, "--out", "run")
     life.until(lambda: (here / "run" / "run.json").exists())

@@ -142,6 +142,7 @@ BOOTSTRAPS = [
 
 
 @pytest.mark.parametrize(("learner", "changes"), BOOTSTRAPS)
+@pytest.mark.validation
 def test_a_return_that_only_bootstrapping_gives_is_recovered(learner, changes):
     gamma = 0.8
     Z, true = learned("probe/geometric", gamma, learner, **changes)
