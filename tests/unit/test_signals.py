@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from quantilax import ConfigWarning, signals, train
 from quantilax.envs.probes import Corridor, Terminal, TimeLimit
 from quantilax.learning import rollout
-from quantilax.types import Policy
+from quantilax.types import Discrete, Policy
 from tests.conftest import tiny
 
 
@@ -94,7 +94,9 @@ def test_watching_plays_the_episodes_that_evaluating_plays(algo):
     lengths, returns = rollout.evaluate(algo.env, policy, key, 5)
     watched = rollout.watch(algo.env, policy, key, 5, 0.9)
     assert lengths.tolist() == watched.lengths.tolist()
-    assert returns.tolist() == watched.returns.tolist()
+    # Whole rewards add up exactly; real ones are added up in two programs, which may round differently.
+    rtol = 0 if isinstance(env.action_space, Discrete) else 1e-6
+    assert_allclose(watched.returns, returns, rtol=rtol)
 
 
 def test_watching_keeps_the_discounted_return_the_first_step_and_the_last():

@@ -26,10 +26,14 @@ def call(function: Callable[[], T]) -> Callable[[], T]:
             results.put((None, error))
 
     def wait() -> T:
-        result, error = results.get()
-        if error is not None:
-            raise error
-        return result
+        while True:  # a signal that arrives just before a wait begins is handled when that wait ends
+            try:
+                result, error = results.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            return result
 
     threading.Thread(target=work, daemon=True).start()
     return wait
