@@ -6,14 +6,12 @@ python -m benchmarks.conformance_actors
 Weights, transitions and noise are drawn here; `conformance_sb3.py` runs the two libraries on them in their environment.
 """
 
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import PEERS, ROOT, peer_python
+from benchmarks.peers import ROOT, conformance
 
 FILE = ROOT / "tests" / "contracts" / "sb3.npz"
 SIDE = Path(__file__).with_name("conformance_sb3.py")
@@ -78,23 +76,5 @@ def inputs() -> dict[str, Any]:
     return drawn
 
 
-def main() -> None:
-    """Write the file, and say how far what was there is from it."""
-    with tempfile.TemporaryDirectory() as directory:
-        given, made = Path(directory) / "inputs.npz", Path(directory) / "outputs.npz"
-        drawn = inputs()
-        np.savez(given, **drawn)
-        subprocess.run([peer_python("sbx"), SIDE, given, made], check=True)
-        outputs: dict[str, Any] = dict(np.load(made))
-    if FILE.exists():
-        before = dict(np.load(FILE))
-        differences = [np.abs(before[name] - array).max() for name, array in outputs.items() if name in before]
-        print(
-            f"{len(differences)} of {len(outputs)} arrays were there; largest difference {max(differences, default=0):.3g}"
-        )
-    np.savez_compressed(FILE, **drawn, **outputs, versions=np.array(PEERS["sbx"]))
-    print(f"{FILE.relative_to(ROOT)}: {FILE.stat().st_size:,} bytes, {', '.join(PEERS['sbx'])}")
-
-
 if __name__ == "__main__":
-    main()
+    conformance("sbx", SIDE, inputs(), FILE)

@@ -109,7 +109,7 @@ def draws(given: Given, *names: str) -> Any:
 
 
 def stepped(model: Any, given: Given, critics: list[Any], actor: list[nn.Linear], compares: str) -> Given:
-    """Take a step: losses, gradients, and the targets that the function `compares` is given."""
+    """Take a step: losses, gradients, and the targets that the function `compares` receives."""
     found: Given = {}
     module, function = compares.rsplit(".", 1)
     original = getattr(sys.modules[module], function) if function != "mse_loss" else nn.functional.mse_loss

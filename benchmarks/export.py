@@ -2,8 +2,8 @@
 
 python -m benchmarks.export
 
-Each policy is exported untrained, with the weights of `init`: what they are does not change the
-time. onnxruntime gets one thread. A file computes action, q and quantiles, or the action alone.
+Policies are exported untrained, with the weights of `init`, because weights do not change the time.
+onnxruntime gets one thread. A file computes action, q and quantiles, or the action alone.
 """
 
 import argparse

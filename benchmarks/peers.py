@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {
@@ -29,3 +33,30 @@ def peer_python(peer: str) -> Path:
         venv.create(home, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
     return python
+
+
+def conformance(peer: str, side: Path, given: dict[str, Any], file: Path) -> None:
+    """Run a peer's side of a comparison, write inputs and outputs, and print how much they changed.
+
+    Args:
+        peer, side: the environment, and the program that runs in it: side.py INPUTS OUTPUTS.
+        given: arrays that both sides get.
+        file: `.npz` file for the suite.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        inputs, made = Path(directory) / "inputs.npz", Path(directory) / "outputs.npz"
+        np.savez(inputs, **given)
+        subprocess.run([peer_python(peer), side, inputs, made], check=True)
+        outputs: dict[str, Any] = dict(np.load(made))
+    if file.exists():
+        before = dict(np.load(file))
+        differences = [
+            np.abs(before[name] - array).max()
+            for name, array in outputs.items()
+            if name in before and array.dtype.kind == "f"
+        ]
+        print(
+            f"{len(differences)} of {len(outputs)} arrays were there; largest difference {max(differences, default=0):.3g}"
+        )
+    np.savez_compressed(file, **given, **outputs, versions=np.array(PEERS[peer]))
+    print(f"{file.relative_to(ROOT)}: {file.stat().st_size:,} bytes, {', '.join(PEERS[peer])}")

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from numpy.testing import assert_array_equal
 
 
@@ -25,3 +26,17 @@ def weights_norm(algo, state, key):
     """An `eval_callback`: what is computed from the state, and what is drawn."""
     norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(state.params)))
     return {"norm": norm, "drawn": jax.random.normal(key, (3,)), "action": algo.policy(state)(state.envs.obs[0], key)}
+
+
+def filled(params, arrays, places):
+    """Parameters with the `kernel` and `bias` of layers: name among the arrays -> where the network has it."""
+    plain = nnx.to_pure_dict(params)
+    for name, path in places.items():
+        inner = plain
+        for step in path:
+            inner = inner[step]
+        for part in ("kernel", "bias"):
+            assert inner[part].shape == arrays[f"{name}.{part}"].shape
+            inner[part] = jnp.asarray(arrays[f"{name}.{part}"])
+    nnx.replace_by_pure_dict(params, plain)
+    return params

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,11 @@ def validated() -> str:
         told = "" if level is None else f" A mean return of {level:g} or more counts as solved."
         parts.append(f"\n### {environment}\n\nSections of {code(config)}.{told}\n\n{results(group)}")
     made = "".join(
-        f"- {code(f'{r.config} {r.section}')}, {r.date}, {', '.join(code(shortened(c)) for c in r.commits)}:"
-        f" {code(r.command)}\n"
+        f"\n{code(f'{r.config} {r.section}')}, {r.date}, {', '.join(code(shortened(c)) for c in r.commits)}:\n\n"
+        f"```bash\n{folded(r.command)}\n```\n"
         for r in rows
     )
-    return f"{''.join(parts)}\n## How each row was made\n\n{HOW}\n{made}\n"
+    return f"{''.join(parts)}\n## How each row was made\n\n{HOW}{made}\n"
 
 
 HOW = """\
@@ -181,7 +182,7 @@ such as the records of runs that were being written.
 
 
 def results(rows: list[records.Record]) -> str:
-    """Return a table of results; it tells of solving if the rows have a threshold."""
+    """Return a table of results, with columns on solving if the rows have a threshold."""
     columns: dict[str, Callable[[records.Record], str]] = {
         "section": lambda r: code(r.section),
         "steps": lambda r: f"{r.steps:,}",
@@ -207,6 +208,13 @@ def table(rows: list[list[str]]) -> str:
 def shortened(commit: str) -> str:
     """Return the first ten digits of a commit, and its `+` if the tree had changes."""
     return commit[:10] + commit[40:]
+
+
+def folded(command: str) -> str:
+    """Return a command over several lines, each option with its value."""
+    glued = re.sub(r"(--\S+) (?!--)", "\\1\0", command)
+    lines = textwrap.wrap(glued, 94, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines).replace("\0", " ")
 
 
 def code(text: str) -> str:

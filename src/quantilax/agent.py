@@ -160,11 +160,11 @@ class Agent:
 
     @switches.standard()
     def begin(self, state: State, env_state: PyTree, obs: Observation) -> tuple[PyTree, Observation]:
-        """Set what the policy chooses at the beginning of an episode: (environment's state, obs).
+        """Set the first stock at the beginning of an episode; return (environment's state, obs).
 
-        That is the first stock of `risk_objective: static_cvar` and `spectral`, for `risk_level`.
-        Call it after `env.reset` in a loop of your own; `evaluate` does so by itself. For other
-        agents it changes nothing.
+        With `risk_objective: static_cvar` or `spectral`, the first stock depends on `risk_level`.
+        For other agents nothing changes. In a loop of your own, call this after `env.reset`;
+        `evaluate` does so by itself.
 
         Args:
             state: the state of one run.

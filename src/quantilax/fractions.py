@@ -98,7 +98,7 @@ def of_atoms(
 
 
 GRID = np.arange(1, 200, dtype=np.float32) / 200
-"""Levels at which a learned distribution is looked at as a whole."""
+"""Levels at which the whole of a learned distribution is read."""
 
 
 class Recalibration(NamedTuple):

@@ -131,22 +131,24 @@ OBJECTIVES = ("mean", "static_cvar", "spectral", "dynamic_cvar")
 
 @dataclass
 class RiskObjective:
-    """What the policy maximises of the discounted return, see docs/risk.md."""
+    """The policy's objective; see docs/risk.md."""
 
     risk_objective: str = field("mean", "what is maximised: the mean, or a measure of risk", choices=OBJECTIVES)
     risk_level: float = field(
         0.25,
-        "a of CVaR_a, the share of worst outcomes that counts; `static_cvar` takes another one after training too",
+        "a of CVaR_a, the share of worst outcomes that counts; with `static_cvar` it can be changed after training",
         gt=0,
         le=1,
     )
     risk_levels: tuple[float, ...] = field((0.1, 1.0), "rising levels of the CVaRs that `spectral` mixes", gt=0, le=1)
-    risk_weights: tuple[float, ...] = field((0.5, 0.5), "weights of these CVaRs, in proportion", gt=0, le=1)
+    risk_weights: tuple[float, ...] = field(
+        (0.5, 0.5), "weights of these CVaRs; only their proportions matter", gt=0, le=1
+    )
     return_min: float = field(
-        -1.0, "smallest discounted return from any state, before `reward_scale`, for stocks", ge=-MOST, le=MOST
+        -1.0, "smallest discounted return from any state, before `reward_scale`; it bounds stocks", ge=-MOST, le=MOST
     )
     return_max: float = field(
-        1.0, "largest discounted return from any state, before `reward_scale`, for stocks", ge=-MOST, le=MOST
+        1.0, "largest discounted return from any state, before `reward_scale`; it bounds stocks", ge=-MOST, le=MOST
     )
 
 

@@ -131,10 +131,10 @@ class Signals(NamedTuple):
     """Number of ends of episodes in the replay."""
     action_entropy: Float[Array, ""]
     """Entropy of the actions learned from, divided by log A: 1 if all are used equally, 0 if one
-    is. Of real-valued actions each component is counted in `BINS` equal parts of the box."""
+    is. Each component of real-valued actions is counted in `BINS` equal parts of the box."""
     exploration: Float[Array, ""]
     """Share of the actions that differ from the greedy ones at the same fractions, as training
-    would act now on R. Of real-valued actions the mean distance, in half widths of the box."""
+    would act now on R. For real-valued actions the mean distance, in half widths of the box."""
 
     start_q: Float[Array, ""]
     """Mean value predicted at first steps of the evaluation's episodes, in learned units."""
@@ -191,8 +191,8 @@ class Experience(NamedTuple):
 class Learner(NamedTuple):
     """An algorithm with its config, state and head; values are in learned units.
 
-    Its methods are those of loops that act by the values of a list of actions. A loop of another
-    kind has a subclass.
+    Its methods fit loops that act by the values of a list of actions. A loop of another kind has a
+    subclass.
     """
 
     learning: "Learning"
@@ -274,8 +274,8 @@ class Learning(NamedTuple):
     """
 
     is_replay: bool
-    """Whether the state keeps what is learned from. If not, an iteration is collected and observed
-    to measure it, and then thrown away."""
+    """Whether the state keeps its experience. If not, an iteration is collected and observed for
+    the measurement, and then thrown away."""
     draw: Callable[[Config, State, Key[Array, ""], int], tuple[PyTree, Any]]
     """(config, state, key, n) -> (a batch of n, drawn as in training; its place in the replay)."""
     loss: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Float[Array, ""], Any]]
@@ -283,7 +283,7 @@ class Learning(NamedTuple):
     compared: Callable[[PyTree, Config, State, PyTree, Key[Array, ""]], tuple[Any, Any]]
     """(params, config, state, batch, key) -> (predictions of the actions taken, targets)."""
     experience: Callable[[Config, State], Experience]
-    """Everything that can be learned from now."""
+    """All experience that training can use now."""
     optimizer: Callable[[Config], optax.GradientTransformation]
     policies: Callable[[Environment, Config, State], tuple[Policy, Policy]]
     """The policy of training now, and the greedy one, which draws the same fractions."""
@@ -326,7 +326,7 @@ def measure(
         _, collected = rollout.collect(env, config, partial(algorithm.act, env), state, key_collect)
         state = algorithm.observe(config, state, collected, key_observe)
     target_params = getattr(state, "target_params", None)
-    if learning.entry:  # what has no target network bootstraps by itself
+    if learning.entry:  # parts without a target network take their own parameters
         target_params = state.params | target_params
     learner = learning.learner(learning, config, state, heads.of(config), state.params, target_params)
     key_reference, key_explore = jax.random.split(reference_key)

@@ -36,7 +36,7 @@ class Policy(NamedTuple):
     act, and draws what is drawn for all of them together."""
     begin: Callable[[EnvState, Observation], tuple[EnvState, Observation]] | None = None
     """(state, observation) -> the same, of one environment at the beginning of an evaluation's
-    episode. It sets what the policy may choose there, such as the stock of `risk_objective`."""
+    episode. It makes a choice once per episode, such as the first stock of `risk_objective`."""
 
 
 class Discrete(NamedTuple):
@@ -206,8 +206,7 @@ class Metrics(NamedTuple):
     epsilon: Float[Array, ""]
     """Probability of a random action in training."""
     actor_loss: Float[Array, ""] | None = None
-    """Loss of the actor, without a bonus of PPO's for entropy; None if the algorithm has no actor.
-    """
+    """Loss of the actor, without PPO's bonus for entropy; None if the algorithm has no actor."""
     entropy: Float[Array, ""] | None = None
     """Entropy of the policy in nats, of scaled actions; None if the policy is not random."""
     temperature: Float[Array, ""] | None = None
@@ -294,8 +293,8 @@ class Algorithm(NamedTuple):
     """A `quantilax.signals.Learning`, from which signals are measured if the config says `signals:
     true`; None if the algorithm has no signals."""
     environment: Callable[[Environment, Config], Environment] | None = None
-    """(environment, config) -> the environment that agents play, if the config adds to what is
-    observed."""
+    """(environment, config) -> the environment that agents play, for configs that add to
+    observations."""
     actions: tuple[type, ...] = (Discrete,)
     """Kinds of action spaces that it can act in: `Discrete`, `Box` or both."""
     q: Callable[[Config, State, Observation, Key[Array, ""]], Float[Array, "A"]] | None = None
@@ -303,7 +302,7 @@ class Algorithm(NamedTuple):
     with A = 1 that of its action or of the observation, in the environment's units; None if the
     algorithm has none."""
     metrics: tuple[str, ...] = ()
-    """The metrics that its `update` measures, of those that may be None."""
+    """The optional metrics that its `update` measures."""
 
 
 def no_action(space: Discrete | Box) -> Array:

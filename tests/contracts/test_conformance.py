@@ -23,6 +23,7 @@ from quantilax.heads import implicit_quantile
 from quantilax.networks import heads
 from quantilax.replay import ring
 from quantilax.types import NStep, Transition
+from tests.trees import filled
 
 THEIRS = dict(np.load(Path(__file__).with_name("tianshou.npz")))
 N, N_PRIME = THEIRS["tau"].shape[1], THEIRS["tau_prime"].shape[1]
@@ -75,16 +76,8 @@ def config(n_step: int, switches: Switches) -> IQN:
 def weights(name: str, cfg: IQN) -> tuple[nnx.GraphDef, Any]:
     """Our network with one of their two sets of weights."""
     graph, params = nnx.split(values.Network(SPACES, cfg, rngs=nnx.Rngs(0)))
-    plain = nnx.to_pure_dict(params)
-    for layer, path in LAYERS.items():
-        inner = plain
-        for step in path:
-            inner = inner[step]
-        for part in ("kernel", "bias"):
-            assert inner[part].shape == THEIRS[f"{name}.{layer}.{part}"].shape
-            inner[part] = jnp.asarray(THEIRS[f"{name}.{layer}.{part}"])
-    nnx.replace_by_pure_dict(params, plain)
-    return graph, params
+    places = {f"{name}.{layer}": path for layer, path in LAYERS.items()}
+    return graph, filled(params, THEIRS, places)
 
 
 def in_units(params: Any, unit: float) -> Any:

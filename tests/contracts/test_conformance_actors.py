@@ -22,6 +22,7 @@ from quantilax import ALGORITHMS, Box
 from quantilax.algorithms import actor_critic, ppo, sac, td3
 from quantilax.learning import normalize
 from quantilax.types import NStep, Transition
+from tests.trees import filled
 
 pytestmark = pytest.mark.validation
 
@@ -32,20 +33,6 @@ ENV: Any = SimpleNamespace(
     observation_space=Box((THEIRS["obs"].shape[1],)), action_space=Box((DIM,), low=-1.0, high=1.0)
 )
 BOUNDS = actor_critic.Bounds(-jnp.ones(DIM), jnp.ones(DIM))
-
-
-def filled(params: Any, places: dict[str, tuple[Any, ...]]) -> Any:
-    """Return parameters with their weights: name of a layer -> where our network has it."""
-    plain = nnx.to_pure_dict(params)
-    for name, path in places.items():
-        inner = plain
-        for step in path:
-            inner = inner[step]
-        for part in ("kernel", "bias"):
-            assert inner[part].shape == THEIRS[f"{name}.{part}"].shape
-            inner[part] = jnp.asarray(THEIRS[f"{name}.{part}"])
-    nnx.replace_by_pure_dict(params, plain)
-    return params
 
 
 def mlp(name: str, torso: tuple[Any, ...], last: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
@@ -67,12 +54,12 @@ class Side:
         def critic(which: str, i: int) -> Any:
             graph, params = nnx.split(actor_critic.Critic(ENV, self.config, rngs=nnx.Rngs(0)))
             places = {f"{kind}.{which}.{i}.{place[-1]}": path for place, path in OF_CRITIC.items()}
-            return graph, filled(params, places)
+            return graph, filled(params, THEIRS, places)
 
         def of_actor(which: str) -> Any:
             outputs = 2 if name != "td3" else 1
             graph, params = nnx.split(actor_critic.Actor(ENV, self.config, outputs, rngs=nnx.Rngs(0)))
-            return graph, filled(params, {f"{which}.{place[-1]}": path for place, path in OF_ACTOR.items()})
+            return graph, filled(params, THEIRS, {f"{which}.{place[-1]}": path for place, path in OF_ACTOR.items()})
 
         def critics(which: str) -> Any:
             return jax.tree.map(lambda *x: jnp.stack(x), *(critic(which, i)[1] for i in range(2)))
@@ -204,7 +191,7 @@ def test_advantages_loss_and_gradients_of_ppo_are_theirs():
 
     def weights(which: str) -> Any:
         params = nnx.split(ppo.Network(ENV, config, rngs=nnx.Rngs(0)))[1]
-        params = filled(params, {f"{which}.{place}": path for place, path in OF_PPO.items()})
+        params = filled(params, THEIRS, {f"{which}.{place}": path for place, path in OF_PPO.items()})
         plain = nnx.to_pure_dict(params)
         plain["log_sigma"] = jnp.asarray(THEIRS[f"{which}.log_sigma"])
         nnx.replace_by_pure_dict(params, plain)

@@ -67,7 +67,7 @@ def test_a_run_of_an_actor_is_diagnosed_without_ranges_of_q_learning(call: Call,
     assert call("train", "ppo.yaml", *ppo, "signals=true", "--out", "actor", "-q").status == 0
     ended = call("diagnose", "actor")
     assert (ended.status, ended.lines) == (0, [])
-    assert "read without ranges, which were measured in Q-learning only: return_size" in ended.stdout
+    assert "figures without ranges, which were measured in Q-learning only: return_size" in ended.stdout
     assert not set(json.loads(call("diagnose", "actor", "--json").stdout)[0]["unranged"]) & {"return_range"}
 
     monkeypatch.setitem(ALGORITHMS, "ppo", ALGORITHMS["ppo"]._replace(signals=None))

@@ -1,10 +1,8 @@
 """`quantilax inspect` and `quantilax video`: from a run to a page and a video, and the page in a browser."""
 
-import html
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -16,8 +14,8 @@ from quantilax import envs
 from quantilax.reports import inside
 from quantilax.returns import recording
 from tests.conftest import tiny
+from tests.endtoend.browser import BROWSER, browse, probed
 from tests.endtoend.conftest import Call, Session
-from tests.endtoend.test_cli_studies import BROWSER, browse
 
 
 def test_a_run_is_inspected(call: Call, session: Session):
@@ -112,17 +110,6 @@ addEventListener("load", () => setTimeout(async () => {
 }, 100));
 </script>
 """
-HARNESS = """<!DOCTYPE html><pre id="told"></pre>
-<script>
-const told = {};
-addEventListener("message", event => {
-  told[event.data.width] = event.data;
-  document.getElementById("told").textContent = JSON.stringify(told);
-});
-</script>
-<iframe src="probed.html" width="1280" height="900" style="border:0"></iframe>
-<iframe src="probed.html" width="360" height="900" style="border:0"></iframe>
-"""
 
 
 @pytest.mark.validation
@@ -135,15 +122,10 @@ def test_the_page_works_in_a_browser_on_desktop_and_phone(tmp_path):
     last, stops = int(found.steps[-1]), [int(found.steps[i]) for i in found.rollouts.stops]
     assert (last, stops) == (39, [0, 20, 39])
 
-    seen: subprocess.CompletedProcess[str] = browse(page, tmp_path / "profile")
+    seen = browse(page)
     assert "CONSOLE" not in seen.stderr, seen.stderr  # errors of scripts, and what the page's own policy refused
 
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    (tmp_path / "probed.html").write_text(text.replace("</head>", PROBE + "</head>"))
-    (tmp_path / "harness.html").write_text(HARNESS)
-    dumped = browse(tmp_path / "harness.html", tmp_path / "profile").stdout
-    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', dumped)[1]))
-    assert set(told) == {"1280", "360"}
+    told = probed(page, PROBE, (1280, 360))
     rows = len(found.rows)
     for width, on in told.items():
         assert on["failed"] == []

@@ -1,11 +1,7 @@
 """A study from outside: run, its table, its report in a browser, and a section recommended into a config file."""
 
-import html
-import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +13,7 @@ from quantilax import runs
 from quantilax.errors import ConfigError
 from quantilax.runs import provenance
 from quantilax.studies.store import Store
+from tests.endtoend.browser import BROWSER, browse, probed
 from tests.endtoend.conftest import TINY, Call, Ended, process, tree
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, store
 
@@ -234,12 +231,6 @@ def test_a_damaged_file_of_records_is_named(call: Call, tmp_path):
 
 # In a browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--virtual-time-budget=5000",
-    "--window-size=1400,1000", "--hide-scrollbars", "--enable-logging=stderr",
-)  # fmt: skip
 PROBE = """
 <script>
 const failed = [];
@@ -264,23 +255,6 @@ addEventListener("load", () => {
 });
 </script>
 """
-HARNESS = """<!DOCTYPE html><pre id="told"></pre>
-<script>
-const told = {};
-addEventListener("message", event => {
-  told[event.data.width] = event.data;
-  document.getElementById("told").textContent = JSON.stringify(told);
-});
-</script>
-<iframe src="probed.html" width="1280" height="900" style="border:0"></iframe>
-<iframe src="probed.html" width="390" height="900" style="border:0"></iframe>
-"""
-
-
-def browse(page: Path, profile: Path) -> subprocess.CompletedProcess[str]:
-    assert BROWSER is not None
-    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
 
 
 @pytest.mark.validation
@@ -300,16 +274,11 @@ def test_the_page_works_in_a_browser_on_desktop_and_phone(call: Call, tmp_path):
     assert call("report", "s").status == 0
     page = tmp_path / "s" / "report.html"
 
-    seen = browse(page, tmp_path / "profile")
+    seen = browse(page)
     assert "CONSOLE" not in seen.stderr, seen.stderr  # errors of scripts, and what the page's own policy refused
     assert 'id="tip"' in seen.stdout
 
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    (tmp_path / "probed.html").write_text(text.replace("</head>", PROBE + "</head>"))
-    (tmp_path / "harness.html").write_text(HARNESS)
-    dumped = browse(tmp_path / "harness.html", tmp_path / "profile").stdout
-    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', dumped)[1]))
-    assert set(told) == {"1280", "390"}
+    told = probed(page, PROBE, (1280, 390))
     for width, found in told.items():
         assert found["failed"] == []
         assert found["scroll"] == int(width), "the body scrolls sideways"

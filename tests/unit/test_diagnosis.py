@@ -132,7 +132,7 @@ def test_a_loop_with_an_actor_is_not_judged_by_ranges_that_were_measured_in_q_le
     figures = {rule.quantity for rule in RULES if rule.cause not in ("sparse_reward", "time_limit")}
     assert set(one.unranged) == figures
     lines = diagnosis.told([one])
-    assert sum("read without ranges, which were measured in Q-learning only: return_size" in x for x in lines) == 1
+    assert sum("figures without ranges, which were measured in Q-learning only: return_size" in x for x in lines) == 1
     assert any("sparse_reward, time_limit" in x for x in lines) == (not holds)
     assert not any("within its healthy range" in x for x in lines)
     assert diagnosis.as_json(one)["unranged"] == one.unranged

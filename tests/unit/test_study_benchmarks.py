@@ -160,10 +160,19 @@ def test_the_tables_have_a_row_for_each_record_and_say_how_it_was_made(tables, t
     header, _, row = [line.split(" | ") for line in third.splitlines() if line.startswith("|")]
     assert "solved" not in third
     assert len(header) == len(row) == 5
-    told = [line for line in made.splitlines() if line.startswith("- ")]
+    told = made.strip().split("\n```\n\n")
     assert len(told) == 4
-    assert told[0].startswith("- `a.yaml iqn`, 2026-11-22, `abc`, `def`: ")
-    assert told[1].endswith(": `quantilax recommend 'a|b': #c`")
+    assert "`a.yaml iqn`, 2026-11-22, `abc`, `def`:\n\n```bash\n" in told[0]
+    assert told[1].endswith(":\n\n```bash\nquantilax recommend 'a|b': #c")
+
+
+def test_a_long_command_is_folded_between_its_options(tables):
+    long = "quantilax recommend " + " ".join(f"--option-{i} value{i}" for i in range(9)) + " --flag"
+    lines = tables.folded(long).split(" \\\n    ")
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 94
+    assert " ".join(lines) == long
+    assert all(line.startswith("--") for line in lines[1:])
 
 
 def test_a_commit_keeps_its_sign_of_a_changed_tree(tables):

@@ -3,7 +3,7 @@
 | symbol | here | meaning |
 |---|---|---|
 | x, a, R, x' | `batch` | m steps; R sums their discounted rewards; a is scaled to [-1, 1] |
-| Z_i(x, a) | `predictions` | what critic i of `num_critics` says of the return |
+| Z_i(x, a) | `predictions` | what critic i of `num_critics` predicts of the return |
 | psi(x, a) | `Critic.psi` | features of an observation and an action, before the head's layer |
 | Z(x', a') | `successor` | what the critics together say of x', from their target networks |
 
@@ -431,7 +431,7 @@ def quantiles_at(
 
 
 class Learner(signals.Learner):
-    """What signals read of critics and actor: means over the critics, of the greedy action."""
+    """What signals need from critics and actor: means over the critics, at the greedy action."""
 
     def values(self, params: PyTree, obs: Observation) -> Float[Array, "1"]:
         """Q(x, a) of the greedy action."""
@@ -488,12 +488,12 @@ class Learner(signals.Learner):
 def learning(
     bootstrap: Callable[..., tuple[Any, Any]], act: Callable[..., Policy], learner: type[Learner]
 ) -> signals.Learning:
-    """Return what signals read of a loop.
+    """Return what signals need from a loop.
 
     Args:
         bootstrap: (config, state, batch, keys) -> (targets, fractions of the predictions).
         act: the policy of training.
-        learner: of the loop.
+        learner: the loop's subclass of `Learner`.
     """
 
     def loss(params: PyTree, config: Any, state: State, batch: NStep, key: Key[Array, ""]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What Q-learning maximises of the discounted return G, besides its mean.
+"""Objectives of Q-learning besides the mean of the discounted return G.
 
 | symbol | here | meaning |
 |---|---|---|
@@ -6,7 +6,7 @@
 | CVaR_a | `risk.cvar_of` | mean of the worst share a: `max_b b + E min(G - b, 0) / a` |
 | b | | threshold; the best one is the a-quantile of the return |
 | c | `c` | stock, `c_0 = -b` and `c' = (c + r) / gamma`; see `quantilax.envs.stock` |
-| u | `risk.utility` | what an action is worth: `E min(c + Z(x, c, a), 0)` |
+| u | `risk.utility` | utility of an action: `E min(c + Z(x, c, a), 0)` |
 
 - `static_cvar` maximises CVaR_a of the whole episode's return. Networks see c, and actions are
   greedy for u, whatever a is. A level only chooses the first stock, in `first_stock`, so one agent
@@ -17,8 +17,8 @@
   each step takes the CVaR of its own outcomes. Z is then the distribution of what is in the
   brackets, and not that of the return.
 
-The dynamics of x do not depend on c. So each transition of the replay is learned from with stocks
-drawn anew (`relabelled`), and is worth as much for every level.
+The dynamics of x do not depend on c. So `relabelled` draws new stocks whenever transitions are
+drawn from the replay, and every transition teaches all levels.
 
 Sources: Baeuerle & Ott (2011), https://doi.org/10.1007/s00186-011-0367-0; Pires et al. (2025),
 https://arxiv.org/abs/2501.13028; Moghimi & Ku (2025), https://arxiv.org/abs/2501.02087.
@@ -118,7 +118,7 @@ def environment(env: Environment, config: Any) -> Environment:
 
 
 def inputs(config: Any, normalizer: Normalizer, obs: Observation) -> Observation:
-    """Return an observation as the network sees it: normalised, but for the stocks."""
+    """Return an observation as the network sees it: normalised, except for the stocks."""
     normalized, share = normalize.observations(normalizer, obs), weights(config)
     if share is None or normalizer.observation is None:
         return normalized
@@ -126,7 +126,7 @@ def inputs(config: Any, normalizer: Normalizer, obs: Observation) -> Observation
 
 
 def relabelled(config: Any, normalizer: Normalizer, batch: NStep, key: Key[Array, ""]) -> NStep:
-    """Return a normalised batch with stocks drawn anew, and those that follow from them."""
+    """Return a normalised batch with new random stocks, and the stocks that follow from them."""
     wrapper, rewards = stock(config), normalize.returns(normalizer, batch.reward)
     c = wrapper.draw(key, *batch.reward.shape)
     after = wrapper.after(c, rewards[:, None], batch.steps[:, None])
@@ -153,8 +153,8 @@ def first_stock(
 ) -> Float[Array, "k"]:
     """Return the first stocks from which the learned return has the largest mixture of CVaRs.
 
-    With one stock the grid is searched. With several, the diagonal and then each coordinate in turn
-    are, which may end in a local maximum.
+    With one stock this searches the grid. With several it searches the diagonal and then each
+    coordinate in turn, which may end in a local maximum.
 
     Args:
         config, normalizer: of the agent.

@@ -75,7 +75,7 @@ class Config(Collected, Loop, Optimiser, Task, hyperparameters.Network, *heads.C
     dueling: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
     without_use: ClassVar[tuple[str, ...]] = ("risk_eta", "acting_tau_sampling")
-    """Fields of heads that training makes no use of, since its policy does not act by values."""
+    """Fields of heads that training does not use, because the policy does not act by values."""
     adam_eps: ClassVar[float] = 1e-5
     """Epsilon of Adam, as in the authors' code."""
 
@@ -372,7 +372,7 @@ def q(config: Config, state: State, obs: Observation, key: Key[Array, ""]) -> Fl
 
 
 def compared(params: PyTree, config: Config, state: State, rows: Rows, key: Key[Array, ""]) -> tuple[Any, Any]:
-    """Return Z(x) of a minibatch, and what it learns."""
+    """Return Z(x) of a minibatch, and its targets."""
     (tau,) = heads.of(config).draw(key, rows.advantage.shape, "tau")
     return value(nnx.merge(state.network, params), config, rows.obs, tau), rows.target
 

@@ -17,7 +17,7 @@ A time limit still bootstraps: d is 1 there. Refinements are switches:
   softmax of Q^- at temperature t. R gains `alpha [t ln pi(a|x)]`, with the bracket clipped to [l0,
   0], and `sum_a' pi(a'|x') (Z^-(x', a') - t ln pi(a'|x'))` takes the place of `Z^-(x', a*)`.
 - `risk_objective`, see `quantilax.algorithms.objectives`: a* and the policy maximise a measure of
-  risk in place of Q.
+  risk instead of Q.
 """
 
 from collections.abc import Callable
@@ -128,7 +128,7 @@ def behaviour(config: Config, state: State, epsilon: Float[Array, ""] | float, n
 def policy(env: Environment, config: Config, state: State) -> Policy:
     """Return the policy that evaluation runs, see `values.policy`.
 
-    If there are stocks, episodes begin with those that the level of risk asks for.
+    With stocks, episodes begin with the stocks for the config's level of risk.
     """
     acts = values.policy(env, config, state)
     if objectives.weights(config) is None:
@@ -139,8 +139,8 @@ def policy(env: Environment, config: Config, state: State) -> Policy:
 def policy_at(env: Environment, config: Config, state: State, level: Float[Array, ""]) -> Policy:
     """Return the policy for CVaR at another level than the config's, with the same weights.
 
-    With stocks it begins episodes with those that CVaR at this level asks for. If the mean was
-    maximised, it is greedy for the CVaR of the learned returns, as `risk: cvar` is.
+    With stocks, episodes begin with the stocks for CVaR at this level. If the mean was maximised,
+    the policy is greedy for the CVaR of the learned returns, as with `risk: cvar`.
 
     Raises:
         ConfigError: there is no such policy.

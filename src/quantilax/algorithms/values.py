@@ -106,7 +106,7 @@ def successors(
         obs, legal: x', normalised, and the actions that may be taken there.
         tau, tau_action: the fractions for the predictions and for the choice.
         config: of the head and the objective.
-        normalizer: of the rewards that are learned from.
+        normalizer: of the rewards.
     """
     if selector is not target:
         predictions, choosing = predict(target, obs, tau, config), predict(selector, obs, tau_action, config)
@@ -128,7 +128,7 @@ def epsilon_at(config: Any, env_steps: Int[Array, ""]) -> Float[Array, ""]:
 
 
 def acting(config: Any, state: Any, epsilon: Float[Array, ""] | float) -> Policy:
-    """Return the epsilon-greedy policy on Q, or on what else the objective scores actions by."""
+    """Return the epsilon-greedy policy on the objective's scores of actions, such as Q."""
 
     def act(obs: Observation, carry: Carry, key: Key[Array, ""], legal: Legal) -> tuple[Action, Carry]:
         values, key = acting_values(config, state, obs, key)
@@ -142,7 +142,7 @@ def acting_values(
 ) -> tuple[Float[Array, "A"], Key[Array, ""]]:
     """Return what a policy compares at one observation, in learned units, and an unused key.
 
-    That is Q, or what else the objective scores actions by.
+    These are the objective's scores of actions, such as Q.
     """
     head, network = heads.of(config), nnx.merge(state.network, state.params)
     tau, key = head.draw_acting(key)

@@ -79,8 +79,8 @@ class Diagnosis(NamedTuple):
     study: dict[str, Any] | None
     """Variants to try, in the form of a study's file, if the run failed and no cause is named."""
     unranged: dict[str, float]
-    """Medians of the figures that no cause was judged by, because their ranges were not measured
-    for this kind of loop."""
+    """Medians of the figures that no cause was judged by: their ranges were not measured for this
+    kind of loop."""
     unjudged: tuple[str, ...] = ()
     """Causes that this run could not have shown whatever its signals, and why; reported if no cause
     is named."""
@@ -401,7 +401,7 @@ def _causes(one: Diagnosis) -> list[str]:
         lines.append("every figure that the rules read is within its healthy range")
     if one.unranged:
         read = ", ".join(f"{name} {median:.3g}" for name, median in one.unranged.items())
-        lines.append(f"read without ranges, which were measured in Q-learning only: {read}")
+        lines.append(f"figures without ranges, which were measured in Q-learning only: {read}")
     lines += one.unjudged if not one.causes else ()
     if one.study:
         variants = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()

@@ -22,10 +22,10 @@ from quantilax.cli.shared import CHECKPOINT, as_checkpoint
     "--outputs",
     default="action,q,quantiles",
     show_default=True,
-    help="What the file computes, as far as the run learned it; action is always there.",
+    help="What the file computes, as far as the run learned it; action is always included.",
 )
 def export(run: Path, out: Path, checkpoint: str, seed: int | None, outputs: str) -> None:
-    """Write the policy that the run in the directory RUN learned to a file that needs no quantilax.
+    """Write the policy of the run in the directory RUN to a file that runs without quantilax.
 
     An ONNX file runs in onnxruntime, without JAX. StableHLO runs in JAX.
 

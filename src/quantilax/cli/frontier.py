@@ -1,5 +1,6 @@
 """The command `risk`."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -50,8 +51,9 @@ def risk(run: Path, levels: int, episodes: int, checkpoint: str, seed: int, out:
     if not no_cache:
         runs.enable_compilation_cache()
     asked = [i / levels for i in range(1, levels + 1)]
-    with refuse_without_memory("--episodes or --levels"):
-        found = frontier.of_run(run, which, levels=asked, episodes=episodes, seed=seed)
+    with refuse_without_memory("--episodes"):
+        tell = partial(click.echo, err=True)
+        found = frontier.of_run(run, which, levels=asked, episodes=episodes, seed=seed, tell=tell)
     table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
     for column in ("seed", "level", "mean", "95% interval", "CVaR", "95% interval", "score"):
         table.add_column(column, justify="right")

@@ -9,51 +9,50 @@ import click
 from quantilax.cli.shared import CHECKPOINT, NO_CACHE, as_checkpoint, refuse_without_memory
 from quantilax.errors import ConfigError
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
-SEED = click.option("--seed", type=int, help="Seed of the run.  [default: its first]")
 SEEDS = click.IntRange(0, 2**32 - 1)
-EPISODE_SEED = click.option("--episode-seed", type=SEEDS, default=0, show_default=True, help="Seed of the episode.")
-ROLLOUTS = click.option(
-    "--rollouts", type=click.IntRange(min=0), default=32, show_default=True, help="Rollouts for each state and action."
-)
-STATES = click.option(
-    "--states",
-    type=click.IntRange(min=1),
-    help="States with rollouts, evenly over the episode.  [default: 20; fewer with more than 6 actions]",
-)
 
 
-def _steps(default: int) -> Callable[..., Any]:
-    return click.option(
-        "--steps",
-        type=click.IntRange(min=2),
-        default=default,
-        show_default=True,
-        help="Most steps to show; of a longer episode every second, fourth, ... step is shown.",
+def _of_an_episode(steps: int) -> Callable[..., Any]:
+    """Add the options of both commands; `_record` takes them."""
+    options = (
+        click.argument("run", type=click.Path(path_type=Path)),
+        click.option("--seed", type=int, help="Seed of the run.  [default: its first]"),
+        click.option("--episode-seed", type=SEEDS, default=0, show_default=True, help="Seed of the episode."),
+        CHECKPOINT,
+        click.option(
+            "--steps",
+            type=click.IntRange(min=2),
+            default=steps,
+            show_default=True,
+            help="Most steps to show; a longer episode shows every second, fourth, ... step.",
+        ),
+        click.option(
+            "--rollouts",
+            type=click.IntRange(min=0),
+            default=32,
+            show_default=True,
+            help="Rollouts for each state and action.",
+        ),
+        click.option(
+            "--states",
+            type=click.IntRange(min=1),
+            help="States with rollouts, evenly over the episode.  [default: 20; fewer with more than 6 actions]",
+        ),
+        NO_CACHE,
     )
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.command()
-@RUN
-@SEED
-@EPISODE_SEED
-@CHECKPOINT
-@_steps(500)
-@ROLLOUTS
-@STATES
+@_of_an_episode(steps=500)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("inspect.html"), show_default=True)
-@NO_CACHE
-def inspect(
-    run: Path,
-    seed: int | None,
-    episode_seed: int,
-    checkpoint: str,
-    steps: int,
-    rollouts: int,
-    states: int | None,
-    out: Path,
-    no_cache: bool,
-) -> None:
+def inspect(out: Path, **asked: Any) -> None:
     """Play an episode with the policy of RUN, and write a page that looks inside it.
 
     The page shows the environment, each action's predicted return, and value and risk over time,
@@ -69,34 +68,16 @@ def inspect(
     if out.suffix != ".html":
         raise ConfigError(f"--out: {out} must end with .html")
     _check_directory(out)
-    recording = _record(run, seed, episode_seed, checkpoint, steps, rollouts, states, no_cache)
+    recording = _record(**asked)
     inside.write(recording, out)
     _tell(recording, out)
 
 
 @click.command()
-@RUN
-@SEED
-@EPISODE_SEED
-@CHECKPOINT
-@_steps(1_000)
-@ROLLOUTS
-@STATES
+@_of_an_episode(steps=1_000)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("video.gif"), show_default=True)
 @click.option("--fps", type=click.IntRange(1, 50), default=25, show_default=True, help="Frames per second.")
-@NO_CACHE
-def video(
-    run: Path,
-    seed: int | None,
-    episode_seed: int,
-    checkpoint: str,
-    steps: int,
-    rollouts: int,
-    states: int | None,
-    out: Path,
-    fps: int,
-    no_cache: bool,
-) -> None:
+def video(out: Path, fps: int, **asked: Any) -> None:
     """Play an episode with the policy of RUN, and write a video of it.
 
     Beside the environment it shows each action's predicted return, and value and risk over time.
@@ -109,17 +90,18 @@ def video(
     from quantilax.runs import pictures
 
     pictures.check_video(out, "--out")
-    recording = _record(run, seed, episode_seed, checkpoint, steps, rollouts, states, no_cache)
+    recording = _record(**asked)
     if recording.pictures is None:
         raise ConfigError(
-            f"{run}: {recording.facts['environment']} draws no pictures; use quantilax inspect, which shows observations"
+            f"{asked['run']}: {recording.facts['environment']} draws no pictures; use quantilax inspect, which shows"
+            " observations"
         )
     pictures.write_video(out, filmed.frames(recording), "--out", fps)
     _tell(recording, out)
 
 
 def _check_directory(out: Path) -> None:
-    """Raise `ConfigError` before an episode is played in vain."""
+    """Raise `ConfigError` if the page cannot be written, before an episode is played."""
     if out.is_dir():
         raise ConfigError(f"--out: {out} is a directory; name a file in it")
     if not out.absolute().parent.is_dir():

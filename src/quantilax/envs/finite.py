@@ -2,7 +2,7 @@
 
 | name | what it shows |
 |---|---|
-| `risk/two_stage` | after a loss static CVaR gambles, where caution at each step does not |
+| `risk/two_stage` | after a loss, static CVaR gambles; caution at each step does not |
 | `risk/levels` | no single policy is optimal at all levels (after Godbout & Durand 2025) |
 | `risk/gambler` | stakes fall with the level, and depend on what was won so far |
 | `risk/inventory` | a shop orders goods against a random demand |
@@ -14,6 +14,7 @@ with `name`, `num_actions`, `max_episode_steps` and `outcomes`.
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,16 +48,16 @@ class Tables(NamedTuple):
 
 
 @pytree.dataclass
-class Finite:
+class Finite(ABC):
     """A problem given by its outcomes."""
 
     name: ClassVar[str]
     num_actions: ClassVar[int]
     max_episode_steps: ClassVar[int]
 
+    @abstractmethod
     def outcomes(self) -> list[list[list[Outcome]]]:
         """Return the outcomes of each action in each state."""
-        raise NotImplementedError
 
     @property
     def tables(self) -> Tables:
@@ -151,7 +152,8 @@ class Levels(Finite):
 class Gambler(Finite):
     """Four rounds of a favourable game, from a capital of 5 up to at most 10.
 
-    Action i stakes i of the capital, as far as there is some. A stake is won with probability 0.75.
+    Action i stakes i, or less where the capital or the limit of 10 allows less. A stake is won with
+    probability 0.75.
     """
 
     name = "risk/gambler"
@@ -201,11 +203,11 @@ class Inventory(Finite):
 
 @pytree.dataclass
 class WindyGrid(Finite):
-    """A way of six steps along a cliff, on one of four lanes.
+    """A path of six steps along a cliff, with four lanes.
 
     Actions 0, 1 and 2 steer towards the cliff, straight on and away from it. Then wind carries one
-    lane towards the cliff with probability 0.1. Off lane 0 is the cliff: the way ends with -9. A
-    step on lane i costs i, and the way begins on lane 1.
+    lane towards the cliff with probability 0.1. Beyond lane 0 is the cliff, where the path ends
+    with -9. A step to lane i costs i, and the path begins on lane 1.
     """
 
     name = "risk/windy_grid"

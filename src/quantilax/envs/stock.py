@@ -27,15 +27,15 @@ from quantilax.types import Box, Observation, TimeStep
 class Stock(Wrapper):
     """Appends k stocks to the last axis of each observation: to a vector, or as channels.
 
-    They are shown as numbers from -1 to 1, for stocks from `low` to `high`, and clipped there. That
+    Stocks from `low` to `high` are shown as numbers from -1 to 1, and others are clipped. That
     loses nothing if no return from any state lies outside of -high .. -low. The first stocks of an
-    episode are drawn uniformly, and fall with i if there are several.
+    episode are drawn uniformly; several are sorted, the largest first.
     """
 
     gamma: float = pytree.field(0.99, "discount per step", gt=0, le=1)
     low: float = pytree.field(-1.0, "smallest stock, minus the largest return")
     high: float = pytree.field(1.0, "largest stock, minus the smallest return")
-    number: int = pytree.field(1, "k, stocks", ge=1)
+    number: int = pytree.field(1, "k, number of stocks", ge=1)
 
     @property
     def observation_space(self) -> Box:
@@ -45,8 +45,8 @@ class Stock(Wrapper):
             raise ConfigError(f"risk_objective: {self.name} observes one number; add the wrapper flatten")
         if jnp.issubdtype(space.number, jnp.integer):
             raise ConfigError(
-                f"risk_objective: the observations of {self.name} are whole numbers, beside which a stock cannot"
-                " stand; add the wrapper normalize or one_hot"
+                f"risk_objective: the observations of {self.name} are whole numbers, to which a stock cannot be"
+                " appended; add the wrapper normalize or one_hot"
             )
         low, high = (
             np.concatenate(
@@ -74,7 +74,7 @@ class Stock(Wrapper):
         return (inner, following), told
 
     def begin(self, state: Any, obs: Observation, c: Float[Array, "k"]) -> tuple[Any, Observation]:
-        """Return a state and its observation with other stocks."""
+        """Return a state and its observation with these stocks instead."""
         return (state[0], c), self.shown(obs[..., : -self.number], c)
 
     def draw(self, key: Key[Array, ""], *shape: int) -> Float[Array, "*shape k"]:
@@ -89,7 +89,7 @@ class Stock(Wrapper):
         return jnp.clip((c + reward) / self.gamma**steps, self.low, self.high)
 
     def shown(self, obs: Observation, c: Float[Array, "k"]) -> Float[Array, "*obs"]:
-        """Return what is shown for an observation and stocks."""
+        """Return an observation with these stocks appended."""
         entries = (2 * c - (self.low + self.high)) / (self.high - self.low)
         entries = jnp.broadcast_to(entries, (*obs.shape[:-1], self.number))
         return jnp.concatenate([jnp.asarray(obs, jnp.float32), jnp.asarray(entries, jnp.float32)], axis=-1)

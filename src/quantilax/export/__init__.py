@@ -1,7 +1,6 @@
 """Export trained policies to files that run without quantilax: ONNX, and StableHLO.
 
-Both have the same inputs and outputs; docs/guides/deploy.md lists them. Dictionaries hold them by
-name.
+Both formats have the same inputs and outputs by name; docs/guides/deploy.md lists them.
 """
 
 import importlib.metadata
@@ -31,8 +30,8 @@ def to_onnx(algo: Agent, state: State, outputs: Collection[str] = function.OUTPU
 
     Args:
         algo, state: an agent, and the state of one run.
-        outputs: what the file shall compute, of `action`, `q` and `quantiles`. `action` is always
-            there.
+        outputs: which of `action`, `q` and `quantiles` the file computes. `action` is always
+            included.
         facts: more entries of the file's metadata, beside algorithm, environment and version.
 
     Raises:

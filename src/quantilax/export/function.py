@@ -64,8 +64,8 @@ def of_agent(algo: Agent, state: State, outputs: Collection[str] = OUTPUTS) -> F
 
     Args:
         algo, state: the agent, and the state.
-        outputs: those of `OUTPUTS` that the function shall have if the agent has them. `action` is
-            there in any case.
+        outputs: which of `OUTPUTS` the function has, as far as the agent has them. `action` is
+            always included.
 
     Raises:
         ConfigError: the state is that of several runs, the policy remembers something, or there is
@@ -79,7 +79,7 @@ def of_agent(algo: Agent, state: State, outputs: Collection[str] = OUTPUTS) -> F
     if jax.tree.leaves(made.carry) or made.before is not None:
         raise ConfigError(
             f"{algo.algorithm.name}: its policy remembers something from step to step, and an exported file has no memory;"
-            " use jax.export on a function of yours that hands it on"
+            " use jax.export on a function of yours that passes it along"
         )
     function = _function(algo, state, outputs, hasattr(algo.config, "risk_eta"))
     if "risk" in function.inputs:
@@ -128,7 +128,7 @@ def _function(algo: Agent, state: State, wanted: Collection[str], risk: bool) ->
 
 
 def _shown(env: Environment) -> tuple[Box, Callable[[Observation], Observation]]:
-    """Return what the caller observes, and what turns it into what the policy observes.
+    """Return the space of the file's observations, and what encodes them for the policy.
 
     The outermost wrappers that only change observations are part of the file, up to a stack of
     frames, which needs memory.

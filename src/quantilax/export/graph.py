@@ -1,8 +1,8 @@
 """From a program of JAX's primitives to an ONNX graph.
 
 Each primitive has a function here that adds the nodes for it. Broadcasts are lazy: ONNX broadcasts
-in its elementwise operators, so a value may be kept smaller than JAX says, and is expanded where an
-operator needs all of it. Equal nodes are added once.
+in its elementwise operators, so a value may have a smaller shape here than in JAX. It is expanded
+where an operator needs all of it. Equal nodes are added once.
 """
 
 import math
@@ -29,20 +29,20 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
         self.shapes: dict[str, Shape] = {}
-        """The shape that a name really has."""
+        """Shapes by name, which may be smaller than in JAX."""
         self.known: dict[Any, str] = {}
-        """Names of nodes and constants that are there."""
+        """Names of the nodes and constants so far, by what they compute or hold."""
         self.made: dict[str, tuple[str, str, Any]] = {}
-        """For a reshaped or transposed name: how, of what, and to which shape or order."""
+        """How a name was reshaped or transposed: the kind, the name before, the shape or order."""
         self.names: dict[int, str] = {}
         self.sized: dict[str, tuple[str, int]] = {}
-        """Where the size of a symbolic axis can be read."""
+        """The input and the axis from which each symbolic size can be read."""
         for value, name in zip(program.inputs, names, strict=True):
             self.names[id(value)], self.shapes[name] = name, value.shape
             self.sized |= {size: (name, axis) for axis, size in enumerate(value.shape) if isinstance(size, str)}
 
     def name(self, operand: Operand) -> str:
-        """Return the name of a value or a constant, which may be smaller than its shape says."""
+        """Return the name of a value or a constant, whose shape here may be smaller than in JAX."""
         if isinstance(operand, Value):
             return self.names[id(operand)]
         array = as_stored(operand)
@@ -53,7 +53,7 @@ class Graph:
         return self.known[key]
 
     def full(self, operand: Operand) -> str:
-        """Return the name of a value or a constant in its whole shape."""
+        """Return the name of a value or a constant in its full shape."""
         name, shape = self.name(operand), sizes(operand.shape)
         return name if self.shapes[name] == shape else self.add("Expand", [name, self.size_of(shape)], shape)
 
@@ -143,7 +143,7 @@ def model(program: Program, inputs: dict[str, str], outputs: dict[str, str], fac
     Args:
         program: the function.
         inputs, outputs: names in the order of the program, each with what it means.
-        facts: what the file says about itself.
+        facts: metadata of the file.
     """
     graph = Graph(program, list(inputs))
     for step in program.steps:
@@ -157,7 +157,7 @@ def model(program: Program, inputs: dict[str, str], outputs: dict[str, str], fac
         graph.nodes.append(helper.make_node("Identity", [graph.full(value)], [name]))
         told.append(helper.make_tensor_value_info(name, tensor_type(value.dtype), sizes(value.shape), meaning))
     used, nodes = set(outputs), []
-    for node in reversed(graph.nodes):  # a second reshape leaves the first without use, and so for constants
+    for node in reversed(graph.nodes):  # drop what is unused, such as the first of two reshapes
         if used & set(node.output):
             used |= set(node.input)
             nodes.append(node)
@@ -227,7 +227,7 @@ def same(g: Graph, step: Step) -> str:
 
 
 def maximum(g: Graph, step: Step) -> str:
-    """The larger one; `Relu` if the other is 0, which onnxruntime joins to the product before."""
+    """The larger one; `Relu` if the other is 0, which onnxruntime fuses with the product before."""
     for x, other in (step.inputs, step.inputs[::-1]):
         if isinstance(other, np.ndarray) and other.ndim == 0 and other == 0 and step.outputs[0].dtype == np.float32:
             name = g.name(x)
@@ -242,7 +242,7 @@ def integer_pow(g: Graph, step: Step) -> str:
 
 
 def round_(g: Graph, step: Step) -> str:
-    """The nearest whole number, the even one of two."""
+    """The nearest whole number; halves go to the even one."""
     if int(step.params["rounding_method"]) != 1:
         raise ConfigError(
             "ONNX: numbers are rounded away from zero, which no operator does; export to a .stablehlo file"
@@ -365,7 +365,7 @@ def pad(g: Graph, step: Step) -> str:
 
 
 def dot(g: Graph, step: Step) -> str:
-    """A product that sums over one axis of both, with axes common to both before."""
+    """A product that sums over one axis of each input; batch axes come first."""
     (contract, batch), (left, right) = step.params["dimension_numbers"], step.inputs
     if len(contract[0]) != 1:
         raise ConfigError("ONNX: a product sums over several axes; export to a .stablehlo file")

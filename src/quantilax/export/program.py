@@ -1,8 +1,8 @@
 """A traced function as a list of steps: calls inlined, constants computed, dead steps dropped.
 
 `flatten` takes what `jax.make_jaxpr` returns. A step whose inputs are all known is computed here
-instead of being kept. Weights that are reshaped, fractions that are drawn from a known key and the
-branch that a probability of 0 rules out therefore leave no trace.
+instead of being kept. So reshaped weights and fractions drawn from a known key become
+constants, and a branch with probability 0 disappears.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-"""Primitives that call a function, which stands in one of the parameters `BODIES`."""
+"""Primitives that call a function, which is in one of the parameters `BODIES`."""
 BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 Shape = tuple[int | str, ...]
@@ -21,7 +21,7 @@ Shape = tuple[int | str, ...]
 
 
 class Value:
-    """A number of the program that depends on its inputs. Two values are never equal."""
+    """An array of the program that depends on its inputs. Two values are never equal."""
 
     def __init__(self, aval: Any) -> None:
         """Note shape and dtype."""

@@ -3,8 +3,8 @@
 A distorted policy takes its mean over `Z_beta(tau)` with tau uniform (Dabney et al. 2018,
 https://arxiv.org/abs/1806.06923). Only the acting policy is distorted. The loss and its choice of
 a* are not, so Z stays that of the policy that maximises the mean. A distorted policy therefore
-maximises neither the static nor the dynamic CVaR (Lim & Malik 2022). `risk_objective` of Q-learning
-does; see docs/risk.md.
+maximises neither the static nor the dynamic CVaR (Lim & Malik 2022). The objectives of
+`risk_objective` in Q-learning do; see docs/risk.md.
 
 `utility` and `cvar_of` are for equally likely numbers, such as quantiles at midpoints.
 """
@@ -22,7 +22,7 @@ Fractions = Float[Array, "*shape"]
 Strength = Float[Array, ""] | float
 MAX_CPW = 100
 """Beyond 126, `tau^eta` and `(1-tau)^eta` are both 0 in float32 at tau = 1/2, where `cpw` is then
-0/0. The bound keeps away from that."""
+0/0. The bound avoids that."""
 
 
 def neutral(tau: Fractions, eta: Strength) -> Fractions:

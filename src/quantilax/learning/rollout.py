@@ -100,7 +100,7 @@ def reset(env: Environment, keys: Key[Array, "E"], carry: Carry = ()) -> Envs:
 
 
 def begun(policy: Policy, envs: Envs) -> Envs:
-    """Return environments after a reset, with what the policy chooses at the beginning."""
+    """Apply `Policy.begin` to environments that were just reset."""
     if policy.begin is None:
         return envs
     state, obs = jax.vmap(policy.begin)(envs.state, envs.obs)
@@ -248,9 +248,9 @@ def play(
     """Play an episode in each of E environments, all in parallel, each to its end.
 
     Args:
-        env, policy: who plays where.
+        env, policy: the environment, and the policy that plays in it.
         envs, key: from `begin_episodes`.
-        seen: what is carried from step to step.
+        seen: what `see` updates, at the beginning.
         see: (seen, transition, active, t) -> seen. It is called after each step; `active` (E,) says
             whose episode goes on.
         steps: an upper bound below that of the environment.

@@ -1,4 +1,4 @@
-"""A torso that sees some of its inputs through hat functions, on which sharp functions are easy."""
+"""A torso that sees some inputs through hat functions, which makes jumps easy to learn."""
 
 from collections.abc import Callable
 from typing import Any

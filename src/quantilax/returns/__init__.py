@@ -1,1 +1,1 @@
-"""What a learned distribution of returns is worth: episodes, and how well it predicts them."""
+"""Episodes beside the learned distributions of their returns: calibration, recordings, risk."""

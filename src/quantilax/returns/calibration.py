@@ -13,7 +13,7 @@
 - **Below** tau is the share of u <= tau, which should be tau.
 - **CRPS** is `integral (F(z) - 1{G <= z})^2 dz`, which is `2 integral rho_tau(G - Z_tau) dtau` with
   the quantile loss rho. It is in the returns' units, and 0 for a certain and true prediction. The
-  *reference* is that of the returns' own distribution over all states alike.
+  *reference* is the CRPS of one distribution for all states: that of the returns themselves.
 
 If a learned quantile equals G, u is drawn uniformly between F just below G and F(G), so that u is
 uniform for distributions with atoms too. A network never meets an atom exactly, so differences
@@ -55,7 +55,7 @@ LEVELS = (0.5, 0.8, 0.95)
 """Levels of coverage, by default."""
 MAX_LEVEL = 1 - 2 / M
 BINS = 10
-"""Of the PIT histogram."""
+"""Number of bins of the PIT histogram."""
 BELOW = tuple(np.arange(1, 20) / 20)
 """The tau at which shares below are measured."""
 PERIODS = 4
@@ -63,10 +63,10 @@ PERIODS = 4
 OUTSIDE = 5
 """Expected number of episodes outside of an interval, below which its coverage is not measured."""
 KNOTS = 101
-"""L of a recalibration."""
+"""L, the number of levels of a recalibration."""
 SHARE_OF_SPREAD, SHARE_OF_SIZE = 0.05, 1e-3
-"""Differences that count as none: as a share of the standard deviation of Z, and at least as a
-share of the root mean square of all returns."""
+"""Differences up to these shares count as none: of the standard deviation of Z, and of the root
+mean square of all returns. The larger of the two limits holds."""
 BLOCK = 2**22
 """Upper bound on the quantiles that are held at a time."""
 SMALL = 0.01
@@ -166,7 +166,7 @@ class CalibratedRun(NamedTuple):
     conversions: list[str]
     """What was converted before comparing."""
     caveats: list[str]
-    """What was not."""
+    """What was not converted."""
     file: Path | None
     """The recalibration that was written."""
 
@@ -190,7 +190,7 @@ def calibrate(
     tail: float = TAIL,
     recalibrate: bool = False,
 ) -> Calibrated:
-    """Compare learned returns with those of held-out episodes; `parts_of` sums the result up.
+    """Compare learned returns with those of held-out episodes; `parts_of` summarises the result.
 
     Args:
         agent, state: of one run.
@@ -308,7 +308,7 @@ def compare(
         seed: of the draws for quantiles that equal returns.
     """
     G, rng = np.asarray(returns, np.float64), np.random.default_rng(seed)
-    smallest = _least(G, weight) if least is None else least
+    smallest = SHARE_OF_SIZE * _size(G, weight) if least is None else least
     tolerance = np.maximum(share * Z.std(axis=-1), smallest)
     n = Z.shape[-1] + 1
     lower = ((G - tolerance)[..., None] > Z).sum(axis=-1)
@@ -337,7 +337,9 @@ def fit(compared: Compared) -> Recalibration:
     at = np.quantile(order, taus, weights=w, method="inverted_cdf")
     levels = np.clip((n * np.clip(at, 0, 1) + taus) / (n + 1), TAUS[0], TAUS[-1])
     beyond = np.minimum(at, 0) + np.maximum(at - 1, 0)
-    return Recalibration(jnp.asarray(levels), jnp.asarray(beyond), _least(compared.returns, compared.weight))
+    return Recalibration(
+        jnp.asarray(levels), jnp.asarray(beyond), SHARE_OF_SIZE * _size(compared.returns, compared.weight)
+    )
 
 
 def periods_of(compared: Sequence[Compared]) -> list[tuple[int, int]]:
@@ -386,7 +388,7 @@ def _part(name: str, compared: Sequence[Compared], levels: np.ndarray, where: An
         below,
         Measured(*(x[0] for x in crps)),
         reference_crps(G[w > 0], w[w > 0]),
-        _least(G, w) / SHARE_OF_SIZE,
+        _size(G, w),
         Measured(*(x[0] for x in beyond)),
         levels,
     )
@@ -408,7 +410,7 @@ def _sums(one: Compared, weight: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 def reference_crps(returns: np.ndarray, weight: np.ndarray) -> float:
-    """Return the CRPS of the returns' own distribution: half the mean difference of two of them.
+    """Return the CRPS of the returns' own distribution: half the mean difference of two returns.
 
     NaN if there is only one.
     """
@@ -505,13 +507,14 @@ def _compared(agent: Agent, state: State, found: Sampled, calibrated: bool = Fal
         rows = slice(start, start + block)
         of_rows = found.obs[rows], found.action[rows], jnp.asarray(TAUS)
         Z = np.asarray(episodes.predicted(agent, state, *of_rows, calibrated))
-        least = _least(returns, weight)
+        least = SHARE_OF_SIZE * _size(returns, weight)
         parts.append(compare(Z, returns[rows], weight[rows], time[rows], least=least, seed=start))
     return Compared(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _least(returns: np.ndarray, weight: np.ndarray) -> float:
-    return float(SHARE_OF_SIZE * np.sqrt((weight * np.square(returns, dtype=np.float64)).sum() / weight.sum()))
+def _size(returns: np.ndarray, weight: np.ndarray) -> float:
+    """Return the root mean square."""
+    return float(np.sqrt((weight * np.square(returns, dtype=np.float64)).sum() / weight.sum()))
 
 
 def _rows(part: Part) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Held-out episodes of a state's evaluation policy, and what was learned of their returns.
+"""Held-out episodes of the evaluation policy, and the learned quantiles of their returns.
 
 | symbol | meaning |
 |---|---|
@@ -53,10 +53,10 @@ class Sampled(NamedTuple):
     returns: Float[Array, "E K"]
     """G_t. Where a time limit cuts the episode, the learned mean of the rest is added."""
     scores: Float[Array, "E K"]
-    """The same of the rewards of the score, without anything added."""
+    """The same sum of the score's rewards, without anything added."""
     lengths: Int[Array, "E"]
     episode_returns: Float[Array, "E"]
-    """Undiscounted, of the rewards of the score."""
+    """Undiscounted sums of the score's rewards."""
     cut: Bool[Array, "E"]
     """Whether a time limit cut the episode."""
     left_out: Float[Array, ""]
@@ -80,15 +80,14 @@ def sample(
     """Play episodes, and keep the first state and up to K - 1 others of each, with their returns.
 
     The others are drawn uniformly from the episode's states. A state's weight is the number of
-    visited states that it stands for, so weighted means are means over all visited states. Means
-    without the weights would not be: they prefer the states of short episodes, and so returns that
-    end soon.
+    visited states that it stands for, so weighted means are means over all visited states. Without
+    the weights, states of short episodes would count too much, and so would returns that end soon.
 
     The return beyond a time limit is not known. If one cuts episodes after L steps, only states
     with t <= L - m are drawn, where gamma^m <= `tail`, and the learned mean of the last successor
     is added with its weight of gamma^m or less. Drawing by the time t alone, and not by how the
-    episode went on, keeps the draw unbiased. Nothing is left out if learning takes the limit for
-    the end (`bootstrap_truncated: false`).
+    episode went on, keeps the draw unbiased. Nothing is left out if learning treats the limit as
+    an end (`bootstrap_truncated: false`).
 
     Args:
         agent, state: of one run.

@@ -2,8 +2,8 @@
 
 At each *stop*, a step of the episode that is kept, the recording has the quantiles of every action.
 At some stops there are *rollouts* as well: episodes played on from the stored state of the
-environment, each action first and the evaluation policy from then on. They are returns of the same
-kind as those predicted.
+environment. Each takes a given action first and follows the evaluation policy from then on, so its
+return is of the kind that is predicted.
 """
 
 import math
@@ -32,7 +32,7 @@ TAUS = (np.arange(50) + 0.5) / 50
 """Fractions of the recorded quantiles. The mean over the first five is the CVaR of 10 %."""
 CVAR = 0.1
 MAX_ROLLOUTS = 4_096
-"""Most rollouts by default, but from four stops in any case."""
+"""Most rollouts by default. In any case there are rollouts from at least four stops."""
 NEGLIGIBLE = 1e-3
 """A rollout is cut off where the discount has fallen to this."""
 
@@ -45,8 +45,8 @@ class Rollouts(NamedTuple):
     returns: np.ndarray
     """(S, A, M); NaN for actions that are not legal."""
     weight: np.ndarray
-    """(S, A, M): 0 if a rollout played to its episode's end. If it was cut off, the discount there,
-    by which a predicted return was multiplied and added."""
+    """(S, A, M): 0 if a rollout played to its episode's end. If it was cut off, the discount there:
+    the return then contains a predicted return times this weight."""
 
 
 class Recording(NamedTuple):
@@ -56,7 +56,7 @@ class Recording(NamedTuple):
     """What was played: `run`, `environment`, `algorithm`, `seed`, `env_step`, `episode_seed`,
     `gamma`, `steps`, `score`, `ended`."""
     meaning: list[str]
-    """Sentences on what the predicted return is."""
+    """Sentences that say what the predicted return is."""
     caveats: list[str]
     """How it differs from what the policy earns; see `calibration.caveats`."""
     steps: np.ndarray
@@ -115,8 +115,8 @@ def record(
     Args:
         path, checkpoint, seed, env: as for `quantilax.load`.
         episode_seed: of the episode and its rollouts.
-        stops: most steps that are kept; of a longer episode every second, fourth, ... step is.
-        rollouts: M, rollouts from each stop that has any and for each action; 0: none.
+        stops: most steps that are kept; of a longer episode every second, fourth, ... step is kept.
+        rollouts: M, rollouts for each action at a stop with rollouts; 0: none.
         rollout_stops: S, stops with rollouts, evenly over the episode; None: 20, or fewer if that
             makes more than `MAX_ROLLOUTS`.
 
@@ -275,7 +275,7 @@ def _play(env: Environment, policy: Policy, key: Key[Array, ""], most: int) -> _
 
 
 def _predict(agent: Agent, state: State, obs: Any) -> Any:
-    """Return the quantiles (T, N, A) of observations; of a shape nothing is computed."""
+    """Return the quantiles (T, N, A) of observations; for a mere shape nothing is computed."""
     taus = jnp.asarray(TAUS, jnp.float32)
 
     def predict(obs: Observation) -> Float[Array, "..."]:
@@ -339,7 +339,7 @@ def _rollouts(
     """Play on from some stops, in one program for all of them."""
     chosen = np.unique(np.linspace(0, len(played.kept) - 1, min(stops, len(played.kept))).round().astype(int))
     begun, actions = _stacked([played.kept[i].begun for i in chosen]), None
-    if len(recording.rows) > 1:  # an action that is not legal would be played in vain
+    if len(recording.rows) > 1:  # in place of illegal actions, play the one taken
         legal, taken = jnp.asarray(recording.legal[chosen]), jnp.asarray(recording.taken[chosen])
         actions = jnp.where(legal, jnp.arange(len(recording.rows)), taken[:, None])
     returns, weight = map(np.asarray, play_on(agent, state, begun, actions, key, number))
@@ -367,7 +367,7 @@ def play_on(
     Args:
         agent: of the run, in an environment of JAX.
         state: of one seed.
-        begun: where S environments stand.
+        begun: S environments to play on from.
         actions: the first ones; None: the policy chooses them, and A is 1.
         key: consumed.
         number: M.

@@ -6,7 +6,7 @@
                                    checkpoint contains, what wrote it, and the SHA-256 of every part
         blocks/<SHA-256>           the replay's large arrays, cut into compressed blocks. A block
                                    that did not change is stored once and shared by all checkpoints
-        000000060000.recalibration.json   what `quantilax calibrate --recalibrate` fitted, if so
+        000000060000.recalibration.json   what `calibrate --recalibrate` fitted, if it was run
         evaluations.bin            the evaluations as records of fixed size; each checkpoint appends
                                    its new ones
 

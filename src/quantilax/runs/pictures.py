@@ -1,7 +1,7 @@
 """Pictures of environments, and files of moving pictures.
 
-A picture is an array of bytes, (height, width, 3). Simulators draw their own. Here are drawings of
-gymnax's classic control from the environment's state, and of observations that are grids.
+A picture is an array of bytes, (height, width, 3). Simulators draw their own. This module draws
+gymnax's classic control from the environment's state, and observations that are grids.
 """
 
 import itertools
@@ -135,7 +135,7 @@ DRAWINGS = {
     "Acrobot": _acrobot,
     "Pendulum": _pendulum,
 }
-"""By the class of an environment of gymnax."""
+"""Drawings by the class of an environment of gymnax."""
 
 
 def innermost(env: Any) -> Any:
@@ -261,7 +261,7 @@ def _write_mp4(path: Path, images: Iterator[Any], frames_per_second: int) -> Non
         for image in itertools.chain([first], images):
             process.stdin.write(image.crop((0, 0, *size)).tobytes())
     except BrokenPipeError:
-        pass  # its own words say why
+        pass  # the error output of ffmpeg says why
     finally:
         _, told = process.communicate()
     if process.returncode:

@@ -124,8 +124,8 @@ def _without_memory(act: Callable[..., Any]) -> Policy:
 def pictures(env: Environment, episode: Episode) -> Iterator[np.ndarray]:
     """Yield a picture (height, width, 3) for each observation of an episode.
 
-    Drawings of states have none for the last observation, because the state is that of the next
-    episode then.
+    Drawings of states leave out the last observation, because the state is already that of the next
+    episode.
 
     Raises:
         ConfigError: neither the simulator nor the observations give pictures.
