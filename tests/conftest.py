@@ -1,4 +1,4 @@
-"""What all tests share: quick compiling, a compilation cache of their own, and a small config per registered algorithm."""
+"""What all tests share: quick compiling, and a small config per registered algorithm."""
 
 import gc
 import itertools
@@ -17,6 +17,7 @@ from quantilax.host import limits
 jax.config.update("jax_num_cpu_devices", min(2, limits.scheduled_cores()))  # as the command line has it with two seeds
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests begin
+jax.config.update("jax_enable_compilation_cache", False)  # writing a program takes longer than a second use saves
 
 
 TESTS = itertools.count()
@@ -110,14 +111,6 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeds are laid on one device."""
     devices = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(pytestconfig: pytest.Config) -> None:
-    """Compiled programs are kept between runs of the suite; `pytest --cache-clear` forgets them."""
-    cache = Path(pytestconfig.rootpath) / ".pytest_cache" / "d" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 OFF_POLICY: dict[str, Any] = dict(

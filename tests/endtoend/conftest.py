@@ -1,15 +1,15 @@
 """The command line from outside: real processes where it pays, `main` in this process for the rest."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import pytest
+
+from tests.endtoend.processes import Ended, Server, ended, process
 
 TINY = """\
 iqn:
@@ -46,58 +46,12 @@ pqn:
   torso_sizes: [8]
 """
 
-
-class Ended(NamedTuple):
-    """The outcome of a command."""
-
-    arguments: tuple[str, ...]
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def lines(self) -> list[str]:
-        """Lines on standard error; matplotlib may say, once per machine, that it builds its font cache."""
-        return [line for line in self.stderr.splitlines() if not line.startswith("Matplotlib is building")]
-
-
-OF_TINY_CONFIGS = (
-    "each row of the curve is a mean over",
-    "a weight can move about",
-    ": the target is slow: ",
-    "the schedule has no effect",
-)
-"""What is said of every config that trains as little as those above."""
-
-
-def heard(stderr: str) -> str:
-    """Leave out the warnings that every config as tiny as those above gets."""
-    lines = stderr.splitlines(keepends=True)
-    return "".join(
-        line for line in lines if not (line.startswith("warning: ") and any(x in line for x in OF_TINY_CONFIGS))
-    )
-
-
-def ended(arguments: tuple[str, ...], status: int, stdout: str, stderr: str) -> Ended:
-    """Make an `Ended`."""
-    return Ended(arguments, status, stdout, heard(stderr))
-
-
 Call = Callable[..., Ended]
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
     """Everything below `root`: files with their bytes, directories with None."""
     return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}
-
-
-def process(cwd: Path, cache: Path, *arguments: str) -> Ended:
-    """Run the command line as a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    environment |= {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "quantilax.cli", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    return ended(arguments, done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
@@ -164,38 +118,27 @@ class Session(NamedTuple):
 
 @pytest.fixture(scope="session")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Run every process once, two at a time."""
+    """Run every process once; all but one are forked."""
     root, cache = tmp_path_factory.mktemp("session"), tmp_path_factory.mktemp("cache")
     (root / "tiny.yaml").write_text(TINY)
     (root / "tiny_pqn.yaml").write_text(TINY_PQN)
     seeds = ("--seeds", "2")
-
-    with ThreadPoolExecutor(2) as pool:
-
-        def start(*arguments: str) -> Future[Ended]:
-            return pool.submit(process, root, cache, *arguments)
-
-        iqn = start("train", "tiny.yaml", "iqn", *seeds, "learning_rate=1e-3", "--out", "iqn")
-        pqn = start("train", "-q", "tiny_pqn.yaml", "layer_norm=false", "--seed", "7", "--out", "pqn")
-        misspelt = start("train", "tiny.yaml", "iqn", "learning_rat=1e-3", "--out", "misspelt")
-        iqn, pqn = iqn.result(), pqn.result()
+    with closing(Server(tmp_path_factory.mktemp("server"), cache)) as server:
+        pqn = server.begin(root, "train", "-q", "tiny_pqn.yaml", "layer_norm=false", "--seed", "7", "--out", "pqn")
+        iqn = process(root, cache, "train", "tiny.yaml", "iqn", *seeds, "learning_rate=1e-3", "--out", "iqn")
+        misspelt = server.run(root, "train", "tiny.yaml", "iqn", "learning_rat=1e-3", "--out", "misspelt")
+        pqn = pqn.wait()
         compiled, before = programs(cache), tree(root)
-        again = start("train", "iqn/config.yaml", *seeds, "--out", "again")
-        diverging = start("train", "tiny.yaml", *seeds, "--quiet", "learning_rate=1e30", "--out", "diverging")
-        into_iqn = start("train", "tiny.yaml", *seeds, "--out", "iqn")
-    return Session(
-        root,
-        cache,
-        iqn,
-        pqn,
-        compiled,
-        again.result(),
-        diverging.result(),
-        into_iqn.result(),
-        misspelt.result(),
-        before,
-        tree(root),
-    )
+        lives = [
+            server.begin(root, "train", *arguments)
+            for arguments in (
+                ("iqn/config.yaml", *seeds, "--out", "again"),
+                ("tiny.yaml", *seeds, "--quiet", "learning_rate=1e30", "--out", "diverging"),
+                ("tiny.yaml", *seeds, "--out", "iqn"),
+            )
+        ]
+        again, diverging, into_iqn = (life.wait() for life in lives)
+    return Session(root, cache, iqn, pqn, compiled, again, diverging, into_iqn, misspelt, before, tree(root))
 
 
 def programs(cache: Path) -> set[str]:

@@ -9,7 +9,8 @@ import pytest
 
 from quantilax import ALGORITHMS
 from quantilax.signals import Signals
-from tests.endtoend.conftest import Call, process, tree
+from tests.endtoend.conftest import Call, tree
+from tests.endtoend.processes import process
 
 STUDY = """\
 base: {config: tiny.yaml, section: iqn}

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from tests import guides
-from tests.endtoend.conftest import Call, process
+from tests.endtoend.conftest import Call
+from tests.endtoend.processes import process
 
 
 @pytest.fixture

@@ -10,17 +10,27 @@ import numpy as np
 import pytest
 import yaml
 
-from quantilax import envs
+from quantilax import envs, runs
 from quantilax.reports import inside
 from quantilax.returns import recording
 from tests.conftest import tiny
 from tests.endtoend.browser import BROWSER, browse, probed
-from tests.endtoend.conftest import Call, Session
+from tests.endtoend.conftest import TINY, TINY_PQN, Call
 
 
-def test_a_run_is_inspected(call: Call, session: Session):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the runs `iqn`, of two seeds, and `pqn`."""
+    root = tmp_path_factory.mktemp("trained")
+    for name, text, seeds in (("iqn", TINY, (0, 1)), ("pqn", TINY_PQN, (0,))):
+        (root / f"{name}.yaml").write_text(text)
+        runs.run(runs.load_section(root / f"{name}.yaml").create(), root / name, seeds, quiet=True)
+    return root
+
+
+def test_a_run_is_inspected(call: Call, trained: Path):
     ended = call(
-        "inspect", str(session.root / "iqn"), "--seed", "1", "--episode-seed", "3", "--states", "4", "--out", "x.html"
+        "inspect", str(trained / "iqn"), "--seed", "1", "--episode-seed", "3", "--states", "4", "--out", "x.html"
     )
     assert (ended.status, ended.lines) == (0, [])
     page = Path("x.html").read_text()
@@ -28,7 +38,7 @@ def test_a_run_is_inspected(call: Call, session: Session):
     assert (facts["run"], facts["seed"], facts["episode_seed"]) == ("iqn", 1, 3)
     told = f"seed 1, step 300: {facts['length']} steps, return {facts['score']:g}\nwritten: x.html\n"
     assert ended.stdout == told
-    ended = call("video", str(session.root / "iqn"), "--rollouts", "0")
+    ended = call("video", str(trained / "iqn"), "--rollouts", "0")
     assert (ended.status, len(ended.lines)) == (2, 1)
     assert ended.lines[0].endswith(
         "iqn: probe/corridor draws no pictures; use quantilax inspect, which shows observations"
@@ -50,14 +60,14 @@ def test_a_run_is_inspected(call: Call, session: Session):
         (("video", "RUN", "--fps", "0"), "--fps"),
     ],
 )
-def test_bad_input_is_one_line(call: Call, session: Session, arguments, words):
-    ended = call(*(str(session.root / "iqn") if word == "RUN" else word for word in arguments))
+def test_bad_input_is_one_line(call: Call, trained: Path, arguments, words):
+    ended = call(*(str(trained / "iqn") if word == "RUN" else word for word in arguments))
     assert (ended.status, len(ended.lines)) == (2, 1), ended.stderr
     assert words in ended.lines[0]
 
 
-def test_a_run_without_quantiles_is_refused(call: Call, session: Session, tmp_path):
-    shutil.copytree(session.root / "pqn", tmp_path / "mean")
+def test_a_run_without_quantiles_is_refused(call: Call, trained: Path, tmp_path):
+    shutil.copytree(trained / "pqn", tmp_path / "mean")
     assert yaml.safe_load((tmp_path / "mean" / "config.yaml").read_text())["pqn"]["head"] == "scalar"
     for command in ("inspect", "video"):
         ended = call(command, "mean")

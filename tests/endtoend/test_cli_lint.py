@@ -7,7 +7,8 @@ import pytest
 
 from quantilax.algorithms import IQN
 from quantilax.checks import inert
-from tests.endtoend.conftest import TINY, Call, process, tree
+from tests.endtoend.conftest import TINY, Call, tree
+from tests.endtoend.processes import process
 
 SOUND = ("eval_episodes=10", "num_epochs=4", "learning_rate=1e-2", "gamma=0.9", "total_timesteps=900", "eval_freq=300")
 """With these there is nothing against `tiny.yaml` but notes."""

@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from quantilax.runs import checkpoints
-from tests.endtoend.conftest import TINY, TINY_PQN, Call, Ended, process, tree
+from tests.endtoend.conftest import TINY, TINY_PQN, Call, tree
+from tests.endtoend.processes import Ended, process
 
 BOTH = TINY + TINY_PQN
 BARE = "iqn:\n  env: probe/corridor\n"

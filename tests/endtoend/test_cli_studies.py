@@ -14,7 +14,8 @@ from quantilax.errors import ConfigError
 from quantilax.runs import provenance
 from quantilax.studies.store import Store
 from tests.endtoend.browser import BROWSER, browse, probed
-from tests.endtoend.conftest import TINY, Call, Ended, process, tree
+from tests.endtoend.conftest import TINY, Call, tree
+from tests.endtoend.processes import Ended, process
 from tests.studies import FALLS, GOOD, LATE, NAN, NEVER, store
 
 STUDY = """\

@@ -12,7 +12,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from quantilax.studies.store import Store
-from tests.endtoend.conftest import TINY, Call, process, tree
+from tests.endtoend.conftest import TINY, Call, tree
+from tests.endtoend.processes import process
 
 STUDY = """\
 question: Does a short horizon hurt?

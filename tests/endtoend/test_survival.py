@@ -1,8 +1,4 @@
-"""A run survives kills, full disks, moves, damage and hostile files: it ends as an undisturbed run does.
-
-`Server` starts processes of the command line by forking one that has imported everything. They are
-real processes (a kill hits the process, the directory and the lock alike), and start 4 s sooner.
-"""
+"""A run survives kills, full disks, moves, damage and hostile files: it ends as an undisturbed run does."""
 
 import csv
 import dataclasses
@@ -39,140 +35,19 @@ from quantilax.studies.store import Store
 from tests.manifests import content_of, write_manifest
 
 from ..conftest import each
-from .conftest import TINY, TINY_DQN, Call, Ended, ended, heard, process, tree
+from .conftest import TINY, TINY_DQN, Call, tree
+from .processes import Ended, Life, Server, process
 
 SHORT = TINY_DQN.replace("total_timesteps: 300", "total_timesteps: 440").replace("eval_freq: 100", "eval_freq: 40")
 """Eleven segments, at steps 40, 80, ..., 440."""
 SEEDS = ("--seeds", "2")
 STOPPED_AT = 200
 
-SERVER = """
-import json, os, resource, sys
-import matplotlib.backends.backend_agg, polars
-from quantilax import cli
-from quantilax.runs import loading, overview
-
-for line in sys.stdin:
-    asked = json.loads(line)
-    if "poll" in asked:
-        pid, status = os.waitpid(asked["poll"], os.WNOHANG)
-        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
-        continue
-    pid = os.fork()
-    if pid:
-        print(pid, flush=True)
-        continue
-    for number, (path, flags) in enumerate(
-        [(os.devnull, os.O_RDONLY), *((path, os.O_WRONLY | os.O_CREAT) for path in asked["streams"])]
-    ):
-        os.dup2(os.open(path, flags, 0o666), number)
-    os.chdir(asked["cwd"])
-    sys.argv = ["quantilax", *asked["arguments"]]
-    if asked["file_size"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_size"],) * 2)
-    break
-else:
-    sys.exit()
-cli.main()
-"""
-
-
-class Life:
-    """A process of the command line."""
-
-    def __init__(self, server: "Server", pid: int, arguments: tuple[str, ...], streams: list[Path]) -> None:
-        self.server, self.pid, self.arguments, self.streams = server, pid, arguments, streams
-        self.status: int | None = None
-
-    @property
-    def stderr(self) -> str:
-        return heard(self.streams[1].read_text())
-
-    def poll(self) -> int | None:
-        """The exit status (-9 for SIGKILL), or None while it lives."""
-        if self.status is None:
-            self.status = self.server.ask(poll=self.pid)
-        return self.status
-
-    def send(self, number: int) -> None:
-        """Send a signal; the server has not reaped it yet, so the number is still its own."""
-        assert self.status is None
-        os.kill(self.pid, number)
-
-    def until(self, holds: Callable[[], Any], seconds: float = 120, every: float = 0.001) -> None:
-        """Wait until something holds; fail where the process ends before."""
-        end = time.monotonic() + seconds
-        while not holds():
-            if self.poll() is not None and not holds():
-                pytest.fail(f"{self.arguments} ended with {self.status} too early: {self.stderr}")
-            assert time.monotonic() < end, f"{self.arguments} takes too long: {self.stderr}"
-            time.sleep(every)
-
-    def wait(self, seconds: float = 120) -> Ended:
-        """Wait for its end."""
-        end = time.monotonic() + seconds
-        while self.poll() is None:
-            assert time.monotonic() < end, f"{self.arguments} takes too long: {self.stderr}"
-            time.sleep(0.005)
-        while self.server.drains:
-            self.server.drains.pop().wait(10)
-        told = (stream.read_text() if stream.is_file() else "" for stream in self.streams)  # /dev/full has no end
-        return ended(self.arguments, int(self.status), *told)
-
-    def kill(self) -> None:
-        """Kill it with -9 and wait for its end."""
-        self.send(signal.SIGKILL)
-        self.wait()
-
-
-class Server:
-    """Begins processes; see the module."""
-
-    def __init__(self, directory: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-        environment |= {"XDG_CACHE_HOME": str(directory / "cache"), "JAX_PLATFORMS": "cpu"}
-        self.directory, self.numbers = directory, itertools.count()
-        self.lives: list[Life] = []
-        self.drains: list[subprocess.Popen[bytes]] = []
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, **request: Any) -> Any:
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def begin(self, cwd: Path, *arguments: str, file_size: int = 0, stderr: str | None = None) -> Life:
-        """Begin a process; no file that it writes may grow beyond `file_size` bytes (0: any may)."""
-        number = next(self.numbers)
-        streams = [self.directory / f"{number}.out", Path(stderr or self.directory / f"{number}.err")]
-        ends = [self.drained(stream) for stream in streams] if file_size else streams
-        request = {"cwd": str(cwd), "arguments": arguments, "streams": list(map(str, ends)), "file_size": file_size}
-        self.lives.append(Life(self, self.ask(**request), arguments, streams))
-        return self.lives[-1]
-
-    def drained(self, file: Path) -> Path:
-        """A pipe that is copied to a file, so that limits on files do not apply to it."""
-        pipe = file.with_suffix(f"{file.suffix}.pipe")
-        os.mkfifo(pipe)
-        self.drains.append(subprocess.Popen(["sh", "-c", 'exec cat "$0" > "$1"', str(pipe), str(file)]))
-        return pipe
-
-    def run(self, cwd: Path, *arguments: str, **limits: int) -> Ended:
-        return self.begin(cwd, *arguments, **limits).wait()
-
-    def close(self) -> None:
-        for life in self.lives:
-            if life.poll() is None:
-                life.kill()
-        with self.server:
-            self.server.stdin.close()
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    directory = tmp_path_factory.mktemp("server")
+    server = Server(directory, directory / "cache")
     yield server
     server.close()
 
