@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from quantilax.runs import checkpoints
-from tests.endtoend.conftest import TINY, TINY_PQN, Call, tree
-from tests.endtoend.processes import Ended, process
+from tests.endtoend.conftest import TINY, TINY_DQN, TINY_PQN, Call, tree
+from tests.endtoend.processes import Ended
 
 BOTH = TINY + TINY_PQN
 BARE = "iqn:\n  env: probe/corridor\n"
@@ -323,13 +323,13 @@ def test_a_checkpoints_directory_that_cannot_be_looked_into_is_not_taken_for_an_
         checkpoints.steps(tmp_path)
 
 
-def test_a_config_whose_name_is_no_text_is_no_hindrance(tmp_path):
+def test_a_config_whose_name_is_no_text_is_no_hindrance(call: Call, tmp_path):
     name = os.fsdecode(b"caf\xe9.yaml")
-    (tmp_path / name).write_text(TINY)
-    ended = process(tmp_path, tmp_path / "cache", "train", name, "-q", "--out", "run")
+    (tmp_path / name).write_text(TINY_DQN)
+    ended = call("train", name, "-q", "--out", "run")
     assert ended.status == 0, ended.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
-    ended = process(tmp_path, tmp_path / "cache", "show", "run")
+    ended = call("show", "run")
     assert (ended.status, ended.stderr) == (0, "")
     assert "train 'caf\\udce9.yaml' -q --out run" in ended.stdout
 

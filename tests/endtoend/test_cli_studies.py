@@ -43,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     root, cache = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("cache")
     (root / "tiny.yaml").write_text(TINY)
     (root / "s.yaml").write_text(STUDY)
-    study = process(root, cache, "study", "s.yaml", "--out", "s")
+    study = process(root, cache, "study", "s.yaml", "--out", "s", "--jobs", "1")
     report = process(root, cache, "report", "s")
     options = ("--variant", "base", "--seeds", "2", "--write", "tiny.yaml", "--section", "iqn_kept")
     options += ("--benchmarks", "b.yaml")

@@ -17,11 +17,11 @@ from polars.testing import assert_frame_equal
 
 from quantilax.studies import definition, start
 from quantilax.studies.store import Store
-from tests.endtoend.conftest import TINY, Call
+from tests.endtoend.conftest import TINY_DQN, Call
 from tests.endtoend.test_cli_refusals import refused
 
 STUDY = """\
-base: {config: tiny.yaml, section: iqn, overrides: {total_timesteps: 1000, eval_freq: 500}}
+base: {config: base.yaml, section: dqn, overrides: {total_timesteps: 1000, eval_freq: 500}}
 variants: {named: {far: {gamma: 0.5}, big: {batch_size: 24}}}
 seeds: 3
 """
@@ -30,14 +30,14 @@ seeds: 3
 MINE = """\
 import quantilax
 
-IQN = quantilax.ALGORITHMS["iqn"]
+DQN = quantilax.ALGORITHMS["dqn"]
 
 
 def update(config, state, key):
-    return IQN.update(config, state, key)
+    return DQN.update(config, state, key)
 
 
-quantilax.register(IQN._replace(name="mine", update=update))
+quantilax.register(DQN._replace(name="mine", update=update))
 """
 
 QUANTILAX = [sys.executable, "-W", "error", "-m", "quantilax.cli"]
@@ -45,7 +45,7 @@ QUANTILAX = [sys.executable, "-W", "error", "-m", "quantilax.cli"]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "base.yaml").write_text(TINY_DQN)
     (tmp_path / "study.yaml").write_text(STUDY)
     return tmp_path
 
@@ -54,7 +54,7 @@ def place(tmp_path: Path) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     """Records of the study by one process."""
     here = tmp_path_factory.mktemp("alone")
-    (here / "tiny.yaml").write_text(TINY)
+    (here / "base.yaml").write_text(TINY_DQN)
     (here / "study.yaml").write_text(STUDY)
     return records(start.run(definition.load(here / "study.yaml"), here / "out", jobs=1, quiet=True))
 
@@ -108,10 +108,10 @@ def at_work(driver: int) -> list[psutil.Process]:
 
 
 def test_a_ray_cluster_of_which_a_worker_is_killed_gives_the_records_of_one_process(place, alone, begin):
-    """The algorithm is IQN, registered by another name in a file of the user."""
+    """The algorithm is DQN, registered by another name in a file of the user."""
     (place / "files").mkdir()  # nowhere on the workers' path
     (place / "files" / "mine.py").write_text(MINE)
-    (place / "tiny.yaml").write_text(TINY.replace("iqn:\n", "iqn:\n  algorithm: mine\n"))
+    (place / "base.yaml").write_text(TINY_DQN.replace("dqn:\n", "dqn:\n  algorithm: mine\n"))
     driver = begin("--on", "ray", files=("files/mine.py",))
     until(lambda: list(place.glob("out/records/*.parquet")), driver)
     seen = until(lambda: (lambda found: found if len(found) == 2 else None)(at_work(driver.pid)), driver)

@@ -24,7 +24,8 @@ from quantilax.host.interrupts import Interrupted, Stop
 from quantilax.runs import RunDirectory, identity, load_section
 from quantilax.studies import cluster, definition, start
 from tests.conftest import tiny
-from tests.endtoend.conftest import TINY_PQN, heard
+from tests.endtoend.conftest import TINY_PQN
+from tests.endtoend.processes import heard
 from tests.trees import assert_same_bits
 
 
