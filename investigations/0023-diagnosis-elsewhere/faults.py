@@ -117,7 +117,9 @@ def explore(**by_field: Any) -> Callable[[dict[str, Any]], dict[str, Any] | None
     return change
 
 
-def both(*changes: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+def both(
+    *changes: Callable[[dict[str, Any]], dict[str, Any] | None],
+) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     """Make several changes, if the section has all of them."""
 
     def change(c: dict[str, Any]) -> dict[str, Any] | None:
@@ -133,7 +135,11 @@ FOR_EVER = explore(eps_start=1.0, eps_end=1.0, target_entropy=0.6, exploration_n
 HEALTHY = (
     Fault("base", ()),
     Fault("learning rate / 2", (), times("learning_rate", 0.5)),
-    Fault("batch x2", (), lambda c: {"batch_size": 2 * c["batch_size"]} if "batch_size" in c else times("num_minibatches", 0.5)(c)),
+    Fault(
+        "batch x2",
+        (),
+        lambda c: {"batch_size": 2 * c["batch_size"]} if "batch_size" in c else times("num_minibatches", 0.5)(c),
+    ),
     Fault("rewards x1.5", (), altered={"reward_factor": 1.5}),
     Fault("Adam eps / 3", (), times("adam_eps", 1 / 3)),
 )
@@ -171,12 +177,19 @@ SINGLE = (
 """One fault each."""
 
 DOUBLE = (
-    Fault("learning rate x30, kappa / 1000", ("learning_rate+", "kappa-"), both(times("learning_rate", 30), kappa(0.001))),
+    Fault(
+        "learning rate x30, kappa / 1000", ("learning_rate+", "kappa-"), both(times("learning_rate", 30), kappa(0.001))
+    ),
     Fault("batch 4, no exploration", ("noise", "exploration-"), both(batch(4), NONE)),
     Fault("Adam eps 1, rewards x100", ("adam_eps", "reward_scale+"), to(adam_eps=1.0), {"reward_factor": 100.0}),
     Fault("target never moved, gamma 0.5", ("target-", "gamma-"), to(polyak=1.0, gamma=0.5)),
     Fault("clipping, time limit as death", ("clipping", "time_limit"), to(max_grad_norm=1e-5), {"limit_is_death": 1.0}),
-    Fault("learning rate x10, noise in observations", ("learning_rate+", "observations"), times("learning_rate", 10), {"noise": 1.0}),
+    Fault(
+        "learning rate x10, noise in observations",
+        ("learning_rate+", "observations"),
+        times("learning_rate", 10),
+        {"noise": 1.0},
+    ),
 )
 """Two at once."""
 
@@ -246,7 +259,9 @@ def dead(algorithm: Algorithm) -> Algorithm:
 
     def kill(params: Any) -> Any:
         found = jax.tree_util.tree_leaves_with_path(params)
-        biases = [jax.tree_util.keystr(p) for p, _ in found if "['psi']" in (k := jax.tree_util.keystr(p)) and "['bias']" in k]
+        biases = [
+            jax.tree_util.keystr(p) for p, _ in found if "['psi']" in (k := jax.tree_util.keystr(p)) and "['bias']" in k
+        ]
         last = {}
         for key in biases:  # the last norm, or else the last layer, of each torso
             torso = key.split("['psi']")[0]
@@ -263,7 +278,9 @@ def dead(algorithm: Algorithm) -> Algorithm:
 
     def init(env: Any, config: Any, key: Array) -> Any:
         state = algorithm.init(env, config, key)
-        names = [name for name in ("params", "target_params", "average_params") if getattr(state, name, None) is not None]
+        names = [
+            name for name in ("params", "target_params", "average_params") if getattr(state, name, None) is not None
+        ]
         return replace(state, **{name: kill(getattr(state, name)) for name in names})
 
     return algorithm._replace(init=init)

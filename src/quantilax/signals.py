@@ -87,6 +87,8 @@ class Signals(NamedTuple):
     """Share of Adam's step that its epsilon leaves; 1 if epsilon plays no part. See `damping`."""
     adam_scale: Float[Array, ""]
     """The typical size of a weight's gradient: the median of sqrt(v)."""
+    without_gradient: Float[Array, ""]
+    """Share of the weights that no gradient has reached so far, those with v = 0."""
     overshoot: Float[Array, ""]
     """Share of its own batch's errors that a trial step removes: 0 none, 1 all, above 1 it turns
     them round. See `overshoot`."""
@@ -110,6 +112,9 @@ class Signals(NamedTuple):
     decision_snr: Float[Array, ""] | None
     """The action gap divided by the error that K drawn fractions give it, median over R; see
     `decision_snr`."""
+    value_change: Float[Array, ""]
+    """How much values change in a step of R that does not terminate: the mean |V(x') - V(x)|
+    divided by the standard deviation of V on R, where V is the best action's value."""
     reference_error: Float[Array, ""]
     """Mean TD error on R, |r + gamma max Q^-(x') - Q(x, a)|, relative. It is high in states that
     the run has forgotten or never learned."""
@@ -132,6 +137,9 @@ class Signals(NamedTuple):
     action_entropy: Float[Array, ""]
     """Entropy of the actions learned from, divided by log A: 1 if all are used equally, 0 if one
     is. Each component of real-valued actions is counted in `BINS` equal parts of the box."""
+    off_policy: Float[Array, ""] | None
+    """Share of the actions learned from that differ from those that are greedy now. For real-valued
+    actions the mean distance, in half widths of the box."""
     exploration: Float[Array, ""]
     """Share of the actions that differ from the greedy ones at the same fractions, as training
     would act now on R. For real-valued actions the mean distance, in half widths of the box."""
@@ -256,6 +264,11 @@ class Learner(NamedTuple):
     def quantiles_taken(self, params: PyTree, steps: Transition, tau: Float[Array, "N"]) -> Float[Array, "B N"]:
         """Z of the actions taken in a batch."""
         return self.of_taken(jax.vmap(self.quantiles, in_axes=(None, 0, None))(params, steps.obs, tau), steps.action)
+
+    def departure(self, batch: Any) -> Float[Array, "B"]:
+        """How far the actions of a drawn batch are from the greedy ones: 1 if they differ."""
+        q = jax.vmap(self.values, in_axes=(None, 0))(self.params, batch.obs)
+        return (_greedy(q, getattr(batch, "legal", None)) != batch.action).astype(jnp.float32)
 
     def ahead(self, params: PyTree, obs: Observation, legal: Any) -> Float[Array, "B"]:
         """Return what is expected from a batch of observations on: max Q, or V."""
@@ -524,6 +537,7 @@ def _of_the_gradient(learner: Learner, key: Key[Array, ""]) -> dict[str, Any]:
         "adam_below_eps": nanmean((scale < eps).astype(jnp.float32), v > 0),
         "adam_damping": jnp.where((v > 0).any(), damping(m, jnp.sqrt(corrected), eps), jnp.nan),
         "adam_scale": jnp.nanmedian(scale),
+        "without_gradient": jnp.mean(v == 0),
     }
 
 
@@ -567,6 +581,9 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
     largest = jnp.max(jnp.where(experience.is_there, jnp.abs(experience.reward), 0.0))
     taken = learner.taken(learner.params, R)
     beyond = jnp.where(R.terminated, jnp.abs(taken - R.reward), -jnp.inf).max() / scale
+    before, after = (
+        learner.ahead(learner.params, x, legal) for x, legal in ((R.obs, R.legal), (R.next_obs, R.next_legal))
+    )
     found: dict[str, Any] = {
         "reference_q": q.mean(),
         "reference_q_target": None,
@@ -574,6 +591,7 @@ def _of_values(learner: Learner, R: Transition, episodes: rollout.Episodes, expe
         "target_disagreement": None,
         "action_gap": jnp.nanmean(jax.vmap(gap)(exploration.masked(q, R.legal))) / scale,
         "decision_snr": None,
+        "value_change": nanmean(jnp.abs(after - before), ~R.terminated) / (before.std() + SMALL),
         "value_bound": jnp.maximum(jnp.abs(q).max(), jnp.abs(start).max())
         * (1 - learner.config.gamma)
         / (largest + SMALL),
@@ -606,13 +624,15 @@ def _of_errors(learner: Learner, R: Transition, key: Key[Array, ""]) -> dict[str
 
     key_draw, key_loss = jax.random.split(key)
     part = learner.part(learner.params)
-    delta, q_batch = learner.errors(part, learner.draw(key_draw, PARTS * PART), key_loss)
+    batch = learner.draw(key_draw, PARTS * PART)
+    delta, q_batch = learner.errors(part, batch, key_loss)
     magnitude, has_kappa = jnp.abs(delta), learner.head.regresses_quantiles
     return {
         "reference_error": jnp.abs(target - taken).mean() / rms(q),
         "replay_error": jnp.abs(delta.mean(axis=(1, 2))).mean() / rms(q_batch),
         "huber_share": jnp.mean(magnitude > learner.config.kappa) if has_kappa else None,
         "huber_scale": magnitude.mean() / learner.config.kappa if has_kappa else None,
+        "off_policy": None if "off_policy" in learner.learning.without else learner.departure(batch).mean(),
     }
 
 

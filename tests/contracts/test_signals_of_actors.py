@@ -109,6 +109,10 @@ def test_the_entropy_of_real_valued_actions_is_that_of_ten_bins(soft):
     there = np.arange(len(rows.reward)) < int(soft.state.replay.iterations)
     share = np.histogram(rows.action[there], bins=10, range=(-3, 1))[0] / rows.action[there].size
     share = share[share > 0]
+    batch, _ = soft.agent.algorithm.signals.draw(soft.agent.config, soft.state, jax.random.key(0), 2_000)
+    mu = np.asarray(jax.vmap(nnx.merge(soft.state.network.actor, soft.state.params["actor"]))(batch.obs))[:, 0]
+    distance = np.abs(batch.action - np.tanh(mu)).mean()
+    assert soft.last["off_policy"] == pytest.approx(distance, abs=0.07)  # of a batch of 512
     soft.expect(action_entropy=-(share * np.log(share)).sum() / np.log(10), replay_episodes=rows.truncated[there].sum())
 
 

@@ -382,9 +382,13 @@ def test_an_algorithm_without_replay_target_and_quantiles_is_judged_by_the_rest(
 
 def test_a_run_without_signals_is_refused_with_the_remedy():
     with pytest.raises(ConfigError, match="signals=true"):
-        diagnose(frame().drop("clip_factor"), CONFIG)
+        diagnose(frame().drop(Signals._fields), CONFIG)
     with pytest.raises(ConfigError, match="3 evaluations"):
         diagnose(frame()[:3], CONFIG)
+
+
+def test_a_run_from_before_a_signal_existed_is_judged_by_those_it_has():
+    assert named(frame(huber_scale=30.0).drop("without_gradient", "value_change"), CONFIG) == ["kappa"]
 
 
 def test_every_rule_reads_a_range_that_was_measured():

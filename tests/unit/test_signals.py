@@ -132,15 +132,16 @@ def trained():
     R = signals.reference(agent.env, jax.random.split(reference_key)[0])
     tau = (np.arange(signals.NUM_FRACTIONS) + 0.5) / signals.NUM_FRACTIONS
     Z = np.asarray(agent.quantiles(state, R.obs, tau))
+    ahead = np.asarray(agent.quantiles(state, R.next_obs, tau)).mean(axis=1).max(axis=1)
     swapped = dataclasses.replace(state, average_params=state.target_params)
     Z_target = np.asarray(agent.quantiles(swapped, R.obs, tau))
     Z_next = np.asarray(agent.quantiles(swapped, R.next_obs, tau))
     last = {k: None if v is None else float(v[-1]) for k, v in record.signals._asdict().items()}
-    return agent, state, jax.device_get(R), Z, Z_target, Z_next, last
+    return agent, state, jax.device_get(R), Z, Z_target, (Z_next, ahead), last
 
 
 def test_the_values_measured_are_those_of_the_agents_quantiles(trained):
-    _, _, R, Z, Z_target, Z_next, last = trained
+    _, _, R, Z, Z_target, (Z_next, ahead), last = trained
     q, q_target = Z.mean(axis=1), Z_target.mean(axis=1)
     scale = np.sqrt(np.mean(q**2))
     taken = np.take_along_axis(q, R.action[:, None], axis=1)[:, 0]
@@ -154,6 +155,7 @@ def test_the_values_measured_are_those_of_the_agents_quantiles(trained):
         "target_disagreement": (q.argmax(axis=1) != q_target.argmax(axis=1)).mean(),
         "action_gap": (order[:, -1] - order[:, -2]).mean() / scale,
         "reference_error": np.abs(target - taken).mean() / scale,
+        "value_change": np.abs(ahead - q.max(axis=1))[~R.terminated].mean() / q.max(axis=1).std(),
         "crossing": (np.diff(greedy, axis=1) < 0).mean(),
         "value_bound": np.abs(q).max() * (1 - 0.9) / 1.0,  # rewards of the corridor: 0 and 1
     }
@@ -196,6 +198,20 @@ def test_exploration_is_the_share_of_actions_that_epsilon_makes_not_greedy(train
     assert float(found.exploration) == pytest.approx(share, abs=0.04 if share else 0.0)
 
 
+@pytest.mark.parametrize("action", [0, 1])
+def test_off_policy_is_the_share_of_the_actions_in_the_replay_that_are_not_greedy_now(
+    trained, measure, episodes, action
+):
+    agent, state = trained[:2]
+    _, _, config = agent.arguments()
+    rows = state.replay.rows._replace(action=jnp.full_like(state.replay.rows.action, action))
+    always = dataclasses.replace(state, replay=dataclasses.replace(state.replay, rows=rows))
+    batch, _ = agent.algorithm.signals.draw(config, state, jax.random.key(0), 2_000)
+    q = np.asarray(agent.quantiles(state, batch.obs, signals.midpoints(signals.NUM_FRACTIONS))).mean(axis=1)
+    found = measure(config, always, episodes, *train.signal_keys(state)).off_policy
+    assert float(found) == pytest.approx((q.argmax(axis=1) != action).mean(), abs=0.07)  # of a batch of 512
+
+
 def test_returns_are_compared_with_the_values_of_the_weights_that_played(trained, measure, episodes):
     agent, state = trained[:2]
     _, _, config = agent.arguments()
@@ -215,6 +231,7 @@ def test_adams_second_moments_are_compared_with_its_epsilon(trained):
     scale = np.sqrt(v[v > 0] / (1 - 0.999 ** int(state.gradient_steps)))
     assert last["adam_scale"] == pytest.approx(np.median(scale), rel=1e-3)
     assert last["adam_below_eps"] == pytest.approx((scale < 3.125e-4).mean(), abs=1e-3)
+    assert last["without_gradient"] == pytest.approx((v == 0).mean(), abs=1e-3)
 
 
 @pytest.mark.validation

@@ -468,6 +468,11 @@ class Learner(signals.Learner):
         of_one = partial(quantiles_at, self.config, self.state, params["critic"], tau=tau)
         return jax.vmap(lambda x, a: of_one(x, a))(steps.obs, self.scaled(steps.action))
 
+    def departure(self, batch: Any) -> Float[Array, "B"]:
+        """How far the actions of a drawn batch are from the greedy ones, in half widths."""
+        greedy_actions = jax.vmap(partial(self.act, self.params))(batch.obs)
+        return jnp.abs(batch.action.reshape(greedy_actions.shape) - greedy_actions).mean(axis=-1)
+
     def ahead(self, params: PyTree, obs: Observation, legal: Any) -> Float[Array, "B"]:
         """Return the mean of what targets bootstrap from."""
         action, bonus = self.next_action(params, obs)

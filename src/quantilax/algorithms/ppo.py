@@ -391,7 +391,7 @@ SIGNALS = signals.Learning(
     optimizer,
     policies,
     per_action=False,
-    without=("loss_ratio", "reference_error", "doomed_q"),
+    without=("loss_ratio", "reference_error", "doomed_q", "off_policy"),
 )
 METRICS = ("actor_loss", "entropy", "approx_kl", "clip_fraction")
 """Metrics of the loop, besides those of every algorithm."""

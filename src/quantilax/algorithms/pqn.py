@@ -112,6 +112,8 @@ class Rows(NamedTuple):
     action: Int[Array, "TE"]
     target: PyTree
     """G of each step, in the head's form."""
+    legal: Any = None
+    """Masks of the legal actions, for the signals; None: all are."""
 
 
 @dataclass
@@ -144,7 +146,8 @@ def act(env: Environment, config: Config, state: State) -> Policy:
 def observe(config: Config, state: State, transitions: Transition, key: Key[Array, ""]) -> State:
     """Compute the lambda-returns of T steps in E environments, and keep them for `update`."""
     transitions = normalize.transitions(state.normalizer, transitions)
-    rows = Rows(transitions.obs, transitions.action, lambda_targets(config, state, transitions, key))
+    targets = lambda_targets(config, state, transitions, key)
+    rows = Rows(transitions.obs, transitions.action, targets, transitions.legal)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     return replace(state, rows=flat, transitions=transitions)
 

@@ -117,9 +117,8 @@ def has_signals(run: pl.DataFrame) -> bool:
 
     If other variants of a study have signals, the columns exist but hold only nulls.
     """
-    if not set(Signals._fields) <= set(run.columns):
-        return False
-    return run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in Signals._fields).any()).item() is True
+    there = [name for name in Signals._fields if name in run.columns]  # older runs have fewer
+    return bool(there) and run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in there).any()).item()
 
 
 def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:

@@ -86,6 +86,7 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     highest, lowest = (mean + std).max(), (mean - std).min()
     run = whole[1:]
     batch = config.get("batch_size") or minibatch(config)
+    run = run.with_columns(pl.lit(None, pl.Float64).alias(name) for name in Signals._fields if name not in run.columns)
     column = {name: run[name].to_numpy().astype(float) for name in Signals._fields}
     noise, signal = column["gradient_noise"], column["gradient_signal"]
     reached = column["limit_reached"]
