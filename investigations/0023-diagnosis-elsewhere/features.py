@@ -100,12 +100,12 @@ def main() -> None:
     found = []
     for setting in SETTINGS:
         for fault in FAULTS:
-            file = asked.data / setting.name / f"{fault.name.replace('/', 'over')}.parquet"
-            if not file.exists():
+            files = sorted((asked.data / setting.name).glob(f"{fault.name.replace('/', 'over')}-[0-9]*-[0-9]*.parquet"))
+            if not files:
                 continue
             made = agent(setting, fault, 1.0)
             config = {"head": HEADS.get(shipped(setting).algorithm.name), **pytree.to_dict(made.config)}
-            for (seed,), rows in pl.read_parquet(file).group_by("seed", maintain_order=True):
+            for (seed,), rows in pl.concat(map(pl.read_parquet, files)).group_by("seed", maintain_order=True):
                 found.append({"setting": setting.name, "fault": fault.name, "seed": seed, **features(rows, config)})
     names = list(found[0])[3:]
     table = pl.DataFrame(found, infer_schema_length=None).with_columns(

@@ -1,6 +1,6 @@
 """Train the first fifth of each setting with each fault; keep the evaluations, signals included, as Parquet.
 
-python investigations/0023-diagnosis-elsewhere/run.py --out runs/diagnosis-elsewhere
+python investigations/0023-diagnosis-elsewhere/run.py --out runs/diagnosis-elsewhere --seeds 10
 
 What is there is left out, so a run that was stopped can be repeated.
 """
@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/diagnosis-elsewhere"))
     parser.add_argument("--settings", nargs="*", help="only these")
     parser.add_argument("--faults", nargs="*", help="only these")
-    parser.add_argument("--seeds", type=int, help="other than the setting's number")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--first-seed", type=int, default=0)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     use_all_cores(2)
@@ -79,9 +80,9 @@ def main() -> None:
             continue
         PROGRAMS.clear()
         scale = deviation(setting)
-        seeds = list(range(asked.seeds or setting.seeds))
+        seeds = list(range(asked.first_seed, asked.first_seed + asked.seeds))
         for fault in FAULTS:
-            path = asked.out / setting.name / f"{fault.name.replace('/', 'over')}.parquet"
+            path = asked.out / setting.name / f"{fault.name.replace('/', 'over')}-{seeds[0]}-{seeds[-1]}.parquet"
             if path.exists() or (asked.faults and fault.name not in asked.faults):
                 continue
             begun = time.perf_counter()
