@@ -68,7 +68,7 @@ def write(there: Store, curves: Mapping[str, Mapping[int, Curve] | Sequence[Curv
         rows = [
             {"variant": variant, "seed": seed, "env_step": step, "return_mean": value, "finite": value == value}
             for seed, curve in by_seed.items()
-            for step, value in zip(STEPS, curve, strict=True)
+            for step, value in zip(STEPS[: len(curve)], curve, strict=True)
         ]
         if rows:
             there.write(rows)

@@ -342,6 +342,10 @@ def test_a_state_of_classes_that_are_printed_as_addresses_is_accepted():
     ("env", "words"),
     [
         (WithoutStep(), "WithoutStep has no 'step'"),
+        (
+            with_members(action_space=3),
+            "own's observation_space must be a quantilax.types.Box and its action_space a D",
+        ),
         (WrongShape(), r"reset's observation must have shape \(3,\), got \(2,\)"),
         (FiveValues(), "does not fit the contract|must return"),
         (FloatFlags(), "TimeStep.terminated must be of type bool, got float32"),

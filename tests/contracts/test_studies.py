@@ -425,6 +425,9 @@ def test_results_of_another_study_are_refused_and_kept(config, tmp_path, whole):
         run(study(config), out)
     with pytest.raises(ConfigError, match="results of another study: variant 'base' has batch_size=16 there and 8 in"):
         run(study(config, batch_size=8), out, resume=True)
+    others = study(config)._replace(variants=(study(config).variants[0]._replace(name="new"),))
+    with pytest.raises(ConfigError, match="results of another study, with no variant in common; choose another --out"):
+        run(others, out, resume=True)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 

@@ -57,6 +57,9 @@ def test_findings_beyond_notes_end_with_status_1_and_stand_in_a_table_warnings_a
     assert "by arithmetic" in words
     assert "by the program" in words
     assert "confirmed" not in words
+    told = json.loads(call("lint", "tiny.yaml", "--no-confirm", *SOUND, *fields, "--json").stdout)
+    assert (told["section"], told["confirm"]) == ("iqn", False)
+    assert [finding["field"] for finding in told["findings"]][:3] == list(names)
 
 
 def test_nothing_to_find_is_said(call: Call, monkeypatch):

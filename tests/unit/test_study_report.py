@@ -579,6 +579,11 @@ def test_variants_with_missing_or_more_broken_runs_are_not_chosen(tmp_path):
     assert choice.choose(Results.read(store(tmp_path / "s", curves, seeds=8))).variant == "base"
 
 
+def test_variants_of_unequal_budgets_are_said_to_be(tmp_path):
+    there = store(tmp_path / "s", {"base": [GOOD] * 4, "short": [GOOD[:3]] * 4}, seeds=4)
+    assert any("not for the same budget" in line for line in verdict(Results.read(there)).caveats)
+
+
 def test_a_variant_that_failed_half_way_is_incomplete_and_is_said_to_be(tmp_path):
     slow = (10.0, 20.0, 480.0, 500.0)
     there = store(tmp_path / "s", {"base": [slow] * 8, "few": [GOOD] * 7}, seeds=8)
