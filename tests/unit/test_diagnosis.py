@@ -13,6 +13,7 @@ from quantilax import ALGORITHMS, ConfigError, pytree
 from quantilax.algorithms import IQN, pqn
 from quantilax.checks import diagnosis
 from quantilax.checks.diagnosis import diagnose
+from quantilax.checks.findings import Finding
 from quantilax.checks.rules import RULES, healthy, quantities
 from quantilax.signals import OF_CHOICES, Signals
 from quantilax.studies import definition
@@ -70,7 +71,7 @@ def test_what_is_outside_by_less_than_names_a_cause_is_told_as_a_hint_the_farthe
     assert one.causes == ()
     assert [cause.cause for cause in one.near] == ["adam_eps", "learning_rate"]
     lines = diagnosis.told([one])
-    assert lines[1] == "  no cause is named; outside the healthy range, but by too little to name one:"
+    assert lines[1] == "  no cause is measured; outside the healthy range, but by too little to name one:"
     assert lines[2].startswith(
         "  - adam_eps: adam_damping 0.192, in healthy runs 0.274 to 0.958; outside from step 1,000 on"
     )
@@ -288,6 +289,33 @@ def test_noise_that_could_not_have_been_named_is_not_said_to_be_in_its_range():
         "  noise cannot be judged with this batch and 10 evaluations: noise_to_signal"
     )
     assert named(run, {**CONFIG, "batch_size": 50}) == ["noise"]
+
+
+LARGE = Finding("warning", "learning_rate", "learning_rate=0.1 is large", "by arithmetic", "", {"learning_rate": 0.01})
+
+
+def test_what_lint_finds_is_a_cause_and_the_first_variant_of_the_proposed_study():
+    config = {**CONFIG, "learning_rate": 0.1}
+    (one,) = diagnose(frame([10] * 11), config, [LARGE, LARGE._replace(severity="note", change={"gamma": 0.9})])
+    (cause,) = one.causes
+    assert (cause.cause, cause.evidence, cause.change) == ("learning_rate", (), {"learning_rate": 0.01})
+    assert cause.config == {"learning_rate": 0.1}
+    assert one.study["one_at_a_time"]["learning_rate"][0] == 0.01
+    lines = diagnosis.told([one])
+    assert "  1. learning_rate: learning_rate=0.1 is large" in lines
+    assert "     lint: by arithmetic, without a measurement" in lines
+    assert "     try: learning_rate=0.01" in lines
+    table = diagnosis.summary({"base": [one]})
+    assert table["evidence"].to_list() == ["lint: learning_rate=0.1 is large"]
+
+
+def test_what_lint_finds_of_a_cause_that_was_measured_stands_beside_it():
+    (one,) = diagnose(
+        frame(update_ratio=0.1, limit_deaths=1.0, limit_error=0.5), {**CONFIG, "learning_rate": 0.1}, [LARGE]
+    )
+    assert [cause.cause for cause in one.causes] == ["learning_rate", "time_limit"]
+    assert [cause.lint for cause in one.causes] == ["learning_rate=0.1 is large", ""]
+    assert one.causes[0].evidence
 
 
 def test_variants_of_a_study_without_signals_are_left_out(tmp_path):

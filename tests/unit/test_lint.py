@@ -318,11 +318,28 @@ SOUND = dict(
     ],
     ids=lambda x: " ".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
 )  # fmt: skip
-def test_each_rule_speaks_beyond_its_border_and_not_before(changes, field, severity, words):
-    with warnings.catch_warnings(action="ignore", category=ConfigWarning):
-        found = list(ranges(create(ALGORITHMS["iqn"], "CartPole-v1", {**SOUND, **changes})))
-    assert [(f.field, f.severity, f.evidence) for f in found] == ([(field, severity, "by arithmetic")] if field else [])
-    assert all(words in f.finding and f.remedy for f in found)
+def test_each_rule_speaks_beyond_its_border_and_not_before_and_its_change_mends_what_it_found(
+    changes, field, severity, words
+):
+    def found(**more):
+        with warnings.catch_warnings(action="ignore", category=ConfigWarning):
+            return list(ranges(create(ALGORITHMS["iqn"], "CartPole-v1", {**SOUND, **changes, **more})))
+
+    told = found()
+    assert [(f.field, f.severity, f.evidence) for f in told] == ([(field, severity, "by arithmetic")] if field else [])
+    assert all(words in f.finding and f.remedy for f in told)
+    for change in (f.change for f in told if f.change):
+        assert found(**change) == []
+    without = {"eval_episodes", "warmup_steps"} | ({"buffer_size", "gamma"} if severity == "note" else set())
+    assert all(f.change or f.field in without for f in told)
+
+
+@pytest.mark.parametrize("polyak", [0.3, 0.9999, 1.0])
+def test_a_soft_target_that_is_too_fast_or_too_slow_gets_another_polyak(polyak):
+    agent = create(ALGORITHMS["iqn"], "CartPole-v1", {**SOUND, "target_update_freq": 1, "polyak": polyak})
+    (told,) = ranges(agent)
+    assert list(told.change) == ["polyak"]
+    assert list(ranges(agent.replace(**told.change))) == []
 
 
 def test_the_shipped_sections_and_the_defaults_are_within_every_range():

@@ -10,6 +10,7 @@ docs/diagnosis.md.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import polars as pl
 import yaml
 
 from quantilax.checks import rules
+from quantilax.checks.findings import Finding
 from quantilax.checks.rules import RULES, SMALL, Config, Range, Row, Rule
 from quantilax.errors import ConfigError
 from quantilax.signals import Signals
@@ -65,6 +67,9 @@ class Cause(NamedTuple):
     change: dict[str, Any]
     """The smallest change worth trying."""
     remark: str
+    lint: str = ""
+    """What `quantilax lint` finds about these fields. If `evidence` is empty, this alone names the
+    cause."""
 
 
 class Diagnosis(NamedTuple):
@@ -86,26 +91,29 @@ class Diagnosis(NamedTuple):
     is named."""
 
 
-def diagnose(run: pl.DataFrame, config: Config) -> list[Diagnosis]:
+def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()) -> list[Diagnosis]:
     """Name the causes in the evaluations of a run, for each of its seeds.
 
     Args:
         run: rows as in `evaluations.parquet`, with the columns of the signals; of a study, the rows
             of one variant.
         config: the section that was run, with every field.
+        findings: what `quantilax lint` finds in the config. Warnings and errors with a change that
+            mends them are causes as well.
 
     Raises:
         ConfigError: the rows have no signals, or too few evaluations.
     """
     if not has_signals(run):
         raise ConfigError("has no signals; train it again with signals=true on the command line (or in the config)")
+    wrong = [one for one in findings if one.change and one.severity != "note"]
     found = []
     for (seed,), rows in run.sort("seed", "env_step").group_by("seed", maintain_order=True):
         if rows.height < MIN_ROWS:
             raise ConfigError(
                 f"has {rows.height} evaluations, but a diagnosis needs {MIN_ROWS} or more; lower eval_freq, or wait"
             )
-        found.append(_diagnose(int(seed), rows, config))
+        found.append(_diagnose(int(seed), rows, config, wrong))
     return found
 
 
@@ -121,7 +129,7 @@ def has_signals(run: pl.DataFrame) -> bool:
     return bool(there) and run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in there).any()).item()
 
 
-def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
+def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Finding]) -> Diagnosis:
     outcome, rows = judge(run), rules.quantities(run, config)
     medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
     ranges = rules.ranges(run)
@@ -139,15 +147,25 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config) -> Diagnosis:
             {field: config[field] for field in rule.fields if field in config},
             {k: v for k, v in rule.change(config, medians).items() if k in config},
             rule.remark,
+            "; ".join(one.finding for one in findings if set(rule.fields) & set(one.change or {})),
         )
 
-    causes = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
+    measured = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
+    told = {field for rule in above for field in rule.fields}
+    linted = tuple(_linted(one, config) for one in findings if not told & set(one.change or {}))
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
-    study = None if causes or not failed else proposal(config, medians, scores)
+    study = None if measured or not failed else proposal(config, medians, scores, [c.change for c in linted])
     unjudged = () if unranged else tuple(_unjudged(rows, medians))
-    measured = {name: median for name, median in unranged.items() if not math.isnan(median)}
-    return Diagnosis(seed, outcome, causes, near, study, measured, unjudged)
+    figures = {name: median for name, median in unranged.items() if not math.isnan(median)}
+    return Diagnosis(seed, outcome, (*measured, *linted), near, study, figures, unjudged)
+
+
+def _linted(finding: Finding, config: Config) -> Cause:
+    """Return the cause that a finding of `quantilax lint` names."""
+    change = finding.change or {}
+    fields = {field: config[field] for field in change if field in config}
+    return Cause(next(iter(change)), finding.finding, 0.0, (), fields, change, finding.remedy, finding.finding)
 
 
 def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
@@ -210,24 +228,33 @@ MOST = 0.75
 step."""
 
 
-def proposal(config: Config, medians: Row, scores: Mapping[str, float]) -> dict[str, Any]:
+def proposal(
+    config: Config, medians: Row, scores: Mapping[str, float], first: Iterable[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Return the variants of a study that would decide: changes for the likeliest causes.
 
-    These are the causes with the highest scores. A change of one field is tried as `one_at_a_time`,
-    a change of several fields as `named`, under the name of its cause. A figure that was not
-    measured proposes nothing. If room is left, the learning rate is varied.
+    These are the changes in `first`, and then those for the causes with the highest scores. A
+    change of one field is tried as `one_at_a_time`, a change of several fields as `named`, under
+    the name of its cause. A figure that was not measured proposes nothing. If room is left, the
+    learning rate is varied.
     """
     measured = {cause: score for cause, score in scores.items() if math.isfinite(score)}
     alone: dict[str, list[Any]] = {}
     together: dict[str, dict[str, Any]] = {}
+    for change in first:
+        if len(change) == 1:
+            alone |= {field: [value] for field, value in change.items()}
+        else:
+            together[next(iter(change))] = change
     for rule in sorted((rule for rule in RULES if rule.cause in measured), key=lambda rule: -measured[rule.cause]):
         change = {k: v for k, v in rule.change(config, medians).items() if k in config and config[k] != v}
-        if sum(map(len, alone.values())) + len(together) == PROPOSED:
+        if sum(map(len, alone.values())) + len(together) >= PROPOSED:
             break
         if len(change) > 1:
             together[rule.cause] = change
         for field, value in change.items() if len(change) == 1 else ():
-            alone.setdefault(field, []).append(value)
+            if value not in alone.setdefault(field, []):
+                alone[field].append(value)
     room = PROPOSED - sum(map(len, alone.values())) - len(together)
     if "learning_rate" not in alone and room > 0:
         alone["learning_rate"] = [float(f"{config['learning_rate'] * x:.1g}") for x in (0.1, 3.0)][:room]
@@ -262,7 +289,7 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
         run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path / 'evaluations.parquet'}: cannot be read ({str(error).splitlines()[0]})") from None
-    return _of(path, run, section.hyperparameters)
+    return _of(path, run, section.hyperparameters, findings_of(section))
 
 
 def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
@@ -273,6 +300,7 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     Raises:
         ConfigError: not a study's directory, no finished runs yet, or no signals in them.
     """
+    from quantilax.runs.configs import select
     from quantilax.studies.store import Store, with_defaults
 
     store = Store.open(path)
@@ -282,7 +310,22 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     variants = store.facts["variants"]
     parts = {str(variant): rows for (variant,), rows in records.group_by("variant", maintain_order=True)}
     measured = {variant: rows for variant, rows in parts.items() if has_signals(rows)}
-    return {variant: _of(path, rows, with_defaults(variants[variant])) for variant, rows in (measured or parts).items()}
+    found = {}
+    for variant, rows in (measured or parts).items():
+        fields = with_defaults(variants[variant])
+        found[variant] = _of(path, rows, fields, findings_of(select({variant: fields}, path, variant)))
+    return found
+
+
+def findings_of(section: Any) -> list[Finding]:
+    """Return what lint finds in a section by arithmetic; nothing if it cannot be made here."""
+    from quantilax.checks.ranges import ranges
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # a run that was trained was warned of
+            return list(ranges(section.create()))
+    except ConfigError:
+        return []
 
 
 def can_diagnose(records: pl.DataFrame) -> bool:
@@ -321,6 +364,8 @@ def summary(found: Mapping[str, list[Diagnosis]]) -> pl.DataFrame:
 
 
 def _span(those: list[Diagnosis]) -> str:
+    if not those[0].causes[0].evidence:
+        return f"lint: {those[0].causes[0].lint}"
     shown = [one.causes[0].evidence[0] for one in those]
     medians = [e.median for e in shown]
     own = f"{min(medians):.3g}" + (f" to {max(medians):.3g}" if len(medians) > 1 else "")
@@ -336,9 +381,9 @@ def _assignments(fields: Mapping[str, Any]) -> list[str]:
     return [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in fields.items()]
 
 
-def _of(path: Path, run: pl.DataFrame, config: Config) -> list[Diagnosis]:
+def _of(path: Path, run: pl.DataFrame, config: Config, findings: list[Finding]) -> list[Diagnosis]:
     try:
-        return diagnose(run, config)
+        return diagnose(run, config, findings)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -389,9 +434,11 @@ def _causes(one: Diagnosis) -> list[str]:
         lines += [f"   {_evidence(e, one.outcome.fall)}" for e in cause.evidence]
         if cause.config:
             lines.append("   read from the config: " + ", ".join(_assignments(cause.config)))
+        if cause.lint:
+            lines.append(f"   lint: {cause.lint if cause.evidence else 'by arithmetic, without a measurement'}")
         lines.append(f"   try: {_try(cause)}")
     if one.near:
-        lines.append("no cause is named; outside the healthy range, but by too little to name one:")
+        lines.append("no cause is measured; outside the healthy range, but by too little to name one:")
         for cause in one.near:
             lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
     elif one.unranged and not one.causes:

@@ -220,13 +220,13 @@ def _equal(one: Any, other: Any) -> bool:
     return all(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in pairs)
 
 
-def _error(*texts: str) -> Finding:
-    return Finding("error", "", *texts)
+def _error(finding: str, evidence: str, remedy: str) -> Finding:
+    return Finding("error", "", finding, evidence, remedy)
 
 
-def _warning(*texts: str) -> Finding:
-    return Finding("warning", "", *texts)
+def _warning(finding: str, evidence: str, remedy: str) -> Finding:
+    return Finding("warning", "", finding, evidence, remedy)
 
 
-def _note(*texts: str) -> Finding:
-    return Finding("note", "", *texts)
+def _note(finding: str, evidence: str, remedy: str) -> Finding:
+    return Finding("note", "", finding, evidence, remedy)

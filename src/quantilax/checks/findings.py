@@ -1,6 +1,6 @@
 """A finding: one line on a config or a run, with its evidence and a remedy."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)
@@ -18,3 +18,5 @@ class Finding(NamedTuple):
     evidence: str
     """How the finding is known, and how surely."""
     remedy: str
+    change: dict[str, Any] | None = None
+    """The smallest change of the config that leaves nothing to find; None if none is known."""

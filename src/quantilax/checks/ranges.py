@@ -6,7 +6,7 @@ nothing. Advice that only one algorithm can give is in the `advice()` of its con
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -36,8 +36,8 @@ def ranges(agent: Agent) -> Iterator[Finding]:
     """Yield a finding for each quantity outside of its usual range or in conflict with another."""
     config, derived = agent.config, agent.config.derived()
     warmup, end = agent.evaluation_steps[0], agent.evaluation_steps[-1]
-    yield from _replayed(derived, getattr(config, "usual_samples", SAMPLES_PER_STEP))
-    yield from _target(derived, end - warmup)
+    yield from _replayed(config, derived, getattr(config, "usual_samples", SAMPLES_PER_STEP))
+    yield from _target(config, derived, end - warmup)
     yield from _exploration(config, derived, warmup)
     yield from _loop(config, warmup)
     yield from _buffer(config, _number(agent.env.max_episode_steps))
@@ -45,15 +45,26 @@ def ranges(agent: Agent) -> Iterator[Finding]:
     yield from _horizon(_number(getattr(config, "gamma", None)), _number(agent.env.max_episode_steps))
 
 
-def _told(severity: Severity, field: str, finding: str, remedy: str) -> Finding:
-    return Finding(severity, field, finding, "by arithmetic", remedy)
+def _told(severity: Severity, field: str, finding: str, remedy: str, **change: Any) -> Finding:
+    return Finding(severity, field, finding, "by arithmetic", remedy, change or None)
 
 
-def _replayed(derived: dict[str, Any], usual: tuple[float, float]) -> Iterator[Finding]:
+def _up(value: float) -> float:
+    """Round up to two digits."""
+    digit = 10 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / digit - 1e-9) * digit:.2g}")
+
+
+def _replayed(config: Any, derived: dict[str, Any], usual: tuple[float, float]) -> Iterator[Finding]:
     name, (low, high) = "samples_replayed_per_env_step", usual
     samples = derived.get(name)
     if samples is not None and not low <= samples <= high:
         many = samples > high
+        change: dict[str, Any] = {}
+        if many:
+            change = {"num_epochs": max(1, math.floor(config.num_epochs * high / samples))}
+        elif "batch_size" in config.__dataclass_fields__:
+            change = {"batch_size": math.ceil(config.batch_size * low / samples)}
         yield _told(
             "warning",
             name,
@@ -61,14 +72,16 @@ def _replayed(derived: dict[str, Any], usual: tuple[float, float]) -> Iterator[F
             "fewer or smaller gradient steps per environment step"
             if many
             else "more or larger gradient steps per environment step",
+            **change,
         )
 
 
-def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
+def _target(config: Any, derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
     name = "target_time_constant_env_steps"
     updates, steps = derived.get("target_time_constant_updates"), derived.get(name)
     if updates is None or steps is None or not learning_steps:
         return
+    faster = _paced(config, config.gradient_steps / TARGETS_PER_RUN, math.floor)
     if steps >= learning_steps:
         yield _told(
             "error",
@@ -76,6 +89,7 @@ def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
             f"the target stays near its initial weights: its time constant of {steps:,.0f} environment steps is at least the"
             f" {learning_steps:,} that the run learns for",
             "lower target_update_freq or polyak",
+            **faster,
         )
     elif steps > learning_steps / TARGETS_PER_RUN:
         yield _told(
@@ -84,6 +98,7 @@ def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
             f"the target is slow: its time constant of {steps:,.0f} environment steps fits {learning_steps / steps:.1f} times"
             f" into the {learning_steps:,} that the run learns for, and values propagate one step of the task in each",
             "lower target_update_freq or polyak",
+            **faster,
         )
     if updates < TARGET_UPDATES:
         yield _told(
@@ -91,7 +106,17 @@ def _target(derived: dict[str, Any], learning_steps: int) -> Iterator[Finding]:
             "target_time_constant_updates",
             f"the target follows the online network within {updates:.3g} gradient steps, so it hardly stabilises learning",
             "raise target_update_freq or polyak",
+            **_paced(config, TARGET_UPDATES, math.ceil),
         )
+
+
+def _paced(config: Any, constant: float, rounded: Callable[[float], int]) -> dict[str, Any]:
+    """Return the change that gives the target a time constant of so many gradient steps."""
+    period = config.target_period
+    if config.polyak > 0 and constant > period:
+        return {"polyak": rounded(1e4 * (1 - period / constant)) / 1e4}
+    freq = {"target_update_freq": max(1, rounded(config.target_update_freq * constant / period))}
+    return freq | ({"polyak": 0.0} if config.polyak > 0 else {})
 
 
 def _exploration(config: Any, derived: dict[str, Any], warmup: int) -> Iterator[Finding]:
@@ -106,6 +131,7 @@ def _exploration(config: Any, derived: dict[str, Any], warmup: int) -> Iterator[
             name,
             f"epsilon reaches eps_end at step {end:,} of {total:,}: less than half of the run is near the greedy policy",
             f"exploration_fraction of {EXPLORATION} or less",
+            exploration_fraction=EXPLORATION,
         )
     if end <= warmup:
         yield _told(
@@ -114,6 +140,7 @@ def _exploration(config: Any, derived: dict[str, Any], warmup: int) -> Iterator[
             f"epsilon reaches eps_end at step {end:,}, within the warm-up of {warmup:,} steps: learning begins at eps_end, so"
             " the schedule has no effect",
             "a larger exploration_fraction or a shorter warm-up",
+            **({"exploration_fraction": _up(2 * warmup / total)} if 0 < 2 * warmup < total else {}),
         )
 
 
@@ -146,6 +173,7 @@ def _buffer(config: Any, longest: float | None) -> Iterator[Finding]:
             f"the buffer of {size:,} transitions cannot hold one episode of the maximum length, {longest:,.0f} steps, of each"
             f" of num_envs={config.num_envs}",
             f"buffer_size of {longest * config.num_envs:,.0f} or more",
+            **({"buffer_size": int(longest * config.num_envs)} if math.isfinite(longest) else {}),
         )
     elif size >= config.total_timesteps:
         yield _told(
@@ -161,7 +189,8 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
     if rate is None:
         return
     if rate == 0:
-        yield _told("error", "learning_rate", "learning_rate=0: nothing is learned", "a learning_rate above 0")
+        finding = "learning_rate=0: nothing is learned"
+        yield _told("error", "learning_rate", finding, "a learning_rate above 0", learning_rate=1e-3)
         return
     if rate > LEARNING_RATE:
         yield _told(
@@ -169,6 +198,7 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
             "learning_rate",
             f"learning_rate={rate:g} is above {LEARNING_RATE:g}, larger than any known to work here",
             "1e-3 or less",
+            learning_rate=LEARNING_RATE,
         )
     share = _number(getattr(config, "learning_rate_end", None))
     falling = _number(getattr(config, "learning_rate_fraction", None)) or 1.0
@@ -181,6 +211,7 @@ def _step_size(config: Any, derived: dict[str, Any]) -> Iterator[Finding]:
             f"learning_rate={rate:g} over {steps:,} gradient steps: a weight can move about {travel:.2g} in all, little"
             " compared with initial weights within +-1/sqrt(inputs)",
             "a larger learning_rate, more gradient steps or a longer run",
+            **({"learning_rate": min(LEARNING_RATE, _up(rate * TRAVEL / travel))} if travel else {}),
         )
 
 
@@ -193,6 +224,7 @@ def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
             "gamma",
             "gamma=1: where a time limit cuts an episode, the value bootstraps without end and has no bound",
             "gamma below 1",
+            gamma=0.999,
         )
         return
     horizon = 1 / (1 - gamma)
@@ -214,6 +246,7 @@ def _horizon(gamma: float | None, longest: float | None) -> Iterator[Finding]:
             f"gamma={gamma:g} looks {horizon:,.0f} steps ahead and episodes may take {longest:,.0f}: late rewards hardly"
             " count",
             "a larger gamma if rewards come late",
+            gamma=math.floor(1e4 * (1 - 1 / (low * longest)) + 1) / 1e4,
         )
 
 

@@ -65,10 +65,11 @@ def lint(
         click.echo(json.dumps({**head, "findings": [finding._asdict() for finding in found]}, indent=2))
     elif found:
         table = rich.table.Table(box=None, header_style="bold", pad_edge=False)
-        for column in ("severity", "field", "finding", "evidence", "remedy"):
+        columns = ("severity", "field", "finding", "evidence", "remedy")
+        for column in columns:
             table.add_column(column, overflow="fold", ratio=None if column in ("severity", "field") else 1)
         for finding in found:
-            table.add_row(*finding)
+            table.add_row(*(getattr(finding, column) for column in columns))
         table_console(140, highlight=False, markup=False, emoji=False).print(table)
     else:
         click.echo("nothing found")
