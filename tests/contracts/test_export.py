@@ -230,6 +230,37 @@ def test_wrappers_that_encode_are_in_the_file_and_a_stack_of_frames_is_not():
     assert_the_same(found, expected(algo, state, obs.reshape(8, -1)))
 
 
+@pytest.mark.parametrize(
+    ("objective", "stocks"), [("static_cvar", 1), pytest.param("spectral", 2, marks=pytest.mark.validation)]
+)
+def test_stocks_are_an_input_in_the_units_of_returns(objective, stocks):
+    asked = dict(risk_objective=objective, risk_levels=(0.1, 0.5), return_min=-3.0, return_max=5.0)
+    one_hot = still(Box((2,), jnp.int32, 0, np.array([2, 3])), CHOICE)
+    algo = create(ALGORITHMS["qrdqn"], one_hot, {**TINY["qrdqn"], "num_quantiles": 5, **asked}, wrappers=["one_hot"])
+    state, rng = filled(algo), np.random.default_rng(0)
+    obs = rng.integers(0, [3, 4], (64, 2)).astype(np.int32)
+    stock = -np.sort(-rng.uniform(-5, 3, (64, stocks)).astype(np.float32), axis=1)
+    encoded = jax.vmap(lambda x, c: algo.env.shown(algo.env.env.encode(x), c))(obs, stock)
+    found = run(export.to_onnx(algo, state), observation=obs, stock=stock)
+    assert_the_same(found, expected(algo, state, np.asarray(encoded)))
+    others = run(export.to_onnx(algo, state), observation=obs, stock=stock[::-1])
+    assert np.abs(found["quantiles"] - others["quantiles"]).max() > 0.01
+
+
+def test_the_first_stock_of_the_guide_is_that_of_the_agent():
+    asked = dict(risk_objective="static_cvar", risk_level=0.125, return_min=-3.0, return_max=5.0, num_quantiles=16)
+    algo = agent("q_learning", head="quantile", **asked)
+    state = filled(algo)
+    policy = session(export.to_onnx(algo, state))
+    (block,) = re.findall(r"```py\n(low, high, level.*?)```", (guides.GUIDES / "deploy.md").read_text(), re.DOTALL)
+    block = block.replace("0.1  #", "0.125  #")
+    for first in observations(VECTOR, 4):
+        wanted = algo.env.of(algo.begin(state, ((), jnp.zeros(1)), algo.env.shown(first, jnp.zeros(1)))[1])
+        names = {"np": np, "policy": policy, "return_max": 5.0, "return_min": -3.0, "first": first}
+        exec(block, names)
+        assert_allclose(names["stock"], wanted, atol=1e-5)
+
+
 def test_a_file_of_the_action_alone_leaves_the_critics_out():
     algo = agent("sac", head="quantile")
     state, obs = filled(algo), observations(VECTOR, 16)

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from quantilax import arguments, envs, switches
 from quantilax.agent import Agent
+from quantilax.envs.stock import Stock
 from quantilax.envs.wrappers import Encode, FrameStack, Wrapper
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.export import program
@@ -90,11 +91,15 @@ def of_agent(algo: Agent, state: State, outputs: Collection[str] = OUTPUTS) -> F
 
 
 def _function(algo: Agent, state: State, wanted: Collection[str], risk: bool) -> Function:
-    space, encode = _shown(algo.env)
+    stock = algo.env if isinstance(algo.env, Stock) else None
+    space, encode = _shown(algo.env if stock is None else stock.env)
     fields = {"eval_epsilon": 0.0, "acting_tau_sampling": "midpoints"}
     config: Any = replace(algo.config, **{k: v for k, v in fields.items() if hasattr(algo.config, k)})
     inputs = {"observation": Input(("batch", *space.shape), space.number, _observation(space))}
     outputs = {"action": action_of(algo.env)}
+    if stock is not None:
+        meaning = f"discounted rewards so far beyond a threshold, from {float(stock.low):g} to {float(stock.high):g}"
+        inputs["stock"] = Input(("batch", stock.number), np.dtype("float32"), meaning)
     if envs.masks(algo.env):
         n = algo.env.action_space.n
         inputs["legal"] = Input(("batch", n), np.dtype(bool), "whether each action may be taken")
@@ -113,8 +118,9 @@ def _function(algo: Agent, state: State, wanted: Collection[str], risk: bool) ->
         of = replace(config, risk_eta=given["risk"]) if risk else config
         key = jax.random.key(0)
 
-        def one(obs: Observation, legal: Any) -> dict[str, Array]:
+        def one(obs: Observation, legal: Any, c: Any) -> dict[str, Array]:
             obs, policy = encode(obs), algo.algorithm.policy(algo.env, of, state)
+            obs = obs if stock is None else stock.shown(obs, c)
             found = {"action": policy.act(obs, policy.carry, key, legal)[0]}
             if "q" in outputs:
                 found["q"] = algo.algorithm.q(of, state, obs, key)  # type: ignore[misc]
@@ -122,7 +128,7 @@ def _function(algo: Agent, state: State, wanted: Collection[str], risk: bool) ->
                 found["quantiles"] = algo.algorithm.quantiles(of, state, obs, given["taus"])  # type: ignore[misc]
             return found
 
-        return jax.vmap(one)(given["observation"], given.get("legal"))
+        return jax.vmap(one)(given["observation"], given.get("legal"), given.get("stock"))
 
     return Function(call, inputs, outputs)
 
