@@ -14,6 +14,8 @@ import yaml
 
 from quantilax import pytree, runs
 from quantilax.runs import checkpoints
+from tests.endtoend.conftest import Call
+from tests.studies import store
 
 COLUMNS = [
     *("seed", "env_step", "return_mean", "return_std", "return_min", "length_mean"),
@@ -259,3 +261,36 @@ def test_a_misspelt_field_is_refused_by_the_real_process(session):
 def test_refusals_leave_nothing_on_disk(session):
     new = {Path(name).parts[0] for name in session.after if name not in session.before}
     assert new == {"again", "diverging"}
+
+
+def test_a_run_is_compared_with_the_band_beside_its_config(call: Call, tmp_path):
+    impossible = {"base": [(0.0, 2.0 + i / 100, 3.0, 3.0) for i in range(10)]}  # returns of the corridor are 1 at most
+    store(tmp_path / "s", impossible, seeds=10, first_seed=50)
+    ended = call("band", "s", "--write", "tiny.yaml")
+    assert (ended.status, ended.lines) == (0, [])
+    assert ended.stdout.splitlines()[-2:] == [
+        "100% (step 300): return 3 to 3, median 3",
+        "written: band of section iqn in tiny.bands.json",
+    ]
+    ended = call("train", "tiny.yaml", "learning_rate=1e-4", "--out", "below", "-q")
+    assert ended.status == 0
+    first, second = (line for line in ended.lines if "of the budget" in line)
+    assert first.startswith("warning: 33% of the budget: return ")
+    assert (
+        "below the band; the 10 held-out seeds of iqn had 2 to 2.09; changed: learning_rate=0.0001 (there 0.001)"
+        in first
+    )
+    assert second.startswith("warning: 67% of the budget")
+    ended = call("train", "tiny.yaml", "--out", "without", "-q", "--no-band")
+    assert (ended.status, ended.lines) == (0, [])
+
+    assert call("band", "s", "--write", "tiny.yaml", "--section", "iqm").lines == [
+        "error: tiny.yaml: no section 'iqm'; did you mean 'iqn'?; choose one with --section"
+    ]
+    (tmp_path / "tiny.bands.json").write_text('{"format": 9}')
+    refused = call("train", "tiny.yaml", "--out", "refused")
+    assert (refused.status, refused.lines) == (
+        2,
+        ["error: tiny.bands.json: has format 9, not 1; make it again with quantilax band"],
+    )
+    assert not (tmp_path / "refused").exists()

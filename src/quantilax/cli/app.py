@@ -71,6 +71,7 @@ COMMANDS = (
     studying.study,
     studying.report,
     studying.recommend,
+    studying.band,
 )
 for command in COMMANDS:
     cli.add_command(command)

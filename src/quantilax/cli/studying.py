@@ -12,7 +12,7 @@ import click
 import rich.table
 
 from quantilax.cli.shared import NO_CACHE, QUIET, misleading, stop_on_signals, table_console
-from quantilax.errors import ConfigError
+from quantilax.errors import ConfigError, did_you_mean
 
 
 def _number_or_auto(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
@@ -128,6 +128,36 @@ def report(directory: Path, out: Path | None) -> None:
     out = out or directory
     reports.report(Store.open(directory)).write(out)
     click.echo(f"{out / reports.PAGE} and {out / reports.TWIN}")
+
+
+@click.command()
+@click.argument("study", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--variant", help="The variant whose runs make the band.  [default: the only one]")
+@click.option("--write", type=click.Path(path_type=Path), help="YAML file of configs beside which to write the band.")
+@click.option("--section", help="Name of the section there.  [default: that of the study's base]")
+def band(study: Path, variant: str | None, write: Path | None, section: str | None) -> None:
+    """Show where the learning curves of the study in DIR lie: the band of its section.
+
+    With --write, the band is stored beside a config file. `quantilax train` then compares runs of
+    the section with it. The study's seeds should be held-out ones, at least ten.
+
+    \b
+    quantilax band studies/mine --write mine.yaml --section iqn
+    """
+    from quantilax.checks import bands
+    from quantilax.runs.configs import read_yaml
+    from quantilax.studies.store import Store
+
+    found = bands.of_study(study, variant)
+    for line in bands.lines(found):
+        click.echo(line)
+    if write is not None:
+        name = section or str(Store.open(study).facts["section"])
+        if name not in (known := read_yaml(write)):
+            raise ConfigError(
+                f"{write}: no section '{name}'{did_you_mean(name, known, 'sections')}; choose one with --section"
+            )
+        click.echo(f"written: band of section {name} in {bands.write(write, name, found)}")
 
 
 @click.command()

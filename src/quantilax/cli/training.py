@@ -38,6 +38,7 @@ from quantilax.errors import ConfigError
     show_default=True,
     help="Evaluations between checkpoints; 0: at the end only.",
 )
+@click.option("--no-band", is_flag=True, help="Do not compare the run with the band of its section.")
 @LOG
 @QUIET
 @NO_CACHE
@@ -50,6 +51,7 @@ def train(
     out: Path | None,
     dry_run: bool,
     checkpoint_every: int,
+    no_band: bool,
     log: tuple[str, ...],
     quiet: bool,
     no_cache: bool,
@@ -57,6 +59,9 @@ def train(
     """Train the agent that SECTION of the YAML file CONFIG describes.
 
     SECTION may be left out if the file has only one. FIELD=VALUE overrides a field of the section.
+
+    If the file has a band for the section, the run is compared with it at 10, 20 and 50 % of its
+    budget; see docs/diagnosis.md.
 
     \b
     quantilax train configs/gymnax/cartpole.yaml iqn
@@ -77,6 +82,7 @@ def train(
         return
     if seed + seeds > 2**32:
         raise ConfigError(f"--seed: {seed} is too large for {seeds} seeds below 2^32; choose a smaller one")
+    watch = None if no_band else _watch(config, asked, agent)
     devices.check_memory(seeds, *agent.arguments())
     with stop_on_signals():
         result = runs.run(
@@ -86,10 +92,23 @@ def train(
             section=asked.name,
             checkpoint_every=checkpoint_every,
             log=log,
+            watch=watch,
             quiet=quiet,
             cache=not no_cache,
         )
     tell(result, seeds)
+
+
+def _watch(config: Path, asked: "Section", agent: "Agent") -> "Watch | None":  # type: ignore[name-defined]
+    """Return what compares the run with the band of its section, if there is one."""
+    from quantilax.checks import bands, ranges
+    from quantilax.runs.configs import find
+    from quantilax.studies.definition import plain
+
+    band, section = bands.read(find(config), asked.name), plain(asked)
+    if band is None or band.changes(section) is None:
+        return None
+    return bands.Watch(band, asked.name, section, list(ranges.ranges(agent)))
 
 
 @click.command()

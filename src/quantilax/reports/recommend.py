@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quantilax.checks import bands
 from quantilax.errors import ConfigError, RunError, did_you_mean, reason
 from quantilax.host import locks
 from quantilax.reports import choice, formats, sections, validated
@@ -83,6 +84,8 @@ def recommend(
     name = section or str(store.facts["section"])
     fields = store.facts["variants"][chosen.variant]
     written = [file for file in (write, benchmarks) if file is not None]
+    if write is not None:
+        written.append(bands.path_of(write))
     if benchmarks is not None:
         _check_benchmarks(benchmarks, write)
     if write is not None:
@@ -112,6 +115,8 @@ def recommend(
             files.append((benchmarks, validated.written(validated.put(_read(benchmarks), record)), BENCHMARKS))
         for file, text, option in files:
             sections.write(file, text, option)
+        if len(counted) >= bands.LEAST_SEEDS:
+            bands.write(write, name, bands.of_store(theirs.store, chosen.variant))
     return Recommended(chosen, counted, judgement, name, edited)
 
 

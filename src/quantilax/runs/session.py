@@ -39,6 +39,8 @@ from quantilax.types import Record, State
 
 Callback = Callable[[State, Record], Any]
 """(state, record) -> true to stop. Both have a leading axis of seeds; the record is on the host."""
+Watch = Callable[[list[Entry]], tuple[str, bool] | None]
+"""(evaluations so far) -> a line to show and whether all is well, or None."""
 
 
 class Result(NamedTuple):
@@ -66,6 +68,7 @@ def run(
     callback: Callback | None = None,
     checkpoint_every: int = 1,
     log: Iterable[str] = (),
+    watch: Watch | None = None,
     quiet: bool = False,
     cache: bool = False,
 ) -> Result:
@@ -81,6 +84,8 @@ def run(
             segment: copy what you need after the call.
         checkpoint_every: evaluations between two checkpoints; 0: only one, at the end or on Ctrl-C.
         log: `tensorboard`, `wandb`, in addition to the run's own files.
+        watch: called after each evaluation, such as `quantilax.checks.bands.Watch`. Its lines are
+            shown with the progress, or as warnings if not all is well.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory, for the rest of this process.
 
@@ -116,7 +121,7 @@ def run(
             )
         except OSError as error:
             raise RunError(f"{directory.path}: cannot be written: {error.strerror}; choose another directory") from None
-        return Session(agent, directory, None, progress, callback, stop).train()
+        return Session(agent, directory, None, progress, callback, stop, watch).train()
 
 
 def resume(
@@ -205,6 +210,7 @@ class Session:
         progress: RunProgress,
         callback: Callback | None,
         stop: Stop,
+        watch: Watch | None = None,
     ) -> None:
         """Prepare; nothing is compiled or written yet.
 
@@ -213,11 +219,11 @@ class Session:
             directory: where to write, locked by the caller.
             checkpoint: where to continue from; None: start from the beginning.
             progress: shows what happens.
-            callback: as for `run`.
+            callback, watch: as for `run`.
             stop: the signal handlers of this process.
         """
         self.agent, self.directory, self.checkpoint = agent, directory, checkpoint
-        self.progress, self.callback, self.stop = progress, callback, stop
+        self.progress, self.callback, self.stop, self.watch = progress, callback, stop, watch
         self.seeds: list[int] = directory.facts["seeds"]
         self.history: list[Evaluation] = []
         self.entries: list[Entry] = []
@@ -340,6 +346,9 @@ class Session:
         for writer in self.writers:
             writer.log(entry)
         self.progress.evaluated(entry)
+        if self.watch is not None and (told := self.watch(self.entries)) is not None:
+            text, is_well = told
+            (self.progress.say if is_well else self.progress.warn)(text)
         record = evaluation.record
         finite.check(self.agent, record, entry.env_step, state, self.directory)
         returns = train.returns_to_learn(self.agent.config, record) if self.is_covered else None

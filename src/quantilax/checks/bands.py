@@ -1,0 +1,239 @@
+"""Bands: where the learning curves of held-out seeds lie, and whether a run lies among them.
+
+`of_study` makes the band of a finished study, and `Watch` compares a run with it while it trains.
+Bands lie beside the config file of their sections: `cartpole.bands.json` beside `cartpole.yaml`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from quantilax.checks.findings import Finding
+from quantilax.errors import ConfigError, reason
+from quantilax.host.files import write_whole
+
+if TYPE_CHECKING:
+    from quantilax.runs.evaluations import Entry
+    from quantilax.studies.store import Store
+
+FORMAT = 1
+SHARES = (0.1, 0.2, 0.5)
+"""Shares of the budget at which a run is compared."""
+ENDS = (0.01, 0.99)
+"""Quantiles over seeds of the mean return that bound the band; below a hundred seeds they are close
+to the lowest and the highest seed."""
+SLACK = 0.05
+"""Share of the band's whole range of returns by which a run may be below it: the noise of an
+evaluation, where all held-out seeds are at the top."""
+LEAST_SEEDS = 10
+IDENTITY = ("algorithm", "env", "env_args", "wrappers")
+"""Entries of a section without which a band says nothing."""
+
+
+class Band(NamedTuple):
+    """The learning curves of a section's held-out seeds."""
+
+    section: dict[str, Any]
+    """Algorithm, environment and every hyperparameter."""
+    first_seed: int
+    seeds: int
+    commit: str
+    env_step: list[int]
+    """Of each evaluation."""
+    low: list[float]
+    """Quantiles `ENDS` and the median of the mean return over seeds, at each evaluation."""
+    middle: list[float]
+    high: list[float]
+
+    def at(self, env_step: int) -> tuple[float, float, float]:
+        """Return low, middle and high at a step, between evaluations by straight lines."""
+        low, middle, high = (float(np.interp(env_step, self.env_step, x)) for x in (self.low, self.middle, self.high))
+        return low, middle, high
+
+    def changes(self, section: Mapping[str, Any]) -> dict[str, tuple[Any, Any]] | None:
+        """Return the fields in which a section differs: (its value, the band's).
+
+        None if algorithm or environment differ, so that curves cannot be compared. Fields that came
+        after the band was made are left out.
+        """
+        if any(section.get(name) != self.section.get(name) for name in IDENTITY):
+            return None
+        names = [name for name in self.section if name in section and name not in (*IDENTITY, *WITHOUT)]
+        return {n: (section[n], self.section[n]) for n in names if section[n] != self.section[n]}
+
+
+WITHOUT = ("signals", "metrics", "eval_freq", "eval_episodes")
+"""Fields that do not change training."""
+
+
+def path_of(config: Path) -> Path:
+    """Return the file with the bands of a config file's sections."""
+    return config.with_name(f"{config.stem}.bands.json")
+
+
+def of_study(path: Path, variant: str | None = None) -> Band:
+    """Return the band of a variant of a study.
+
+    Args:
+        path: the study's directory, or its place in an archive.
+        variant: its name; None: the only one.
+
+    Raises:
+        ConfigError: no such study or variant, or too few finished runs.
+    """
+    from quantilax.studies.store import Store
+
+    store = Store.open(path)
+    names = list(store.facts["variants"])
+    if variant is None and len(names) > 1:
+        raise ConfigError(f"{path}: has several variants; choose one with --variant: {', '.join(names)}")
+    if variant is not None and variant not in names:
+        raise ConfigError(f"{path}: no variant '{variant}'; it has {', '.join(names)}")
+    return of_store(store, variant or names[0])
+
+
+def of_store(store: "Store", variant: str) -> Band:
+    """Return the band of a variant's finished runs.
+
+    Raises:
+        ConfigError: there are fewer than `LEAST_SEEDS`.
+    """
+    from quantilax.studies.store import with_defaults
+
+    rows = store.records()
+    rows = rows.filter(variant=variant).sort("seed", "env_step") if rows.height else rows
+    seeds = rows["seed"].unique().sort().to_list() if rows.height else []
+    if len(seeds) < LEAST_SEEDS:
+        raise ConfigError(
+            f"{store.path}: has {len(seeds)} finished runs of variant '{variant}', and a band needs {LEAST_SEEDS}; run more"
+            " seeds"
+        )
+    steps = rows["env_step"].unique().sort().to_list()
+    returns = np.nan_to_num(rows["return_mean"].to_numpy().reshape(len(seeds), len(steps)), nan=-np.inf)
+    low, middle, high = np.quantile(returns, [ENDS[0], 0.5, ENDS[1]], axis=0, method="inverted_cdf")
+    starts = store.facts["starts"]
+    return Band(
+        with_defaults(store.facts["variants"][variant]),
+        int(seeds[0]),
+        len(seeds),
+        str(starts[-1].get("commit") or "unknown") if starts else "unknown",
+        [int(step) for step in steps],
+        *([float(f"{x:.6g}") for x in values] for values in (low, middle, high)),
+    )
+
+
+def read(config: Path, section: str) -> Band | None:
+    """Return the band beside a config file for one of its sections, or None if there is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or another version of quantilax wrote it.
+    """
+    path = path_of(config)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kind, there = found["format"], found["bands"] if found["format"] == FORMAT else {}
+        band = Band(**there[section]) if section in there else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); make it again with quantilax band") from None
+    if kind != FORMAT:
+        raise ConfigError(f"{path}: has format {kind}, not {FORMAT}; make it again with quantilax band")
+    return band
+
+
+def write(config: Path, section: str, band: Band) -> Path:
+    """Write a band beside a config file, in the place of an older one, and return the path.
+
+    Raises:
+        ConfigError: the file cannot be read or written.
+    """
+    path = path_of(config)
+    there = {}
+    if path.exists():
+        read(config, section)
+        there = json.loads(path.read_text(encoding="utf-8"))["bands"]
+    bands = sorted({**there, section: band._asdict()}.items())
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in bands)  # a line per band
+    try:
+        write_whole(path, f'{{"format": {FORMAT}, "bands": {{\n{lines}\n}}}}\n')
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {reason(error)}") from None
+    return path
+
+
+class Watch:
+    """Compares a run with a band at `SHARES` of its budget, and says in a line where it is."""
+
+    def __init__(self, band: Band, name: str, section: Mapping[str, Any], findings: Sequence[Finding] = ()) -> None:
+        """Prepare to watch.
+
+        Args:
+            band, name: the band, and the name of its section.
+            section: that of the run: algorithm, environment and every hyperparameter.
+            findings: of lint on the run's section.
+        """
+        self.band, self.name, self.section, self.findings = band, name, section, findings
+        self.left, self.total = list(SHARES), section["total_timesteps"]
+        self.changed = band.changes(section) or {}
+
+    def __call__(self, entries: list["Entry"]) -> tuple[str, bool] | None:
+        """Return a line, and whether all seeds are inside, when a share of the budget is reached.
+
+        Args:
+            entries: the evaluations so far. None is returned unless the last one is the first at or
+                beyond one of the shares, after some training, and within the band's budget.
+        """
+        last = entries[-1]
+        passed = [share for share in self.left if last.env_step >= share * self.total]
+        if not passed or len(entries) == 1 or last.env_step > self.band.env_step[-1]:
+            return None
+        self.left = [share for share in self.left if share not in passed]
+        low, _, high = self.band.at(last.env_step)
+        slack = SLACK * (max(self.band.high) - min(self.band.low))
+        below = [row for row in last.seeds if not row["return_mean"] >= low - slack]
+        place = f"{last.env_step / self.total:.0%} of the budget: return {_span(last.seeds)}"
+        band = f"the {self.band.seeds} held-out seeds of {self.name} had {low:.4g} to {high:.4g}"
+        if not below:
+            return f"{place}, as expected; {band}", True
+        seeds = f"seed{'s' if len(below) > 1 else ''} {', '.join(str(row['seed']) for row in below[:5])}"
+        of_all = "" if len(last.seeds) == 1 else f" ({len(below)} of {len(last.seeds)} below: {seeds})"
+        return f"{place}, below the band{of_all}; {band}{self._why(entries, below[0]['seed'])}", False
+
+    def _why(self, entries: list["Entry"], seed: int) -> str:
+        """Say what `diagnose` names, and which changed field is the likeliest cause."""
+        warned = [field for one in self.findings if one.severity != "note" for field in one.change or {}]
+        cause = self._diagnosed(entries, seed)
+        first = [*(cause.change if cause else ()), *(cause.config if cause else ()), *warned]
+        changed = sorted(self.changed, key=lambda field: first.index(field) if field in first else len(first))
+        told = f"; diagnose names {cause.cause}" if cause else ""
+        if not changed:
+            return f"{told}; no field differs from the section"
+        fields = [f"{field}={self.changed[field][0]} (there {self.changed[field][1]})" for field in changed[:4]]
+        return f"{told}; changed: {', '.join(fields)}{', ...' if len(changed) > 4 else ''}"
+
+    def _diagnosed(self, entries: list["Entry"], seed: int) -> Any:
+        from quantilax.checks import diagnosis
+        from quantilax.runs import loggers
+
+        rows = loggers.table([row for entry in entries for row in loggers.rows(entry) if row["seed"] == seed])
+        if not diagnosis.has_signals(rows) or rows.height < diagnosis.MIN_ROWS:
+            return None
+        (found,) = diagnosis.diagnose(rows, self.section, self.findings)
+        return found.causes[0] if found.causes else None
+
+
+def _span(seeds: list[dict[str, Any]]) -> str:
+    values = [row["return_mean"] for row in seeds]
+    return f"{min(values):.4g}" if len(values) == 1 else f"{min(values):.4g} to {max(values):.4g}"
+
+
+def lines(band: Band) -> Iterator[str]:
+    """Yield a line for each of `SHARES` and for the end."""
+    for share in (*SHARES, 1.0):
+        step = round(share * band.env_step[-1])
+        low, middle, high = band.at(step)
+        yield f"{share:>4.0%} (step {step:,}): return {low:.4g} to {high:.4g}, median {middle:.4g}"
