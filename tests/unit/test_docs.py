@@ -201,3 +201,12 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
 def test_every_page_stands_in_the_navigation():
     listed = re.findall(r"^ *- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_records_of_investigations_stay_small():
+    """Finished studies are two files each: quantilax study investigations/NNNN --compact."""
+    there = [
+        file for file in (ROOT / "investigations").rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    ]
+    assert len(there) < 150
+    assert sum(file.stat().st_size for file in there) < 5e6
