@@ -2,7 +2,7 @@
 
 python investigations/0023-diagnosis-elsewhere/features.py --data runs/diagnosis-elsewhere
 
-writes `features.parquet`, a row per run. `fit.py` reads it.
+writes `features.parquet`, a row per run, with thousandths of `logarithm`. `fit.py` reads it.
 """
 
 import argparse
@@ -91,6 +91,14 @@ NAMES = {
 }
 
 
+SMALL = 1e-4
+
+
+def logarithm(x: pl.Expr) -> pl.Expr:
+    """Log of the magnitude with the sign, linear below `SMALL`: from -16 to 16."""
+    return x.sign() * (x.abs().clip(upper_bound=1e12) / SMALL + 1).log10()
+
+
 def main() -> None:
     """Read every run, and write its features."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,7 +117,7 @@ def main() -> None:
                 found.append({"setting": setting.name, "fault": fault.name, "seed": seed, **features(rows, config)})
     names = list(found[0])[3:]
     table = pl.DataFrame(found, infer_schema_length=None).with_columns(
-        pl.col(names).cast(pl.Float64).fill_nan(None).round_sig_figs(4).cast(pl.Float32)
+        (logarithm(pl.col(names).cast(pl.Float64).fill_nan(None)) * 1000).round().cast(pl.Int16)
     )
     table.write_parquet(asked.out, compression="zstd", compression_level=19)
     print(f"{table.height} runs, {len(names)} features, {asked.out.stat().st_size / 1e6:.1f} MB")

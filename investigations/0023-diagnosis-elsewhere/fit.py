@@ -16,16 +16,10 @@ import scipy.optimize
 from faults import FAULTS, SETTINGS, SINGLE
 
 HERE = Path(__file__).parent
-SMALL = 1e-4
 KEPT_OUT = {setting.name for setting in SETTINGS if setting.kept_out}
 CAUSES = {fault.name: fault.causes for fault in FAULTS}
 CLASSES = ["none", *dict.fromkeys(fault.causes[0] for fault in SINGLE)]
 IS_SINGLE = {fault.name for fault in FAULTS if len(fault.causes) < 2}
-
-
-def transformed(x: np.ndarray) -> np.ndarray:
-    """Log of the magnitude with the sign, linear below `SMALL`."""
-    return np.sign(x) * np.log10(1 + np.abs(np.clip(x, -1e12, 1e12)) / SMALL)
 
 
 class Scaled:
@@ -106,7 +100,7 @@ def main() -> None:
     asked = parser.parse_args()
     table = pl.read_parquet(asked.features)
     names = table.columns[3:]
-    X = transformed(table.select(names).to_numpy().astype(float))
+    X = table.select(names).to_numpy().astype(float) / 1000
     y = np.array([CLASSES.index(CAUSES[f][0]) if CAUSES[f] else 0 for f in table["fault"]])
     usable = np.array([f in IS_SINGLE for f in table["fault"]])
     setting = table["setting"].to_numpy()

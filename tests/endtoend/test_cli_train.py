@@ -291,6 +291,6 @@ def test_a_run_is_compared_with_the_band_beside_its_config(call: Call, tmp_path)
     refused = call("train", "tiny.yaml", "--out", "refused")
     assert (refused.status, refused.lines) == (
         2,
-        ["error: tiny.bands.json: has format 9, not 1; make it again with quantilax band"],
+        ["error: tiny.bands.json: has format 9, not 1; make it again with quantilax band, or train with --no-band"],
     )
     assert not (tmp_path / "refused").exists()

@@ -139,9 +139,13 @@ def read(config: Path, section: str) -> Band | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({reason(error)}); make it again with quantilax band") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({reason(error)}); make it again with quantilax band, or train with --no-band"
+        ) from None
     if kind != FORMAT:
-        raise ConfigError(f"{path}: has format {kind}, not {FORMAT}; make it again with quantilax band")
+        raise ConfigError(
+            f"{path}: has format {kind}, not {FORMAT}; make it again with quantilax band, or train with --no-band"
+        )
     return band
 
 
