@@ -307,6 +307,7 @@ def test_what_lint_finds_is_a_cause_and_the_first_variant_of_the_proposed_study(
     assert "     try: learning_rate=0.01" in lines
     table = diagnosis.summary({"base": [one]})
     assert table["evidence"].to_list() == ["lint: learning_rate=0.1 is large"]
+    assert diagnose(frame(), config, [LARGE])[0].causes == ()  # it learned all the same
 
 
 def test_what_lint_finds_of_a_cause_that_was_measured_stands_beside_it():

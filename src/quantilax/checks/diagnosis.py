@@ -99,7 +99,7 @@ def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()
             of one variant.
         config: the section that was run, with every field.
         findings: what `quantilax lint` finds in the config. Warnings and errors with a change that
-            mends them are causes as well.
+            mends them are causes as well, unless the run learned.
 
     Raises:
         ConfigError: the rows have no signals, or too few evaluations.
@@ -152,7 +152,8 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
 
     measured = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
     told = {field for rule in above for field in rule.fields}
-    linted = tuple(_linted(one, config) for one in findings if not told & set(one.change or {}))
+    suspects = [one for one in findings if outcome.word != "learned" and not told & set(one.change or {})]
+    linted = tuple(_linted(one, config) for one in suspects)
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
     study = None if measured or not failed else proposal(config, medians, scores, [c.change for c in linted])
