@@ -1,5 +1,8 @@
 """Comparing whole states, and a callback to look at them."""
 
+from functools import reduce
+from operator import getitem
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +35,7 @@ def filled(params, arrays, places):
     """Parameters with the `kernel` and `bias` of layers: name among the arrays -> where the network has it."""
     plain = nnx.to_pure_dict(params)
     for name, path in places.items():
-        inner = plain
-        for step in path:
-            inner = inner[step]
+        inner = reduce(getitem, path, plain)
         for part in ("kernel", "bias"):
             assert inner[part].shape == arrays[f"{name}.{part}"].shape
             inner[part] = jnp.asarray(arrays[f"{name}.{part}"])

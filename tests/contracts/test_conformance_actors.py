@@ -6,6 +6,8 @@ td3.md and ppo.md have them too.
 """
 
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,9 +92,7 @@ def gradients_agree(name: str, gradient: Any, places: dict[str, tuple[Any, ...]]
     """Compare a gradient with theirs, layer by layer."""
     plain = nnx.to_pure_dict(gradient)
     for place, path in places.items():
-        inner = plain
-        for step in path:
-            inner = inner[step]
+        inner = reduce(getitem, path, plain)
         for part in ("kernel", "bias"):
             close(f"{name}.{place[-1]}.{part}", inner[part], factor, rtol=2e-4)
 

@@ -277,7 +277,7 @@ def test_a_run_is_compared_with_the_band_beside_its_config(call: Call, tmp_path)
     first, second = (line for line in ended.lines if "of the budget" in line)
     assert first.startswith("warning: 33% of the budget: return ")
     assert (
-        "below the band; the 10 held-out seeds of iqn had 2 to 2.09; changed: learning_rate=0.0001 (there 0.001)"
+        "below the band; the 10 held-out seeds of iqn had 2 to 2.09; changed: learning_rate=0.0001 instead of 0.001"
         in first
     )
     assert second.startswith("warning: 67% of the budget")

@@ -70,7 +70,12 @@ def test_a_band_holds_quantiles_over_the_seeds_at_each_evaluation(band):
 
 def test_a_run_that_broke_is_at_the_bottom(tmp_path):
     broken = store(tmp_path / "s", {"base": [*RISING[:9], (10.0, float("nan"), float("nan"), float("nan"))]}, seeds=10)
-    assert bands.of_study(broken.path).low == [10.0, -np.inf, -np.inf, -np.inf]
+    band = bands.of_study(broken.path)
+    assert band.low == [10.0, -np.inf, -np.inf, -np.inf]
+    early = band._replace(low=[10.0, 100.0, -np.inf, -np.inf])  # what broke later widens nothing before
+    assert told(bands.Watch(early, "iqn", band.section), entries(10.0, 20.0))[1][1] is False
+    bands.write(tmp_path / "x.yaml", "iqn", band)
+    assert bands.read(tmp_path / "x.yaml", "iqn") == band
 
 
 @pytest.mark.parametrize(
@@ -161,8 +166,8 @@ def test_a_run_below_is_told_with_its_seeds_and_the_fields_that_were_changed(ban
     assert not is_well
     assert line == (
         "33% of the budget: return 10 to 110, below the band (2 of 3 below: seeds 3, 5); the 20 held-out seeds of iqn had"
-        f" 100 to 119; changed: learning_rate=0.1 (there {band.section['learning_rate']}), gamma=0.5 (there"
-        f" {band.section['gamma']})"
+        f" 100 to 119; changed: learning_rate=0.1 instead of {band.section['learning_rate']}, gamma=0.5"
+        f" instead of {band.section['gamma']}"
     )
     (line, _) = told(bands.Watch(band, "iqn", band.section), entries(10.0, float("nan")))[1]
     assert line.endswith("; no field differs from the section")
@@ -176,8 +181,8 @@ def test_what_signals_name_is_told_and_its_field_comes_first(band):
     wide = band._replace(env_step=steps, low=[100.0] * 11, middle=[200.0] * 11, high=[300.0] * 11)
     section = {**wide.section, "total_timesteps": steps[-1], "gamma": 0.5, "learning_rate": 0.1}
     said = [one for one in told(bands.Watch(wide, "iqn", section), rows) if one is not None]
-    assert "; diagnose names learning_rate; changed: learning_rate=0.1 (there" in said[-1][0]
-    assert ", gamma=0.5 (there" in said[-1][0]
+    assert "; diagnose names learning_rate; changed: learning_rate=0.1 instead of " in said[-1][0]
+    assert ", gamma=0.5 instead of " in said[-1][0]
 
 
 def test_another_environment_or_algorithm_has_no_changes_that_could_be_told(band):

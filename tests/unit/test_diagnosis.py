@@ -307,7 +307,8 @@ def test_what_lint_finds_is_a_cause_and_the_first_variant_of_the_proposed_study(
     assert "     try: learning_rate=0.01" in lines
     table = diagnosis.summary({"base": [one]})
     assert table["evidence"].to_list() == ["lint: learning_rate=0.1 is large"]
-    assert diagnose(frame(), config, [LARGE])[0].causes == ()  # it learned all the same
+    (learned,) = diagnose(frame(), config, [LARGE])
+    assert ([cause.cause for cause in learned.causes], learned.study) == (["learning_rate"], None)
 
 
 def test_what_lint_finds_of_a_cause_that_was_measured_stands_beside_it():
@@ -343,6 +344,9 @@ def test_a_hyperparameter_that_came_after_a_study_was_begun_stood_at_its_default
     made.update(variants={"base": {name: value for name, value in fields.items() if name != "reward_scale"}})
     (one,) = diagnosis.diagnose_study(made.path)["base"]
     assert 0 < one.causes[0].change["reward_scale"] < 1
+
+    made.update(variants={"base": fields | {"env": "gone/Away-v0", "gone": 1}})  # which lint cannot create
+    assert [cause.cause for cause in diagnosis.diagnose_study(made.path)["base"][0].causes] == ["reward_scale"]
 
 
 @pytest.mark.parametrize(

@@ -423,7 +423,8 @@ def test_the_page_says_how_to_get_it_again(tmp_path, two):
     assert "Seeds 0 to 5; 2 devices at once with 1 run on each." in words
 
 
-def test_first_causes_are_shown_by_variant_where_signals_were_measured(tmp_path, told):
+def test_first_causes_are_shown_by_variant_where_signals_were_measured(tmp_path, told, monkeypatch):
+    monkeypatch.setattr("quantilax.checks.ranges.ranges", lambda agent: [])  # lint warns of so short a run
     assert "Diagnosis" not in Page(told.page).words
     assert "## Diagnosis" not in told.twin
     made = store(tmp_path / "measured", {}, variants={"clipped": {"max_grad_norm": 1e-3}}, seeds=3)

@@ -5,6 +5,7 @@ Bands lie beside the config file of their sections: `cartpole.bands.json` beside
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +31,9 @@ SLACK = 0.05
 evaluation, where all held-out seeds are at the top."""
 LEAST_SEEDS = 10
 IDENTITY = ("algorithm", "env", "env_args", "wrappers")
-"""Entries of a section without which a band says nothing."""
+"""Entries of a section that must be equal for curves to be comparable."""
+WITHOUT = ("signals", "metrics", "eval_freq", "eval_episodes")
+"""Fields that do not change training."""
 
 
 class Band(NamedTuple):
@@ -44,9 +47,11 @@ class Band(NamedTuple):
     env_step: list[int]
     """Of each evaluation."""
     low: list[float]
-    """Quantiles `ENDS` and the median of the mean return over seeds, at each evaluation."""
+    """The lower of the quantiles `ENDS` of the mean return over seeds, at each evaluation."""
     middle: list[float]
+    """The median."""
     high: list[float]
+    """The upper of the quantiles."""
 
     def at(self, env_step: int) -> tuple[float, float, float]:
         """Return low, middle and high at a step, between evaluations by straight lines."""
@@ -63,10 +68,6 @@ class Band(NamedTuple):
             return None
         names = [name for name in self.section if name in section and name not in (*IDENTITY, *WITHOUT)]
         return {n: (section[n], self.section[n]) for n in names if section[n] != self.section[n]}
-
-
-WITHOUT = ("signals", "metrics", "eval_freq", "eval_episodes")
-"""Fields that do not change training."""
 
 
 def path_of(config: Path) -> Path:
@@ -131,42 +132,37 @@ def read(config: Path, section: str) -> Band | None:
     Raises:
         ConfigError: the file cannot be read, or another version of quantilax wrote it.
     """
-    path = path_of(config)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        kind, there = found["format"], found["bands"] if found["format"] == FORMAT else {}
-        band = Band(**there[section]) if section in there else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({reason(error)}); make it again with quantilax band, or train with --no-band"
-        ) from None
-    if kind != FORMAT:
-        raise ConfigError(
-            f"{path}: has format {kind}, not {FORMAT}; make it again with quantilax band, or train with --no-band"
-        )
-    return band
+    return _read(path_of(config)).get(section)
 
 
 def write(config: Path, section: str, band: Band) -> Path:
     """Write a band beside a config file, in the place of an older one, and return the path.
 
     Raises:
-        ConfigError: the file cannot be read or written.
+        ConfigError: as for `read`, or the file cannot be written.
     """
     path = path_of(config)
-    there = {}
-    if path.exists():
-        read(config, section)
-        there = json.loads(path.read_text(encoding="utf-8"))["bands"]
-    bands = sorted({**there, section: band._asdict()}.items())
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in bands)  # a line per band
+    bands = sorted({**_read(path), section: band}.items())
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one._asdict())}" for name, one in bands)
     try:
         write_whole(path, f'{{"format": {FORMAT}, "bands": {{\n{lines}\n}}}}\n')
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {reason(error)}") from None
     return path
+
+
+def _read(path: Path) -> dict[str, Band]:
+    """Return all bands of a file; none if it does not exist."""
+    remedy = "make it again with quantilax band, or train with --no-band"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if (kind := found["format"]) == FORMAT:
+            return {name: Band(**one) for name, one in found["bands"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
+    raise ConfigError(f"{path}: has format {kind}, not {FORMAT}; {remedy}")
 
 
 class Watch:
@@ -197,7 +193,7 @@ class Watch:
             return None
         self.left = [share for share in self.left if share not in passed]
         low, _, high = self.band.at(last.env_step)
-        slack = SLACK * (max(self.band.high) - min(self.band.low))
+        slack = SLACK * (max(self.band.high) - min(filter(math.isfinite, self.band.low)))
         below = [row for row in last.seeds if not row["return_mean"] >= low - slack]
         place = f"{last.env_step / self.total:.0%} of the budget: return {_span(last.seeds)}"
         band = f"the {self.band.seeds} held-out seeds of {self.name} had {low:.4g} to {high:.4g}"
@@ -216,8 +212,8 @@ class Watch:
         told = f"; diagnose names {cause.cause}" if cause else ""
         if not changed:
             return f"{told}; no field differs from the section"
-        fields = [f"{field}={self.changed[field][0]} (there {self.changed[field][1]})" for field in changed[:4]]
-        return f"{told}; changed: {', '.join(fields)}{', ...' if len(changed) > 4 else ''}"
+        fields = ", ".join("{}={} instead of {}".format(field, *self.changed[field]) for field in changed[:4])
+        return f"{told}; changed: {fields}{', ...' if len(changed) > 4 else ''}"
 
     def _diagnosed(self, entries: list["Entry"], seed: int) -> Any:
         from quantilax.checks import diagnosis

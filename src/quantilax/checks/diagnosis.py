@@ -11,7 +11,7 @@ docs/diagnosis.md.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from quantilax.agent import Agent
 from quantilax.checks import rules
 from quantilax.checks.findings import Finding
 from quantilax.checks.rules import RULES, SMALL, Config, Range, Row, Rule
@@ -99,7 +100,7 @@ def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()
             of one variant.
         config: the section that was run, with every field.
         findings: what `quantilax lint` finds in the config. Warnings and errors with a change that
-            mends them are causes as well, unless the run learned.
+            mends them are causes as well.
 
     Raises:
         ConfigError: the rows have no signals, or too few evaluations.
@@ -152,8 +153,7 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
 
     measured = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
     told = {field for rule in above for field in rule.fields}
-    suspects = [one for one in findings if outcome.word != "learned" and not told & set(one.change or {})]
-    linted = tuple(_linted(one, config) for one in suspects)
+    linted = tuple(_linted(one, config) for one in findings if not told & set(one.change or {}))
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
     study = None if measured or not failed else proposal(config, medians, scores, [c.change for c in linted])
@@ -290,7 +290,7 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
         run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path / 'evaluations.parquet'}: cannot be read ({str(error).splitlines()[0]})") from None
-    return _of(path, run, section.hyperparameters, findings_of(section))
+    return _of(path, run, section.hyperparameters, _findings(section.create))
 
 
 def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
@@ -311,20 +311,21 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     variants = store.facts["variants"]
     parts = {str(variant): rows for (variant,), rows in records.group_by("variant", maintain_order=True)}
     measured = {variant: rows for variant, rows in parts.items() if has_signals(rows)}
-    found = {}
-    for variant, rows in (measured or parts).items():
+
+    def diagnosed(variant: str, rows: pl.DataFrame) -> list[Diagnosis]:
         fields = with_defaults(variants[variant])
-        found[variant] = _of(path, rows, fields, findings_of(select({variant: fields}, path, variant)))
-    return found
+        return _of(path, rows, fields, _findings(lambda: select({variant: fields}, path, variant).create()))
+
+    return {variant: diagnosed(variant, rows) for variant, rows in (measured or parts).items()}
 
 
-def findings_of(section: Any) -> list[Finding]:
-    """Return what lint finds in a section by arithmetic; nothing if it cannot be made here."""
+def _findings(create: Callable[[], Agent]) -> list[Finding]:
+    """Return what lint finds by arithmetic in an agent; nothing if it cannot be created here."""
     from quantilax.checks.ranges import ranges
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # a run that was trained was warned of
-            return list(ranges(section.create()))
+        with warnings.catch_warnings(action="ignore"):  # `train` showed them
+            return list(ranges(create()))
     except ConfigError:
         return []
 
