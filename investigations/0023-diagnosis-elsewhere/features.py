@@ -1,12 +1,15 @@
-"""What a diagnosis may read of a run: medians, last and extreme values of its signals, and ratios of them.
+"""What a diagnosis may read of a run: its config, its signals' medians, last and extreme values, and ratios of them.
 
 python investigations/0023-diagnosis-elsewhere/features.py --data runs/diagnosis-elsewhere
 
-writes `features.parquet`, a row per run, with thousandths of `logarithm`. `fit.py` reads it.
+writes `features.parquet`, a row per run, with thousandths of logarithms. `fit.py` reads it. Rows of
+runs that are not in the data stay as they are, so the settings can be trained one after another.
+`curve:N` is the return at the N-th evaluation, which no diagnosis reads here.
 """
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 import polars as pl
 from faults import FAULTS, HEADS, SETTINGS, agent, shipped
 
-from quantilax import pytree
+from quantilax import Agent, pytree
 from quantilax.checks import rules
 from quantilax.signals import Signals
 
@@ -84,6 +87,30 @@ def features(rows: pl.DataFrame, config: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def configured(made: Agent) -> dict[str, float]:
+    """What a config says in units that mean the same in every section."""
+    config, said = made.config, made.config.derived()
+    c = pytree.to_dict(config)
+    episode = float(np.asarray(made.env.max_episode_steps))
+    steps = said.get("gradient_steps") or math.nan
+    constant = said.get("target_time_constant_updates") or 0.0
+    known = {
+        "target_updates": constant if "polyak" in c else math.nan,
+        "target_share": constant / steps if "polyak" in c else math.nan,
+        "batch": c["batch_size"] if "batch_size" in c else rules.minibatch(c) if "num_minibatches" in c else math.nan,
+        "samples": said.get("samples_replayed_per_env_step", math.nan),
+        "buffer_share": c.get("buffer_size", math.nan) / c["total_timesteps"],
+        "buffer_episodes": c.get("buffer_size", math.nan) / episode,
+        "horizon_share": 1 / (1 - c["gamma"]) / episode,
+        "horizon": 1 / (1 - c["gamma"]),
+    }
+    for name in ("learning_rate", "adam_eps", "max_grad_norm", "kappa", *EXPLORING):
+        known[name] = c.get(name, math.nan)
+    return {f"config:{name}": float(value) for name, value in known.items()}
+
+
+EXPLORING = ("eps_start", "eps_end", "exploration_fraction", "target_entropy", "exploration_noise")
+
 NAMES = {
     *Signals._fields,
     *("gradient_norm", "loss", "target_distance"),
@@ -105,22 +132,49 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/diagnosis-elsewhere"))
     parser.add_argument("--out", type=Path, default=HERE / "features.parquet")
     asked = parser.parse_args()
-    found = []
+    old = pl.read_parquet(asked.out if asked.out.exists() else HERE / "features.parquet")
+    found, configs = [], []
     for setting in SETTINGS:
+        head = HEADS.get(shipped(setting).algorithm.name)
         for fault in FAULTS:
             files = sorted((asked.data / setting.name).glob(f"{fault.name.replace('/', 'over')}-[0-9]*-[0-9]*.parquet"))
-            if not files:
+            is_old = old.filter(setting=setting.name, fault=fault.name).height > 0
+            if not (files or is_old):
                 continue
             made = agent(setting, fault, 1.0)
-            config = {"head": HEADS.get(shipped(setting).algorithm.name), **pytree.to_dict(made.config)}
-            for (seed,), rows in pl.concat(map(pl.read_parquet, files)).group_by("seed", maintain_order=True):
-                found.append({"setting": setting.name, "fault": fault.name, "seed": seed, **features(rows, config)})
-    names = list(found[0])[3:]
-    table = pl.DataFrame(found, infer_schema_length=None).with_columns(
-        (logarithm(pl.col(names).cast(pl.Float64).fill_nan(None)) * 1000).round().cast(pl.Int16)
+            configs.append({"setting": setting.name, "fault": fault.name, **configured(made)})
+            config = {"head": head, **pytree.to_dict(made.config)}
+            for (seed,), rows in pl.concat(map(pl.read_parquet, files)).group_by("seed") if files else ():
+                run = {"setting": setting.name, "fault": fault.name, "seed": seed}
+                found.append({**run, **features(rows, config), **curve(rows)})
+    table = whole(found, KEYS, logarithm) if found else old
+    table = pl.concat([old.select(pl.exclude("^config:.*$")).join(table, on=KEYS, how="anti"), table], how="diagonal")
+    table = table.select(pl.exclude("^config:.*$")).join(
+        whole(configs, KEYS[:2], plain), on=KEYS[:2], maintain_order="left"
     )
+    table = table.sort(KEYS)
     table.write_parquet(asked.out, compression="zstd", compression_level=19)
-    print(f"{table.height} runs, {len(names)} features, {asked.out.stat().st_size / 1e6:.1f} MB")
+    print(f"{table.height} runs, {table.width - 3} features, {asked.out.stat().st_size / 1e6:.1f} MB")
+
+
+KEYS = ["setting", "fault", "seed"]
+
+
+def curve(rows: pl.DataFrame) -> dict[str, float]:
+    """The returns of a run's evaluations."""
+    return {f"curve:{i}": float(x) for i, x in enumerate(rows.sort("env_step")["return_mean"])}
+
+
+def plain(x: pl.Expr) -> pl.Expr:
+    """Log of a number of a config, which may be as small as Adam's epsilon."""
+    return x.clip(1e-20, 1e12).log10()
+
+
+def whole(found: list[dict[str, Any]], keys: list[str], log: Callable[[pl.Expr], pl.Expr]) -> pl.DataFrame:
+    """A table with thousandths of logarithms."""
+    table = pl.DataFrame(found, infer_schema_length=None)
+    names = [name for name in table.columns if name not in keys]
+    return table.with_columns((log(pl.col(names).cast(pl.Float64).fill_nan(None)) * 1000).round().cast(pl.Int16))
 
 
 if __name__ == "__main__":

@@ -88,11 +88,11 @@ def _outputs(jaxpr: Any, inputs: Sequence[bytes] | None = None, depth: int = 0) 
     if inputs is None:
         inputs = [_hash("input", i, str(aval)) for i, aval in enumerate(jaxpr.in_avals)]
     hashes = dict(zip(jaxpr.invars, inputs, strict=True))
-    hashes.update(zip(jaxpr.constvars, map(_value, getattr(jaxpr, "consts", ())), strict=False))
+    hashes.update(zip(jaxpr.constvars, map(value_hash, getattr(jaxpr, "consts", ())), strict=False))
 
     def of(atom: Any) -> bytes:
         is_literal = isinstance(atom, core.Literal)
-        return _value(atom.val, atom.aval.dtype) if is_literal else hashes.get(atom, os.urandom(16))
+        return value_hash(atom.val, atom.aval.dtype) if is_literal else hashes.get(atom, os.urandom(16))
 
     for eqn in jaxpr.eqns:
         hashes.update(zip(eqn.outvars, _equation(eqn, [of(atom) for atom in eqn.invars], depth), strict=True))
@@ -119,16 +119,16 @@ def _equation(eqn: Any, inputs: list[bytes], depth: int) -> list[bytes]:
         loop = _hash(name, params["length"], params["reverse"], params["unroll"], *inputs[consts:end], *found[:carried])
         return [_hash(loop, x) for x in (*range(carried), *found[carried:])]
     leaves, structure = jax.tree.flatten(params)
-    computed = _hash(name, str(structure), *map(_value, leaves), *inputs)
+    computed = _hash(name, str(structure), *map(value_hash, leaves), *inputs)
     return [_hash(computed, i) for i in range(len(eqn.outvars))]
 
 
-def _value(value: Any, dtype: Any = None) -> bytes:
+def value_hash(value: Any, dtype: Any = None) -> bytes:
     """Hash a constant or a parameter; at random if the value's text does not identify it."""
     if isinstance(value, Jaxpr):
         return _hash("jaxpr", *_outputs(value))
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return _hash(str(value.dtype), _value(jax.random.key_data(value)))
+        return _hash(str(value.dtype), value_hash(jax.random.key_data(value)))
     if dtype is not None or isinstance(value, np.ndarray | np.generic | jax.Array):
         array = np.asarray(value, dtype)
         return _hash(str(array.dtype), array.shape, array.tobytes())

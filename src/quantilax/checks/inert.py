@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from quantilax import heads, switches, train
 from quantilax.agent import Agent
-from quantilax.checks.dependence import dependence, fingerprint
+from quantilax.checks.dependence import dependence, fingerprint, value_hash
 from quantilax.checks.findings import Finding, Severity
 from quantilax.errors import ConfigError
 
@@ -41,8 +40,7 @@ class Program(NamedTuple):
 
 def program(agent: Agent, every_output: bool = False) -> Program:
     """Trace `train` and analyse it, for every output or for the curve alone; compiles nothing."""
-    algorithm, env, config = agent.arguments()
-    inputs = env, config, jax.random.key(0)
+    algorithm, *inputs = *agent.arguments(), jax.random.key(0)
     run = partial(train.train, algorithm, eval_callback=agent.in_program_callback)
     jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
     outputs: dict[str, list[int]] = {}
@@ -125,29 +123,22 @@ class Programs:
         is_another = one is not None and other is not None and one.curve != other.curve
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
-    def variants(self, kinds: Any, changes: dict[str, Any], among: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Yield `changes` with one field of `among` of these kinds, then other values of texts."""
-        for kind, first, last in ((kinds, 0, 1), (str, 1, None)):
-            for name in among:
-                if isinstance(getattr(self.agent.config, name), kind) and name not in (*LOOP, *changes):
+    def variants(self, kinds: Any, changes: dict[str, Any], near: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Yield `changes` and one static field changed: `near` first, texts to any value."""
+        for is_near, (kind, first, last) in itertools.product((True, False), ((kinds, 0, 1), (str, 1, None))):
+            for name in (name for name in self.statics if (name in near) == is_near and name not in (*LOOP, *changes)):
+                if isinstance(getattr(self.agent.config, name), kind):
                     variants = ({**changes, name: value} for value in alternatives(self.agent, name))
                     yield from itertools.islice((one for one in variants if self.of(one) is not None), first, last)
-
-    def declared_with(self, name: str) -> list[str]:
-        """Return the static fields of the group of hyperparameters that declares a field."""
-        groups = map(inspect.get_annotations, type(self.agent.config).__mro__)
-        group = next((fields for fields in groups if name in fields), {})
-        return [one for one in self.statics if one in group]
 
     def enabling(self, name: str, value: Any) -> dict[str, Any] | None:
         """Find a change (for a leaf, perhaps two) with which a field matters, or None."""
         is_leaf = name not in self.statics
         others = alternatives(self.agent, "head") if is_leaf and "head" in self.statics else []
         others = [head for head in others if any(name in c.__dataclass_fields__ for c in heads.HEADS[head].configs)]  # type: ignore[attr-defined]
-        kinds, near = object if is_leaf else bool | str | tuple, self.declared_with(name)
-        far = [one for one in self.statics if one not in near]
-        tried = itertools.chain(*(self.variants(kinds, {}, among) for among in (near, far)))
-        tried = itertools.chain(tried, *(self.variants(str, {"head": head}, self.statics) for head in others))
+        near = next((own for own in map(inspect.get_annotations, type(self.agent.config).__mro__) if name in own), {})
+        tried = self.variants(object if is_leaf else bool | str | tuple, {}, near)
+        tried = itertools.chain(tried, *(self.variants(str, {"head": head}, near) for head in others))
         return next((c for c in tried if name not in c and self.matters(name, value, c)), None)
 
 
@@ -163,23 +154,22 @@ class Trial:
         self._base, self._rows = self.rows({}), list[tuple[Any, ...]]()
 
     def rows(self, changes: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-        """Yield (record, bits of curve, bits of weights) of a run with float fields changed."""
+        """Yield (record, hashes of curve, of weights) of a run with float fields changed."""
         _, env, config = self.agent.replace(**changes).arguments()
         state = self._init(env, config, jax.random.key(0))
         for iterations in self.iterations():
             state, record = self._segment(env, config, state, np.int32(iterations))
             average = getattr(state, "average_params", None)  # the state of a user's algorithm may have none
-            yield jax.device_get(record), _bytes((record.lengths, record.returns)), _bytes((state.params, average))
+            curve, weights = (record.lengths, record.returns), jax.tree.leaves((state.params, average))
+            yield jax.device_get(record), *(list(map(value_hash, bits)) for bits in (curve, weights))
 
     def iterations(self) -> list[int]:
         """Return the iterations before each evaluation; runs that differ stop after the second."""
         per, left = self.agent.config.steps_per_iteration, sum(train.segment_iterations(self.agent.config))
         first = min(max(2, -(-TRIAL_STEPS // per)), left)
         last = max(first, min(-(-self.steps // per), left))
-        ends = [0, first // 2, first]
-        while ends[-1] < last:
-            ends.append(min(2 * ends[-1], last))
-        return [b - a for a, b in itertools.pairwise(ends)]
+        doubled = itertools.takewhile(lambda end: end < last, (first << k for k in itertools.count()))
+        return np.diff([0, first // 2, *doubled, last]).tolist()
 
     def base(self, number: int) -> tuple[Any, ...]:
         """Return a row of the unchanged run."""
@@ -198,11 +188,6 @@ class Trial:
                 return None
             step = int(row[0].env_step)
         return step
-
-
-def _bytes(tree: Any) -> tuple[bytes, ...]:
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return tuple(np.asarray(jax.random.key_data(x) if is_key(x) else x).tobytes() for x in jax.tree.leaves(tree))
 
 
 def findings(programs: Programs, given: Collection[str], trial: Trial | None) -> list[Finding]:
@@ -252,12 +237,11 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
 def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:
     """Report a field that the program needs if no other value changes the curve or the weights."""
     others, total = alternatives(agent, name), agent.evaluation_steps[-1]
-    until = total
-    for other in others:
-        step = trial.equal_until(trial.rows({name: other}))
-        if step is None:
-            return []
-        until = min(until, step)
+    ends = (trial.equal_until(trial.rows({name: other})) for other in others)
+    equal: list[Any] = list(itertools.takewhile(lambda end: end is not None, ends))
+    if len(equal) < len(others):
+        return []
+    until = min([total, *equal])
     value, values = _shown(getattr(agent.config, name)), " and ".join(_shown(value) for value in others)
     steps = f"the first {until:,} of {total:,} environment steps"
     proof = "" if until >= total else "; not a proof: it may act later; use --steps to look further"
