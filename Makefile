@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile  # Python compiles what it imports
 PYTEST_FLAGS ?= -n 2 --dist worksteal
+export PYTHONDONTWRITEBYTECODE :=  # else each process of the tests compiles all modules: 3 s
 
 .PHONY: help train test validate lint format tables docs bench test-matrix clean
 .DEFAULT_GOAL := help

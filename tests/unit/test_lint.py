@@ -23,6 +23,7 @@ from quantilax.checks.inert import CURVE, Programs, Trial, alternatives
 from quantilax.checks.lint import Finding, _advice, _chosen, is_clean, lint
 from quantilax.checks.ranges import ranges
 from quantilax.envs.probes import Corridor
+from quantilax.hyperparameters import RiskObjective
 from tests.conftest import TINY, each, tiny
 from tests.unit.test_torsos import Pixels
 
@@ -117,6 +118,22 @@ def test_no_field_of_a_registered_algorithm_is_without_effect_whatever_the_other
     found = inert_of(programs_of(name))
     assert [one for one in found if "was not examined" in one.finding] == []
     assert [one for one in found if one.severity == "error" or "takes effect with" not in one.remedy] == []
+
+
+@pytest.mark.parametrize("name", ["dqn", "c51", "fqf"])
+def test_an_algorithm_whose_head_has_no_measures_of_risk_has_no_fields_for_them(name):
+    assert not set(RiskObjective.__dataclass_fields__) & set(ALGORITHMS[name].config.__dataclass_fields__)
+
+
+def test_a_field_that_needs_another_head_and_another_objective_is_without_effect_and_no_error(examined):
+    programs = Programs(tiny("q_learning", head="scalar"), lambda _: None)
+    examined(programs.agent.algorithm, "risk_level", "risk_levels", "risk_objective")
+    found = {one.field: (one.severity, one.remedy) for one in inert_of(programs, given=("risk_level",))}
+    remedy = "takes effect with head=quantile and risk_objective={}, for example; otherwise omit it"
+    assert found == {
+        "risk_level": ("warning", remedy.format("static_cvar")),
+        "risk_levels": ("note", remedy.format("spectral")),
+    }
 
 
 def test_every_float_is_alive_in_a_healthy_agent():

@@ -9,7 +9,7 @@ from quantilax import heads
 from quantilax.algorithms import actor_critic, ppo, pqn, published, q_learning, sac, td3
 from quantilax.errors import ConfigError, did_you_mean
 from quantilax.heads import HEADS, categorical, implicit_quantile, proposed, quantile
-from quantilax.hyperparameters import Huber, Replay, default
+from quantilax.hyperparameters import Huber, Replay, RiskObjective, default
 from quantilax.pytree import dataclass, field
 from quantilax.types import Algorithm
 
@@ -29,14 +29,14 @@ class C51(q_learning.Config, categorical.Categorical):
 
 
 @dataclass
-class QRDQN(q_learning.Config, quantile.Quantiles):
+class QRDQN(q_learning.Config, RiskObjective, quantile.Quantiles):
     """QR-DQN: Q-learning with quantiles (Dabney, Rowland, Bellemare & Munos 2018, https://arxiv.org/abs/1710.10044)."""
 
     head, PAPER = "quantile", published.QRDQN
 
 
 @dataclass
-class IQN(q_learning.Config, implicit_quantile.ImplicitQuantiles):
+class IQN(q_learning.Config, RiskObjective, implicit_quantile.ImplicitQuantiles):
     """IQN: Q-learning with implicit quantiles (Dabney, Ostrovski, Silver & Munos 2018, https://arxiv.org/abs/1806.06923)."""
 
     head, PAPER = "implicit_quantile", published.IQN
@@ -50,7 +50,7 @@ class FQF(q_learning.Config, proposed.Fractions):
 
 
 @dataclass
-class QLearning(q_learning.Config, *heads.CONFIGS):  # type: ignore[misc]
+class QLearning(q_learning.Config, RiskObjective, *heads.CONFIGS):  # type: ignore[misc]
     """Q-learning from a replay with a target network, with any head."""
 
     head: str = field(  # type: ignore[misc]

@@ -36,7 +36,7 @@ from quantilax.algorithms import base, objectives, offpolicy, values
 from quantilax.algorithms.offpolicy import Replayed, State, observe
 from quantilax.algorithms.values import epsilon_at, means, predict, quantiles
 from quantilax.errors import ConfigError
-from quantilax.hyperparameters import LEAST, Replay, RiskObjective, Target
+from quantilax.hyperparameters import LEAST, Replay, Target
 from quantilax.learning import exploration, rollout
 from quantilax.networks import with_noise
 from quantilax.pytree import dataclass, field
@@ -55,7 +55,7 @@ from quantilax.types import (
 
 
 @dataclass
-class Config(Replayed, values.Config, Replay, Target, RiskObjective):
+class Config(Replayed, values.Config, Replay, Target):
     """Hyperparameters of Q-learning. An algorithm's own config adds a `head` and its groups."""
 
     adam_eps: float = field(3.125e-4, "epsilon of Adam, added to sqrt(v)", ge=LEAST)
@@ -234,7 +234,8 @@ def compared(
     uses = "tau", "tau_prime", "tau_action"
     tau, tau_prime, tau_action = heads.of(config).draw(key, batch.reward.shape, *uses)
     if config.risk_objective == "dynamic_cvar":
-        tau_prime, tau_action = heads.of(config).worst(config.risk_level, [tau_prime, tau_action])
+        level = config.risk_level  # type: ignore[attr-defined]
+        tau_prime, tau_action = heads.of(config).worst(level, [tau_prime, tau_action])
     chooses = selector if config.double else target
     successors, q_next = values.successors(
         target, chooses, batch.next_obs, batch.next_legal, tau_prime, tau_action, config, state.normalizer

@@ -123,22 +123,23 @@ class Programs:
         is_another = one is not None and other is not None and one.curve != other.curve
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
-    def variants(self, kinds: Any, changes: dict[str, Any], near: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Yield `changes` and one static field changed: `near` first, texts to any value."""
-        for is_near, (kind, first, last) in itertools.product((True, False), ((kinds, 0, 1), (str, 1, None))):
-            for name in (name for name in self.statics if (name in near) == is_near and name not in (*LOOP, *changes)):
-                if isinstance(getattr(self.agent.config, name), kind):
-                    variants = ({**changes, name: value} for value in alternatives(self.agent, name))
+    def variants(self, kinds: Any, changes: dict[str, Any], among: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Yield `changes` with one field of `among` of these kinds, then other values of texts."""
+        for kind, first, last in ((kinds, 0, 1), (str, 1, None)):
+            for name in among:
+                if isinstance(getattr(self.agent.config, name), kind) and name not in (*LOOP, *changes):
+                    variants = ({**changes, name: value} for value in candidates(self.agent, name))
                     yield from itertools.islice((one for one in variants if self.of(one) is not None), first, last)
 
     def enabling(self, name: str, value: Any) -> dict[str, Any] | None:
-        """Find a change (for a leaf, perhaps two) with which a field matters, or None."""
-        is_leaf = name not in self.statics
-        others = alternatives(self.agent, "head") if is_leaf and "head" in self.statics else []
-        others = [head for head in others if any(name in c.__dataclass_fields__ for c in heads.HEADS[head].configs)]  # type: ignore[attr-defined]
-        near = next((own for own in map(inspect.get_annotations, type(self.agent.config).__mro__) if name in own), {})
-        tried = self.variants(object if is_leaf else bool | str | tuple, {}, near)
-        tried = itertools.chain(tried, *(self.variants(str, {"head": head}, near) for head in others))
+        """Find a change, or another head and a change, with which a field matters; or None."""
+        kinds = bool | str | tuple if name in self.statics else object
+        others = alternatives(self.agent, "head") if "head" in self.statics else []
+        own = [head for head in others if any(name in c.__dataclass_fields__ for c in heads.HEADS[head].configs)]  # type: ignore[attr-defined]
+        group = next((own for own in map(inspect.get_annotations, type(self.agent.config).__mro__) if name in own), {})
+        near, far = [one for one in self.statics if one in group], [one for one in self.statics if one not in group]
+        tried: Any = self.variants(kinds, {}, near), ({"head": head} for head in own), self.variants(kinds, {}, far)
+        tried = itertools.chain(*tried, *(self.variants(str, {"head": head}, self.statics) for head in own or others))
         return next((c for c in tried if name not in c and self.matters(name, value, c)), None)
 
 
