@@ -7,7 +7,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from quantilax import ALGORITHMS
 from quantilax.signals import Signals
 from tests.endtoend.conftest import Call, tree
 from tests.endtoend.processes import process
@@ -71,17 +70,24 @@ def test_a_run_of_an_actor_is_diagnosed_without_ranges_of_q_learning(call: Call,
     assert "figures without ranges, which were measured in Q-learning only: return_size" in ended.stdout
     assert not set(json.loads(call("diagnose", "actor", "--json").stdout)[0]["unranged"]) & {"return_range"}
 
-    monkeypatch.setitem(ALGORITHMS, "ppo", ALGORITHMS["ppo"]._replace(signals=None))
-    refused = call("diagnose", "actor")
-    assert (refused.status, refused.stdout, len(refused.lines)) == (2, "", 1)
-    assert "actor: ppo measures no signals, so there is nothing to diagnose it by" in refused.lines[0]
+
+def test_of_a_run_without_signals_what_curves_and_the_config_say_is_said(call: Call):
+    assert call("train", "tiny.yaml", "learning_rate=0.1", "--out", "without", "-q").status == 0
+    ended = call("diagnose", "without")
+    assert (ended.status, ended.lines) == (0, [])
+    assert ". learning_rate: learning_rate=0.1 is above 0.01" in ended.stdout
+    assert "signals were not measured, so sparse_reward is the only cause that was judged by figures" in ended.stdout
+    assert "nan" not in ended.stdout
+    assert "every figure that the rules read" not in ended.stdout
+    (told,) = json.loads(call("diagnose", "without", "--json").stdout)
+    assert "learning_rate" in [cause["cause"] for cause in told["causes"]]
 
 
 def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path):
-    assert call("train", "tiny.yaml", "--out", "without", "-q").status == 0
+    assert call("train", "tiny.yaml", "eval_freq=300", "--out", "short", "-q").status == 0
     (tmp_path / "empty").mkdir()
     for path, message in {
-        "without": "without: has no signals; train it again with signals=true",
+        "short": "short: has 2 evaluations, but a diagnosis needs 4 or more; lower eval_freq, or wait",
         "empty": "empty: is not a run directory",
         "nowhere": "nowhere: no such run directory",
     }.items():

@@ -331,8 +331,6 @@ def test_variants_of_a_study_without_signals_are_left_out(tmp_path):
     assert list(diagnosis.diagnose_study(made.path)) == ["measured"]
     without = made.records().filter(variant="base")
     assert not diagnosis.can_diagnose(without)
-    with pytest.raises(ConfigError, match="signals=true"):
-        diagnose(without, CONFIG)
 
 
 def test_a_hyperparameter_that_came_after_a_study_was_begun_stood_at_its_default(tmp_path):
@@ -413,9 +411,17 @@ def test_an_algorithm_without_replay_target_and_quantiles_is_judged_by_the_rest(
     assert named(run.with_columns(exploration=pl.lit(0.0)), config) == ["exploration"]
 
 
-def test_a_run_without_signals_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match="signals=true"):
-        diagnose(frame().drop(Signals._fields), CONFIG)
+def test_of_a_run_without_signals_the_curve_and_the_config_are_judged():
+    (one,) = diagnose(frame().drop(Signals._fields), CONFIG, [LARGE])
+    assert (one.outcome.word, [cause.cause for cause in one.causes]) == ("learned", ["learning_rate"])
+    assert one.unjudged == (diagnosis.CURVES_ONLY,)
+    sparse = frame(return_mean=-200.0, return_std=0.0).drop(Signals._fields)
+    (one,) = diagnose(sparse, CONFIG)
+    assert [cause.cause for cause in one.causes] == ["sparse_reward"]
+    assert [evidence.quantity for evidence in one.causes[0].evidence] == ["return_range", "return_std"]  # as measured
+
+
+def test_too_few_evaluations_are_refused():
     with pytest.raises(ConfigError, match="3 evaluations"):
         diagnose(frame()[:3], CONFIG)
 

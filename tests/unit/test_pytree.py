@@ -40,7 +40,8 @@ OFF_POLICY = {
     "weight_averaging",
 }
 MUNCHAUSEN = {"munchausen_alpha", "munchausen_clip", "munchausen_temperature"}
-OF_Q_LEARNING = OFF_POLICY | MUNCHAUSEN | {"return_max", "return_min", "risk_level"}
+OF_Q_LEARNING = OFF_POLICY | MUNCHAUSEN
+RISK = {"return_max", "return_min", "risk_level"}
 OF_HEADS = {"fraction_entropy", "fraction_learning_rate", "hl_gauss_sigma", "kappa", "risk_eta", "v_max", "v_min"}
 OF_SAC = OFF_POLICY - {"eps_end", "eps_start", "exploration_fraction"} | {"target_entropy", "temperature"}
 OF_TD3 = OF_SAC - {"target_entropy", "temperature"} | {"exploration_noise", "target_noise", "target_noise_clip"}
@@ -61,10 +62,10 @@ ON_POLICY = {
 FLOATS = {
     DQN: OF_Q_LEARNING | {"kappa"},
     C51: OF_Q_LEARNING | {"v_max", "v_min"},
-    QRDQN: OF_Q_LEARNING | {"kappa"},
-    IQN: OF_Q_LEARNING | {"kappa", "risk_eta"},
+    QRDQN: OF_Q_LEARNING | RISK | {"kappa"},
+    IQN: OF_Q_LEARNING | RISK | {"kappa", "risk_eta"},
     FQF: OF_Q_LEARNING | {"fraction_entropy", "fraction_learning_rate", "kappa"},
-    QLEARNING: OF_Q_LEARNING | OF_HEADS,
+    QLEARNING: OF_Q_LEARNING | RISK | OF_HEADS,
     PQN: MUNCHAUSEN
     | OF_HEADS
     | {

@@ -88,25 +88,22 @@ class Diagnosis(NamedTuple):
     """Medians of the figures that no cause was judged by: their ranges were not measured for this
     kind of loop."""
     unjudged: tuple[str, ...] = ()
-    """Causes that this run could not have shown whatever its signals, and why; reported if no cause
-    is named."""
+    """Causes that this run could not have shown, and why."""
 
 
 def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()) -> list[Diagnosis]:
     """Name the causes in the evaluations of a run, for each of its seeds.
 
     Args:
-        run: rows as in `evaluations.parquet`, with the columns of the signals; of a study, the rows
-            of one variant.
+        run: rows as in `evaluations.parquet`; of a study, the rows of one variant. Without the
+            columns of the signals only `sparse_reward` is judged.
         config: the section that was run, with every field.
         findings: what `quantilax lint` finds in the config. Warnings and errors with a change that
             mends them are causes as well.
 
     Raises:
-        ConfigError: the rows have no signals, or too few evaluations.
+        ConfigError: there are too few evaluations.
     """
-    if not has_signals(run):
-        raise ConfigError("has no signals; train it again with signals=true on the command line (or in the config)")
     wrong = [one for one in findings if one.change and one.severity != "note"]
     found = []
     for (seed,), rows in run.sort("seed", "env_step").group_by("seed", maintain_order=True):
@@ -121,6 +118,12 @@ def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()
 MIN_ROWS = 4
 
 
+CURVES_ONLY = (
+    "signals were not measured, so sparse_reward is the only cause that was judged by figures; train again with"
+    " signals=true to judge the others"
+)
+
+
 def has_signals(run: pl.DataFrame) -> bool:
     """Return whether signals were measured in these evaluations.
 
@@ -133,6 +136,7 @@ def has_signals(run: pl.DataFrame) -> bool:
 def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Finding]) -> Diagnosis:
     outcome, rows = judge(run), rules.quantities(run, config)
     medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
+    known = {name for name, median in medians.items() if not math.isnan(median)}
     ranges = rules.ranges(run)
     scores = {rule.cause: rules.score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in ranges}
     unranged = {rule.quantity: medians[rule.quantity] for rule in RULES if rule.quantity not in ranges}
@@ -144,7 +148,7 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
             rule.cause,
             rule.says,
             scores[rule.cause],
-            tuple(evidence(name, rows, medians, ranges) for name in (rule.quantity, *rule.beside) if name in medians),
+            tuple(evidence(name, rows, medians, ranges) for name in (rule.quantity, *rule.beside) if name in known),
             {field: config[field] for field in rule.fields if field in config},
             {k: v for k, v in rule.change(config, medians).items() if k in config},
             rule.remark,
@@ -157,8 +161,9 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
     failed = outcome.word in ("fell", "did not learn", "broke")
     study = None if measured or not failed else proposal(config, medians, scores, [c.change for c in linted])
-    unjudged = () if unranged else tuple(_unjudged(rows, medians))
-    figures = {name: median for name, median in unranged.items() if not math.isnan(median)}
+    unjudged = () if unranged or measured or linted else tuple(_unjudged(rows, medians))
+    unjudged = unjudged if has_signals(run) else (CURVES_ONLY,)
+    figures = {name: median for name, median in unranged.items() if name in known}
     return Diagnosis(seed, outcome, (*measured, *linted), near, study, figures, unjudged)
 
 
@@ -275,17 +280,13 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
     """Diagnose the run in a directory, from its files alone.
 
     Raises:
-        ConfigError: not a run directory, no evaluations yet, or no signals in them.
+        ConfigError: not a run directory, or too few evaluations.
     """
     from quantilax.host.files import read_parquet
     from quantilax.runs import RunDirectory, load_section
 
     RunDirectory.open(path)
     section = load_section(path / "config.yaml")
-    if section.algorithm.signals is None:
-        raise ConfigError(
-            f"{path}: {section.algorithm.name} measures no signals, so there is nothing to diagnose it by"
-        )
     try:
         run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -299,7 +300,7 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
     If some variants have signals, those without are left out.
 
     Raises:
-        ConfigError: not a study's directory, no finished runs yet, or no signals in them.
+        ConfigError: not a study's directory, no finished runs yet, or too few evaluations.
     """
     from quantilax.runs.configs import select
     from quantilax.studies.store import Store, with_defaults
@@ -445,12 +446,12 @@ def _causes(one: Diagnosis) -> list[str]:
             lines += [f"- {cause.cause}: {_evidence(cause.evidence[0], one.outcome.fall)}", f"   try: {_try(cause)}"]
     elif one.unranged and not one.causes:
         lines.append(f"neither of the causes that can be judged here is seen: {_names(rules.ANYWHERE)}")
-    elif not one.causes:
+    elif not one.causes and CURVES_ONLY not in one.unjudged:
         lines.append("every figure that the rules read is within its healthy range")
     if one.unranged:
         read = ", ".join(f"{name} {median:.3g}" for name, median in one.unranged.items())
         lines.append(f"figures without ranges, which were measured in Q-learning only: {read}")
-    lines += one.unjudged if not one.causes else ()
+    lines += one.unjudged
     if one.study:
         variants = yaml.safe_dump(one.study, default_flow_style=True, sort_keys=False, width=10_000).strip()
         lines.append(f"the evidence is inconclusive; a study that would decide: variants: {variants}, seeds: 10")
