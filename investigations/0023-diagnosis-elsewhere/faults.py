@@ -102,8 +102,9 @@ def batch(size: int) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
 
 
 def kappa(factor: float) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
-    """Multiply kappa where the head's loss has it."""
-    return lambda c: times("kappa", factor)(c) if c["head"] not in ("categorical", "hl_gauss") else None
+    """Multiply kappa where the loss has it: not in PQN's squared error."""
+    without = ("categorical", "hl_gauss", "pqn's scalar")
+    return lambda c: times("kappa", factor)(c) if c["head"] not in without else None
 
 
 def explore(**by_field: Any) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
@@ -239,6 +240,8 @@ def agent(setting: Setting, fault: Fault, deviation: Float[Array, "..."] | float
     """The agent with the fault; None if the section cannot have it, or if it costs too much."""
     base = shipped(setting)
     c = {"head": HEADS.get(base.algorithm.name), **pytree.to_dict(base.config)}
+    if base.algorithm.name == "pqn" and c["head"] == "scalar":
+        c["head"] = "pqn's scalar"
     change = fault.change(c)
     if change is None or fault.name in setting.without:
         return None

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from quantilax.checks import bands
 from quantilax.checks.findings import Finding
+from quantilax.checks.rules import Range
+from quantilax.checks.rules import healthy as general
 from quantilax.errors import ConfigError
 from quantilax.reports import recommend
 from quantilax.runs import load_section, provenance
@@ -16,7 +19,7 @@ from quantilax.runs.evaluations import Entry
 from quantilax.signals import Signals
 from quantilax.studies.definition import plain
 from tests.studies import GOOD, STEPS, store
-from tests.unit.test_diagnosis import frame
+from tests.unit.test_diagnosis import HEALTHY, frame
 from tests.unit.test_study_recommend import validated_by
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -136,6 +139,78 @@ def test_recommend_writes_the_band_of_the_held_out_seeds_if_there_are_ten(tmp_pa
     written = bands.read(tmp_path / "x.yaml", "iqn")
     assert (written.first_seed, written.seeds, written.low) == (6, 12, list(GOOD))
     assert written.changes(plain(load_section(tmp_path / "x.yaml", "iqn"))) == {}
+
+
+# Ranges of signals
+
+
+@pytest.fixture
+def measured(tmp_path) -> bands.Band:
+    """Of ten seeds with signals, whose huber_scale rises from 0.1 to 1 in the first half of the run, less in later seeds."""
+    made = store(tmp_path / "m", {"base": [GOOD] * 10}, seeds=10)
+    for file in (made.path / "records").iterdir():
+        file.unlink()
+    for seed in range(10):
+        rising = np.minimum(0.1 + 0.18 * np.arange(11), 1.0) * (1 - 0.01 * seed)
+        rows = frame(seed=seed, huber_scale=rising, **HEALTHY).with_columns(env_step=pl.col("env_step") * 3 // 100)
+        made.write(rows.with_columns(variant=pl.lit("base"), finite=True).rows(named=True))
+    return bands.of_study(made.path)
+
+
+def test_a_band_of_runs_with_signals_holds_the_ranges_of_medians_up_to_each_share(measured):
+    assert (measured.figures.first_seed, measured.figures.seeds) == (0, 10)
+    assert list(measured.figures.ranges) == ["0.1", "0.2", "0.5", "1.0"]
+    assert measured.figures.ranges["0.1"]["huber_scale"] == [
+        0.2548,
+        0.28,
+    ]  # one evaluation, of the last and the first seed
+    assert measured.figures.ranges["1.0"]["huber_scale"] == [0.91, 1.0]
+    assert measured.figures.at(0.09) == {}
+    assert measured.figures.at(0.15)["huber_scale"] == Range(0.2548, 0.28)
+    assert measured.figures.at(1.0)["huber_scale"] == Range(0.91, 1.0)
+
+
+def test_a_band_without_signals_has_no_figures(band):
+    assert band.figures is None
+
+
+def test_a_band_with_figures_is_kept_and_adds_them_to_the_curves_of_more_seeds(band, measured, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    bands.write(config, "iqn", measured)
+    assert bands.read(config, "iqn") == measured
+    bands.write(config, "iqn", band)  # of 20 seeds
+    assert bands.read(config, "iqn") == band
+    bands.write(config, "iqn", measured)
+    assert bands.read(config, "iqn") == band._replace(figures=measured.figures)
+    other = measured._replace(section={**measured.section, "gamma": 0.5})
+    bands.write(config, "iqn", other)
+    assert bands.read(config, "iqn") == other
+
+
+def test_a_run_is_judged_by_the_nearest_section_with_figures(measured, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    other = {**measured.section, "gamma": 0.5, "learning_rate": 0.1}
+    bands.write(config, "far", measured._replace(section=other))
+    bands.write(config, "near", measured)
+    found = bands.healthy({**measured.section, "gamma": 0.9}, 60, config)
+    assert (found.of, found.changed) == ("the 10 held-out seeds of near in tiny.yaml", {"gamma"})
+    assert found.ranges == measured.figures.at(0.2)
+    assert bands.healthy(measured.section, 20, config) is None  # too early
+    assert bands.healthy({**measured.section, "env": "probe/bandit"}, 60, config) is None
+    much = {"gamma": 0.9, "num_epochs": 2, "num_envs": 8, "kappa": 2.0, "batch_size": 32}
+    assert bands.healthy({**measured.section, **much}, 60, config) is None
+    assert bands.healthy(measured.section, 60) is None  # none that is shipped is like it
+
+
+def test_a_run_below_its_band_is_judged_by_its_figures(measured):
+    run = frame([0.0] * 11, huber_scale=1.0, update_ratio=3 * general()["update_ratio"].high, **HEALTHY)
+    columns = run.select("seed", "env_step", "return_mean", "return_std", *Signals._fields)
+    rows = [entry(row["env_step"] * 3 // 100, [row]) for row in columns.iter_rows(named=True)]
+    section = {**measured.section, "learning_rate": 0.1}
+    said = [one for one in told(bands.Watch(measured, "iqn", section), rows) if one is not None]
+    assert "; diagnose names learning_rate; changed: learning_rate=0.1 instead of " in said[-1][0]
+    alone = [one for one in told(bands.Watch(measured._replace(figures=None), "iqn", section), rows) if one is not None]
+    assert "; diagnose names kappa; changed: learning_rate=0.1 instead of " in alone[-1][0]
 
 
 # A run beside it

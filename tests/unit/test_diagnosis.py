@@ -14,7 +14,7 @@ from quantilax.algorithms import IQN, pqn
 from quantilax.checks import diagnosis
 from quantilax.checks.diagnosis import diagnose
 from quantilax.checks.findings import Finding
-from quantilax.checks.rules import RULES, healthy, quantities
+from quantilax.checks.rules import RULES, Healthy, Range, healthy, own_ranges, quantities
 from quantilax.signals import OF_CHOICES, Signals
 from quantilax.studies import definition
 from tests.studies import GOOD, store
@@ -97,7 +97,78 @@ FAULTS = {
 
 
 def test_there_is_a_fault_for_each_rule():
-    assert {rule.cause for rule in RULES} == set(FAULTS)
+    assert {rule.cause for rule in RULES if not rule.is_own} == set(FAULTS)
+    assert {(rule.cause, rule.quantity) for rule in RULES if rule.is_own} == set(OWN_FAULTS)
+
+
+HEALTHY = {name: np.full(len(STEPS), 0.1) for name in ("dormant", "without_gradient", "value_change", "exploration")}
+"""Of a section whose own healthy runs are known."""
+OWN = Healthy("the ten seeds of mine", own_ranges(frame(**HEALTHY), CONFIG), frozenset())
+OWN_FAULTS = {
+    ("learning_rate", "first_step"): {"update_ratio": 3 * healthy()["update_ratio"].high},
+    ("small_learning_rate", "first_step"): {"update_ratio": 1e-6},
+    ("adam_eps", "epsilon_room"): {"adam_scale": 1e3},
+    ("fast_target", "target_steps"): {"target_lag": 0.0},
+    ("endless_exploration", "last_exploration"): {"exploration": 0.5},
+    ("small_rewards", "first_return"): {"start_return": 1e-3},
+    ("reward_scale", "first_return"): {"start_return": [100.0, *[middle("return_size")] * 10]},
+    ("horizon", "horizon"): {"gamma": 0.5},
+    ("dead_units", "first_dormant"): {"dormant": 0.9, "without_gradient": 0.8},
+    ("frozen_weights", "frozen"): {"without_gradient": 0.6},
+    ("noisy_observations", "roughness"): {"value_change": 0.9},
+}
+
+
+@pytest.mark.parametrize("cause", OWN_FAULTS, ids=" by ".join)
+def test_a_quantity_out_of_the_range_of_the_sections_own_healthy_runs_names_its_cause_first(cause):
+    columns = dict(OWN_FAULTS[cause])
+    config = {**CONFIG, "gamma": columns.pop("gamma", CONFIG["gamma"])}
+    (one,) = diagnose(frame(**HEALTHY | columns), config, own=OWN)
+    first = one.causes[0]
+    assert (first.cause, first.evidence[0].quantity, one.healthy) == (*cause, "the ten seeds of mine")
+    assert first.change or first.remark
+    assert set(first.change) <= set(first.config)
+    pytree.replace(IQN(**({"gamma": 0.5} if "gamma" in first.change else {})), **first.change)
+    assert "  judged by the ranges of the ten seeds of mine" in diagnosis.told([one])
+
+
+def test_ranges_of_the_sections_own_healthy_runs_pass_over_the_general_ones():
+    (one,) = diagnose(frame(**HEALTHY), CONFIG, own=OWN)
+    assert (one.causes, one.near) == ((), ())
+    unusual = frame(**HEALTHY, huber_scale=30.0)
+    assert named(unusual) == ["kappa"]
+    (one,) = diagnose(unusual, CONFIG, own=Healthy("", own_ranges(unusual, CONFIG), frozenset()))
+    assert one.causes == ()
+    (one,) = diagnose(of_actor(**HEALTHY | FAULTS["kappa"]), CONFIG, own=OWN)  # of any loop
+    assert ([cause.cause for cause in one.causes], one.unranged) == (["kappa"], {})
+
+
+def test_a_cause_whose_field_differs_from_the_healthy_section_comes_first():
+    both = frame(**HEALTHY | FAULTS["clipping"] | {"replay_episodes": 1.0})
+    for field, cause in (("buffer_size", "buffer"), ("max_grad_norm", "clipping")):
+        (one,) = diagnose(both, CONFIG, own=OWN._replace(changed=frozenset((field,))))
+        assert one.causes[0].cause == cause
+
+
+def test_own_ranges_hold_what_every_seed_measured_and_nothing_that_holds_everywhere():
+    seeds = pl.concat([frame(seed=0, huber_scale=0.1), frame(seed=1, huber_scale=0.2, dormant=math.nan)])
+    found = own_ranges(seeds, CONFIG)
+    assert found["huber_scale"] == Range(0.1, 0.2)
+    assert not {"dormant", "frozen", "return_range", "limit_surprise"} & set(found)
+
+
+def test_no_cause_explains_itself_by_way_of_others():
+    explained = {}
+    for rule in RULES:
+        explained.setdefault(rule.cause, set()).update(rule.explains)
+
+    def within(cause: str, path: tuple[str, ...]) -> None:
+        assert cause not in path, (*path, cause)
+        for other in explained[cause]:
+            within(other, (*path, cause))
+
+    for cause in explained:
+        within(cause, ())
 
 
 @pytest.mark.parametrize("cause", FAULTS)
@@ -130,7 +201,7 @@ def test_a_loop_with_an_actor_is_not_judged_by_ranges_that_were_measured_in_q_le
     holds = cause in ("sparse_reward", "time_limit")
     assert [found.cause for found in one.causes] == [cause] * holds
     assert one.near == ()
-    figures = {rule.quantity for rule in RULES if rule.cause not in ("sparse_reward", "time_limit")}
+    figures = {rule.quantity for rule in RULES if not rule.is_own and rule.cause not in ("sparse_reward", "time_limit")}
     assert set(one.unranged) == figures
     lines = diagnosis.told([one])
     assert sum("figures without ranges, which were measured in Q-learning only: return_size" in x for x in lines) == 1
@@ -161,8 +232,8 @@ def test_a_change_is_told_as_the_command_line_takes_it():
 def test_a_smaller_factor_on_the_rewards_brings_returns_into_the_range_whatever_the_factor_was():
     for factor in (0.1, 1.0, 20.0):
         row = {"return_size": 5_000.0}
-        (rule,) = (rule for rule in RULES if rule.cause == "reward_scale")
-        change = rule.change({**CONFIG, "reward_scale": factor}, row)
+        (rule,) = (rule for rule in RULES if rule.cause == "reward_scale" and not rule.is_own)
+        change = rule.change({**CONFIG, "reward_scale": factor}, row, healthy())
         assert set(change) == {"reward_scale"}
         low, high = healthy()["return_size"]
         assert low < 5_000 * change["reward_scale"] / factor < high
@@ -262,7 +333,8 @@ def test_a_study_is_proposed_for_every_algorithm_and_from_what_was_measured_alon
 def test_fields_that_belong_together_are_proposed_together():
     # A soft target becomes a hard one: polyak alone would leave no target network, its frequency alone one that lags twice.
     config = {**CONFIG, "polyak": 0.97, "target_update_freq": 1}
-    study = diagnosis.proposal(config, {}, {"target": -0.1})
+    (target,) = (rule for rule in RULES if rule.cause == "target")
+    study = diagnosis.proposal(config, {}, {target: -0.1}, healthy())
     assert study["named"]["target"] == {"polyak": 0.0, "target_update_freq": 32}
     assert not {"polyak", "target_update_freq"} & set(study.get("one_at_a_time", {}))
 
@@ -271,7 +343,7 @@ def test_minibatches_are_proposed_that_divide_what_is_collected():
     (rule,) = (rule for rule in RULES if rule.cause == "noise")
     for beyond in (0.1, 5.29, 60.0):
         config = pytree.to_dict(pqn.Config(num_minibatches=128))
-        change = rule.change(config, {"noise_to_signal": beyond * healthy()["noise_to_signal"].high})
+        change = rule.change(config, {"noise_to_signal": beyond * healthy()["noise_to_signal"].high}, healthy())
         assert change["num_minibatches"] <= 64
         assert (config["num_envs"] * config["num_steps"]) % change["num_minibatches"] == 0
 
@@ -432,8 +504,8 @@ def test_a_run_from_before_a_signal_existed_is_judged_by_those_it_has():
 
 def test_every_rule_reads_a_range_that_was_measured():
     for rule in RULES:
-        assert rule.quantity in healthy()
-        assert set(rule.beside) <= set(healthy())
+        assert rule.is_own or rule.quantity in healthy()
+        assert rule.is_own or set(rule.beside) <= set(healthy())
         assert set(rule.explains) <= {other.cause for other in RULES}
 
 

@@ -1,7 +1,9 @@
 """Bands: where the learning curves of held-out seeds lie, and whether a run lies among them.
 
 `of_study` makes the band of a finished study, and `Watch` compares a run with it while it trains.
-Bands lie beside the config file of their sections: `cartpole.bands.json` beside `cartpole.yaml`.
+If the study measured signals, the band has the ranges of their figures, by which `diagnose` judges
+runs of the section. Bands lie beside the config file of their sections: `cartpole.bands.json`
+beside `cartpole.yaml`.
 """
 
 import json
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from quantilax.checks.findings import Finding
+from quantilax.checks.rules import Healthy, Range, has_signals, own_ranges
 from quantilax.errors import ConfigError, reason
 from quantilax.host.files import write_whole
 
@@ -34,6 +38,23 @@ IDENTITY = ("algorithm", "env", "env_args", "wrappers")
 """Entries of a section that must be equal for curves to be comparable."""
 WITHOUT = ("signals", "metrics", "eval_freq", "eval_episodes")
 """Fields that do not change training."""
+NEAR = 4
+"""Fields in which a section may differ for the ranges of the band's figures to judge it."""
+
+
+class Figures(NamedTuple):
+    """The ranges of figures over a section's healthy seeds."""
+
+    first_seed: int
+    seeds: int
+    commit: str
+    ranges: dict[str, dict[str, list[float]]]
+    """For each of `SHARES` and "1.0": (low, high) of the figures' medians up to there."""
+
+    def at(self, share: float) -> dict[str, Range]:
+        """Return the ranges at a share of the budget: those of the last share before it."""
+        passed = [key for key in self.ranges if float(key) <= share + 1e-9]
+        return {name: Range(*ends) for name, ends in self.ranges[passed[-1]].items()} if passed else {}
 
 
 class Band(NamedTuple):
@@ -52,6 +73,8 @@ class Band(NamedTuple):
     """The median."""
     high: list[float]
     """The upper of the quantiles."""
+    figures: Figures | None = None
+    """None if no signals were measured."""
 
     def at(self, env_step: int) -> tuple[float, float, float]:
         """Return low, middle and high at a step, between evaluations by straight lines."""
@@ -116,14 +139,22 @@ def of_store(store: "Store", variant: str) -> Band:
     returns = np.nan_to_num(rows["return_mean"].to_numpy().reshape(len(seeds), len(steps)), nan=-np.inf)
     low, middle, high = np.quantile(returns, [ENDS[0], 0.5, ENDS[1]], axis=0, method="inverted_cdf")
     starts = store.facts["starts"]
-    return Band(
-        with_defaults(store.facts["variants"][variant]),
-        int(seeds[0]),
-        len(seeds),
-        str(starts[-1].get("commit") or "unknown") if starts else "unknown",
-        [int(step) for step in steps],
-        *([float(f"{x:.6g}") for x in values] for values in (low, middle, high)),
-    )
+    section = with_defaults(store.facts["variants"][variant])
+    runs = int(seeds[0]), len(seeds), str(starts[-1].get("commit") or "unknown") if starts else "unknown"
+    below, between, above = ([float(f"{x:.6g}") for x in values] for values in (low, middle, high))
+    figures = Figures(*runs, ranges_of(rows, section)) if has_signals(rows) else None
+    return Band(section, *runs, [int(step) for step in steps], below, between, above, figures)
+
+
+def ranges_of(rows: pl.DataFrame, section: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Return the ranges of figures at `SHARES` of the budget and at its end, over healthy seeds."""
+    found = {}
+    for share in (*SHARES, 1.0):
+        until = rows.filter(pl.col("env_step") <= share * section["total_timesteps"])
+        if until["env_step"].n_unique() > 1:
+            ranges = own_ranges(until, section)
+            found[str(share)] = {name: [float(f"{end:.4g}") for end in ends] for name, ends in ranges.items()}
+    return found
 
 
 def read(config: Path, section: str) -> Band | None:
@@ -138,17 +169,52 @@ def read(config: Path, section: str) -> Band | None:
 def write(config: Path, section: str, band: Band) -> Path:
     """Write a band beside a config file, in the place of an older one, and return the path.
 
+    If the older one is of the same section and of more seeds, its curves stay, and only the figures
+    are new.
+
     Raises:
         ConfigError: as for `read`, or the file cannot be written.
     """
     path = path_of(config)
-    bands = sorted({**_read(path), section: band}.items())
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one._asdict())}" for name, one in bands)
+    before = _read(path)
+    if (old := before.get(section)) and old.seeds > band.seeds and old.changes(band.section) == {}:
+        band = old._replace(figures=band.figures)
+    lines = ",\n".join(f"  {json.dumps(name)}: {_line(one)}" for name, one in sorted({**before, section: band}.items()))
     try:
         write_whole(path, f'{{"format": {FORMAT}, "bands": {{\n{lines}\n}}}}\n')
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {reason(error)}") from None
     return path
+
+
+def _line(band: Band) -> str:
+    return json.dumps(band._asdict() | ({"figures": band.figures._asdict()} if band.figures else {}))
+
+
+def healthy(section: Mapping[str, Any], env_step: int, config: Path | None = None) -> Healthy | None:
+    """Return what is known of healthy runs of the section that is most like this one.
+
+    Args:
+        section: of a run: algorithm, environment and every hyperparameter.
+        env_step: of its last evaluation.
+        config: the config file beside which to look; None: all that come with quantilax.
+
+    Returns:
+        From the band with figures that differs in the fewest fields. None if all differ in more
+        than `NEAR`, or in environment or algorithm, or if the run is too short.
+    """
+    from quantilax.runs.configs import shipped
+
+    files = shipped().values() if config is None else [config]
+    near = []
+    for file in files:
+        for name, band in _read(path_of(file)).items():
+            changed = band.changes(section)
+            if band.figures and changed is not None and len(changed) <= NEAR:
+                ranges = band.figures.at(env_step / band.section["total_timesteps"])
+                of = f"the {band.figures.seeds} held-out seeds of {name} in {file.name}"
+                near.append(Healthy(of, ranges, frozenset(changed)))
+    return min((one for one in near if one.ranges), key=lambda one: len(one.changed), default=None)
 
 
 def _read(path: Path) -> dict[str, Band]:
@@ -157,12 +223,16 @@ def _read(path: Path) -> dict[str, Band]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if (kind := found["format"]) == FORMAT:
-            return {name: Band(**one) for name, one in found["bands"].items()}
+            return {name: _band(**one) for name, one in found["bands"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
     raise ConfigError(f"{path}: has format {kind}, not {FORMAT}; {remedy}")
+
+
+def _band(figures: dict[str, Any] | None = None, **fields: Any) -> Band:
+    return Band(**fields, figures=Figures(**figures) if figures else None)
 
 
 class Watch:
@@ -220,9 +290,13 @@ class Watch:
         from quantilax.runs import loggers
 
         rows = loggers.table([row for entry in entries for row in loggers.rows(entry) if row["seed"] == seed])
-        if not diagnosis.has_signals(rows) or rows.height < diagnosis.MIN_ROWS:
+        if not has_signals(rows) or rows.height < diagnosis.MIN_ROWS:
             return None
-        (found,) = diagnosis.diagnose(rows, self.section, self.findings)
+        own = None
+        if self.band.figures and len(self.changed) <= NEAR:
+            ranges = self.band.figures.at(entries[-1].env_step / self.total)
+            own = Healthy(self.name, ranges, frozenset(self.changed))
+        (found,) = diagnosis.diagnose(rows, self.section, self.findings, own)
         return found.causes[0] if found.causes else None
 
 

@@ -22,9 +22,8 @@ import yaml
 from quantilax.agent import Agent
 from quantilax.checks import rules
 from quantilax.checks.findings import Finding
-from quantilax.checks.rules import RULES, SMALL, Config, Range, Row, Rule
+from quantilax.checks.rules import RULES, SMALL, Config, Healthy, Range, Ranges, Row, Rule, has_signals
 from quantilax.errors import ConfigError
-from quantilax.signals import Signals
 
 
 class Outcome(NamedTuple):
@@ -89,9 +88,17 @@ class Diagnosis(NamedTuple):
     kind of loop."""
     unjudged: tuple[str, ...] = ()
     """Causes that this run could not have shown, and why."""
+    healthy: str = ""
+    """The healthy runs of the section itself by whose ranges it was judged; empty if there are
+    none."""
 
 
-def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()) -> list[Diagnosis]:
+def diagnose(
+    run: pl.DataFrame,
+    config: Config,
+    findings: Iterable[Finding] = (),
+    own: Healthy | None = None,
+) -> list[Diagnosis]:
     """Name the causes in the evaluations of a run, for each of its seeds.
 
     Args:
@@ -100,6 +107,8 @@ def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()
         config: the section that was run, with every field.
         findings: what `quantilax lint` finds in the config. Warnings and errors with a change that
             mends them are causes as well.
+        own: healthy runs of the same section. Their ranges pass over those of `healthy.csv`, and
+            causes with a field in which the run differs from them come first.
 
     Raises:
         ConfigError: there are too few evaluations.
@@ -111,11 +120,14 @@ def diagnose(run: pl.DataFrame, config: Config, findings: Iterable[Finding] = ()
             raise ConfigError(
                 f"has {rows.height} evaluations, but a diagnosis needs {MIN_ROWS} or more; lower eval_freq, or wait"
             )
-        found.append(_diagnose(int(seed), rows, config, wrong))
+        found.append(_diagnose(int(seed), rows, config, wrong, own or Healthy("", {}, frozenset())))
     return found
 
 
 MIN_ROWS = 4
+OWN_MARGIN = 0.3
+"""Decades beyond the range of a section's own healthy runs above which a cause is named: a factor
+of two."""
 
 
 CURVES_ONLY = (
@@ -124,47 +136,47 @@ CURVES_ONLY = (
 )
 
 
-def has_signals(run: pl.DataFrame) -> bool:
-    """Return whether signals were measured in these evaluations.
-
-    If other variants of a study have signals, the columns exist but hold only nulls.
-    """
-    there = [name for name in Signals._fields if name in run.columns]  # older runs have fewer
-    return bool(there) and run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in there).any()).item()
-
-
-def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Finding]) -> Diagnosis:
+def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Finding], own: Healthy) -> Diagnosis:
     outcome, rows = judge(run), rules.quantities(run, config)
-    medians = {name: _median(rows[name]) for name in rows.columns if rows[name].dtype == pl.Float64}
+    medians = rules.medians(rows)
     known = {name for name, median in medians.items() if not math.isnan(median)}
-    ranges = rules.ranges(run)
-    scores = {rule.cause: rules.score(rule, medians[rule.quantity]) for rule in RULES if rule.quantity in ranges}
-    unranged = {rule.quantity: medians[rule.quantity] for rule in RULES if rule.quantity not in ranges}
-    above = [rule for rule in RULES if scores.get(rule.cause, -math.inf) > rule.margin]
-    outside = [rule for rule in RULES if not above and scores.get(rule.cause, -math.inf) > 0]
+    ranges = {**rules.ranges(run), **own.ranges}
+    judged = [rule for rule in RULES if rule.quantity in (own.ranges if rule.is_own else ranges)]
+    scores = {rule: rules.score(rule, medians[rule.quantity], ranges) for rule in judged}
+    unranged = {r.quantity: medians[r.quantity] for r in RULES if not r.is_own and r.quantity not in ranges}
+    unranged = {} if own.ranges else unranged
+    margins = {rule: OWN_MARGIN if rule.quantity in own.ranges and not rule.is_own else rule.margin for rule in judged}
+    out = [rule for rule in judged if scores[rule] > margins[rule]]
+    above = list({rule.cause: rule for rule in sorted(out, key=lambda rule: scores[rule])}.values())
+    outside = [rule for rule in judged if not above and scores[rule] > 0]
 
     def cause(rule: Rule) -> Cause:
         return Cause(
             rule.cause,
             rule.says,
-            scores[rule.cause],
+            scores[rule],
             tuple(evidence(name, rows, medians, ranges) for name in (rule.quantity, *rule.beside) if name in known),
             {field: config[field] for field in rule.fields if field in config},
-            {k: v for k, v in rule.change(config, medians).items() if k in config},
+            {k: v for k, v in rule.change(config, medians, ranges).items() if k in config},
             rule.remark,
             "; ".join(one.finding for one in findings if set(rule.fields) & set(one.change or {})),
         )
 
-    measured = tuple(map(cause, sorted(above, key=lambda rule: (_depth(rule, above), -scores[rule.cause]))))
+    measured = tuple(
+        map(
+            cause,
+            sorted(above, key=lambda rule: (not own.changed & {*rule.fields}, _depth(rule, above), -scores[rule])),
+        )
+    )
     told = {field for rule in above for field in rule.fields}
     linted = tuple(_linted(one, config) for one in findings if not told & set(one.change or {}))
-    near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule.cause])))
+    near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule])))
     failed = outcome.word in ("fell", "did not learn", "broke")
-    study = None if measured or not failed else proposal(config, medians, scores, [c.change for c in linted])
+    study = None if measured or not failed else proposal(config, medians, scores, ranges, [c.change for c in linted])
     unjudged = () if unranged or measured or linted else tuple(_unjudged(rows, medians))
     unjudged = unjudged if has_signals(run) else (CURVES_ONLY,)
     figures = {name: median for name, median in unranged.items() if name in known}
-    return Diagnosis(seed, outcome, (*measured, *linted), near, study, figures, unjudged)
+    return Diagnosis(seed, outcome, (*measured, *linted), near, study, figures, unjudged, own.of)
 
 
 def _linted(finding: Finding, config: Config) -> Cause:
@@ -178,7 +190,7 @@ def _unjudged(rows: pl.DataFrame, medians: Row) -> Iterator[str]:
     """Say which rules could not have named a cause with this batch and so few evaluations."""
     (noise,) = (rule for rule in RULES if rule.cause == "noise")
     most = medians["noise_to_signal_most"]
-    if math.isfinite(medians[noise.quantity]) and rules.score(noise, most) <= noise.margin:
+    if math.isfinite(medians[noise.quantity]) and rules.score(noise, most, rules.healthy()) <= noise.margin:
         yield (
             f"noise cannot be judged with this batch and {rows.height} evaluations: {noise.quantity} could be {most:.3g}"
             " at most, too little to name it"
@@ -213,7 +225,7 @@ def judge(run: pl.DataFrame) -> Outcome:
     return Outcome("fell" if last < (first + best) / 2 else "fell and came back", first, best, last, fall)
 
 
-def evidence(name: str, rows: pl.DataFrame, medians: Row, ranges: Mapping[str, Range]) -> Evidence:
+def evidence(name: str, rows: pl.DataFrame, medians: Row, ranges: Ranges) -> Evidence:
     """Compare a figure with its healthy range.
 
     `since` is the first step that is outside, if most of the evaluations from there on are outside.
@@ -235,7 +247,11 @@ step."""
 
 
 def proposal(
-    config: Config, medians: Row, scores: Mapping[str, float], first: Iterable[dict[str, Any]] = ()
+    config: Config,
+    medians: Row,
+    scores: Mapping[Rule, float],
+    ranges: Ranges,
+    first: Iterable[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the variants of a study that would decide: changes for the likeliest causes.
 
@@ -244,7 +260,7 @@ def proposal(
     the name of its cause. A figure that was not measured proposes nothing. If room is left, the
     learning rate is varied.
     """
-    measured = {cause: score for cause, score in scores.items() if math.isfinite(score)}
+    measured = [rule for rule, score in scores.items() if math.isfinite(score)]
     alone: dict[str, list[Any]] = {}
     together: dict[str, dict[str, Any]] = {}
     for change in first:
@@ -252,8 +268,8 @@ def proposal(
             alone |= {field: [value] for field, value in change.items()}
         else:
             together[next(iter(change))] = change
-    for rule in sorted((rule for rule in RULES if rule.cause in measured), key=lambda rule: -measured[rule.cause]):
-        change = {k: v for k, v in rule.change(config, medians).items() if k in config and config[k] != v}
+    for rule in sorted(measured, key=lambda rule: -scores[rule]):
+        change = {k: v for k, v in rule.change(config, medians, ranges).items() if k in config and config[k] != v}
         if sum(map(len, alone.values())) + len(together) >= PROPOSED:
             break
         if len(change) > 1:
@@ -271,19 +287,21 @@ PROPOSED = 4
 """Variants in a proposed study; with ten seeds each it stays small."""
 
 
-def _median(values: pl.Series) -> float:
-    middle = values.fill_nan(None).drop_nulls().median()
-    return math.nan if middle is None else float(middle)  # type: ignore[arg-type]
-
-
-def diagnose_run(path: Path) -> list[Diagnosis]:
+def diagnose_run(path: Path, band: Path | None = None) -> list[Diagnosis]:
     """Diagnose the run in a directory, from its files alone.
+
+    Args:
+        path: the run's directory.
+        band: the config file beside which the band of the run's section lies; None: look among
+            those that come with quantilax.
 
     Raises:
         ConfigError: not a run directory, or too few evaluations.
     """
+    from quantilax.checks import bands
     from quantilax.host.files import read_parquet
     from quantilax.runs import RunDirectory, load_section
+    from quantilax.studies.definition import plain
 
     RunDirectory.open(path)
     section = load_section(path / "config.yaml")
@@ -291,17 +309,24 @@ def diagnose_run(path: Path) -> list[Diagnosis]:
         run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path / 'evaluations.parquet'}: cannot be read ({str(error).splitlines()[0]})") from None
-    return _of(path, run, section.hyperparameters, _findings(section.create))
+    own = bands.healthy(plain(section), _last(run), band)
+    return _of(path, run, section.hyperparameters, _findings(section.create), own)
 
 
-def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
-    """Diagnose every finished run of a study, by variant.
+def _last(run: pl.DataFrame) -> int:
+    """Return the environment step of the last evaluation."""
+    return int(run["env_step"].max() or 0)  # type: ignore[arg-type]
+
+
+def diagnose_study(path: Path, band: Path | None = None) -> dict[str, list[Diagnosis]]:
+    """Diagnose every finished run of a study, by variant; `band` as for `diagnose_run`.
 
     If some variants have signals, those without are left out.
 
     Raises:
         ConfigError: not a study's directory, no finished runs yet, or too few evaluations.
     """
+    from quantilax.checks import bands
     from quantilax.runs.configs import select
     from quantilax.studies.store import Store, with_defaults
 
@@ -315,7 +340,8 @@ def diagnose_study(path: Path) -> dict[str, list[Diagnosis]]:
 
     def diagnosed(variant: str, rows: pl.DataFrame) -> list[Diagnosis]:
         fields = with_defaults(variants[variant])
-        return _of(path, rows, fields, _findings(lambda: select({variant: fields}, path, variant).create()))
+        findings = _findings(lambda: select({variant: fields}, path, variant).create())
+        return _of(path, rows, fields, findings, bands.healthy(fields, _last(rows), band))
 
     return {variant: diagnosed(variant, rows) for variant, rows in (measured or parts).items()}
 
@@ -384,9 +410,9 @@ def _assignments(fields: Mapping[str, Any]) -> list[str]:
     return [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in fields.items()]
 
 
-def _of(path: Path, run: pl.DataFrame, config: Config, findings: list[Finding]) -> list[Diagnosis]:
+def _of(path: Path, run: pl.DataFrame, config: Config, findings: list[Finding], own: Healthy | None) -> list[Diagnosis]:
     try:
-        return diagnose(run, config, findings)
+        return diagnose(run, config, findings, own)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -395,7 +421,8 @@ def told(found: list[Diagnosis]) -> list[str]:
     """Lines for people to read: each seed, then all seeds together."""
     lines: list[str] = []
     for one in found:
-        lines += [f"seed {one.seed}: {_outcome(one.outcome)}", *(f"  {line}" for line in _causes(one))]
+        judged = [f"  judged by the ranges of {one.healthy}"] if one.healthy else []
+        lines += [f"seed {one.seed}: {_outcome(one.outcome)}", *judged, *(f"  {line}" for line in _causes(one))]
     if len(found) > 1:
         lines.append("in total: " + "; ".join(sums(found)))
     return lines

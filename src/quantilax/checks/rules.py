@@ -2,9 +2,10 @@
 
 `quantities` computes the figures that the rules read, from the columns of a run. A rule names a
 cause, the figure that decides about it, the side on which it leaves the range of healthy runs, the
-other causes that it explains, and the smallest change worth trying. The ranges are measured; the
-first lines of `healthy.csv` say how. A rule's score is in decades: the base-10 logarithm of how far
-a run's median lies beyond the healthy limit.
+other causes that it explains, and the smallest change worth trying. The ranges are measured: those
+of `healthy.csv`, whose first lines say how, or those of a section's own held-out seeds
+(`quantilax.checks.bands`). A rule's score is in decades: the base-10 logarithm of how far a run's
+median lies beyond the healthy limit.
 """
 
 import csv
@@ -32,6 +33,20 @@ class Range(NamedTuple):
     high: float
 
 
+Ranges = Mapping[str, Range]
+"""By figure."""
+
+
+class Healthy(NamedTuple):
+    """What is known of healthy runs of the section that was run, or of one like it."""
+
+    of: str
+    """Which runs these are."""
+    ranges: Ranges
+    changed: frozenset[str]
+    """Fields in which the run differs from them."""
+
+
 class Rule(NamedTuple):
     """How a cause shows."""
 
@@ -48,12 +63,17 @@ class Rule(NamedTuple):
     fields: tuple[str, ...]
     """Hyperparameters to look at. They are read from the config, and reported apart from what is
     measured."""
-    change: Callable[[Config, Row], dict[str, Any]]
+    change: Callable[[Config, Row, Ranges], dict[str, Any]]
     """The smallest change worth trying."""
     explains: tuple[str, ...] = ()
     """Causes whose figures leave their range because of this one."""
     remark: str = ""
     """Advice that a change of a field cannot express."""
+    is_own: bool = False
+    """Whether only ranges of the section's own healthy runs can judge, because healthy runs of
+    other sections differ too much."""
+    least: float = 1e-6
+    """Smaller ends of a range and smaller medians count as this."""
 
 
 WINDOW = 5
@@ -78,6 +98,16 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
     - `explored`: mean of `exploration` so far, which tells whether the run ever tried anything.
     - `return_range`: largest less smallest return of all evaluations, including the first (mean
       plus and minus standard deviation), over the larger magnitude of the two.
+    - `first_step`: `update_ratio` of the first evaluation.
+    - `first_return`: the absolute `start_return` of the first evaluation, in learned units.
+    - `target_steps`: gradient steps that the target network is behind: how far its values are from
+      the online network's, over how far one gradient step moves them.
+    - `horizon`: 1 / (1 - gamma).
+    - `epsilon_room`: typical size of a weight's gradient over Adam's epsilon.
+    - `first_dormant`: `dormant` of the first evaluation.
+    - `roughness`: `value_change` times `effective_rank`.
+    - `frozen`: share of weights without a gradient times the share of units that are active.
+    - `last_exploration`: `exploration` of the last evaluation.
     - `limit_surprise`: of the episodes so far that reached the time limit, the share that
       terminated there although the network expected more.
     """
@@ -102,9 +132,24 @@ def quantities(run: pl.DataFrame, config: Config) -> pl.DataFrame:
         "limit_surprise": np.where(
             reached.cumsum() > 0, (reached * unexpected).cumsum() / (reached.cumsum() + SMALL), np.nan
         ),
+        "first_step": np.full(len(run), first(whole, "update_ratio")),
+        "first_return": np.full(len(run), abs(first(whole, "start_return"))),
+        "target_steps": column["target_lag"] / np.maximum(column["value_churn"], SMALL),
+        "horizon": np.full(len(run), 1 / max(1 - config.get("gamma", 0.0), SMALL)),
+        "epsilon_room": column["adam_scale"] / max(config.get("adam_eps", math.nan), SMALL),
+        "first_dormant": np.full(len(run), first(whole, "dormant")),
+        "roughness": column["value_change"] * column["effective_rank"],
+        "frozen": column["without_gradient"] * (1 - column["dormant"]),
+        "last_exploration": np.full(len(run), column["exploration"][-1] if len(run) else math.nan),
         "target_pace": np.concatenate([[np.nan], summed(way) / (summed(distance) + SMALL)]),
     }
     return run.with_columns(**{name: pl.Series(x, dtype=pl.Float64) for name, x in derived.items()})
+
+
+def first(run: pl.DataFrame, name: str) -> float:
+    """Return a signal before training; NaN if it was not measured."""
+    value = run[name][0] if name in run.columns else None
+    return math.nan if value is None else float(value)
 
 
 def largest_signal(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -136,45 +181,70 @@ def _power_of_two(value: float) -> int:
     return int(2 ** round(math.log2(max(value, 1))))
 
 
-def _change_noise(config: Config, row: Row) -> dict[str, Any]:
-    beyond = max(2.0, row["noise_to_signal"] / healthy()["noise_to_signal"].high)
+def _change_noise(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    beyond = max(2.0, row["noise_to_signal"] / ranges["noise_to_signal"].high)
     if "batch_size" in config:
         return {"batch_size": max(32, min(1024, _power_of_two(config["batch_size"] * beyond)))}
     transitions, most = config["num_envs"] * config["num_steps"], max(1, int(config["num_minibatches"] / beyond))
     return {"num_minibatches": max(number for number in range(1, most + 1) if transitions % number == 0)}
 
 
-def _change_learning_rate(config: Config, row: Row) -> dict[str, Any]:
-    beyond = row["update_ratio"] / healthy()["update_ratio"].high
-    return {"learning_rate": float(f"{config['learning_rate'] / max(3, 3 * beyond):.1g}")}
+def _change_learning_rate(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    beyond = [row[name] / ranges[name].high for name in ("update_ratio", "first_step") if name in ranges]
+    return {"learning_rate": float(f"{config['learning_rate'] / max(3, *(3 * x for x in beyond if x == x)):.1g}")}
 
 
-def _change_reward_scale(config: Config, row: Row) -> dict[str, Any]:
+def _change_small_learning_rate(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    beyond = ranges["first_step"].low / max(row["first_step"], SMALL)
+    return {"learning_rate": float(f"{config['learning_rate'] * beyond:.1g}")}
+
+
+def _change_small_rewards(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    beyond = ranges["first_return"].low / max(row["first_return"], SMALL)
+    return {"reward_scale": float(f"{config['reward_scale'] * beyond:.1g}")}
+
+
+def _change_fast_target(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    if config["polyak"] > 0:
+        return {"polyak": 0.99}
+    return {"target_update_freq": max(32, 10 * config["target_update_freq"])}
+
+
+def _change_horizon(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    return {"gamma": float(f"{1 - 1 / math.sqrt(ranges['horizon'].low * ranges['horizon'].high):.6g}")}
+
+
+def _change_nothing(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
+    return {}
+
+
+def _change_reward_scale(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     # A fixed factor, because with running moments the unit of all values moves while the policy
     # improves (investigations/0005-solved).
-    beyond = max(1.0, row["return_size"] / healthy()["return_size"].high)
+    name = "first_return" if "first_return" in ranges else "return_size"
+    beyond = max(1.0, row[name] / ranges[name].high)
     return {"reward_scale": float(f"{config['reward_scale'] / beyond / 2:.1g}")}
 
 
-def _change_target(config: Config, row: Row) -> dict[str, Any]:
+def _change_target(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     if config["polyak"] > 0:
         return {"polyak": 0.0, "target_update_freq": 32}
     return {"target_update_freq": max(1, config["target_update_freq"] // 10)}
 
 
-def _change_buffer(config: Config, row: Row) -> dict[str, Any]:
+def _change_buffer(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     return {"buffer_size": 10 * max(config["buffer_size"], 100)}
 
 
-def _change_kappa(config: Config, row: Row) -> dict[str, Any]:
+def _change_kappa(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     return {"kappa": float(f"{config['kappa'] * row['huber_scale']:.1g}")}
 
 
-def _change_adam_eps(config: Config, row: Row) -> dict[str, Any]:
+def _change_adam_eps(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     return {"adam_eps": float(f"{row['adam_scale'] / 10:.1g}")}
 
 
-def _change_clipping(config: Config, row: Row) -> dict[str, Any]:
+def _change_clipping(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     return {"max_grad_norm": float(f"{config['max_grad_norm'] / max(row['clip_factor'], 1e-9):.1g}")}
 
 
@@ -182,11 +252,11 @@ EXPLORING = {"exploration_noise": 0.5, "target_entropy": 0.0, "entropy_coefficie
 """Values with which actors explore more: of TD3, SAC and PPO."""
 
 
-def _change_time_limit(config: Config, row: Row) -> dict[str, Any]:
+def _change_time_limit(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     return {} if config.get("bootstrap_truncated", True) else {"bootstrap_truncated": True}
 
 
-def _change_exploration(config: Config, row: Row) -> dict[str, Any]:
+def _change_exploration(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
     more = {name: value for name, value in EXPLORING.items() if config.get(name, value) < value}
     if more:
         return more
@@ -242,7 +312,7 @@ RULES = (
         ("clip_share", "update_ratio"),
         ("max_grad_norm",),
         _change_clipping,
-        explains=("adam_eps", "target", "noise", "kappa"),
+        explains=("adam_eps", "target", "noise", "kappa", "small_learning_rate", "noisy_observations"),
     ),
     Rule(
         "adam_eps",
@@ -253,6 +323,7 @@ RULES = (
         ("adam_below_eps", "adam_scale", "update_ratio"),
         ("adam_eps",),
         _change_adam_eps,
+        explains=("small_learning_rate", "noisy_observations"),
     ),
     Rule(
         "target",
@@ -263,6 +334,7 @@ RULES = (
         ("target_lag", "target_disagreement"),
         ("polyak", "target_update_freq"),
         _change_target,
+        explains=("noisy_observations",),
     ),
     Rule(
         "kappa",
@@ -273,7 +345,7 @@ RULES = (
         ("huber_share", "spread_predicted"),
         ("kappa",),
         _change_kappa,
-        explains=("adam_eps",),
+        explains=("adam_eps", "noisy_observations"),
     ),
     Rule(
         "exploration",
@@ -283,7 +355,7 @@ RULES = (
         0.3,
         ("exploration", "action_entropy"),
         ("eps_start", "eps_end", "exploration_fraction"),
-        lambda config, row: {"eps_start": 1.0, "eps_end": 0.05},
+        lambda config, row, ranges: {"eps_start": 1.0, "eps_end": 0.05},
     ),
     Rule(
         "buffer",
@@ -316,6 +388,141 @@ RULES = (
         ("batch_size",),
         _change_noise,
     ),
+    Rule(
+        "learning_rate",
+        "the first gradient steps already change the weights too much",
+        "first_step",
+        1,
+        0.3,
+        ("overshoot", "loss_ratio", "dormant"),
+        ("learning_rate",),
+        _change_learning_rate,
+        explains=("noise", "adam_eps", "target", "dead_units", "kappa", "noisy_observations", "buffer"),
+        is_own=True,
+    ),
+    Rule(
+        "small_learning_rate",
+        "gradient steps change the weights too little",
+        "first_step",
+        -1,
+        0.5,
+        ("update_ratio", "overshoot"),
+        ("learning_rate",),
+        _change_small_learning_rate,
+        explains=("noise", "target", "noisy_observations"),
+        is_own=True,
+    ),
+    Rule(
+        "adam_eps",
+        "Adam's epsilon is far below the gradients, so that rare small ones count as much as large ones",
+        "epsilon_room",
+        1,
+        1.0,
+        ("adam_below_eps", "adam_damping"),
+        ("adam_eps",),
+        _change_adam_eps,
+        is_own=True,
+    ),
+    Rule(
+        "fast_target",
+        "the target network follows so fast that it hardly stabilises learning",
+        "target_steps",
+        -1,
+        0.5,
+        ("target_lag", "bias"),
+        ("polyak", "target_update_freq"),
+        _change_fast_target,
+        explains=("kappa", "reward_scale", "noise"),
+        is_own=True,
+    ),
+    Rule(
+        "endless_exploration",
+        "training still acts mostly at random",
+        "last_exploration",
+        1,
+        0.15,
+        ("explored", "action_entropy"),
+        ("eps_end", "exploration_fraction"),
+        lambda config, row, ranges: {"eps_end": 0.05, "exploration_fraction": 0.1},
+        is_own=True,
+        least=0.01,
+    ),
+    Rule(
+        "small_rewards",
+        "returns are so small that kappa and Adam's epsilon are large beside them",
+        "first_return",
+        -1,
+        0.5,
+        ("return_size", "huber_scale", "adam_damping"),
+        ("reward_scale",),
+        _change_small_rewards,
+        explains=("kappa", "adam_eps", "noise", "learning_rate", "small_learning_rate", "noisy_observations"),
+        is_own=True,
+    ),
+    Rule(
+        "reward_scale",
+        "returns are large before any training, so kappa and clipping are small beside them",
+        "first_return",
+        1,
+        0.5,
+        ("return_size", "huber_scale", "clip_factor"),
+        ("reward_scale",),
+        _change_reward_scale,
+        explains=("kappa", "adam_eps", "noise", "learning_rate", "clipping", "buffer", "noisy_observations"),
+        is_own=True,
+    ),
+    Rule(
+        "horizon",
+        "gamma looks another number of steps ahead",
+        "horizon",
+        0,
+        0.3,
+        ("start_return", "value_bound"),
+        ("gamma",),
+        _change_horizon,
+        explains=("kappa", "noise", "noisy_observations"),
+        is_own=True,
+    ),
+    Rule(
+        "dead_units",
+        "many units of the network are dead from the beginning",
+        "first_dormant",
+        1,
+        0.3,
+        ("dormant", "without_gradient", "effective_rank"),
+        (),
+        _change_nothing,
+        explains=("small_learning_rate", "noise", "kappa"),
+        remark="look at initial weights and biases, and at what enters the network",
+        is_own=True,
+        least=0.3,
+    ),
+    Rule(
+        "frozen_weights",
+        "a part of the network gets no gradient, although its units are active",
+        "frozen",
+        1,
+        0.3,
+        ("without_gradient", "dormant"),
+        (),
+        _change_nothing,
+        explains=("noise", "kappa", "small_learning_rate"),
+        remark="look for a stop_gradient, or for parameters that the optimiser leaves out",
+        is_own=True,
+        least=0.1,
+    ),
+    Rule(
+        "noisy_observations",
+        "values of neighbouring states are unrelated, and features have many directions",
+        "roughness",
+        1,
+        0.4,
+        ("value_change", "effective_rank", "replay_error"),
+        (),
+        _change_nothing,
+        remark="look at what the environment shows: noise, a wrong scale, or parts of the state that are missing",
+        is_own=True,
+    ),
 )
 """Known causes, in the order in which they are reported if nothing else decides."""
 
@@ -347,18 +554,39 @@ def ranges(run: pl.DataFrame) -> dict[str, Range]:
     return {name: healthy()[name] for name in ANYWHERE}
 
 
-def score(rule: Rule, median: float) -> float:
+def has_signals(run: pl.DataFrame) -> bool:
+    """Return whether signals were measured in these evaluations.
+
+    If other variants of a study have signals, the columns exist but hold only nulls.
+    """
+    there = [name for name in Signals._fields if name in run.columns]  # older runs have fewer
+    return bool(there) and run.select(pl.any_horizontal(pl.col(name).is_not_null() for name in there).any()).item()
+
+
+def medians(figures: pl.DataFrame) -> dict[str, float]:
+    """Return the median of each figure in rows of `quantities`; NaN if there is none."""
+    names = [name for name in figures.columns if figures[name].dtype == pl.Float64]
+    return {name: math.nan if (x := figures[name].fill_nan(None).median()) is None else float(x) for name in names}  # type: ignore[arg-type]
+
+
+def own_ranges(run: pl.DataFrame, config: Config) -> dict[str, Range]:
+    """Return the ranges of figures over the seeds of a section's healthy runs.
+
+    Those in `ANYWHERE` are left out, and so are those that a seed did not measure.
+    """
+    seeds = [medians(quantities(rows, config)) for _, rows in run.group_by("seed")]
+    read = {name for rule in RULES for name in (rule.quantity, *rule.beside)} - set(ANYWHERE)
+    values = {name: [seed.get(name, math.nan) for seed in seeds] for name in sorted(read)}
+    return {name: Range(min(x), max(x)) for name, x in values.items() if np.isfinite(x).all()}
+
+
+def score(rule: Rule, median: float, ranges: Ranges) -> float:
     """Decades by which a median lies beyond the healthy range on the rule's side.
 
     Negative within the range; -inf if the median is NaN.
     """
     if math.isnan(median):
         return -math.inf
-    low, high = healthy()[rule.quantity]
-    above = math.log10(max(median, SMALL) / max(high, FLOOR))
-    below = math.log10(max(low, FLOOR) / max(median, SMALL))
+    low, high = (max(end, rule.least) for end in ranges[rule.quantity])
+    above, below = math.log10(max(median, rule.least) / high), math.log10(low / max(median, rule.least))
     return max(above, below) if rule.side == 0 else above if rule.side > 0 else below
-
-
-FLOOR = 1e-6
-"""Stands for a 0 at either end of a healthy range, which has no logarithm."""

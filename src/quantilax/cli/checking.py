@@ -80,10 +80,17 @@ def lint(
 @click.command()
 @click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diagnose(path: Path, as_json: bool) -> None:
+@click.option(
+    "--band",
+    metavar="CONFIG",
+    type=click.Path(path_type=Path),
+    help="YAML file of configs whose bands to judge by.  [default: those that come with quantilax]",
+)
+def diagnose(path: Path, as_json: bool, band: Path | None) -> None:
     """Explain what went wrong in a run or a study, with the evidence for each cause.
 
-    Reads the signals that training records with signals=true; see docs/diagnosis.md.
+    Reads the signals that training records with signals=true; see docs/diagnosis.md. If the band of
+    the run's section holds ranges of signals, the run is judged by these.
 
     \b
     quantilax train configs/gymnax/cartpole.yaml iqn signals=true --seeds 5 --out runs/x
@@ -93,7 +100,7 @@ def diagnose(path: Path, as_json: bool) -> None:
     from quantilax.studies.store import Store
 
     is_study = Store.find(path) is not None  # otherwise a run: one variant, which has no name
-    found = diagnosis.diagnose_study(path) if is_study else {"": diagnosis.diagnose_run(path)}
+    found = diagnosis.diagnose_study(path, band) if is_study else {"": diagnosis.diagnose_run(path, band)}
     if as_json:
         told = {variant: [diagnosis.as_json(one) for one in seeds] for variant, seeds in found.items()}
         click.echo(json.dumps(told if list(told) != [""] else told[""], indent=2))
