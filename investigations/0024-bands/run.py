@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from quantilax.checks import bands
+from quantilax.checks.watch import Watch
 from quantilax.runs.evaluations import Entry
 from quantilax.studies.store import Store
 
@@ -30,7 +31,7 @@ def main() -> None:
         called = {0.2: 0, 0.5: 0}
         seeds = runs.partition_by("seed")
         for run in seeds:
-            watch, entries, low = bands.Watch(band, section, band.section), [], []
+            watch, entries, low = Watch(band, section, band.section), [], []
             for row in run.sort("env_step").iter_rows(named=True):
                 row = {name: row[name] for name in ("seed", "env_step", "return_mean")}
                 entries.append(Entry(row["env_step"], 0.0, [row], {}, np.zeros((1, 1)), np.zeros((1, 1))))

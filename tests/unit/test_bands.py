@@ -11,6 +11,7 @@ from quantilax.checks import bands
 from quantilax.checks.findings import Finding
 from quantilax.checks.rules import Range
 from quantilax.checks.rules import healthy as general
+from quantilax.checks.watch import Watch
 from quantilax.errors import ConfigError
 from quantilax.reports import recommend
 from quantilax.runs import load_section, provenance
@@ -76,7 +77,7 @@ def test_a_run_that_broke_is_at_the_bottom(tmp_path):
     band = bands.of_study(broken.path)
     assert band.low == [10.0, -np.inf, -np.inf, -np.inf]
     early = band._replace(low=[10.0, 100.0, -np.inf, -np.inf])  # what broke later widens nothing before
-    assert told(bands.Watch(early, "iqn", band.section), entries(10.0, 20.0))[1][1] is False
+    assert told(Watch(early, "iqn", band.section), entries(10.0, 20.0))[1][1] is False
     bands.write(tmp_path / "x.yaml", "iqn", band)
     assert bands.read(tmp_path / "x.yaml", "iqn") == band
 
@@ -207,9 +208,9 @@ def test_a_run_below_its_band_is_judged_by_its_figures(measured):
     columns = run.select("seed", "env_step", "return_mean", "return_std", *Signals._fields)
     rows = [entry(row["env_step"] * 3 // 100, [row]) for row in columns.iter_rows(named=True)]
     section = {**measured.section, "learning_rate": 0.1}
-    said = [one for one in told(bands.Watch(measured, "iqn", section), rows) if one is not None]
+    said = [one for one in told(Watch(measured, "iqn", section), rows) if one is not None]
     assert "; diagnose names learning_rate; changed: learning_rate=0.1 instead of " in said[-1][0]
-    alone = [one for one in told(bands.Watch(measured._replace(figures=None), "iqn", section), rows) if one is not None]
+    alone = [one for one in told(Watch(measured._replace(figures=None), "iqn", section), rows) if one is not None]
     assert "; diagnose names kappa; changed: learning_rate=0.1 instead of " in alone[-1][0]
 
 
@@ -217,7 +218,7 @@ def test_a_run_below_its_band_is_judged_by_its_figures(measured):
 
 
 def test_a_run_inside_is_told_so_once_for_each_share_that_is_reached(band):
-    watch = bands.Watch(band, "iqn", band.section)
+    watch = Watch(band, "iqn", band.section)
     # of 300 steps: an evaluation at 100 is beyond 10 and 20 %, one at 200 beyond 50 %
     first, second, third, last = told(watch, entries(10.0, 105.0, 310.0, 490.0))
     assert first is None
@@ -228,23 +229,23 @@ def test_a_run_inside_is_told_so_once_for_each_share_that_is_reached(band):
 
 def test_a_better_run_is_no_alarm_and_neither_is_one_that_is_hardly_below(band):
     # slack: 5 % of 499 - 10
-    assert told(bands.Watch(band, "iqn", band.section), entries(10.0, 500.0))[1][1]
-    assert told(bands.Watch(band, "iqn", band.section), entries(10.0, 76.0))[1][1]
-    assert not told(bands.Watch(band, "iqn", band.section), entries(10.0, 75.0))[1][1]
+    assert told(Watch(band, "iqn", band.section), entries(10.0, 500.0))[1][1]
+    assert told(Watch(band, "iqn", band.section), entries(10.0, 76.0))[1][1]
+    assert not told(Watch(band, "iqn", band.section), entries(10.0, 75.0))[1][1]
 
 
 def test_a_run_below_is_told_with_its_seeds_and_the_fields_that_were_changed(band):
     section = {**band.section, "learning_rate": 0.1, "gamma": 0.5, "signals": True, "eval_freq": 7}
     large = Finding("warning", "learning_rate", "", "", "", {"learning_rate": 0.01})
     rows = entries(10.0, (10.0, 110.0, 12.0), seeds=(3, 4, 5))
-    line, is_well = told(bands.Watch(band, "iqn", section, [large]), rows)[1]
+    line, is_well = told(Watch(band, "iqn", section, [large]), rows)[1]
     assert not is_well
     assert line == (
         "33% of the budget: return 10 to 110, below the band (2 of 3 below: seeds 3, 5); the 20 held-out seeds of iqn had"
         f" 100 to 119; changed: learning_rate=0.1 instead of {band.section['learning_rate']}, gamma=0.5"
         f" instead of {band.section['gamma']}"
     )
-    (line, _) = told(bands.Watch(band, "iqn", band.section), entries(10.0, float("nan")))[1]
+    (line, _) = told(Watch(band, "iqn", band.section), entries(10.0, float("nan")))[1]
     assert line.endswith("; no field differs from the section")
 
 
@@ -255,7 +256,7 @@ def test_what_signals_name_is_told_and_its_field_comes_first(band):
     steps = [one.env_step for one in rows]
     wide = band._replace(env_step=steps, low=[100.0] * 11, middle=[200.0] * 11, high=[300.0] * 11)
     section = {**wide.section, "total_timesteps": steps[-1], "gamma": 0.5, "learning_rate": 0.1}
-    said = [one for one in told(bands.Watch(wide, "iqn", section), rows) if one is not None]
+    said = [one for one in told(Watch(wide, "iqn", section), rows) if one is not None]
     assert "; diagnose names learning_rate; changed: learning_rate=0.1 instead of " in said[-1][0]
     assert ", gamma=0.5 instead of " in said[-1][0]
 
@@ -269,10 +270,10 @@ def test_another_environment_or_algorithm_has_no_changes_that_could_be_told(band
 
 
 def test_beyond_the_bands_budget_nothing_is_said(band):
-    watch = bands.Watch(band, "iqn", {**band.section, "total_timesteps": 4_000})
+    watch = Watch(band, "iqn", {**band.section, "total_timesteps": 4_000})
     assert told(watch, entries(10.0, 10.0, steps=(0, 400))) == [None, None]
 
 
 def test_the_evaluation_before_training_is_not_compared(band):
-    said = told(bands.Watch(band, "iqn", band.section), entries(10.0, 110.0, steps=(60, 100)))
+    said = told(Watch(band, "iqn", band.section), entries(10.0, 110.0, steps=(60, 100)))
     assert [one is None for one in said] == [True, False]

@@ -102,13 +102,14 @@ def train(
 def _watch(config: Path, asked: "Section", agent: "Agent") -> "Watch | None":  # type: ignore[name-defined]
     """Return what compares the run with the band of its section, if there is one."""
     from quantilax.checks import bands, ranges
+    from quantilax.checks.watch import Watch
     from quantilax.runs.configs import find
     from quantilax.studies.definition import plain
 
     band, section = bands.read(find(config), asked.name), plain(asked)
     if band is None or band.changes(section) is None:
         return None
-    return bands.Watch(band, asked.name, section, list(ranges.ranges(agent)))
+    return Watch(band, asked.name, section, list(ranges.ranges(agent)))
 
 
 @click.command()

@@ -84,7 +84,7 @@ def run(
             segment: copy what you need after the call.
         checkpoint_every: evaluations between two checkpoints; 0: only one, at the end or on Ctrl-C.
         log: `tensorboard`, `wandb`, in addition to the run's own files.
-        watch: called after each evaluation, such as `quantilax.checks.bands.Watch`. Its lines are
+        watch: called after each evaluation, such as `quantilax.checks.watch.Watch`. Its lines are
             shown with the progress, or as warnings if not all is well.
         quiet: show no progress.
         cache: keep compiled programs in the user's cache directory, for the rest of this process.
