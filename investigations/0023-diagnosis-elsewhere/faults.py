@@ -102,8 +102,8 @@ def batch(size: int) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
 
 
 def kappa(factor: float) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
-    """Multiply kappa where the loss has it: not in PQN's squared error."""
-    without = ("categorical", "hl_gauss", "pqn's scalar")
+    """Multiply kappa where the loss has it: cross-entropy and the squared error do not."""
+    without = ("categorical", "hl_gauss", "mean by squared error")
     return lambda c: times("kappa", factor)(c) if c["head"] not in without else None
 
 
@@ -240,8 +240,8 @@ def agent(setting: Setting, fault: Fault, deviation: Float[Array, "..."] | float
     """The agent with the fault; None if the section cannot have it, or if it costs too much."""
     base = shipped(setting)
     c = {"head": HEADS.get(base.algorithm.name), **pytree.to_dict(base.config)}
-    if base.algorithm.name == "pqn" and c["head"] == "scalar":
-        c["head"] = "pqn's scalar"
+    if base.config.squared_error and c["head"] == "scalar":
+        c["head"] = "mean by squared error"
     change = fault.change(c)
     if change is None or fault.name in setting.without:
         return None

@@ -110,6 +110,8 @@ OWN_FAULTS = {
     ("adam_eps", "epsilon_room"): {"adam_scale": 1e3},
     ("fast_target", "target_steps"): {"target_lag": 0.0},
     ("endless_exploration", "last_exploration"): {"exploration": 0.5},
+    ("exploration", "last_exploration"): {"exploration": [*[0.1] * 10, 0.02]},
+    ("time_limit", "limit_deaths"): {"limit_deaths": 0.9, "limit_error": 0.0},
     ("small_rewards", "first_return"): {"start_return": 1e-3},
     ("reward_scale", "first_return"): {"start_return": [100.0, *[middle("return_size")] * 10]},
     ("horizon", "horizon"): {"gamma": 0.5},

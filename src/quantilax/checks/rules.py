@@ -301,7 +301,7 @@ RULES = (
         ("replay_error", "huber_scale", "bias"),
         ("reward_scale",),
         _change_reward_scale,
-        explains=("kappa", "noise", "learning_rate", "clipping", "buffer"),
+        explains=("kappa", "noise", "learning_rate", "clipping", "buffer", "adam_eps", "exploration"),
     ),
     Rule(
         "clipping",
@@ -397,7 +397,10 @@ RULES = (
         ("overshoot", "loss_ratio", "dormant"),
         ("learning_rate",),
         _change_learning_rate,
-        explains=("noise", "adam_eps", "target", "dead_units", "kappa", "noisy_observations", "buffer"),
+        explains=(
+            *("noise", "adam_eps", "target", "dead_units", "kappa", "noisy_observations", "buffer"),
+            *("exploration", "fast_target"),
+        ),
         is_own=True,
     ),
     Rule(
@@ -432,7 +435,7 @@ RULES = (
         ("target_lag", "bias"),
         ("polyak", "target_update_freq"),
         _change_fast_target,
-        explains=("kappa", "reward_scale", "noise"),
+        explains=("kappa", "noise"),
         is_own=True,
     ),
     Rule(
@@ -446,6 +449,31 @@ RULES = (
         lambda config, row, ranges: {"eps_end": 0.05, "exploration_fraction": 0.1},
         is_own=True,
         least=0.01,
+    ),
+    Rule(
+        "exploration",
+        "training's actions are nearly greedy early on",
+        "last_exploration",
+        -1,
+        0.2,
+        ("explored", "action_entropy"),
+        ("exploration_repeats", "exploration_fraction", "eps_end", *EXPLORING),
+        _change_exploration,
+        is_own=True,
+        least=0.01,
+    ),
+    Rule(
+        "time_limit",
+        "episodes terminate at the time limit, which the healthy runs report as truncated",
+        "limit_deaths",
+        1,
+        0.3,
+        ("limit_reached", "limit_error"),
+        ("bootstrap_truncated",),
+        _change_time_limit,
+        remark="let the environment report the limit as truncated, or show the time in the observation",
+        is_own=True,
+        least=0.1,
     ),
     Rule(
         "small_rewards",
@@ -468,7 +496,10 @@ RULES = (
         ("return_size", "huber_scale", "clip_factor"),
         ("reward_scale",),
         _change_reward_scale,
-        explains=("kappa", "adam_eps", "noise", "learning_rate", "clipping", "buffer", "noisy_observations"),
+        explains=(
+            *("kappa", "adam_eps", "noise", "learning_rate", "clipping", "buffer"),
+            *("exploration", "noisy_observations"),
+        ),
         is_own=True,
     ),
     Rule(
