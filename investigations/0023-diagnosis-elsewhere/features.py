@@ -142,6 +142,8 @@ def main() -> None:
             if not (files or is_old):
                 continue
             made = agent(setting, fault, 1.0)
+            if made is None:
+                continue
             configs.append({"setting": setting.name, "fault": fault.name, **configured(made)})
             config = {"head": head, **pytree.to_dict(made.config)}
             for (seed,), rows in pl.concat(map(pl.read_parquet, files)).group_by("seed") if files else ():

@@ -85,7 +85,7 @@ def judged(data: Path) -> list[dict[str, Any]]:
             if made is None or runs is None:
                 continue
             config = pytree.to_dict(made.config)
-            changed = frozenset(name for name in base if base[name] != config[name] and name not in WITHOUT)
+            changed = {name: base[name] for name in base if base[name] != config[name] and name not in WITHOUT}
             runs = runs.filter(pl.col("seed") < OWN_SEEDS)
             with warnings.catch_warnings(action="ignore"):
                 lint = list(ranges(made))

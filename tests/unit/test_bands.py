@@ -194,7 +194,7 @@ def test_a_run_is_judged_by_the_nearest_section_with_figures(measured, tmp_path)
     bands.write(config, "far", measured._replace(section=other))
     bands.write(config, "near", measured)
     found = bands.healthy({**measured.section, "gamma": 0.9}, 60, config)
-    assert (found.of, found.changed) == ("the 10 held-out seeds of near in tiny.yaml", {"gamma"})
+    assert (found.of, found.changed) == ("the 10 held-out seeds of near in tiny.yaml", {"gamma": 0.99})
     assert found.ranges == measured.figures.at(0.2)
     assert bands.healthy(measured.section, 20, config) is None  # too early
     assert bands.healthy({**measured.section, "env": "probe/bandit"}, 60, config) is None

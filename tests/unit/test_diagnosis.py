@@ -103,7 +103,7 @@ def test_there_is_a_fault_for_each_rule():
 
 HEALTHY = {name: np.full(len(STEPS), 0.1) for name in ("dormant", "without_gradient", "value_change", "exploration")}
 """Of a section whose own healthy runs are known."""
-OWN = Healthy("the ten seeds of mine", own_ranges(frame(**HEALTHY), CONFIG), frozenset())
+OWN = Healthy("the ten seeds of mine", own_ranges(frame(**HEALTHY), CONFIG), {})
 OWN_FAULTS = {
     ("learning_rate", "first_step"): {"update_ratio": 3 * healthy()["update_ratio"].high},
     ("small_learning_rate", "first_step"): {"update_ratio": 1e-6},
@@ -139,7 +139,7 @@ def test_ranges_of_the_sections_own_healthy_runs_pass_over_the_general_ones():
     assert (one.causes, one.near) == ((), ())
     unusual = frame(**HEALTHY, huber_scale=30.0)
     assert named(unusual) == ["kappa"]
-    (one,) = diagnose(unusual, CONFIG, own=Healthy("", own_ranges(unusual, CONFIG), frozenset()))
+    (one,) = diagnose(unusual, CONFIG, own=Healthy("", own_ranges(unusual, CONFIG), {}))
     assert one.causes == ()
     (one,) = diagnose(of_actor(**HEALTHY | FAULTS["kappa"]), CONFIG, own=OWN)  # of any loop
     assert ([cause.cause for cause in one.causes], one.unranged) == (["kappa"], {})
@@ -148,8 +148,8 @@ def test_ranges_of_the_sections_own_healthy_runs_pass_over_the_general_ones():
 def test_a_cause_whose_field_differs_from_the_healthy_section_comes_first():
     both = frame(**HEALTHY | FAULTS["clipping"] | {"replay_episodes": 1.0})
     for field, cause in (("buffer_size", "buffer"), ("max_grad_norm", "clipping")):
-        (one,) = diagnose(both, CONFIG, own=OWN._replace(changed=frozenset((field,))))
-        assert one.causes[0].cause == cause
+        (one,) = diagnose(both, CONFIG, own=OWN._replace(changed={field: 7}))
+        assert (one.causes[0].cause, one.causes[0].change) == (cause, {field: 7}), "back to the section's value"
 
 
 def test_own_ranges_hold_what_every_seed_measured_and_nothing_that_holds_everywhere():

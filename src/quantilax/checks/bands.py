@@ -210,7 +210,7 @@ def healthy(section: Mapping[str, Any], env_step: int, config: Path | None = Non
             if band.figures and changed is not None and len(changed) <= NEAR:
                 ranges = band.figures.at(env_step / band.section["total_timesteps"])
                 of = f"the {band.figures.seeds} held-out seeds of {name} in {file.name}"
-                near.append(Healthy(of, ranges, frozenset(changed)))
+                near.append(Healthy(of, ranges, {name: theirs for name, (_, theirs) in changed.items()}))
     return min((one for one in near if one.ranges), key=lambda one: len(one.changed), default=None)
 
 

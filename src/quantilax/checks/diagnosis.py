@@ -120,7 +120,7 @@ def diagnose(
             raise ConfigError(
                 f"has {rows.height} evaluations, but a diagnosis needs {MIN_ROWS} or more; lower eval_freq, or wait"
             )
-        found.append(_diagnose(int(seed), rows, config, wrong, own or Healthy("", {}, frozenset())))
+        found.append(_diagnose(int(seed), rows, config, wrong, own or Healthy("", {}, {})))
     return found
 
 
@@ -151,13 +151,14 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
     outside = [rule for rule in judged if not above and scores[rule] > 0]
 
     def cause(rule: Rule) -> Cause:
+        back = {field: own.changed[field] for field in rule.fields if field in own.changed}
         return Cause(
             rule.cause,
             rule.says,
             scores[rule],
             tuple(evidence(name, rows, medians, ranges) for name in (rule.quantity, *rule.beside) if name in known),
             {field: config[field] for field in rule.fields if field in config},
-            {k: v for k, v in rule.change(config, medians, ranges).items() if k in config},
+            back or {k: v for k, v in rule.change(config, medians, ranges).items() if k in config},
             rule.remark,
             "; ".join(one.finding for one in findings if set(rule.fields) & set(one.change or {})),
         )
@@ -165,7 +166,7 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
     measured = tuple(
         map(
             cause,
-            sorted(above, key=lambda rule: (not own.changed & {*rule.fields}, _depth(rule, above), -scores[rule])),
+            sorted(above, key=lambda rule: (not {*own.changed} & {*rule.fields}, _depth(rule, above), -scores[rule])),
         )
     )
     told = {field for rule in above for field in rule.fields}

@@ -43,8 +43,8 @@ class Healthy(NamedTuple):
     of: str
     """Which runs these are."""
     ranges: Ranges
-    changed: frozenset[str]
-    """Fields in which the run differs from them."""
+    changed: Mapping[str, Any]
+    """Fields in which the run differs from them, with their values there."""
 
 
 class Rule(NamedTuple):
@@ -190,8 +190,11 @@ def _change_noise(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
 
 
 def _change_learning_rate(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:
-    beyond = [row[name] / ranges[name].high for name in ("update_ratio", "first_step") if name in ranges]
-    return {"learning_rate": float(f"{config['learning_rate'] / max(3, *(3 * x for x in beyond if x == x)):.1g}")}
+    if "first_step" in ranges:  # which the learning rate multiplies, whatever else happens
+        smaller = max(2.0, row["first_step"] / ranges["first_step"].high)
+    else:
+        smaller = max(3, 3 * row["update_ratio"] / ranges["update_ratio"].high)
+    return {"learning_rate": float(f"{config['learning_rate'] / smaller:.1g}")}
 
 
 def _change_small_learning_rate(config: Config, row: Row, ranges: Ranges) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Watch:
         own = None
         if self.band.figures and len(self.changed) <= NEAR:
             ranges = self.band.figures.at(entries[-1].env_step / self.total)
-            own = Healthy(self.name, ranges, frozenset(self.changed))
+            own = Healthy(self.name, ranges, {name: theirs for name, (_, theirs) in self.changed.items()})
         (found,) = diagnose(rows, self.section, self.findings, own)
         return found.causes[0] if found.causes else None
 
