@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from quantilax import ALGORITHMS
 from quantilax.signals import Signals
 from tests.endtoend.conftest import Call, tree
 from tests.endtoend.processes import process
@@ -81,6 +82,26 @@ def test_of_a_run_without_signals_what_curves_and_the_config_say_is_said(call: C
     assert "every figure that the rules read" not in ended.stdout
     (told,) = json.loads(call("diagnose", "without", "--json").stdout)
     assert "learning_rate" in [cause["cause"] for cause in told["causes"]]
+
+
+def test_a_run_is_judged_by_the_band_of_its_section_in_a_config_file_of_ones_own(call: Call, tmp_path):
+    measured = "base: {config: tiny.yaml, section: iqn, overrides: {signals: true, eval_freq: 60}}\nseeds: 10\n"
+    (tmp_path / "m.yaml").write_text(measured)
+    assert call("study", "m.yaml", "--out", "m", "--quiet").status == 0
+    written = call("band", "m", "--write", "tiny.yaml")
+    assert (written.status, written.lines) == (0, [])
+    assert "figures of signals" in written.stdout
+    slow = ("signals=true", "eval_freq=60", "learning_rate=1e-6", "--seed", "20")
+    assert call("train", "tiny.yaml", *slow, "--out", "slow", "--quiet").status == 0
+    ended = call("diagnose", "slow", "--band", "tiny.yaml")
+    assert (ended.status, ended.lines) == (0, [])
+    assert "judged by the ranges of the 10 held-out seeds of iqn in tiny.yaml" in ended.stdout
+    assert "  1. small_learning_rate: gradient steps change the weights too little" in ended.stdout
+    assert f"     try: learning_rate={ALGORITHMS['iqn'].config().learning_rate}\n" in ended.stdout
+    assert "judged by" not in call("diagnose", "slow").stdout
+    refused = call("diagnose", "slow", "--band", "tiny_pqn.yaml")
+    assert (refused.status, refused.stdout, len(refused.lines)) == (2, "", 1)
+    assert "tiny_pqn.bands.json: has no ranges of signals for this run" in refused.lines[0]
 
 
 def test_what_cannot_be_diagnosed_is_one_line_and_status_2(call: Call, tmp_path):

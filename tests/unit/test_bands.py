@@ -69,6 +69,7 @@ def test_a_band_holds_quantiles_over_the_seeds_at_each_evaluation(band):
         " 20% (step 60)",
         " 50% (step 150)",
         "100% (step 300)",
+        "no ranges of signals",
     ]
 
 
@@ -160,6 +161,7 @@ def measured(tmp_path) -> bands.Band:
 
 def test_a_band_of_runs_with_signals_holds_the_ranges_of_medians_up_to_each_share(measured):
     assert (measured.figures.first_seed, measured.figures.seeds) == (0, 10)
+    assert list(bands.lines(measured))[-1] == f"ranges of {len(measured.figures.ranges['1.0'])} figures of signals"
     assert list(measured.figures.ranges) == ["0.1", "0.2", "0.5", "1.0"]
     assert measured.figures.ranges["0.1"]["huber_scale"] == [
         0.2548,
@@ -200,6 +202,7 @@ def test_a_run_is_judged_by_the_nearest_section_with_figures(measured, tmp_path)
     assert bands.healthy({**measured.section, "env": "probe/bandit"}, 60, config) is None
     much = {"gamma": 0.9, "num_epochs": 2, "num_envs": 8, "kappa": 2.0, "batch_size": 32}
     assert bands.healthy({**measured.section, **much}, 60, config) is None
+    assert bands.healthy({**measured.section, "total_timesteps": 600}, 60, config) is None  # schedules follow it
     assert bands.healthy(measured.section, 60) is None  # none that is shipped is like it
 
 

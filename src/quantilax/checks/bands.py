@@ -36,7 +36,8 @@ IDENTITY = ("algorithm", "env", "env_args", "wrappers")
 WITHOUT = ("signals", "metrics", "eval_freq", "eval_episodes")
 """Fields that do not change training."""
 NEAR = 4
-"""Fields in which a section may differ for the ranges of the band's figures to judge it."""
+"""Fields in which a section may differ for the ranges of the band's figures to judge it. The budget
+must be the same, because schedules follow it."""
 
 
 class Figures(NamedTuple):
@@ -77,6 +78,17 @@ class Band(NamedTuple):
         """Return low, middle and high at a step, between evaluations by straight lines."""
         low, middle, high = (float(np.interp(env_step, self.env_step, x)) for x in (self.low, self.middle, self.high))
         return low, middle, high
+
+    def healthy(self, section: Mapping[str, Any], env_step: int, of: str) -> Healthy | None:
+        """Return what is known of healthy runs for a run of a section that has come to `env_step`.
+
+        None without figures, too early in a run, or if the section is not near enough.
+        """
+        changes = self.changes(section)
+        if not self.figures or changes is None or len(changes) > NEAR or "total_timesteps" in changes:
+            return None
+        ranges = self.figures.at(env_step / self.section["total_timesteps"])
+        return Healthy(of, ranges, {name: theirs for name, (_, theirs) in changes.items()}) if ranges else None
 
     def changes(self, section: Mapping[str, Any]) -> dict[str, tuple[Any, Any]] | None:
         """Return the fields in which a section differs: (its value, the band's).
@@ -197,8 +209,7 @@ def healthy(section: Mapping[str, Any], env_step: int, config: Path | None = Non
         config: the config file beside which to look; None: all that come with quantilax.
 
     Returns:
-        From the band with figures that differs in the fewest fields. None if all differ in more
-        than `NEAR`, or in environment or algorithm, or if the run is too short.
+        From the band with figures that differs in the fewest fields; None if none is near enough.
     """
     from quantilax.runs.configs import shipped
 
@@ -206,12 +217,9 @@ def healthy(section: Mapping[str, Any], env_step: int, config: Path | None = Non
     near = []
     for file in files:
         for name, band in _read(path_of(file)).items():
-            changed = band.changes(section)
-            if band.figures and changed is not None and len(changed) <= NEAR:
-                ranges = band.figures.at(env_step / band.section["total_timesteps"])
-                of = f"the {band.figures.seeds} held-out seeds of {name} in {file.name}"
-                near.append(Healthy(of, ranges, {name: theirs for name, (_, theirs) in changed.items()}))
-    return min((one for one in near if one.ranges), key=lambda one: len(one.changed), default=None)
+            seeds = band.figures.seeds if band.figures else 0
+            near.append(band.healthy(section, env_step, f"the {seeds} held-out seeds of {name} in {file.name}"))
+    return min(filter(None, near), key=lambda one: len(one.changed), default=None)
 
 
 def _read(path: Path) -> dict[str, Band]:
@@ -233,8 +241,10 @@ def _band(figures: dict[str, Any] | None = None, **fields: Any) -> Band:
 
 
 def lines(band: Band) -> Iterator[str]:
-    """Yield a line for each of `SHARES` and for the end."""
+    """Yield a line for each of `SHARES`, for the end, and for the figures."""
     for share in (*SHARES, 1.0):
         step = round(share * band.env_step[-1])
         low, middle, high = band.at(step)
         yield f"{share:>4.0%} (step {step:,}): return {low:.4g} to {high:.4g}, median {middle:.4g}"
+    figures = len(band.figures.ranges["1.0"]) if band.figures else 0
+    yield f"ranges of {figures} figures of signals" if figures else "no ranges of signals: they need signals: true"

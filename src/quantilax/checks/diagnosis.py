@@ -297,9 +297,8 @@ def diagnose_run(path: Path, band: Path | None = None) -> list[Diagnosis]:
             those that come with quantilax.
 
     Raises:
-        ConfigError: not a run directory, or too few evaluations.
+        ConfigError: not a run directory, too few evaluations, or no ranges beside `band`.
     """
-    from quantilax.checks import bands
     from quantilax.host.files import read_parquet
     from quantilax.runs import RunDirectory, load_section
     from quantilax.studies.definition import plain
@@ -310,13 +309,24 @@ def diagnose_run(path: Path, band: Path | None = None) -> list[Diagnosis]:
         run = read_parquet(path / "evaluations.parquet")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{path / 'evaluations.parquet'}: cannot be read ({str(error).splitlines()[0]})") from None
-    own = bands.healthy(plain(section), _last(run), band)
-    return _of(path, run, section.hyperparameters, _findings(section.create), own)
+    return _of(path, run, section.hyperparameters, _findings(section.create), _healthy(plain(section), run, band))
 
 
-def _last(run: pl.DataFrame) -> int:
-    """Return the environment step of the last evaluation."""
-    return int(run["env_step"].max() or 0)  # type: ignore[arg-type]
+def _healthy(section: Config, run: pl.DataFrame, band: Path | None) -> Healthy | None:
+    """Return what is known of healthy runs of the section.
+
+    Raises:
+        ConfigError: nothing, though the config file beside which to look was named.
+    """
+    from quantilax.checks import bands
+
+    found = bands.healthy(section, int(run["env_step"].max() or 0), band)  # type: ignore[arg-type]
+    if found is None and band is not None:
+        raise ConfigError(
+            f"{bands.path_of(band)}: has no ranges of signals for this run; make them with quantilax band, from a study"
+            " with signals: true, or leave out --band"
+        )
+    return found
 
 
 def diagnose_study(path: Path, band: Path | None = None) -> dict[str, list[Diagnosis]]:
@@ -325,9 +335,9 @@ def diagnose_study(path: Path, band: Path | None = None) -> dict[str, list[Diagn
     If some variants have signals, those without are left out.
 
     Raises:
-        ConfigError: not a study's directory, no finished runs yet, or too few evaluations.
+        ConfigError: not a study's directory, no finished runs yet, too few evaluations, or no
+            ranges beside `band`.
     """
-    from quantilax.checks import bands
     from quantilax.runs.configs import select
     from quantilax.studies.store import Store, with_defaults
 
@@ -342,7 +352,7 @@ def diagnose_study(path: Path, band: Path | None = None) -> dict[str, list[Diagn
     def diagnosed(variant: str, rows: pl.DataFrame) -> list[Diagnosis]:
         fields = with_defaults(variants[variant])
         findings = _findings(lambda: select({variant: fields}, path, variant).create())
-        return _of(path, rows, fields, findings, bands.healthy(fields, _last(rows), band))
+        return _of(path, rows, fields, findings, _healthy(fields, rows, band))
 
     return {variant: diagnosed(variant, rows) for variant, rows in (measured or parts).items()}
 

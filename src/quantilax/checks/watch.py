@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantilax.checks.bands import NEAR, SHARES, SLACK, Band
+from quantilax.checks.bands import SHARES, SLACK, Band
 from quantilax.checks.diagnosis import MIN_ROWS, diagnose
 from quantilax.checks.findings import Finding
-from quantilax.checks.rules import Healthy, has_signals
+from quantilax.checks.rules import has_signals
 
 if TYPE_CHECKING:
     from quantilax.runs.evaluations import Entry
@@ -69,10 +69,7 @@ class Watch:
         rows = loggers.table([row for entry in entries for row in loggers.rows(entry) if row["seed"] == seed])
         if not has_signals(rows) or rows.height < MIN_ROWS:
             return None
-        own = None
-        if self.band.figures and len(self.changed) <= NEAR:
-            ranges = self.band.figures.at(entries[-1].env_step / self.total)
-            own = Healthy(self.name, ranges, {name: theirs for name, (_, theirs) in self.changed.items()})
+        own = self.band.healthy(self.section, entries[-1].env_step, self.name)
         (found,) = diagnose(rows, self.section, self.findings, own)
         return found.causes[0] if found.causes else None
 
