@@ -268,8 +268,9 @@ def test_a_run_is_compared_with_the_band_beside_its_config(call: Call, tmp_path)
     store(tmp_path / "s", impossible, seeds=10, first_seed=50)
     ended = call("band", "s", "--write", "tiny.yaml")
     assert (ended.status, ended.lines) == (0, [])
-    assert ended.stdout.splitlines()[-2:] == [
+    assert ended.stdout.splitlines()[-3:] == [
         "100% (step 300): return 3 to 3, median 3",
+        "no ranges of signals: they need signals: true",
         "written: band of section iqn in tiny.bands.json",
     ]
     ended = call("train", "tiny.yaml", "learning_rate=1e-4", "--out", "below", "-q")
