@@ -16,7 +16,7 @@ import polars as pl
 from faults import FAULTS, MILDER, VARIANTS, Variant
 
 from quantilax import pytree
-from quantilax.checks import diagnosis, rules
+from quantilax.checks import diagnosis, figures, rules
 from quantilax.runs.provenance import provenance
 
 HERE = Path(__file__).parent
@@ -45,8 +45,7 @@ def medians(table: pl.DataFrame, config: dict) -> list[dict[str, float]]:
     """Of each seed's quantities."""
     found = []
     for _, rows in table.group_by("seed", maintain_order=True):
-        made = rules.quantities(rows, config)
-        found.append({n: diagnosis._median(made[n]) for n in made.columns if made[n].dtype == pl.Float64})
+        found.append(figures.medians(figures.quantities(rows, config)))
     return found
 
 

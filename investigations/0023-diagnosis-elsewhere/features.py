@@ -18,7 +18,7 @@ import polars as pl
 from faults import FAULTS, HEADS, SETTINGS, agent, shipped
 
 from quantilax import Agent, pytree
-from quantilax.checks import rules
+from quantilax.checks import figures
 from quantilax.signals import Signals
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ READ = (
 def features(rows: pl.DataFrame, config: dict[str, Any]) -> dict[str, float]:
     """The features of one run."""
     rows = rows.sort("env_step")
-    trained = rules.quantities(rows, config)
+    trained = figures.quantities(rows, config)
     table = {name: trained[name].cast(pl.Float64).to_numpy().astype(float) for name in trained.columns if name in NAMES}
     table |= derived(rows[1:], config)
     found = {}
@@ -97,7 +97,7 @@ def configured(made: Agent) -> dict[str, float]:
     known = {
         "target_updates": constant if "polyak" in c else math.nan,
         "target_share": constant / steps if "polyak" in c else math.nan,
-        "batch": c["batch_size"] if "batch_size" in c else rules.minibatch(c) if "num_minibatches" in c else math.nan,
+        "batch": c["batch_size"] if "batch_size" in c else figures.minibatch(c) if "num_minibatches" in c else math.nan,
         "samples": said.get("samples_replayed_per_env_step", math.nan),
         "buffer_share": c.get("buffer_size", math.nan) / c["total_timesteps"],
         "buffer_episodes": c.get("buffer_size", math.nan) / episode,

@@ -181,10 +181,11 @@ def test_a_band_with_figures_is_kept_and_adds_them_to_the_curves_of_more_seeds(b
     config = tmp_path / "tiny.yaml"
     bands.write(config, "iqn", measured)
     assert bands.read(config, "iqn") == measured
-    bands.write(config, "iqn", band)  # of 20 seeds
-    assert bands.read(config, "iqn") == band
-    bands.write(config, "iqn", measured)
+    bands.write(config, "iqn", band)  # of 20 seeds, without signals
     assert bands.read(config, "iqn") == band._replace(figures=measured.figures)
+    newer = measured._replace(figures=measured.figures._replace(commit="newer"))
+    bands.write(config, "iqn", newer)
+    assert bands.read(config, "iqn") == band._replace(figures=newer.figures)
     other = measured._replace(section={**measured.section, "gamma": 0.5})
     bands.write(config, "iqn", other)
     assert bands.read(config, "iqn") == other

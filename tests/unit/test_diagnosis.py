@@ -13,8 +13,9 @@ from quantilax import ALGORITHMS, ConfigError, pytree
 from quantilax.algorithms import IQN, pqn
 from quantilax.checks import diagnosis
 from quantilax.checks.diagnosis import diagnose
+from quantilax.checks.figures import quantities
 from quantilax.checks.findings import Finding
-from quantilax.checks.rules import RULES, Healthy, Range, healthy, own_ranges, quantities
+from quantilax.checks.rules import RULES, Healthy, Range, healthy, own_ranges
 from quantilax.signals import OF_CHOICES, Signals
 from quantilax.studies import definition
 from tests.studies import GOOD, store
@@ -150,6 +151,22 @@ def test_a_cause_whose_field_differs_from_the_healthy_section_comes_first():
     for field, cause in (("buffer_size", "buffer"), ("max_grad_norm", "clipping")):
         (one,) = diagnose(both, CONFIG, own=OWN._replace(changed={field: 7}))
         assert (one.causes[0].cause, one.causes[0].change) == (cause, {field: 7}), "back to the section's value"
+
+
+def test_a_run_that_failed_without_a_sign_is_tried_with_the_sections_values_first():
+    failed = frame([10.0] * 11, **HEALTHY)
+    (one,) = diagnose(failed, CONFIG, own=OWN._replace(changed={"num_epochs": 7}))
+    assert (one.outcome.word, one.causes) == ("did not learn", ())
+    assert next(iter(one.study["one_at_a_time"].items())) == ("num_epochs", [7])
+
+
+def test_a_little_more_exploration_than_in_healthy_runs_is_no_cause():
+    assert diagnose(frame(**HEALTHY | {"exploration": 0.2}), CONFIG, own=OWN)[0].causes == ()
+
+
+def test_a_run_without_signals_is_not_said_to_be_judged_by_ranges():
+    (one,) = diagnose(frame().drop(Signals._fields), CONFIG, own=OWN)
+    assert (one.causes, one.healthy) == ((), "")
 
 
 def test_own_ranges_hold_what_every_seed_measured_and_nothing_that_holds_everywhere():

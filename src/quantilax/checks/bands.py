@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from quantilax.checks.rules import Healthy, Range, has_signals, own_ranges
+from quantilax.checks.figures import has_signals
+from quantilax.checks.rules import Healthy, Range, own_ranges
 from quantilax.errors import ConfigError, reason
 from quantilax.host.files import write_whole
 
@@ -178,16 +179,17 @@ def read(config: Path, section: str) -> Band | None:
 def write(config: Path, section: str, band: Band) -> Path:
     """Write a band beside a config file, in the place of an older one, and return the path.
 
-    If the older one is of the same section and of more seeds, its curves stay, and only the figures
-    are new.
+    Of an older one of the same section, the curves stay if they are of more seeds, and the figures
+    stay if the new one has none.
 
     Raises:
         ConfigError: as for `read`, or the file cannot be written.
     """
     path = path_of(config)
     before = _read(path)
-    if (old := before.get(section)) and old.seeds > band.seeds and old.changes(band.section) == {}:
-        band = old._replace(figures=band.figures)
+    if (old := before.get(section)) and old.changes(band.section) == {}:
+        curves = old if old.seeds > band.seeds else band
+        band = curves._replace(figures=band.figures or old.figures)
     lines = ",\n".join(f"  {json.dumps(name)}: {_line(one)}" for name, one in sorted({**before, section: band}.items()))
     try:
         write_whole(path, f'{{"format": {FORMAT}, "bands": {{\n{lines}\n}}}}\n')

@@ -20,9 +20,10 @@ import polars as pl
 import yaml
 
 from quantilax.agent import Agent
-from quantilax.checks import rules
+from quantilax.checks import figures, rules
+from quantilax.checks.figures import SMALL, Config, Row, has_signals
 from quantilax.checks.findings import Finding
-from quantilax.checks.rules import RULES, SMALL, Config, Healthy, Range, Ranges, Row, Rule, has_signals
+from quantilax.checks.rules import RULES, Healthy, Range, Ranges, Rule
 from quantilax.errors import ConfigError
 
 
@@ -137,14 +138,13 @@ CURVES_ONLY = (
 
 
 def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Finding], own: Healthy) -> Diagnosis:
-    outcome, rows = judge(run), rules.quantities(run, config)
-    medians = rules.medians(rows)
+    outcome, rows = judge(run), figures.quantities(run, config)
+    medians = figures.medians(rows)
     known = {name for name, median in medians.items() if not math.isnan(median)}
     ranges = {**rules.ranges(run), **own.ranges}
     judged = [rule for rule in RULES if rule.quantity in (own.ranges if rule.is_own else ranges)]
     scores = {rule: rules.score(rule, medians[rule.quantity], ranges) for rule in judged}
-    unranged = {r.quantity: medians[r.quantity] for r in RULES if not r.is_own and r.quantity not in ranges}
-    unranged = {} if own.ranges else unranged
+    unranged = {r.quantity: medians[r.quantity] for r in RULES if not (r.is_own or own.ranges or r.quantity in ranges)}
     margins = {rule: OWN_MARGIN if rule.quantity in own.ranges and not rule.is_own else rule.margin for rule in judged}
     out = [rule for rule in judged if scores[rule] > margins[rule]]
     above = list({rule.cause: rule for rule in sorted(out, key=lambda rule: scores[rule])}.values())
@@ -163,21 +163,22 @@ def _diagnose(seed: int, run: pl.DataFrame, config: Config, findings: list[Findi
             "; ".join(one.finding for one in findings if set(rule.fields) & set(one.change or {})),
         )
 
-    measured = tuple(
-        map(
-            cause,
-            sorted(above, key=lambda rule: (not {*own.changed} & {*rule.fields}, _depth(rule, above), -scores[rule])),
-        )
-    )
+    def order(rule: Rule) -> tuple[Any, ...]:
+        return not {*own.changed} & {*rule.fields}, _depth(rule, above), -scores[rule]
+
+    measured = tuple(map(cause, sorted(above, key=order)))
     told = {field for rule in above for field in rule.fields}
     linted = tuple(_linted(one, config) for one in findings if not told & set(one.change or {}))
     near = tuple(map(cause, sorted(outside, key=lambda rule: -scores[rule])))
     failed = outcome.word in ("fell", "did not learn", "broke")
-    study = None if measured or not failed else proposal(config, medians, scores, ranges, [c.change for c in linted])
-    unjudged = () if unranged or measured or linted else tuple(_unjudged(rows, medians))
+    first = [*(one.change for one in linted), *({field: value} for field, value in own.changed.items())]
+    study = None if measured or not failed else proposal(config, medians, scores, ranges, first)
+    unjudged = () if unranged or own.ranges or measured or linted else tuple(_unjudged(rows, medians))
     unjudged = unjudged if has_signals(run) else (CURVES_ONLY,)
-    figures = {name: median for name, median in unranged.items() if name in known}
-    return Diagnosis(seed, outcome, (*measured, *linted), near, study, figures, unjudged, own.of)
+    unranged = {name: median for name, median in unranged.items() if name in known}
+    return Diagnosis(
+        seed, outcome, (*measured, *linted), near, study, unranged, unjudged, own.of if has_signals(run) else ""
+    )
 
 
 def _linted(finding: Finding, config: Config) -> Cause:
@@ -256,10 +257,10 @@ def proposal(
 ) -> dict[str, Any]:
     """Return the variants of a study that would decide: changes for the likeliest causes.
 
-    These are the changes in `first`, and then those for the causes with the highest scores. A
-    change of one field is tried as `one_at_a_time`, a change of several fields as `named`, under
-    the name of its cause. A figure that was not measured proposes nothing. If room is left, the
-    learning rate is varied.
+    These are the changes in `first` (what lint advises, and the values of a section that is known
+    to be healthy), and then those for the causes with the highest scores. A change of one field is
+    tried as `one_at_a_time`, a change of several fields as `named`, under the name of its cause. A
+    figure that was not measured proposes nothing. If room is left, the learning rate is varied.
     """
     measured = [rule for rule, score in scores.items() if math.isfinite(score)]
     alone: dict[str, list[Any]] = {}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantilax.checks.bands import SHARES, SLACK, Band
 from quantilax.checks.diagnosis import MIN_ROWS, diagnose
+from quantilax.checks.figures import has_signals
 from quantilax.checks.findings import Finding
-from quantilax.checks.rules import has_signals
 
 if TYPE_CHECKING:
     from quantilax.runs.evaluations import Entry
