@@ -9,7 +9,7 @@ import pytest
 
 from quantilax import ALGORITHMS
 from quantilax.signals import Signals
-from tests.endtoend.conftest import Call, tree
+from tests.endtoend.conftest import TINY_DQN, Call, tree
 from tests.endtoend.processes import process
 
 STUDY = """\
@@ -85,19 +85,20 @@ def test_of_a_run_without_signals_what_curves_and_the_config_say_is_said(call: C
 
 
 def test_a_run_is_judged_by_the_band_of_its_section_in_a_config_file_of_ones_own(call: Call, tmp_path):
-    measured = "base: {config: tiny.yaml, section: iqn, overrides: {signals: true, eval_freq: 60}}\nseeds: 10\n"
+    (tmp_path / "dqn.yaml").write_text(TINY_DQN)
+    measured = "base: {config: dqn.yaml, section: dqn, overrides: {signals: true, eval_freq: 60}}\nseeds: 10\n"
     (tmp_path / "m.yaml").write_text(measured)
     assert call("study", "m.yaml", "--out", "m", "--quiet").status == 0
-    written = call("band", "m", "--write", "tiny.yaml")
+    written = call("band", "m", "--write", "dqn.yaml")
     assert (written.status, written.lines) == (0, [])
     assert "figures of signals" in written.stdout
     slow = ("signals=true", "eval_freq=60", "learning_rate=1e-6", "--seed", "20")
-    assert call("train", "tiny.yaml", *slow, "--out", "slow", "--quiet").status == 0
-    ended = call("diagnose", "slow", "--band", "tiny.yaml")
+    assert call("train", "dqn.yaml", *slow, "--out", "slow", "--quiet").status == 0
+    ended = call("diagnose", "slow", "--band", "dqn.yaml")
     assert (ended.status, ended.lines) == (0, [])
-    assert "judged by the ranges of the 10 held-out seeds of iqn in tiny.yaml" in ended.stdout
+    assert "judged by the ranges of the 10 held-out seeds of dqn in dqn.yaml" in ended.stdout
     assert "  1. small_learning_rate: gradient steps change the weights too little" in ended.stdout
-    assert f"     try: learning_rate={ALGORITHMS['iqn'].config().learning_rate}\n" in ended.stdout
+    assert f"     try: learning_rate={ALGORITHMS['dqn'].config().learning_rate}\n" in ended.stdout
     assert "judged by" not in call("diagnose", "slow").stdout
     refused = call("diagnose", "slow", "--band", "tiny_pqn.yaml")
     assert (refused.status, refused.stdout, len(refused.lines)) == (2, "", 1)

@@ -35,7 +35,7 @@ NAMES = [
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped half way."""
     run = tmp_path_factory.mktemp("begun") / "run"
-    agent = tiny("dqn", signals=True)
+    agent = tiny("dqn")
     quantilax.run(agent, run, quiet=True, log=["tensorboard"], callback=lambda state, record: record.env_step[0] > 100)
     return run
 
