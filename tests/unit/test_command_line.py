@@ -83,6 +83,17 @@ def test_a_run_leaves_ignored_signals_ignored_and_saves_at_a_hangup(monkeypatch)
     assert Interrupted("", signal.SIGHUP).exit_status == 129
 
 
+@pytest.mark.parametrize("goes_on", [Stop.wait_for, Stop.finish_first])
+def test_a_signal_whose_exception_was_swallowed_ends_the_run_at_the_next_step(goes_on):
+    with Stop(lambda line: None) as stop:
+        stop.release()
+        with contextlib.suppress(Interrupted):  # as the garbage collector's callbacks of JAX do
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted) as told:
+            goes_on(stop, lambda: None)
+    assert (told.value.exit_status, told.value.at_once) == (130, True)
+
+
 # Standard streams
 
 

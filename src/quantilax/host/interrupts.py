@@ -73,8 +73,7 @@ class Stop:
             Interrupted: one was held.
         """
         self.is_holding = False
-        if self.held is not None:
-            raise Interrupted("ended at once", self.held)
+        self._raise_held()
 
     def cut_short(self, wait: Callable[[], None]) -> None:
         """Call a function that waits; a signal only ends the wait. Afterwards signals are held."""
@@ -100,15 +99,23 @@ class Stop:
             return function()
         finally:
             self.is_holding = False
-            if self.held is not None:
-                raise Interrupted("ended at once", self.held, at_once=True)
+            self._raise_held(at_once=True)
 
     def wait_for(self, function: Callable[[], T]) -> T:
         """Call a function that Python cannot interrupt, such as a compiled program.
 
         It runs in a thread of its own, so that the main thread can handle signals meanwhile.
+
+        Raises:
+            Interrupted: a signal came meanwhile, or one before it was swallowed.
         """
-        return background.call(function)()
+        result = background.call(function)()
+        self._raise_held(at_once=True)
+        return result
+
+    def _raise_held(self, at_once: bool = False) -> None:
+        if self.held is not None:
+            raise Interrupted("ended at once", self.held, at_once)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.is_holding:
@@ -117,4 +124,5 @@ class Stop:
             self.requested = number
             self.tell("stopping: this segment ends and is saved; a second signal ends at once")
         else:
+            self.held = number  # destructors and callbacks of the garbage collector swallow what is raised
             raise Interrupted("ended at once", number, at_once=True)
