@@ -21,7 +21,7 @@ from quantilax.studies.definition import plain
 MARK = "#: Recommended by quantilax"
 """Beginning of a comment that `put` wrote; the next comment replaces it."""
 
-WIDTH = 120
+WIDTH = 100
 
 
 class Edited(NamedTuple):
