@@ -19,6 +19,7 @@ from quantilax.studies import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+INVESTIGATIONS = ROOT / "investigations"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -203,10 +204,15 @@ def test_every_page_stands_in_the_navigation():
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+def test_every_investigation_stands_in_the_table():
+    listed = re.findall(
+        r"^\| \[(\d{4})\]\(\1(-\S+)/README\.md\)", INVESTIGATIONS.joinpath("README.md").read_text(), re.MULTILINE
+    )
+    assert ["".join(name) for name in listed] == sorted(page.parent.name for page in INVESTIGATIONS.glob("*/README.md"))
+
+
 def test_records_of_investigations_stay_small():
     """Finished studies are two files each: quantilax study investigations/NNNN --compact."""
-    there = [
-        file for file in (ROOT / "investigations").rglob("*") if file.is_file() and "__pycache__" not in file.parts
-    ]
+    there = [file for file in INVESTIGATIONS.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert len(there) < 150
     assert sum(file.stat().st_size for file in there) < 5e6
