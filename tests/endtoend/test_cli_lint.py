@@ -22,8 +22,8 @@ def test_a_process_of_its_own_confirms_what_it_finds_and_leaves_nothing_in_the_d
     root.mkdir()
     (root / "tiny.yaml").write_text(TINY_DQN)
     before = tree(root)
-    ended = process(root, cache, "lint", "tiny.yaml", "dqn", *SOUND, "--json")
-    assert (ended.status, ended.lines) == (0, [])
+    ended = process(root, cache, "lint", "tiny.yaml", "dqn", *SOUND, "munchausen_alpha=0.9", "--json")
+    assert (ended.status, ended.lines) == (1, [])
     told = json.loads(ended.stdout)
     assert {k: told[k] for k in ("config", "section", "confirm")} == {
         "config": "tiny.yaml",
@@ -36,7 +36,7 @@ def test_a_process_of_its_own_confirms_what_it_finds_and_leaves_nothing_in_the_d
     assert bonus["evidence"] == (
         "by the program; confirmed: curves with munchausen_alpha=0.4 are equal, bit for bit, over 296 environment steps"
     )
-    assert {finding["severity"] for finding in told["findings"]} == {"note"}
+    assert {finding["field"] for finding in told["findings"] if finding["severity"] != "note"} == {"munchausen_alpha"}
     assert tree(root) == before
 
 

@@ -109,8 +109,9 @@ def examined(monkeypatch) -> Callable[..., None]:
     return only
 
 
-def inert_of(programs: Programs, given=(), trial=None) -> list[Finding]:
-    return inert.findings(programs, given, trial)
+def inert_of(programs: Programs, given=None, trial=None) -> list[Finding]:
+    """The findings on fields without effect, as if every field had been chosen."""
+    return inert.findings(programs, programs.agent.config.__dataclass_fields__ if given is None else given, trial)
 
 
 @pytest.mark.parametrize("name", each(first=("iqn",)))
@@ -128,12 +129,20 @@ def test_an_algorithm_whose_head_has_no_measures_of_risk_has_no_fields_for_them(
 def test_a_field_that_needs_another_head_and_another_objective_is_without_effect_and_no_error(examined):
     programs = Programs(tiny("q_learning", head="scalar"), lambda _: None)
     examined(programs.agent.algorithm, "risk_level", "risk_levels", "risk_objective")
-    found = {one.field: (one.severity, one.remedy) for one in inert_of(programs, given=("risk_level",))}
+    found = {one.field: (one.severity, one.remedy) for one in inert_of(programs)}
     remedy = "takes effect with head=quantile and risk_objective={}, for example; otherwise omit it"
     assert found == {
         "risk_level": ("warning", remedy.format("static_cvar")),
-        "risk_levels": ("note", remedy.format("spectral")),
+        "risk_levels": ("warning", remedy.format("spectral")),
     }
+
+
+def test_a_field_that_needs_several_others_at_their_defaults_is_without_effect_and_no_error(examined):
+    # Munchausen's targets go with neither returns over several steps nor double Q-learning.
+    examined(ALGORITHMS["iqn"], "munchausen", "munchausen_alpha", "n_step", "double")
+    found = inert_of(Programs(tiny("iqn", n_step=3, double=True), lambda _: None), given=("munchausen_alpha",))
+    remedy = "takes effect with munchausen=true and n_step=1 and double=false, for example; otherwise omit it"
+    assert {one.field: (one.severity, one.remedy) for one in found} == {"munchausen_alpha": ("warning", remedy)}
 
 
 def test_every_float_is_alive_in_a_healthy_agent():
@@ -210,11 +219,11 @@ def test_with_its_target_network_read_the_same_is_not_said(plain):
     assert not {"target_update_freq", "polyak", "double"} & {f.field for f in inert_of(plain)}
 
 
-def test_what_brings_a_field_to_life_is_told_and_a_field_that_was_chosen_is_a_warning(plain):
-    note = of(inert_of(plain), "risk_eta")
-    assert (note.severity, note.evidence) == ("note", "by the program")
-    assert "with risk=cvar" in note.remedy
-    assert of(inert_of(plain, given=["risk_eta", "gamma"]), "risk_eta").severity == "warning"
+def test_what_brings_a_field_to_life_is_told_if_the_field_was_chosen_and_only_then(plain):
+    (one,) = inert_of(plain, given=["risk_eta", "gamma"])
+    assert (one.field, one.severity, one.evidence) == ("risk_eta", "warning", "by the program")
+    assert "with risk=cvar" in one.remedy
+    assert inert_of(plain, given=["gamma"]) == []
 
 
 def test_fields_that_differ_from_their_defaults_count_as_chosen():
@@ -234,14 +243,14 @@ def test_static_fields_without_effect_are_found_with_what_brings_them_to_life(ex
 
 def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined):
     examined(FORGETFUL, "unread", "unread_number", "unread_name", "unread_array")
-    found = lint(agent(FORGETFUL, unread_array=np.ones(3)))
+    found = lint(agent(FORGETFUL, unread_array=np.ones(3), unread_name="y"))
     for field in ("unread", "unread_number"):
         assert of(found, field).severity == "error"
         assert "confirmed: curves with" in of(found, field).evidence
         assert "reaches only" not in of(found, field).finding
     assert of(found, "unread_array").evidence == "by the program", "there is no other value to compare with"
     assert of(found, "unread_name") == Finding(
-        "note", "unread_name", "unread_name=x was not examined: no other legal value is known", "none", ""
+        "note", "unread_name", "unread_name=y was not examined: no other legal value is known", "none", ""
     )
     assert not is_clean(found)
     assert found == sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
@@ -250,19 +259,20 @@ def test_fields_that_nobody_reads_are_found_in_an_algorithm_of_ones_own(examined
 def test_what_a_value_hides_is_told_by_curves_and_called_no_proof(examined):
     examined(ALGORITHMS["iqn"], *pytree.float_fields(IQN))
     # With epsilon constant the length of its schedule is of no matter: the program cannot see that.
-    found = lint(tiny("iqn", Corridor(cells=2), eps_start=0.1, eps_end=0.1, total_timesteps=2400, eval_freq=1200))
+    constant = dict(eps_start=0.1, eps_end=0.1, exploration_fraction=0.2)
+    found = lint(tiny("iqn", Corridor(cells=2), **constant, total_timesteps=2400, eval_freq=1200))
     (finding,) = (f for f in found if "changes neither curve nor weights" in f.finding)
     assert (finding.severity, finding.field) == ("note", "exploration_fraction")
     # 1,000 steps, and before them the warm-up of 40.
     assert "in the first 1,040 of 2,400 environment steps" in finding.finding
-    assert finding.evidence.startswith("by equal curves with exploration_fraction=0.6, bit for bit, of one seed")
+    assert finding.evidence.startswith("by equal curves with exploration_fraction=0.7, bit for bit, of one seed")
     assert finding.evidence.endswith("not a proof: it may act later; use --steps to look further")
 
 
 def test_a_device_that_does_not_repeat_its_runs_compares_no_curves(plain, monkeypatch):
     monkeypatch.setattr(inert, "Programs", lambda *_: plain)
     monkeypatch.setattr(Trial, "is_repeatable", lambda self: False)
-    found = lint(plain.agent)
+    found = lint(plain.agent, given=["risk_eta"])
     assert any("so no curves were compared" in f.finding for f in found)
     assert of(found, "risk_eta").evidence == "by the program"
 
@@ -430,13 +440,15 @@ def test_a_support_that_leaves_out_a_tenth_of_the_returns_or_less_is_not_told_an
     assert train.uncovered((1.2, 30.0), returns).startswith("v_min: 15% of the returns")
 
 
-@pytest.mark.parametrize("severity", ["note", "warning"])
-def test_a_field_that_a_loop_trains_without_is_no_error_of_its_code(severity):
+def test_a_field_that_a_loop_trains_without_is_no_error_of_its_code():
     nothing = SimpleNamespace(reaches={})
     programs = SimpleNamespace(agent=tiny("ppo"), base=nothing, statics=(), enabling=lambda *_: None)
-    found = inert._inert(programs, "risk_eta", [0.5], severity, None)
-    assert (found.severity, found.remedy) == (severity, "omit it: ppo trains without it")
-    assert inert._inert(programs, "gamma", [0.5], severity, None).severity == "error"
+    (found,) = inert._inert(programs, "risk_eta", [0.5], True, None)
+    assert (found.severity, found.remedy) == ("warning", "omit it: ppo trains without it")
+    assert inert._inert(programs, "risk_eta", [0.5], False, None) == []
+    for is_given in (False, True):
+        (found,) = inert._inert(programs, "gamma", [0.5], is_given, None)
+        assert found.severity == "error"
 
 
 def test_the_returns_that_sac_learns_include_the_entropy_of_the_steps_after_the_first():

@@ -123,13 +123,30 @@ class Programs:
         is_another = one is not None and other is not None and one.curve != other.curve
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
+    def accepted(self, changes: dict[str, Any]) -> dict[str, Any] | None:
+        """Return changes, with those other fields at their defaults that the config refuses beside them."""
+        config, known = self.agent.config, self.agent.config.__dataclass_fields__
+        others = [name for name in self.statics if name not in (*LOOP, *changes)]
+        reset = {name: known[name].default for name in others if getattr(config, name) != known[name].default}
+        if not self._is_legal({**changes, **reset}):
+            return None
+        for name in list(reset):
+            fewer = {other: value for other, value in reset.items() if other != name}
+            reset = fewer if self._is_legal({**changes, **fewer}) else reset
+        return {**changes, **reset}
+
+    def _is_legal(self, changes: dict[str, Any]) -> bool:
+        with suppress(ConfigError):
+            return self.agent.replace(**changes) is not None
+        return False
+
     def variants(self, kinds: Any, changes: dict[str, Any], among: Collection[str]) -> Iterator[dict[str, Any]]:
         """Yield `changes` with one field of `among` of these kinds, then other values of texts."""
         for kind, first, last in ((kinds, 0, 1), (str, 1, None)):
             for name in among:
                 if isinstance(getattr(self.agent.config, name), kind) and name not in (*LOOP, *changes):
-                    variants = ({**changes, name: value} for value in candidates(self.agent, name))
-                    yield from itertools.islice((one for one in variants if self.of(one) is not None), first, last)
+                    variants = (self.accepted({**changes, name: value}) for value in candidates(self.agent, name))
+                    yield from itertools.islice((one for one in variants if one and self.of(one)), first, last)
 
     def enabling(self, name: str, value: Any) -> dict[str, Any] | None:
         """Find a change, or another head and a change, with which a field matters; or None."""
@@ -192,34 +209,38 @@ class Trial:
 
 
 def findings(programs: Programs, given: Collection[str], trial: Trial | None) -> list[Finding]:
-    """Find fields without effect: warnings for those in `given`, errors if nothing enables them."""
+    """Find fields without effect: warnings for those in `given`, errors for any that nothing enables."""
     agent, inert, unknown, unseen = programs.agent, list[Finding](), list[Finding](), list[Finding]()
     for name in (name for name in agent.config.__dataclass_fields__ if name not in LOOP):
         legal, is_static = alternatives(agent, name), name in programs.statics
         if any(programs.matters(name, value, {}) for value in legal or [None]):
-            if trial is not None and legal and not is_static:
+            if trial is not None and name in given and legal and not is_static:
                 programs.progress(f"comparing curves with {name} changed")
                 unseen += _unseen(agent, name, trial)
             continue
         others = [value for value in legal if not is_static or programs.of({name: value}) is not None]
         if others or not is_static:
-            inert.append(_inert(programs, name, others, "warning" if name in given else "note", trial))
-        elif legal or not candidates(agent, name):  # otherwise the config refuses all other values
+            inert += _inert(programs, name, others, name in given, trial)
+        elif name in given and (legal or not candidates(agent, name)):  # otherwise the config refuses all other values
             finding = f"{name}={_shown(getattr(agent.config, name))} was not examined: no other legal value is known"
             unknown.append(Finding("note", name, finding, "none", ""))
     return [*inert, *unknown, *unseen]
 
 
-def _inert(programs: Programs, name: str, others: list[Any], severity: Severity, trial: Trial | None) -> Finding:
-    """Make the finding on a field that the curve does not need."""
+def _inert(programs: Programs, name: str, others: list[Any], is_given: bool, trial: Trial | None) -> list[Finding]:
+    """Make the finding on a field that the curve does not need, if there is reason to speak of it."""
     agent, changes = programs.agent, {name: next(iter(others), None)}
+    severity: Severity = "warning"
     enabled_by, reaches = programs.enabling(name, changes[name]), sorted(programs.base.reaches.get(name, ()))
     finding, evidence = f"{name}={_shown(getattr(agent.config, name))} has no effect on the curve", "by the program"
     finding += f"; it reaches only {', '.join(reaches)}" if reaches else ""
-    if enabled_by is None and name in getattr(agent.config, "without_use", ()):
+    is_without_use = enabled_by is None and name in getattr(agent.config, "without_use", ())
+    if not is_given and (is_without_use or enabled_by is not None):
+        return []
+    if is_without_use:
         remedy = f"omit it: {agent.algorithm.name} trains without it"
     elif enabled_by is None:
-        severity, finding = "error", f"{finding}, nor when other fields are changed one at a time"
+        severity, finding = "error", f"{finding}, whatever other field is changed"
         remedy = f"check the line of {agent.algorithm.name} that should use it"
     else:
         fields = " and ".join(f"{field}={_shown(value)}" for field, value in enabled_by.items())
@@ -232,7 +253,7 @@ def _inert(programs: Programs, name: str, others: list[Any], severity: Severity,
             evidence += f"; but the curve {changed} differs, if only in low bits: please report this"
         else:
             evidence += f"; confirmed: curves {changed} are equal, bit for bit, over {step:,} environment steps"
-    return Finding(severity, name, finding, evidence, remedy)
+    return [Finding(severity, name, finding, evidence, remedy)]
 
 
 def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:

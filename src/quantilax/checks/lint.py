@@ -37,8 +37,8 @@ def lint(
             the program is read.
         steps: environment steps after the warm-up to compare before a field is said to change
             nothing; more steps take longer.
-        given: fields that the user chose. If one has no effect, that is a warning; for other fields
-            it is a note. None: the fields that differ from their defaults.
+        given: fields that the user chose. If one has no effect, that is a warning. Of other fields
+            only errors are told. None: the fields that differ from their defaults.
         progress: called with a line on what is being done.
 
     Raises:
