@@ -41,8 +41,9 @@ def test_frames_and_rewards_are_those_of_the_library_over_a_thousand_steps():
     assert rewards > 3
 
 
-def test_an_episode_is_determined_by_its_seed_and_its_actions():
-    game = atari.make("breakout", **{**PLAIN, "sticky": 0.25, "idle_frames": 30, "fire_first": True})
+@pytest.mark.parametrize("beginning", [{}, {"fire_first": True}, {"idle_frames": 30, "fire_first": True}])
+def test_an_episode_is_determined_by_its_seed_and_its_actions_whatever_was_played_before(beginning):
+    game = atari.make("breakout", **{**PLAIN, "sticky": 0.25, **beginning})
     actions = np.random.default_rng(0).integers(4, size=60)
 
     def frames(seed):
@@ -52,6 +53,11 @@ def test_an_episode_is_determined_by_its_seed_and_its_actions():
     other = frames(6)
     assert (first != other).any()
     assert_array_equal(frames(5), first)
+    game.reset(5)
+    opening = game.picture()
+    game.step(1)
+    game.reset(5)
+    assert_array_equal(game.picture(), opening)
 
 
 def test_sticky_actions_repeat_a_quarter_of_the_frames():

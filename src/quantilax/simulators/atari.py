@@ -52,6 +52,9 @@ class Atari:
         self._start = self._ale.cloneState()
         height, width = self._ale.getScreenDims()
         self._frames = np.zeros((2, height, width), np.uint8)
+        # The screen is no part of a state: after restoreState it still shows the game before.
+        self._opening = self._ale.getScreenGrayscale(), self._ale.getScreenRGB()
+        self._is_drawn = False
 
     def reset(self, seed: int) -> tuple[np.ndarray, None]:
         """Begin a game."""
@@ -65,13 +68,13 @@ class Atari:
                     self._ale.restoreState(self._start)
         if self._fires:
             self._ale.act(FIRE)
+        self._is_drawn = bool(self._idle_frames) or self._fires
         self._lives = self._ale.lives()
-        self._ale.getScreenGrayscale(self._frames[0])
-        return _resized(self._frames[0]), None
+        return _resized(self._ale.getScreenGrayscale() if self._is_drawn else self._opening[0]), None
 
     def step(self, action: Any) -> Step:
         """Take an action for `frame_skip` frames; pixels are the larger ones of the last two."""
-        wanted, reward, seen = self.actions[int(action)], 0.0, 0
+        wanted, reward, seen, self._is_drawn = self.actions[int(action)], 0.0, 0, True
         for frame in range(self._skip):
             if not self._sticky or self._random.random() >= self._sticky:
                 self._last = wanted
@@ -91,7 +94,7 @@ class Atari:
 
     def picture(self) -> np.ndarray:
         """Return the screen in colour."""
-        screen: np.ndarray = self._ale.getScreenRGB()
+        screen: np.ndarray = self._ale.getScreenRGB() if self._is_drawn else self._opening[1]
         return screen
 
     def close(self) -> None:
