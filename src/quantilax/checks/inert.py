@@ -124,7 +124,7 @@ class Programs:
         return is_another if name in self.statics else one is not None and CURVE in one.reaches.get(name, ())
 
     def accepted(self, changes: dict[str, Any]) -> dict[str, Any] | None:
-        """Return changes, with those other fields at their defaults that the config refuses beside them."""
+        """Return changes, with the fields at their defaults that the config refuses beside them."""
         config, known = self.agent.config, self.agent.config.__dataclass_fields__
         others = [name for name in self.statics if name not in (*LOOP, *changes)]
         reset = {name: known[name].default for name in others if getattr(config, name) != known[name].default}
@@ -209,7 +209,7 @@ class Trial:
 
 
 def findings(programs: Programs, given: Collection[str], trial: Trial | None) -> list[Finding]:
-    """Find fields without effect: warnings for those in `given`, errors for any that nothing enables."""
+    """Find fields without effect: warnings for those in `given`, errors if nothing enables them."""
     agent, inert, unknown, unseen = programs.agent, list[Finding](), list[Finding](), list[Finding]()
     for name in (name for name in agent.config.__dataclass_fields__ if name not in LOOP):
         legal, is_static = alternatives(agent, name), name in programs.statics
@@ -228,7 +228,7 @@ def findings(programs: Programs, given: Collection[str], trial: Trial | None) ->
 
 
 def _inert(programs: Programs, name: str, others: list[Any], is_given: bool, trial: Trial | None) -> list[Finding]:
-    """Make the finding on a field that the curve does not need, if there is reason to speak of it."""
+    """Make the finding on a field that the curve does not need, if it is worth telling."""
     agent, changes = programs.agent, {name: next(iter(others), None)}
     severity: Severity = "warning"
     enabled_by, reaches = programs.enabling(name, changes[name]), sorted(programs.base.reaches.get(name, ()))
