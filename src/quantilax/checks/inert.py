@@ -128,6 +128,8 @@ class Programs:
         config, known = self.agent.config, self.agent.config.__dataclass_fields__
         others = [name for name in self.statics if name not in (*LOOP, *changes)]
         reset = {name: known[name].default for name in others if getattr(config, name) != known[name].default}
+        if self._is_legal(changes):
+            return changes
         if not self._is_legal({**changes, **reset}):
             return None
         for name in list(reset):
