@@ -8,6 +8,7 @@ from an older state, then the actions are replayed.
 """
 
 import contextlib
+import math
 import threading
 import zlib
 from collections import OrderedDict
@@ -82,19 +83,20 @@ class Bench:
             while self._places and len(self._places) + n > self._capacity:
                 self._spare.append(self._places.popitem(last=False)[1].simulator)
             obs, legal = self._empty(n)
-            for i in range(n):
-                obs[i], legal[i] = self._reset(self._place(_key(handles[i])), int(seeds[i]))
+            for i, (key, seed) in enumerate(zip(_keys(handles), seeds.tolist(), strict=True)):
+                obs[i], legal[i] = self._reset(self._place(key), seed)
             return obs, legal
 
     def step(self, rows: Rows, actions: np.ndarray, next_seeds: np.ndarray) -> Steps:
         """Take one step in each simulator that stands where its row says."""
         with self._lock:
             steps = self._no_steps(len(actions))
-            for i, action in enumerate(actions):
-                place = self._places.get(_key(rows.handle[i]))
-                if place is not None and (place.seed, place.clock, place.digest) == _standing(rows, i):
-                    self._places.move_to_end(_key(rows.handle[i]))
-                    self._step(place, action, int(next_seeds[i]), steps, i)
+            told = zip(_keys(rows.handle), _standings(rows), actions, next_seeds.tolist(), strict=True)
+            for i, (key, standing, action, next_seed) in enumerate(told):
+                place = self._places.get(key)
+                if place is not None and (place.seed, place.clock, place.digest) == standing:
+                    self._places.move_to_end(key)
+                    self._step(place, action, next_seed, steps, i)
             return steps
 
     def replay(
@@ -122,8 +124,9 @@ class Bench:
         """
         with self._lock:
             steps, lost = self._no_steps(len(actions)), 0
+            keys, standings = _keys(rows.handle), _standings(rows)
             for i in np.flatnonzero(wanted).tolist():
-                key, (seed, clock, _) = _key(rows.handle[i]), _standing(rows, i)
+                key, (seed, clock, _) = keys[i], standings[i]
                 if key not in self._places:
                     self._capacity += 1
                 place = self._place(key)
@@ -169,7 +172,7 @@ class Bench:
         obs, reward, terminated, truncated, legal, continues = place.simulator.step(action)
         place.clock, place.digest = clock + 1, zlib.crc32(action.tobytes(), place.digest)
         reward = float(reward)
-        if not np.isfinite(reward):
+        if not math.isfinite(reward):
             raise SimulatorError(f"step returned a reward of {reward}; it must be a number")
         over = bool(terminated)
         cut = bool(truncated) or place.clock >= self._form.limit
@@ -215,9 +218,9 @@ class Bench:
         return Steps(hit, begun, digest, next_obs, obs, reward, terminated, truncated, next_legal, legal)
 
 
-def _key(handle: np.ndarray) -> tuple[int, int]:
-    return int(handle[0]), int(handle[1])
+def _keys(handles: np.ndarray) -> list[tuple[int, int]]:
+    return [(process, number) for process, number in handles.tolist()]
 
 
-def _standing(rows: Rows, i: int) -> tuple[int, int, int]:
-    return int(rows.seed[i]), int(rows.clock[i]), int(rows.digest[i])
+def _standings(rows: Rows) -> list[tuple[int, int, int]]:
+    return list(zip(rows.seed.tolist(), rows.clock.tolist(), rows.digest.tolist(), strict=True))
