@@ -54,7 +54,7 @@ def atari(name: str, threads: int) -> Play:
     import numpy as np
     from ale_py.vector_env import AtariVectorEnv
 
-    env = AtariVectorEnv(
+    env: Any = AtariVectorEnv(
         name, ENVS, num_threads=threads, noop_max=0, use_fire_reset=False, repeat_action_probability=0.25
     )
 
