@@ -1,5 +1,8 @@
 """Host environments take gymnasium's own steps, also when batched or replayed; failures are one line."""
 
+import os
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -126,6 +129,33 @@ def test_an_environment_is_a_function_of_its_state_whatever_its_simulator_did_me
     jax.tree.map(assert_array_equal, step(jax.random.key(9), states[3], 0), ahead)
     cartpole.simulation.close()  # as in a process that resumes a run
     jax.tree.map(assert_array_equal, step(jax.random.key(9), states[3], 0), ahead)
+
+
+ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax, jax.numpy as jnp
+from quantilax import envs
+env = envs.make("gymnasium/CartPole-v1", env_args={"max_episode_steps": 200_000})
+keys = jax.random.split(jax.random.key(1), 3)
+steps = jax.jit(lambda state: jax.lax.scan(lambda state, key: env.step(key, state, 1), state, keys)[1].obs)
+
+@jax.jit
+def elsewhere(state, m):  # slow, so that the steps after it run in the only thread of the pool
+    zero = jax.lax.fori_loop(0, 20, lambda _, m: jnp.tanh(m @ m), m)[0, 0] * 0
+    return state._replace(handle=state.handle + 1000 + zero.astype(jnp.uint32))
+
+state, _ = env.reset(jax.random.key(0))
+assert (steps(state) == steps(elsewhere(state, jnp.ones((900, 900))))).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen on this system")
+def test_actions_of_a_long_episode_are_replayed_on_one_core():
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-c", ON_ONE_CORE]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_simulators_are_used_again_and_those_in_use_are_kept(cartpole):

@@ -169,11 +169,13 @@ class Simulation:
     def _step(self, state: State, actions: Array, next_seeds: UInt32[Array, "N"]) -> Steps:
         kind = np.dtype(actions.dtype), self.action_space.shape if isinstance(self.action_space, Box) else ()
 
-        def step(packed: Any) -> Steps:
-            return self.bench().step(*_unpacked(packed, *kind))
+        def step(pieces: Any) -> Steps:
+            return self.bench().step(*_unpacked(_joined(pieces, shape), *kind))
 
-        def replay(packed: Any, *others: Any) -> Steps:
-            steps, lost = self.bench().replay(*_unpacked(packed, *kind), *map(np.asarray, others))
+        def replay(pieces: Any, wanted: Any, *others: Any) -> Steps:
+            logs, observations = map(_joined, others, (state.log.shape, state.obs.shape))
+            rows = _unpacked(_joined(pieces, shape), *kind)
+            steps, lost = self.bench().replay(*rows, np.asarray(wanted), logs, observations)
             if lost:
                 warnings.warn(
                     f"env: {self.name}: {lost} episode(s) could not be continued, because their seed and actions do not"
@@ -185,10 +187,12 @@ class Simulation:
 
         spec: Any = Steps(*self._spec_of_steps(next_seeds.shape[0]))
         packed = _packed(state, actions, next_seeds)
-        steps: Steps = jax.pure_callback(self._guarded(step), spec, packed)
+        shape = packed.shape
+        steps: Steps = jax.pure_callback(self._guarded(step), spec, _pieces(packed))
 
         def replayed(steps: Steps) -> Steps:
-            missed = jax.pure_callback(self._guarded(replay), spec, packed, ~steps.hit, state.log, state.obs)
+            known = _pieces(packed), ~steps.hit, _pieces(state.log), _pieces(state.obs)
+            missed = jax.pure_callback(self._guarded(replay), spec, *known)
             return jax.tree.map(
                 lambda new, old: jnp.where(steps.hit.reshape(-1, *[1] * (old.ndim - 1)), old, new), missed, steps
             )
@@ -230,12 +234,26 @@ def _packed(state: State, actions: Array, next_seeds: UInt32[Array, "N"]) -> UIn
     return jnp.concatenate([state.handle, *(column[:, None] for column in columns), words], axis=1)
 
 
-def _unpacked(packed: Any, dtype: Any, shape: tuple[int, ...]) -> tuple[Rows, np.ndarray, np.ndarray]:
+def _unpacked(packed: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> tuple[Rows, np.ndarray, np.ndarray]:
     """Return rows, actions of `dtype` and `shape`, and the seeds of the next episodes."""
-    packed = np.asarray(packed)
     handle, (seed, clock, digest, next_seeds), words = packed[:, :2], packed[:, 2:6].T, packed[:, 6:]
     actions = np.ascontiguousarray(words).view(dtype) if dtype.itemsize == 4 else words.astype(dtype)
     return Rows(handle, seed, clock, digest), actions.reshape(len(packed), *shape), next_seeds
+
+
+def _pieces(array: Array) -> list[Array]:
+    """Return an array in pieces for a callback.
+
+    JAX copies one of 100 KiB or more on a thread of XLA's pool and waits for it. If all threads of
+    the pool are in callbacks, such as the only one of a process with one core, it waits for ever.
+    """
+    size = 2**16 // array.itemsize
+    return [array.ravel()[begin : begin + size] for begin in range(0, array.size, size)]
+
+
+def _joined(pieces: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Undo `_pieces`."""
+    return np.concatenate([np.asarray(piece) for piece in pieces]).reshape(shape)
 
 
 def _over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
