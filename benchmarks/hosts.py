@@ -9,11 +9,13 @@ Both sides take turns, and ratios are medians over the turns.
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks.libraries import compared, in_turns, of_adapter, program
 
 ENVS, STEPS = 8, 1_000
 SEEDS = 4
@@ -27,7 +29,6 @@ def adapter(name: str, **env_args: Any) -> Play:
     """An environment inside a program."""
     import jax
 
-    from benchmarks.libraries import of_adapter, program
     from quantilax import envs
 
     played = program(of_adapter(envs.make(name, env_args=env_args)), ENVS, STEPS)
@@ -84,16 +85,7 @@ def play(turns: int) -> None:
     """Print a row per environment."""
     print("| environment | adapter, steps/s | library, steps/s | adapter / library |\n|---|---|---|---|")
     for name, sides in PAIRS.items():
-        played = [side() for side in sides]
-        seconds: list[list[float]] = [[], []]
-        for turn in range(turns + 1):
-            for side, taken in zip(played, seconds, strict=True):
-                begun = time.perf_counter()
-                side(turn)
-                taken.append(time.perf_counter() - begun)
-        ours, theirs = ([ENVS * STEPS / one for one in taken[1:]] for taken in seconds)
-        ratio = median(one / other for one, other in zip(ours, theirs, strict=True))
-        print(f"| {name} | {median(ours):,.0f} | {median(theirs):,.0f} | {ratio:.2f} |", flush=True)
+        print(f"| {name} | {compared([side() for side in sides], turns, ENVS * STEPS)} |", flush=True)
 
 
 def train(seeds: list[int]) -> None:
@@ -127,8 +119,7 @@ def seeds(turns: int) -> None:
         one.stdout.readline()
         return one
 
-    def seconds(processes: list[subprocess.Popen[str]]) -> float:
-        begun = time.perf_counter()
+    def run(processes: list[subprocess.Popen[str]], turn: int) -> None:
         for one in processes:
             assert one.stdin is not None
             one.stdin.write("go\n")
@@ -136,17 +127,16 @@ def seeds(turns: int) -> None:
         for one in processes:
             assert one.stdout is not None
             assert one.stdout.readline() == "done\n"
-        return time.perf_counter() - begun
 
     ways = [started(*range(SEEDS))], [started(seed) for seed in range(SEEDS)]
-    taken = [[seconds(way) for way in ways] for _ in range(turns + 1)][1:]
+    together, apart = in_turns([partial(run, way) for way in ways], turns)
     for way in ways:
         for one in way:
             one.communicate()
     print(f"{SEEDS} seeds of Pong, {SHORTER['total_timesteps']:,} steps each; medians of {turns}\n")
     print("| together, seconds | processes, seconds | speed together / processes |\n|---|---|---|")
-    together, apart = (median(column) for column in zip(*taken, strict=True))
-    print(f"| {together:.1f} | {apart:.1f} | {median(b / a for a, b in taken):.2f} |")
+    ratio = median(one / other for one, other in zip(apart, together, strict=True))
+    print(f"| {median(together):.1f} | {median(apart):.1f} | {ratio:.2f} |")
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from quantilax import heads, switches, train
 from quantilax.agent import Agent
 from quantilax.checks.dependence import dependence, fingerprint, value_hash
 from quantilax.checks.findings import Finding, Severity
-from quantilax.errors import ConfigError
 
 LOOP = ("total_timesteps", "eval_freq", "eval_episodes")  # how long to run: not examined
 CURVE = "the curve"
@@ -68,12 +67,7 @@ def _output(path: tuple[Any, ...]) -> str:
 
 def alternatives(agent: Agent, name: str) -> list[Any]:
     """Return other values of a field that its config accepts, in the order in which to try them."""
-    legal = []
-    for value in candidates(agent, name):
-        with suppress(ConfigError):
-            agent.replace(**{name: value})
-            legal.append(value)
-    return legal
+    return [value for value in candidates(agent, name) if _is_legal(agent, {name: value})]
 
 
 def candidates(agent: Agent, name: str) -> list[Any]:
@@ -125,22 +119,17 @@ class Programs:
 
     def accepted(self, changes: dict[str, Any]) -> dict[str, Any] | None:
         """Return changes, with the fields at their defaults that the config refuses beside them."""
-        config, known = self.agent.config, self.agent.config.__dataclass_fields__
-        others = [name for name in self.statics if name not in (*LOOP, *changes)]
-        reset = {name: known[name].default for name in others if getattr(config, name) != known[name].default}
-        if self._is_legal(changes):
+        if _is_legal(self.agent, changes):
             return changes
-        if not self._is_legal({**changes, **reset}):
+        config, fields = self.agent.config, self.agent.config.__dataclass_fields__
+        others = (fields[name] for name in self.statics if name not in (*LOOP, *changes))
+        reset = {field.name: field.default for field in others if getattr(config, field.name) != field.default}
+        if not _is_legal(self.agent, {**changes, **reset}):
             return None
         for name in list(reset):
             fewer = {other: value for other, value in reset.items() if other != name}
-            reset = fewer if self._is_legal({**changes, **fewer}) else reset
+            reset = fewer if _is_legal(self.agent, {**changes, **fewer}) else reset
         return {**changes, **reset}
-
-    def _is_legal(self, changes: dict[str, Any]) -> bool:
-        with suppress(ConfigError):
-            return self.agent.replace(**changes) is not None
-        return False
 
     def variants(self, kinds: Any, changes: dict[str, Any], among: Collection[str]) -> Iterator[dict[str, Any]]:
         """Yield `changes` with one field of `among` of these kinds, then other values of texts."""
@@ -272,6 +261,14 @@ def _unseen(agent: Agent, name: str, trial: Trial) -> list[Finding]:
     evidence = f"by equal curves with {name}={values}, bit for bit, of one seed{proof}"
     remedy = "check whether another field hides it or delays its effect"
     return [Finding("note", name, f"{name}={value} changes neither curve nor weights in {steps}", evidence, remedy)]
+
+
+def _is_legal(agent: Agent, changes: dict[str, Any]) -> bool:
+    try:
+        agent.replace(**changes)
+    except Exception:  # of the config, or of a user's algorithm without checks
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, Shaped, UInt32
 
 from quantilax import pytree
+from quantilax.envs import calls
 from quantilax.errors import ConfigError, LostEpisodesWarning, reason
 from quantilax.host import failures, limits
 from quantilax.pytree import shown
 from quantilax.simulators import Form, Maker, Simulator, SimulatorError
-from quantilax.simulators.bench import Bench, Rows, Steps
+from quantilax.simulators.bench import Bench, Steps
 from quantilax.simulators.workers import Workers
 from quantilax.types import Action, Box, Discrete, Environment, Observation, TimeStep
 
@@ -96,8 +97,8 @@ class Simulation:
         self._limited: dict[int, Simulation] = {}
         self._numbers, self._process = itertools.count(), int.from_bytes(os.urandom(4))
         self._lock = threading.Lock()
-        self.begin = _over_rows(self._begin)
-        self.step = _over_rows(self._step)
+        self.begin = calls.over_rows(self._begin)
+        self.step = calls.over_rows(self._step)
 
     def with_time_limit(self, steps: int) -> "Simulation":
         """Return the same with a shorter time limit."""
@@ -170,11 +171,11 @@ class Simulation:
         kind = np.dtype(actions.dtype), self.action_space.shape if isinstance(self.action_space, Box) else ()
 
         def step(pieces: Any) -> Steps:
-            return self.bench().step(*_unpacked(_joined(pieces, shape), *kind))
+            return self.bench().step(*calls.unpacked(calls.joined(pieces, shape), *kind))
 
         def replay(pieces: Any, wanted: Any, *others: Any) -> Steps:
-            logs, observations = map(_joined, others, (state.log.shape, state.obs.shape))
-            rows = _unpacked(_joined(pieces, shape), *kind)
+            logs, observations = map(calls.joined, others, (state.log.shape, state.obs.shape))
+            rows = calls.unpacked(calls.joined(pieces, shape), *kind)
             steps, lost = self.bench().replay(*rows, np.asarray(wanted), logs, observations)
             if lost:
                 warnings.warn(
@@ -186,12 +187,13 @@ class Simulation:
             return steps
 
         spec: Any = Steps(*self._spec_of_steps(next_seeds.shape[0]))
-        packed = _packed(state, actions, next_seeds)
+        packed = calls.packed(state.handle, state.seed, state.clock, state.digest, next_seeds, actions)
         shape = packed.shape
-        steps: Steps = jax.pure_callback(self._guarded(step), spec, _pieces(packed))
+        # Pure, not ordered: states give the order, and JAX refuses ordered calls under vmap.
+        steps: Steps = jax.pure_callback(self._guarded(step), spec, calls.pieces(packed))
 
         def replayed(steps: Steps) -> Steps:
-            known = _pieces(packed), ~steps.hit, _pieces(state.log), _pieces(state.obs)
+            known = calls.pieces(packed), ~steps.hit, calls.pieces(state.log), calls.pieces(state.obs)
             missed = jax.pure_callback(self._guarded(replay), spec, *known)
             return jax.tree.map(
                 lambda new, old: jnp.where(steps.hit.reshape(-1, *[1] * (old.ndim - 1)), old, new), missed, steps
@@ -224,61 +226,6 @@ class Simulation:
                 raise failures.leave(ConfigError(told)) from None
 
         return guarded
-
-
-def _packed(state: State, actions: Array, next_seeds: UInt32[Array, "N"]) -> UInt32[Array, "N K"]:
-    """Return all that a step needs as one array: JAX takes 50 us to hand an array to Python."""
-    actions = actions.reshape(len(next_seeds), -1)
-    words = jax.lax.bitcast_convert_type(actions, jnp.uint32) if actions.itemsize == 4 else actions.astype(jnp.uint32)
-    columns = (state.seed, state.clock.astype(jnp.uint32), state.digest, next_seeds)
-    return jnp.concatenate([state.handle, *(column[:, None] for column in columns), words], axis=1)
-
-
-def _unpacked(packed: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> tuple[Rows, np.ndarray, np.ndarray]:
-    """Return rows, actions of `dtype` and `shape`, and the seeds of the next episodes."""
-    handle, (seed, clock, digest, next_seeds), words = packed[:, :2], packed[:, 2:6].T, packed[:, 6:]
-    actions = np.ascontiguousarray(words).view(dtype) if dtype.itemsize == 4 else words.astype(dtype)
-    return Rows(handle, seed, clock, digest), actions.reshape(len(packed), *shape), next_seeds
-
-
-def _pieces(array: Array) -> list[Array]:
-    """Return an array in pieces for a callback.
-
-    JAX copies one of 100 KiB or more on a thread of XLA's pool and waits for it. If all threads of
-    the pool are in callbacks, such as the only one of a process with one core, it waits for ever.
-    """
-    size = 2**16 // array.itemsize
-    return [array.ravel()[begin : begin + size] for begin in range(0, array.size, size)]
-
-
-def _joined(pieces: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Undo `_pieces`."""
-    return np.concatenate([np.asarray(piece) for piece in pieces]).reshape(shape)
-
-
-def _over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of one row from a function of N; `jax.vmap` of it adds rows."""
-
-    @jax.custom_batching.custom_vmap
-    def of_rows(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    @of_rows.def_vmap
-    def _rule(size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
-        first, is_batched = jax.tree.leaves(arguments)[0], jax.tree.leaves(batched)[0]
-        rows = first.shape[1 if is_batched else 0]
-
-        def flat(x: Array, is_batched: bool) -> Array:
-            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            return x.reshape(size * rows, *x.shape[2:])
-
-        given = of_rows(*jax.tree.map(flat, arguments, tuple(batched)))
-        return jax.tree.map(lambda x: x.reshape(size, rows, *x.shape[1:]), given), jax.tree.map(lambda _: True, given)
-
-    def of_one(*arguments: Any) -> Any:
-        return jax.tree.map(lambda x: x[0], of_rows(*jax.tree.map(lambda x: jnp.asarray(x)[None], arguments)))
-
-    return of_one
 
 
 @pytree.dataclass
